@@ -1,0 +1,1 @@
+"""Name tables between Megatron-Core and Hugging Face, export, verification."""

@@ -1,0 +1,169 @@
+"""The shape of a VILA: vision tower, connector, language model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from vila_mc.errors import ConfigError
+
+STRICT = ConfigDict(extra="forbid")
+
+ConnectorKind = Literal["linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample"]
+ImageMode = Literal["crop", "pad", "resize"]
+
+DOWNSAMPLE_FACTOR = {"linear": 1, "mlp2x_gelu": 1, "downsample_linear": 2, "mlp_downsample": 2}
+"""Side of the block of patches that each connector folds into one visual token."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse a setting; ``message`` says what was given, what is allowed and what to do."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_positive(section: str, **values: float) -> None:
+    """Refuse zero and negative sizes, naming the option as the user writes it."""
+    for name, value in values.items():
+        require(value > 0, f"{section}.{name} is {value}; it must be greater than 0.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionConfig:
+    """A CLIP vision transformer (arXiv 2103.00020), read one layer before its last."""
+
+    __pydantic_config__ = STRICT
+
+    image_size: int = 336
+    """Side of the square input image, in pixels."""
+    patch_size: int = 14
+    """Side of a square patch, in pixels."""
+    width: int = 1024
+    """Width of the transformer (e)."""
+    layers: int = 24
+    """Layers of the checkpoint. Features come from the last but one, so one less is built."""
+    heads: int = 16
+    """Attention heads."""
+    ffn: int = 4096
+    """Width of the feed-forward layer."""
+    image_mode: ImageMode = "crop"
+    """How an image becomes square: crop (short side to size, centre crop), pad (square canvas,
+    image centred), resize (direct)."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "model.vision",
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            width=self.width,
+            heads=self.heads,
+            ffn=self.ffn,
+        )
+        require(
+            self.layers >= 2,
+            f"model.vision.layers is {self.layers}; features come from the last but one layer, "
+            "so at least 2 are needed.",
+        )
+        require(
+            self.image_size % self.patch_size == 0,
+            f"model.vision.image_size {self.image_size} is not a multiple of "
+            f"model.vision.patch_size {self.patch_size}. Change one of them.",
+        )
+        require(
+            self.width % self.heads == 0,
+            f"model.vision.width {self.width} is not a multiple of model.vision.heads "
+            f"{self.heads}. Change one of them.",
+        )
+
+    def grid(self) -> int:
+        """Patches along one side (g)."""
+        return self.image_size // self.patch_size
+
+    def built_layers(self) -> int:
+        """Layers that run: everything up to the last but one."""
+        return self.layers - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorConfig:
+    """What turns patch features into visual tokens (VILA, section 3 and Table 7)."""
+
+    __pydantic_config__ = STRICT
+
+    kind: ConnectorKind = "mlp_downsample"
+    """linear, mlp2x_gelu (one token per patch); downsample_linear, mlp_downsample (one per 2x2)."""
+
+    def factor(self) -> int:
+        """Side of the block of patches folded into one token."""
+        return DOWNSAMPLE_FACTOR[self.kind]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageConfig:
+    """A Llama-like decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention."""
+
+    __pydantic_config__ = STRICT
+
+    layers: int = 32
+    """Transformer layers."""
+    width: int = 4096
+    """Hidden width (h)."""
+    ffn: int = 11008
+    """Width of the gated feed-forward layer."""
+    heads: int = 32
+    """Query heads."""
+    kv_heads: int = 32
+    """Key/value heads shared by groups of query heads."""
+    vocab_size: int = 32000
+    """Tokens of the tokenizer. The table is padded so that tensor parallelism divides it."""
+    max_positions: int = 4096
+    """Longest sequence the rotary positions are meant for."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance in RMSNorm."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "model.language",
+            layers=self.layers,
+            width=self.width,
+            ffn=self.ffn,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            vocab_size=self.vocab_size,
+            max_positions=self.max_positions,
+            rope_theta=self.rope_theta,
+        )
+        for divisor_name, divisor, name, value in (
+            ("heads", self.heads, "width", self.width),
+            ("kv_heads", self.kv_heads, "heads", self.heads),
+        ):
+            require(
+                value % divisor == 0,
+                f"model.language.{name} {value} is not a multiple of "
+                f"model.language.{divisor_name} {divisor}. Change one of them.",
+            )
+
+    def head_width(self) -> int:
+        """Width of one head (d)."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A whole VILA."""
+
+    __pydantic_config__ = STRICT
+
+    vision: VisionConfig = VisionConfig()
+    """The vision tower."""
+    connector: ConnectorConfig = ConnectorConfig()
+    """Between the two."""
+    language: LanguageConfig = LanguageConfig()
+    """The language model."""
+
+    def visual_tokens(self) -> int:
+        """Visual tokens per image (q). An odd grid is padded at the bottom and right."""
+        side = -(-self.vision.grid() // self.connector.factor())
+        return side * side

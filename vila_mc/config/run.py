@@ -1,0 +1,67 @@
+"""A run: the five sections together, and the rules between them."""
+
+from dataclasses import dataclass
+
+from vila_mc.config.data import DataConfig
+from vila_mc.config.model import STRICT, ModelConfig, require
+from vila_mc.config.optimizer import OptimizerConfig
+from vila_mc.config.parallel import ParallelConfig
+from vila_mc.config.train import TrainConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a training run does."""
+
+    __pydantic_config__ = STRICT
+
+    model: ModelConfig = ModelConfig()
+    """Shape of the model."""
+    data: DataConfig = DataConfig()
+    """What it reads."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How it is divided among ranks."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How it learns."""
+    train: TrainConfig = TrainConfig()
+    """What is trained, for how long, kept where."""
+
+    def __post_init__(self) -> None:
+        tensor, language, vision = self.parallel.tensor, self.model.language, self.model.vision
+        for name, value in (
+            ("model.language.kv_heads", language.kv_heads),
+            ("model.language.ffn", language.ffn),
+            ("model.vision.heads", vision.heads),
+            ("model.vision.ffn", vision.ffn),
+        ):
+            require(
+                value % tensor == 0,
+                f"{name} {value} is not a multiple of parallel.tensor {tensor}. Lower "
+                "parallel.tensor or change the model.",
+            )
+        length = self.data.sequence_length
+        require(
+            not self.parallel.sequence or length % tensor == 0,
+            f"data.sequence_length {length} is not a multiple of parallel.tensor {tensor}, which "
+            "parallel.sequence needs. Change one of them.",
+        )
+        require(
+            length <= language.max_positions,
+            f"data.sequence_length {length} is greater than model.language.max_positions "
+            f"{language.max_positions}. Lower the first or raise the second.",
+        )
+        require(
+            self.model.visual_tokens() < length,
+            f"one image takes {self.model.visual_tokens()} positions, but data.sequence_length "
+            f"is {length}. Raise it, or use a downsampling connector.",
+        )
+
+    def check_world(self, world_size: int) -> None:
+        """Refuse a number of ranks that this run cannot use. Raises ConfigError."""
+        microbatches = self.train.microbatches(self.parallel.data(world_size))
+        pipeline = self.parallel.pipeline
+        require(
+            self.parallel.virtual == 1 or microbatches % pipeline == 0,
+            f"the interleaved schedule needs microbatches per step ({microbatches}) in multiples "
+            f"of parallel.pipeline ({pipeline}). Change train.global_batch or train.micro_batch.",
+        )

@@ -1,0 +1,76 @@
+"""One stage of training: what is trained, on how much, kept where."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vila_mc.config.model import STRICT, require, require_positive
+
+Part = Literal["vision", "connector", "language"]
+PARTS: tuple[Part, ...] = ("vision", "connector", "language")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """A training stage (VILA, section 3.1: align, pretrain, sft)."""
+
+    __pydantic_config__ = STRICT
+
+    stage: Literal["align", "pretrain", "sft", "custom"] = "pretrain"
+    """Name of the stage, for logs and manifests. What it trains is train.trainable."""
+    trainable: tuple[Part, ...] = ("connector", "language")
+    """Parts that learn: any of vision, connector, language. The others are frozen."""
+    steps: int = 100
+    """Optimizer steps of the whole stage."""
+    global_batch: int = 1024
+    """Samples per optimizer step, over all ranks."""
+    micro_batch: int = 1
+    """Samples in one forward pass of one rank."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Number format of weights and activations; the optimizer always keeps fp32."""
+    recompute: Literal["none", "full"] = "none"
+    """full: keep only layer inputs and recompute activations in the backward pass."""
+    seed: int = 42
+    """Decides the initial weights of a model that loads none."""
+    output: Path = Path("checkpoints")
+    """Directory of this stage's checkpoints and metrics."""
+    load: Path | None = None
+    """Checkpoint directory whose weights start this stage; its optimizer and position do not."""
+    save_every: int = 500
+    """Steps between checkpoints; one is always kept at the end and on Ctrl-C."""
+    keep_last: int = 2
+    """Checkpoints to keep; older ones are deleted."""
+    resume: bool = True
+    """Go on from the newest checkpoint in train.output if there is one."""
+    timeout_minutes: float = 30.0
+    """A collective that waits longer than this ends the run."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "train",
+            steps=self.steps,
+            global_batch=self.global_batch,
+            micro_batch=self.micro_batch,
+            save_every=self.save_every,
+            keep_last=self.keep_last,
+            timeout_minutes=self.timeout_minutes,
+        )
+        require(
+            len(self.trainable) > 0,
+            f"train.trainable is empty; name at least one of {', '.join(PARTS)}.",
+        )
+        require(
+            len(set(self.trainable)) == len(self.trainable),
+            f"train.trainable names a part twice: {', '.join(self.trainable)}.",
+        )
+
+    def microbatches(self, data_parallel: int) -> int:
+        """Forward passes of one rank per optimizer step."""
+        per_pass = self.micro_batch * data_parallel
+        require(
+            self.global_batch % per_pass == 0,
+            f"train.global_batch {self.global_batch} is not a multiple of train.micro_batch x "
+            f"data-parallel size = {self.micro_batch} x {data_parallel} = {per_pass}. Change "
+            "train.global_batch or train.micro_batch.",
+        )
+        return self.global_batch // per_pass

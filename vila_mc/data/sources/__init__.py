@@ -1,0 +1,1 @@
+"""Readers of raw corpora: each turns files into RawSamples."""

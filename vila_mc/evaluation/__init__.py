@@ -1,0 +1,1 @@
+"""Generation, question answering and the report. May import checkpoint and below."""

@@ -1,0 +1,109 @@
+"""Every type that crosses a package border, in the order a sample flows through the engine.
+
+raw files -> RawSample -> EncodedSample -> .bin/.idx -> Microbatch -> StepResult
+
+Shape letters: b rows of a microbatch, s positions, n images, q visual tokens per image,
+y and x pixels. The full legend is in docs/architecture.md.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORE_LABEL = -100
+"""Label of a position that is not trained on, as in torch and transformers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A run of text within a sample, tokenised on its own."""
+
+    text: str
+    is_trained: bool
+    """Whether the model learns to produce it."""
+    ends_turn: bool = False
+    """Whether an end-of-sequence token follows, trained like the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image within a sample: a file, or encoded bytes that were read already."""
+
+    source: Path | bytes
+    name: str
+    """What to call it in messages: the path, or the member of an archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawSample:
+    """One record of a raw corpus, its parts in reading order. Templates are already applied."""
+
+    parts: tuple[TextPart | ImagePart, ...]
+    origin: str
+    """``file:line`` (or ``archive:member``) it came from, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Token ids of one run of text."""
+
+    ids: tuple[int, ...]
+    is_trained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image file as it was, decoded once to check it."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """A sample as it is stored: pieces in reading order, starting with the BOS token."""
+
+    pieces: tuple[EncodedText | EncodedImage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """What one forward pass reads; identical on every rank of a tensor-parallel group.
+
+    Rows are padded at the end to the sequence length. Labels are already shifted: ``labels[i, j]``
+    is what position ``j`` should predict.
+    """
+
+    tokens: "torch.Tensor"
+    """[b, s] int64. Positions of visual tokens and padding hold 0."""
+    labels: "torch.Tensor"
+    """[b, s] int64, ``IGNORE_LABEL`` where nothing is trained."""
+    images: "torch.Tensor"
+    """[n, 3, y, x] uint8; n is 0 where there is no image or the stage does not see images."""
+    image_starts: "torch.Tensor"
+    """[n, 2] int64: row and first position of each image's q visual tokens, in image order."""
+    num_samples: int
+    """Samples of the global batch in this microbatch."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step reports; the same on every rank."""
+
+    loss: float
+    """Mean over all trained positions of the global batch."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    learning_rate: float
+    trained_tokens: int
+    """Positions with a label in the global batch."""
+    num_images: int
+    """Images in the global batch."""
+    is_skipped: bool
+    """The update was skipped because the gradients were not finite."""
+    should_stop: bool
+    """Some rank was asked to stop."""

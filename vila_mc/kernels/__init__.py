@@ -1,0 +1,1 @@
+"""Tensor operations of the connector and the splice, with plain torch twins. No megatron."""

@@ -1,0 +1,1 @@
+"""VilaModel, one pipeline stage, and its parts, built on Megatron-Core."""

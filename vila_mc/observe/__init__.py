@@ -1,0 +1,1 @@
+"""Logging, metrics and progress. No megatron; imports flow and below."""

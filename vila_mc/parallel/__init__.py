@@ -1,0 +1,1 @@
+"""Process groups, seeds and the CPU backend. May import megatron, and flow and below."""

@@ -1,0 +1,1 @@
+"""Who holds what, as plain arithmetic: no torch, no megatron. Imports config and errors."""

@@ -1,0 +1,1 @@
+"""Stages, optimizer, step, loop, faults and the launcher. May import everything."""
