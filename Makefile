@@ -1,0 +1,35 @@
+# Every target sets .venv up first if need be. CI runs the same targets.
+PYTHON_BIN := .venv/bin
+
+.PHONY: setup fix check test parity e2e bench docs
+
+setup:  ## make or update .venv
+	@bash tools/setup_venv.sh
+
+fix: setup  ## put right what can be put right by machine
+	$(PYTHON_BIN)/ruff check --fix .
+	$(PYTHON_BIN)/ruff format .
+
+check: setup  ## everything that needs no run: lint, format, types, layers
+	$(PYTHON_BIN)/ruff check .
+	$(PYTHON_BIN)/ruff format --check .
+	$(PYTHON_BIN)/mypy
+	$(PYTHON_BIN)/lint-imports
+
+test:  ## all tests
+	bash tests/run.sh
+
+parity:  ## ours = Hugging Face, layout A = layout B
+	bash tests/run.sh tests/parity
+
+e2e:  ## raw files -> train -> kill -> resume -> export -> evaluate
+	bash tests/run.sh tests/e2e
+
+docs:  ## links and commands in the documentation lead somewhere
+	bash tests/run.sh tests/architecture/test_docs.py
+
+bench: setup  ## every benchmark, one after the other
+	@if ! ls benchmarks/*.py >/dev/null 2>&1; then echo "There are no benchmarks yet."; fi
+	@set -e; for file in $(wildcard benchmarks/*.py); do \
+		echo "== $$file"; $(PYTHON_BIN)/python "$$file"; \
+	done

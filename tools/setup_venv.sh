@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Makes .venv in this checkout, ready to train and test; does nothing when it is up to date.
+#
+#   bash tools/setup_venv.sh      make or update .venv
+#   source tools/setup_venv.sh    the same, and sets VENV_PYTHON to its interpreter
+#
+# PYTHON=/path/to/python3.12 chooses the interpreter. Exit status 2: the machine lacks something.
+
+_setup_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+_setup_venv="$_setup_root/.venv"
+_setup_log="$_setup_venv/setup.log"
+_setup_stamp="$_setup_venv/setup.stamp"           # key of the last set-up that finished
+_setup_unfinished="$_setup_venv/setup.unfinished" # there while a first set-up runs
+_setup_extras="hf,examples,dev"
+VENV_PYTHON="$_setup_venv/bin/python"
+
+_setup_fail() {
+    printf 'error: %s\n' "$1" >&2
+    return 2
+}
+
+# Everything that decides what is installed. The path counts: a moved .venv is a broken one.
+_setup_key() {
+    (
+        cd "$_setup_root" || exit
+        printf '%s\n' "$_setup_root" "$_setup_extras"
+        find pyproject.toml setup.py csrc -type f ! -name '*.md' -exec sha256sum {} + | sort -k 2
+    ) | sha256sum | cut -d ' ' -f 1
+}
+
+_setup_is_current() {
+    [[ -x $VENV_PYTHON && -r $_setup_stamp && $(<"$_setup_stamp") == "$1" ]]
+}
+
+# Whether a command starts, is 3.12 or 3.13, and has the modules named after it. A version
+# manager's shim can exist and still start nothing. The bounds are requires-python's.
+_setup_suits() {
+    local python="$1"
+    shift
+    "$python" - "$@" >/dev/null 2>&1 <<'PYTHON'
+import importlib, sys
+if not (3, 12) <= sys.version_info[:2] < (3, 14):
+    sys.exit(1)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+PYTHON
+}
+
+_setup_candidates() {
+    [[ -n ${PYTHON:-} ]] && printf '%s\n' "$PYTHON"
+    printf '%s\n' python3.12 python3.13 python3
+    local versions="${PYENV_ROOT:-${HOME:-}/.pyenv}/versions" minor
+    [[ -d $versions ]] || return 0
+    for minor in 3.12 3.13; do
+        find "$versions" -maxdepth 1 -name "$minor.*" | sort -rV | sed 's|$|/bin/python|'
+    done
+}
+
+# Empties .venv but for the lock that this process holds.
+_setup_clear() {
+    find -H "$_setup_venv" -mindepth 1 -maxdepth 1 ! -name setup.lock -exec rm -rf {} +
+    : >"$_setup_unfinished"
+}
+
+_setup_make_venv() {
+    local python
+    while IFS= read -r python; do
+        if _setup_suits "$python" venv ensurepip; then
+            _setup_clear
+            "$python" -m venv "$_setup_venv" >>"$_setup_log" 2>&1 && return
+        elif [[ $python == "${PYTHON:-}" ]]; then
+            echo "PYTHON=$python is not a working Python 3.12 or 3.13; looking for another." >&2
+        fi
+    done < <(_setup_candidates)
+    if command -v uv >/dev/null; then
+        _setup_clear
+        uv venv --seed --allow-existing --python 3.12 "$_setup_venv" >>"$_setup_log" 2>&1 && return
+    fi
+    _setup_fail "no working Python 3.12 or 3.13 with the venv module was found. Install one \
+(Debian, Ubuntu: apt install python3.12 python3.12-venv), or install uv, or name one with \
+PYTHON=/path/to/python3.12."
+}
+
+# Shows the few lines of pip's output that take long.
+_setup_progress() {
+    local line
+    while IFS= read -r line; do
+        printf '%s\n' "$line" >>"$_setup_log"
+        case "$line" in
+            *"Downloading "*"("[1-9][0-9][0-9]*" MB)"*) echo "  downloading ${line##* Downloading }" ;;
+            *"Installing collected packages:"*) echo "  unpacking $(wc -w <<<"${line#*:}") packages ..." ;;
+        esac
+    done
+}
+
+_setup_install() {
+    echo "  installing vila_mc and what it needs (log: .venv/setup.log)"
+    if ! (cd "$_setup_root" && PYTHONUNBUFFERED=1 "$VENV_PYTHON" -m pip install --progress-bar off \
+        --disable-pip-version-check -e ".[$_setup_extras]" 2>&1 | _setup_progress
+        exit "${PIPESTATUS[0]}"); then
+        tail -n 15 "$_setup_log" >&2
+        _setup_fail "setting up .venv failed; the whole log is $_setup_log. Check the network \
+and that 12 GB of disk are free, then start again."
+    fi
+}
+
+_setup_locked() {
+    local key="$1" start=$SECONDS
+    _setup_is_current "$key" && return # another start has done it while this one waited
+    if [[ ! -e $_setup_unfinished ]] && _setup_suits "$VENV_PYTHON" pip; then
+        echo "Updating .venv ..."
+        rm -f "$_setup_stamp"
+        : >"$_setup_log"
+    else
+        echo "Setting up .venv (once; about 6 GB, a few minutes) ..."
+        _setup_make_venv || return
+    fi
+    _setup_install || return
+    rm -f "$_setup_unfinished"
+    printf '%s\n' "$key" >"$_setup_stamp"
+    echo "  done in $((SECONDS - start)) s"
+}
+
+setup_venv() {
+    local key
+    key="$(_setup_key)"
+    _setup_is_current "$key" && return
+    if ! mkdir -p "$_setup_venv" || [[ ! -w $_setup_venv ]]; then
+        _setup_fail "$_setup_venv cannot be written. Use a checkout that you can write to."
+        return
+    fi
+    (
+        if command -v flock >/dev/null && ! flock -n 9; then
+            echo "Waiting for another set-up of .venv ..."
+            flock 9
+        fi
+        _setup_locked "$key" || exit
+    ) 9>>"$_setup_venv/setup.lock" </dev/null
+}
+
+setup_venv || exit
