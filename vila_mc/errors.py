@@ -39,6 +39,10 @@ class RankError(VilaError):
     """A rank of a distributed run died or stopped answering."""
 
 
+class TrainingError(VilaError):
+    """Training that cannot usefully go on, such as a loss that is no longer a number."""
+
+
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 

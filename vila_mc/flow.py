@@ -103,7 +103,5 @@ class StepResult:
     """Positions with a label in the global batch."""
     num_images: int
     """Images in the global batch."""
-    is_skipped: bool
-    """The update was skipped because the gradients were not finite."""
     should_stop: bool
     """Some rank was asked to stop."""

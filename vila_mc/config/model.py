@@ -12,6 +12,10 @@ STRICT = ConfigDict(extra="forbid")
 ConnectorKind = Literal["linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample"]
 ImageMode = Literal["crop", "pad", "resize"]
 
+VOCAB_MULTIPLE = 128
+"""The vocabulary is padded to a multiple of this, whatever the layout, so that tables have one
+shape and any tensor-parallel size that divides it can share them."""
+
 DOWNSAMPLE_FACTOR = {"linear": 1, "mlp2x_gelu": 1, "downsample_linear": 2, "mlp_downsample": 2}
 """Side of the block of patches that each connector folds into one visual token."""
 
@@ -115,7 +119,7 @@ class LanguageConfig:
     kv_heads: int = 32
     """Key/value heads shared by groups of query heads."""
     vocab_size: int = 32000
-    """Tokens of the tokenizer. The table is padded so that tensor parallelism divides it."""
+    """Tokens of the tokenizer; the tables have a few more rows, see padded_vocab."""
     max_positions: int = 4096
     """Longest sequence the rotary positions are meant for."""
     rope_theta: float = 10000.0
@@ -144,6 +148,10 @@ class LanguageConfig:
                 f"model.language.{name} {value} is not a multiple of "
                 f"model.language.{divisor_name} {divisor}. Change one of them.",
             )
+
+    def padded_vocab(self) -> int:
+        """Rows of the embedding and output tables. Padding rows never enter the softmax."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def head_width(self) -> int:
         """Width of one head (d)."""

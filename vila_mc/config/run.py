@@ -31,6 +31,7 @@ class RunConfig:
         for name, value in (
             ("model.language.kv_heads", language.kv_heads),
             ("model.language.ffn", language.ffn),
+            ("the padded vocabulary", language.padded_vocab()),
             ("model.vision.heads", vision.heads),
             ("model.vision.ffn", vision.ffn),
         ):

@@ -1,0 +1,64 @@
+"""The language model: Megatron-Core's GPTModel with a padding-safe loss."""
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from vila_mc.config.model import LanguageConfig
+from vila_mc.model.layer_specs import language_block_spec
+from vila_mc.topology.stage_plan import StagePlan
+
+
+class LanguageModel(GPTModel):  # type: ignore[misc]
+    """One stage's part of a Llama-like decoder.
+
+    Megatron-Core 0.19.2 lets the padding rows of the vocabulary enter the softmax; here their
+    logits are masked first.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        language: LanguageConfig,
+        plan: StagePlan,
+        groups: ProcessGroupCollection,
+        virtual_stage: int | None,
+    ) -> None:
+        super().__init__(
+            config,
+            language_block_spec(config, len(plan.layers)),
+            vocab_size=language.padded_vocab(),
+            max_sequence_length=language.max_positions,
+            pre_process=plan.has_embedding,
+            post_process=plan.has_head,
+            position_embedding_type="rope",
+            rotary_base=language.rope_theta,
+            # The splice works on whole sequences; VilaModel scatters after it.
+            scatter_embedding_sequence_parallel=False,
+            pg_collection=groups,
+            vp_stage=virtual_stage,
+        )
+        self.num_real_tokens = language.vocab_size
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Cross entropy of every position.
+
+        Args:
+            labels: [b, s]; ignored positions may hold any id, also a negative one.
+            logits: [s, b, v/tp].
+
+        Returns:
+            [b, s].
+        """
+        self.mask_padded_vocabulary(logits)
+        loss: Tensor = super().compute_language_model_loss(labels.clamp(min=0), logits)
+        return loss
+
+    def mask_padded_vocabulary(self, logits: Tensor) -> None:
+        """Make padding rows of the vocabulary impossible, in place. logits: [..., v/tp]."""
+        shard = logits.size(-1)
+        first_padding = self.num_real_tokens - self.pg_collection.tp.rank() * shard
+        if first_padding < shard:
+            logits[..., max(first_padding, 0) :] = torch.finfo(logits.dtype).min

@@ -1,0 +1,91 @@
+"""Our config in Megatron-Core's terms."""
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional as F
+
+from vila_mc.config.run import RunConfig
+from vila_mc.topology.stage_plan import megatron_layout, plan_stages
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's activation: x * sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def language_config(run: RunConfig) -> TransformerConfig:
+    """The Llama-like decoder: RMSNorm, SwiGLU, no biases, grouped-query attention."""
+    language, parallel = run.model.language, run.parallel
+    is_virtual = parallel.virtual > 1
+    return TransformerConfig(
+        num_layers=language.layers,
+        hidden_size=language.width,
+        ffn_hidden_size=language.ffn,
+        num_attention_heads=language.heads,
+        num_query_groups=language.kv_heads,
+        layernorm_epsilon=language.norm_epsilon,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        sequence_parallel=parallel.sequence,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual if is_virtual else None,
+        pipeline_model_parallel_layout=(
+            megatron_layout(plan_stages(run.model, parallel)) if parallel.pipeline > 1 else None
+        ),
+        # With virtual stages, Megatron-Core 0.19.2's batched point-to-point calls deliver to the
+        # wrong chunk on 2 pipeline ranks: wrong gradients and no error. Plain 1F1B refuses overlap.
+        overlap_p2p_comm=is_virtual,
+        batch_p2p_comm=not is_virtual,
+        finalize_model_grads_func=finalize_model_grads,
+        recompute_granularity="full" if run.train.recompute == "full" else None,
+        recompute_method="uniform" if run.train.recompute == "full" else None,
+        recompute_num_layers=1 if run.train.recompute == "full" else None,
+        **_common(run),
+    )
+
+
+def vision_config(run: RunConfig) -> TransformerConfig:
+    """The CLIP tower: LayerNorm, biases, quick-GELU. It is never split by stages or sequence."""
+    vision = run.model.vision
+    return TransformerConfig(
+        num_layers=vision.built_layers(),
+        hidden_size=vision.width,
+        ffn_hidden_size=vision.ffn,
+        num_attention_heads=vision.heads,
+        layernorm_epsilon=1e-5,
+        normalization="LayerNorm",
+        activation_func=quick_gelu,
+        add_bias_linear=True,
+        add_qkv_bias=True,
+        **_common(run),
+    )
+
+
+def _common(run: RunConfig) -> dict[str, object]:
+    dtype = DTYPES[run.train.precision]
+    return {
+        "tensor_model_parallel_size": run.parallel.tensor,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": run.train.precision == "bf16",
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        # The loss is summed and counted over the whole global batch, then divided once. DDP reads
+        # this when it is built.
+        "calculate_per_token_loss": True,
+        # Fused kernels need Apex or Transformer Engine.
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "apply_rope_fusion": False,
+        "persist_layer_norm": False,
+        # Initial weights that do not depend on the tensor-parallel size.
+        "use_cpu_initialization": True,
+    }

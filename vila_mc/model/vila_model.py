@@ -1,0 +1,129 @@
+"""VilaModel: what one pipeline stage of a VILA holds and does."""
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.vision.clip_vit_model import CLIPViTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from vila_mc.config.run import RunConfig
+from vila_mc.flow import Microbatch
+from vila_mc.kernels.reference import normalize_images, splice_visual
+from vila_mc.model.connector import Connector
+from vila_mc.model.language import LanguageModel
+from vila_mc.model.layer_specs import TorchNorm, vision_layer_spec
+from vila_mc.model.megatron_config import language_config, vision_config
+from vila_mc.topology.stage_plan import StagePlan
+
+
+class VilaModel(MegatronModule):
+    """One (virtual) pipeline stage: vision, connector, splice and some language layers.
+
+    Args:
+        run: the whole configuration.
+        plan: what this stage holds.
+        groups: process groups of this rank.
+        virtual_stage: index among the stages of this rank, None without virtual stages.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        plan: StagePlan,
+        groups: ProcessGroupCollection,
+        virtual_stage: int | None = None,
+    ) -> None:
+        super().__init__(config=language_config(run))
+        self.run = run
+        self.plan = plan
+        self.groups = groups
+        # Megatron-Core's schedules and gradient finalisation read the next five from the model.
+        self.model_type = ModelType.encoder_or_decoder
+        self.pre_process, self.post_process = plan.has_embedding, plan.has_head
+        self.vp_stage = virtual_stage
+        self.share_embeddings_and_output_weights = False
+        self.needs_every_gradient = run.parallel.overlap_grad_reduce
+
+        self.vision: CLIPViTModel | None = None
+        self.connector: Connector | None = None
+        if plan.has_vision:
+            vision = run.model.vision
+            self.vision = CLIPViTModel(
+                vision_config(run),
+                vision_layer_spec(),
+                ln_pre_impl=TorchNorm,
+                add_class_token=True,
+                class_token_len=1,
+                patch_dim=vision.patch_size,
+                img_h=vision.image_size,
+                img_w=vision.image_size,
+                pg_collection=groups,
+            ).to(self.config.params_dtype)
+            self.connector = Connector(self.config, run.model)
+        self.language = LanguageModel(
+            self.config, run.model.language, plan, groups, virtual_stage
+        )
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
+        """Receive the hidden states [s/tp, b, h] of the previous stage; None on the first."""
+        tensors = input_tensor if isinstance(input_tensor, list) else [input_tensor]
+        self.language.set_input_tensor(tensors[0])
+
+    def shared_embedding_or_output_weight(self) -> Tensor | None:
+        """The embedding's weight where it must be kept in step with the output layer's."""
+        weight: Tensor | None = self.language.shared_embedding_or_output_weight()
+        return weight
+
+    def forward(self, batch: Microbatch, *, with_loss: bool = True) -> Tensor:
+        """Run this stage on one microbatch.
+
+        Returns:
+            hidden states [s/tp, b, h]; on the last stage the loss of every position [b, s], or
+            the logits [b, s, v/tp] without loss.
+        """
+        embedded = self._embed(batch) if self.plan.has_embedding else None
+        output: Tensor = self.language(
+            input_ids=batch.tokens,
+            position_ids=None,
+            attention_mask=None,
+            decoder_input=embedded,
+            labels=batch.labels if self.plan.has_head and with_loss else None,
+        )
+        if self.plan.has_head and not with_loss:
+            self.language.mask_padded_vocabulary(output)
+        return output
+
+    def encode_images(self, images_n3yx: Tensor) -> Tensor:
+        """uint8 images [n, 3, y, x] -> visual tokens [n, q, h]."""
+        assert self.vision is not None and self.connector is not None
+        pixels = normalize_images(images_n3yx, self.config.params_dtype)
+        patches = self.vision(pixels)[:, 1:]  # without the class token
+        visual: Tensor = self.connector(patches)
+        return visual
+
+    def _embed(self, batch: Microbatch) -> Tensor:
+        """Token embeddings with visual tokens spliced in: [s/tp, b, h]."""
+        embedded = self.language.embedding(input_ids=batch.tokens, position_ids=None)
+        if self.plan.has_vision:
+            if len(batch.images):
+                visual = self.encode_images(batch.images)
+                embedded = splice_visual(embedded, visual, batch.image_starts)
+            elif self.needs_every_gradient and torch.is_grad_enabled():
+                embedded = embedded + self._nothing_from_a_blank_image(batch.images)
+        if self.config.sequence_parallel:
+            embedded = tensor_parallel.scatter_to_sequence_parallel_region(
+                embedded, group=self.groups.tp
+            )
+        return embedded
+
+    def _nothing_from_a_blank_image(self, images_n3yx: Tensor) -> Tensor:
+        """A zero through which every vision parameter gets a zero gradient.
+
+        With overlapped gradient reduction, Megatron-Core 0.19.2 asserts in the next step when a
+        parameter got no gradient in a microbatch, as vision does in one without images.
+        """
+        _, channels, height, width = images_n3yx.shape
+        blank = images_n3yx.new_zeros((1, channels, height, width))
+        return 0.0 * self.encode_images(blank).sum()

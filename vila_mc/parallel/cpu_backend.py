@@ -1,0 +1,149 @@
+"""Run Megatron-Core, unmodified, on CPU tensors and gloo.
+
+Megatron-Core 0.19.2 assumes CUDA in a few places: it asks ``torch.cuda`` for the current device,
+streams and random state, creates small tensors with a literal ``device="cuda"``, moves one buffer
+with ``Tensor.cuda()``, and compares ``Tensor.type()`` with ``torch.cuda.FloatTensor``. While the
+backend is active those touch points answer for the CPU. Everything replaced here would raise on a
+machine without a GPU, so nothing that could have worked is changed.
+"""
+
+import importlib
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from vila_mc.errors import SetupError
+
+# Modules of megatron.core that create tensors with a literal device="cuda".
+_LITERAL_CUDA_MODULES = (
+    "optimizer.optimizer",
+    "optimizer.clip_grads",
+    "optimizer.grad_scaler",
+    "pipeline_parallel.schedules",
+    "pipeline_parallel.utils",
+    "utils",
+    "dist_checkpointing.exchange_utils",
+    "dist_checkpointing.mapping",
+    "dist_checkpointing.strategies.state_dict_saver",
+    "tensor_parallel.data",
+    "transformer.utils",
+)
+_FACTORIES = ("tensor", "zeros", "empty", "empty_like")
+_CPU = torch.device("cpu")
+
+_active: ExitStack | None = None
+
+
+def use_cpu_backend() -> None:
+    """Activate the backend for this process; calling it again does nothing.
+
+    Raises:
+        SetupError: there is a GPU, where Megatron-Core must run as it is.
+    """
+    global _active
+    if _active is not None:
+        return
+    if torch.cuda.is_available():
+        raise SetupError("the CPU backend was asked for, but this process has a GPU. Use the GPU.")
+    with ExitStack() as stack:
+        for owner, name, value in _replacements():
+            stack.enter_context(_replaced(owner, name, value))
+        _active = stack.pop_all()
+
+
+def undo_cpu_backend() -> None:
+    """Put back everything ``use_cpu_backend`` replaced."""
+    global _active
+    if _active is not None:
+        _active.close()
+        _active = None
+
+
+def is_cpu_backend_active() -> bool:
+    """Whether Megatron-Core is being redirected to the CPU in this process."""
+    return _active is not None
+
+
+class _NullStream:
+    """Stands for a CUDA stream or event: the CPU has one order of execution, so all is ready."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return _do_nothing
+
+    def __enter__(self) -> "_NullStream":
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class _TorchOnCpu(types.ModuleType):
+    """``torch`` as Megatron's modules see it: factories turn ``device="cuda"`` into the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        for name in _FACTORIES:
+            setattr(self, name, _factory_on_cpu(getattr(torch, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None: ...
+
+
+def _factory_on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def create(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        return factory(*args, device=_CPU if str(device).startswith("cuda") else device, **kwargs)
+
+    return create
+
+
+def _replacements() -> Iterator[tuple[Any, str, Any]]:
+    """(owner, attribute, replacement) of every touch point."""
+    cuda = torch.cuda
+    yield cuda, "current_device", lambda: _CPU
+    yield cuda, "set_device", _do_nothing
+    yield cuda, "synchronize", _do_nothing
+    yield cuda, "current_stream", _NullStream
+    yield cuda, "Stream", _NullStream
+    yield cuda, "Event", _NullStream
+    yield cuda, "stream", _NullStream
+    yield cuda, "manual_seed", torch.default_generator.manual_seed
+    yield cuda, "get_rng_state", lambda device=None: torch.get_rng_state()
+
+    # The tensor-parallel random tracker talks to CUDA generators through these two functions.
+    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    yield random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state()
+    yield random, "_set_cuda_rng_state", lambda state, *_, **__: torch.set_rng_state(state)
+
+    torch_on_cpu = _TorchOnCpu()
+    for name in _LITERAL_CUDA_MODULES:
+        yield importlib.import_module(f"megatron.core.{name}"), "torch", torch_on_cpu
+
+    yield torch.Tensor, "cuda", lambda tensor, *_, **__: tensor
+    yield torch.Tensor, "type", _type_as_cuda(torch.Tensor.type)
+
+
+def _type_as_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``Tensor.type()`` names CUDA types, which is what Megatron's optimizer accepts."""
+
+    def type_(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = original(tensor, *args, **kwargs)
+        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+
+    return type_
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)

@@ -1,0 +1,84 @@
+"""AdamW as Megatron-Core's distributed optimizer expects it, for machines without fused kernels.
+
+With Transformer Engine or NVIDIA Apex, Megatron-Core uses their FusedAdam and nothing here is
+active. Without them, version 0.19.2 falls back to ``torch.optim.AdamW``, whose state is created
+lazily and whose ``step`` is one tensor per parameter: a distributed checkpoint of it fails to load,
+and with the obvious repair it loads one shared ``step`` that is then advanced once per parameter,
+so that a resumed run silently diverges. The class below keeps ``step`` in the parameter group, as
+FusedAdam does.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from megatron.core import optimizer as megatron_optimizer
+from megatron.core.optimizer import distrib_optimizer
+
+
+class GroupStepAdamW(torch.optim.Optimizer):
+    """Decoupled Adam (arXiv 1711.05101) with one ``step`` per parameter group.
+
+    Args:
+        params: parameters or groups.
+        lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``.
+        adam_w_mode: must be true; kept because FusedAdam's callers pass it.
+        capturable: ignored; it concerns CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        adam_w_mode: bool = True,
+        capturable: bool = False,
+    ) -> None:
+        assert adam_w_mode, "only decoupled weight decay is implemented"
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            group["step"] = int(group.get("step", 0)) + 1
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+
+    def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        gradients = [p.grad for p in parameters]
+        first = [self.state[p]["exp_avg"] for p in parameters]
+        second = [self.state[p]["exp_avg_sq"] for p in parameters]
+        (beta1, beta2), lr, step = group["betas"], group["lr"], group["step"]
+        torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
+        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
+        scale = torch._foreach_sqrt(second)
+        torch._foreach_div_(scale, (1.0 - beta2**step) ** 0.5)
+        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_addcdiv_(parameters, first, scale, -lr / (1.0 - beta1**step))
+
+
+def use_group_step_adamw() -> None:
+    """Make Megatron-Core build ``GroupStepAdamW`` where it has no FusedAdam."""
+    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+        return
+    megatron_optimizer.Adam = GroupStepAdamW
+    megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = True
+    distrib_optimizer.USING_APEX_OPTIMIZER = True
+    # 0.19.2 copies into fp32 shards, which are views of leaves that require gradients.
+    load = distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states
+    distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states = torch.no_grad()(
+        load
+    )

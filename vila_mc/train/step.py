@@ -1,0 +1,154 @@
+"""One optimizer step of any layout: schedule, gradients, update, and figures that all ranks share."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from torch import Tensor
+
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import TrainingError
+from vila_mc.flow import IGNORE_LABEL, Microbatch, StepResult
+from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.groups import Ranks
+from vila_mc.train.optimizer import build_optimizer
+
+
+class Trainer:
+    """Stages wrapped for data parallelism, with their optimizer and schedule.
+
+    Args:
+        run: the whole configuration.
+        ranks: this rank and its groups.
+        stages: this rank's stages, frozen already.
+    """
+
+    def __init__(self, run: RunConfig, ranks: Ranks, stages: Sequence[VilaModel]) -> None:
+        self.run = run
+        self.ranks = ranks
+        self.stages = list(stages)
+        self.wrapped = [_wrap(run, stage, index) for index, stage in enumerate(stages)]
+        if run.parallel.overlap_grad_reduce:
+            no_sync = [stage.no_sync for stage in self.wrapped]
+            for stage in self.stages:
+                stage.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+        self.optimizer, self.scheduler = build_optimizer(run, self.wrapped)
+
+    def step(self, microbatches: Sequence[Microbatch], *, should_stop: bool = False) -> StepResult:
+        """Learn from one global batch.
+
+        Args:
+            microbatches: this data-parallel rank's share, the same number on every rank.
+            should_stop: whether this rank was asked to stop; every rank learns of it.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        on_device = [_to_device(batch, self.ranks.device) for batch in microbatches]
+        loss_sum = self._forward_backward(on_device)
+        self.scheduler.step(1)
+        _, grad_norm, _ = self.optimizer.step()
+        total = self._sum_over_ranks(loss_sum, microbatches, should_stop)
+        loss, trained_tokens = total[0] / max(total[1], 1.0), int(total[1])
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss}. Nothing was saved since the last checkpoint; lower "
+                "optimizer.lr, or look at the data of this step."
+            )
+        return StepResult(
+            loss=loss,
+            grad_norm=float(grad_norm),
+            learning_rate=self.scheduler.get_lr({}),
+            trained_tokens=trained_tokens,
+            num_images=int(total[2]),
+            should_stop=total[3] > 0,
+        )
+
+    def _forward_backward(self, microbatches: Sequence[Microbatch]) -> float:
+        """Gradients of the whole batch; returns the loss summed on this rank, 0 off the head."""
+        for stage in self.wrapped:
+            stage.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        iterators = [iter(microbatches) for _ in self.wrapped]
+        is_virtual = len(iterators) > 1
+        sums = get_forward_backward_func()(
+            forward_step_func=_forward_step,
+            data_iterator=iterators if is_virtual else iterators[0],
+            model=self.wrapped if is_virtual else self.wrapped[0],
+            num_microbatches=len(microbatches),
+            seq_length=self.run.data.sequence_length,
+            micro_batch_size=self.run.train.micro_batch,
+            forward_only=False,
+        )
+        return math.fsum(entry["loss_sum"].item() for entry in sums)
+
+    def _sum_over_ranks(
+        self, loss_sum: float, microbatches: Sequence[Microbatch], should_stop: bool
+    ) -> list[float]:
+        """[loss sum, trained tokens, images, stop requests], each counted once per replica.
+
+        Every rank holds the tokens of its replica, so one rank of each replica counts them: the
+        tensor-parallel rank 0 of the stage with the head.
+        """
+        counts = self.stages[-1].plan.has_head and self.ranks.at.tensor == 0
+        figures = [
+            loss_sum if counts else 0.0,
+            sum(int((batch.labels != IGNORE_LABEL).sum()) for batch in microbatches) * counts,
+            sum(len(batch.image_starts) for batch in microbatches) * counts,
+            float(should_stop),
+        ]
+        total = torch.tensor(figures, dtype=torch.float64, device=self.ranks.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+
+def loss_sum_and_count(
+    labels: Tensor, loss_bs: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The loss as a sum and a count, so that any grouping of samples gives one mean.
+
+    Args:
+        labels: [b, s].
+        loss_bs: [b, s] cross entropy of every position.
+
+    Returns:
+        sum over trained positions, their number, and what is reported.
+    """
+    is_trained = labels != IGNORE_LABEL
+    loss_sum = (loss_bs.float() * is_trained).sum()
+    return loss_sum, is_trained.sum().int(), {"loss_sum": loss_sum.detach()}
+
+
+def _forward_step(
+    batches: Iterator[Microbatch], stage: torch.nn.Module
+) -> tuple[Tensor, partial[tuple[Tensor, Tensor, dict[str, Tensor]]]]:
+    batch = next(batches)
+    return stage(batch), partial(loss_sum_and_count, batch.labels)
+
+
+def _wrap(run: RunConfig, stage: VilaModel, index: int) -> DistributedDataParallel:
+    config = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=run.parallel.overlap_grad_reduce,
+        grad_reduce_in_fp32=True,
+    )
+    module = Float16Module(stage.config, stage) if run.train.precision == "bf16" else stage
+    # Only the first chunk of a rank reduces in buckets: the others' backward passes come earlier.
+    return DistributedDataParallel(stage.config, config, module, disable_bucketing=index > 0)
+
+
+def _to_device(batch: Microbatch, device: torch.device) -> Microbatch:
+    if device.type == "cpu":
+        return batch
+    moved = {
+        field.name: value.to(device, non_blocking=True)
+        for field in dataclasses.fields(batch)
+        if isinstance(value := getattr(batch, field.name), Tensor)
+    }
+    return dataclasses.replace(batch, **moved)
