@@ -1,0 +1,231 @@
+"""One self-contained HTML page: loss curves, accuracy against chance, answers, facts of a run."""
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from vila_mc.errors import DataError
+
+SHEET_LENGTH = 48
+"""Answers shown per task, in the order given."""
+MAX_WRONG = 200
+"""Further wrong answers shown per task, behind a fold."""
+MAX_POINTS = 1500
+"""Points of a curve; longer ones are thinned."""
+
+_TEXT_COLOUR = "#010203"
+"""Stands for the page's text colour while matplotlib draws."""
+_CURVES = (("loss", "loss", "#2f7fd0"), ("learning_rate", "learning rate", "#d0782f"))
+"""Key of the record, label of the axis, colour."""
+_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """One question that was put to the model."""
+
+    task: str
+    """Name of the task; rows of one task are counted together."""
+    question: str
+    images: tuple[bytes, ...]
+    """The images of the question as PNG or JPEG files, in order."""
+    answer: str
+    """What the model said."""
+    expected: str
+    is_correct: bool
+    chance: float
+    """Accuracy of an answer that does not look, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """How one task went."""
+
+    task: str
+    num_correct: int
+    num_answers: int
+    chance: float
+
+    def accuracy(self) -> float:
+        """Share of right answers, from 0 to 1."""
+        return self.num_correct / self.num_answers
+
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the accuracy (Wilson's score interval)."""
+        n, p, z = self.num_answers, self.accuracy(), 1.96
+        centre = p + z * z / (2 * n)
+        spread = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        scale = 1 + z * z / n
+        return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+    def verdict(self) -> str:
+        """Where the interval lies relative to chance."""
+        low, high = self.interval()
+        if low > self.chance:
+            return "above chance"
+        return "below chance" if high < self.chance else "no better than chance"
+
+
+def write_report(
+    output: Path,
+    title: str,
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    answers: Sequence[AnswerRow],
+    facts: Mapping[str, str],
+) -> None:
+    """Write the page; it appears whole or not at all, and loads nothing from elsewhere.
+
+    Args:
+        output: the HTML file; missing directories are made.
+        title: heading of the page.
+        curves: stage name -> records with ``step`` and any of ``loss``, ``learning_rate``.
+        answers: rows of any number of tasks.
+        facts: name -> value, shown as they are (layout, versions, time).
+
+    Raises:
+        DataError: an image of an answer is neither PNG nor JPEG.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vila_mc.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "data_uri": _data_uri}
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        facts=facts,
+        stages=[_stage(name, records) for name, records in curves.items()],
+        scores=score(answers),
+        sheets=[_sheet(task, rows) for task, rows in _by_task(answers).items()],
+    )
+    _write_whole(output, page)
+
+
+def score(answers: Sequence[AnswerRow]) -> list[TaskScore]:
+    """One score per task, in order of first appearance. Chance is the mean over its rows."""
+    return [
+        TaskScore(
+            task=task,
+            num_correct=sum(row.is_correct for row in rows),
+            num_answers=len(rows),
+            chance=sum(row.chance for row in rows) / len(rows),
+        )
+        for task, rows in _by_task(answers).items()
+    ]
+
+
+def _by_task(answers: Sequence[AnswerRow]) -> dict[str, list[AnswerRow]]:
+    tasks: dict[str, list[AnswerRow]] = {}
+    for row in answers:
+        tasks.setdefault(row.task, []).append(row)
+    return tasks
+
+
+def _sheet(task: str, rows: Sequence[AnswerRow]) -> dict[str, Any]:
+    wrong = [row for row in rows[SHEET_LENGTH:] if not row.is_correct]
+    return {
+        "task": task,
+        "num_rows": len(rows),
+        "shown": rows[:SHEET_LENGTH],
+        "wrong": wrong[:MAX_WRONG],
+        "num_wrong": len(wrong),
+    }
+
+
+def _stage(name: str, records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    losses = [record["loss"] for record in records if "loss" in record]
+    return {
+        "name": name,
+        "num_steps": len(losses),
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "figure": _draw(name, records) if losses else None,
+    }
+
+
+def _draw(name: str, records: Sequence[Mapping[str, float]]) -> markupsafe.Markup:
+    """The curves of one stage as inline SVG in the page's own text colour.
+
+    No text of the caller enters the figure: matplotlib would read a ``$`` in it as mathematics.
+    """
+    panels = [(k, label, c) for k, label, c in _CURVES if any(k in record for record in records)]
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,  # distinct ids for the figures of one page, the same every time
+        "font.size": 9,
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"),
+            _TEXT_COLOUR,
+        ),
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(5.0 * len(panels), 2.6), layout="constrained")
+        for axes, (key, label, colour) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
+            points = [(record["step"], record[key]) for record in records if key in record]
+            _draw_curve(axes, points, colour, is_noisy=key == "loss")
+            axes.set(xlabel="step", ylabel=label)
+            axes.spines[["top", "right"]].set_visible(False)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    svg = drawn.getvalue()
+    return markupsafe.Markup(svg[svg.index("<svg") :].replace(_TEXT_COLOUR, "currentColor"))
+
+
+def _draw_curve(
+    axes: Any, points: Sequence[tuple[float, float]], colour: str, *, is_noisy: bool
+) -> None:
+    """A curve; a long noisy one is drawn faintly, with its running mean over it."""
+    every = -(-len(points) // MAX_POINTS)
+    steps, values = zip(*points[::every], strict=True)
+    window = len(values) // 40
+    if window < 3 or not is_noisy:
+        axes.plot(steps, values, color=colour, linewidth=1.6, marker="." if len(steps) < 3 else "")
+        return
+    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.4)
+    axes.plot(steps, _running_mean(values, window), color=colour, linewidth=1.6)
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of each value and up to ``window - 1`` before it, leaving out what is not finite."""
+    means = []
+    for end in range(1, len(values) + 1):
+        recent = [value for value in values[max(0, end - window) : end] if isfinite(value)]
+        means.append(sum(recent) / len(recent) if recent else float("nan"))
+    return means
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _data_uri(image: bytes) -> str:
+    for signature, kind in _SIGNATURES.items():
+        if image.startswith(signature):
+            return f"data:{kind};base64,{base64.b64encode(image).decode()}"
+    raise DataError(
+        f"an image of an answer starts with {image[:8]!r}, which is neither PNG nor JPEG. "
+        "Convert it before the report."
+    )
+
+
+def _write_whole(output: Path, page: str) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=output.parent) as scratch:
+        unfinished = Path(scratch, output.name)
+        unfinished.write_text(page, encoding="utf-8")
+        os.replace(unfinished, output)
