@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
+
+import vila_mc.parallel  # noqa: F401, I001  # makes the import of megatron quiet
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -69,6 +71,7 @@ def save_checkpoint(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         dist.barrier()
+        _create_missing_moments(optimizer)
         state = _sharded_state(ranks, stages, optimizer, is_loading=False)
         state["scheduler"] = scheduler.state_dict()
         with _results_in_this_process():
@@ -162,9 +165,7 @@ def _open(path: Path, stages: Sequence[VilaModel]) -> tuple[Path, Manifest]:
     return directory, manifest
 
 
-def _require_same_model(
-    directory: Path, manifest: Manifest, stages: Sequence[VilaModel]
-) -> None:
+def _require_same_model(directory: Path, manifest: Manifest, stages: Sequence[VilaModel]) -> None:
     theirs, ours = manifest.run, stages[0].run
     differences = [
         f"{name}: checkpoint {old}, run {new}"
@@ -218,6 +219,13 @@ def _sharded_state(
         weights, is_loading=is_loading, metadata=metadata
     )
     return state
+
+
+def _create_missing_moments(optimizer: Any) -> None:
+    """Adam makes its moments in the first step; a checkpoint before that needs them too."""
+    for part in optimizer.chained_optimizers:
+        if part.optimizer is not None and part.init_state_fn is not None:
+            part.init_state_fn(part.optimizer, part.config)
 
 
 def _named(stages: Sequence[VilaModel]) -> Iterator[tuple[str, VilaModel]]:

@@ -8,18 +8,14 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.errors import SetupError
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
-from vila_mc.parallel.quiet import quiet_megatron_import
 from vila_mc.topology.layout import Coordinates, Layout
-
-quiet_megatron_import()
-
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
-from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed  # noqa: E402
 
 
 @dataclass(frozen=True)

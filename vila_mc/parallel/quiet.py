@@ -25,6 +25,8 @@ def quiet_megatron_import() -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     warnings.filterwarnings("ignore", module=r"megatron\..*")
     warnings.filterwarnings("ignore", message=r".*(Apex|apex|Transformer Engine|transformer_engine).*")
+    # Megatron-Core 0.19.2 on torch 2.14 uses collectives and checkpoint calls torch has renamed.
+    warnings.filterwarnings("ignore", module=r"torch\.distributed\..*")
     for name in ("megatron", "megatron.core", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -1,0 +1,7 @@
+"""Imported once by the server process that test ranks are forked from."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from vila_mc.train import step  # noqa: E402, F401

@@ -1,0 +1,76 @@
+"""Run a function on several gloo ranks and collect what each returns.
+
+Ranks are forked from one server process that has already imported torch and Megatron-Core, so a
+test pays for the import once and not once per rank.
+"""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.support.preload"])
+
+
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0
+) -> list[Any]:
+    """Call ``function(*arguments)`` on ``world_size`` ranks; returns their results by rank.
+
+    Raises:
+        AssertionError: a rank raised (with its traceback), died, or did not finish in time.
+    """
+    results = _context.Queue()
+    port = _free_port()
+    processes = [
+        _context.Process(
+            target=_rank_main,
+            args=(rank, world_size, port, results, function, arguments),
+            daemon=True,
+        )
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        answers: dict[int, Any] = {}
+        for _ in processes:
+            rank, error, value = results.get(timeout=timeout)
+            assert error is None, f"rank {rank} of {world_size} failed:\n{error}"
+            answers[rank] = value
+        return [answers[rank] for rank in range(world_size)]
+    finally:
+        for process in processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+
+
+def _rank_main(
+    rank: int,
+    world_size: int,
+    port: int,
+    results: Any,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    try:
+        results.put((rank, None, function(*arguments)))
+    except BaseException:
+        results.put((rank, traceback.format_exc(), None))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
