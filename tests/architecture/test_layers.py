@@ -1,0 +1,46 @@
+"""The walls of the house: who may import whom, and what importing costs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIGHT_MODULES = (
+    "vila_mc",
+    "vila_mc.errors",
+    "vila_mc.flow",
+    "vila_mc.config.load",
+    "vila_mc.config.run",
+    "vila_mc.topology.layout",
+    "vila_mc.topology.stage_plan",
+    "vila_mc.evaluation.report",
+)
+
+
+def test_layers_hold() -> None:
+    tool = Path(sys.executable).parent / "lint-imports"
+    command = [tool, "--no-cache"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_planning_and_reporting_need_neither_torch_nor_megatron(module: str) -> None:
+    program = (
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'megatron', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,20 @@
+"""Settings that every test shares."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share the machine's cores
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs more than the tests gain
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is none."""
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_tests:
+        return
+    import torch  # only where a test asks for it: the import takes seconds
+
+    if not torch.cuda.is_available():
+        for test in gpu_tests:
+            test.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; torch sees none"))

@@ -1,0 +1,250 @@
+"""Every refusal of the config, and the way from YAML and overrides to a RunConfig and back."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vila_mc.config.load import (
+    ErrorRaisingParser,
+    add_config_options,
+    leaf_options,
+    load_run,
+    load_run_from_args,
+    run_from_dict,
+    run_to_dict,
+)
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import ConfigError
+
+POSITIVE = [
+    *(f"model.vision.{name}" for name in ("image_size", "patch_size", "width", "heads", "ffn")),
+    *(f"model.language.{name}" for name in ("layers", "width", "ffn", "heads", "kv_heads")),
+    *(f"model.language.{name}" for name in ("vocab_size", "max_positions", "rope_theta")),
+    *(f"parallel.{name}" for name in ("tensor", "pipeline", "virtual", "context")),
+    *(f"optimizer.{name}" for name in ("lr", "epsilon")),
+    *(f"train.{name}" for name in ("steps", "global_batch", "micro_batch", "save_every")),
+    *(f"train.{name}" for name in ("keep_last", "timeout_minutes")),
+]
+
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"model.vision.layers": 1}, "model.vision.layers is 1; features come from the last but one"),
+    ({"model.vision.image_size": 337}, "is not a multiple of model.vision.patch_size 14"),
+    ({"model.vision.heads": 3}, "model.vision.width 1024 is not a multiple of model.vision.heads"),
+    ({"model.language.heads": 3}, "width 4096 is not a multiple of model.language.heads 3"),
+    ({"model.language.kv_heads": 3}, "heads 32 is not a multiple of model.language.kv_heads 3"),
+    ({"data.sequence_length": 1}, "data.sequence_length is 1; it must be at least 2"),
+    ({"data.workers": -1}, "data.workers is -1; it must be 0 or more"),
+    ({"data.blend": [{"path": "a", "weight": 0}]}, "it must be greater than 0"),
+    ({"data.blend": [{"weight": 1}]}, "data.blend.0.path is missing"),
+    ({"parallel.context": 2}, "context parallelism does not work yet"),
+    ({"parallel.sequence": True}, "parallel.tensor is 1"),
+    ({"parallel.virtual": 2}, "Virtual stages need at least 2 pipeline stages"),
+    ({"parallel.vision_placement": "dedicated"}, "needs at least 2 pipeline stages"),
+    ({"parallel.schedule": "zero-bubble"}, "parallel.schedule is zero-bubble"),
+    ({"optimizer.min_lr": 1.0}, "optimizer.min_lr is 1.0; it must lie between 0 and"),
+    ({"optimizer.min_lr": -1.0}, "optimizer.min_lr is -1.0; it must lie between 0 and"),
+    ({"optimizer.warmup_fraction": 1}, "optimizer.warmup_fraction is 1"),
+    ({"optimizer.beta1": 1}, "optimizer.beta1 is 1"),
+    ({"optimizer.beta2": -0.1}, "optimizer.beta2 is -0.1"),
+    ({"optimizer.clip_grad": -1}, "neither may be negative"),
+    ({"optimizer.weight_decay": -1}, "neither may be negative"),
+    ({"optimizer.decay": "step"}, "optimizer.decay is step; input should be 'cosine'"),
+    ({"train.trainable": []}, "name at least one of vision, connector, language"),
+    ({"train.trainable": ["vision", "vision"]}, "names a part twice: vision, vision"),
+    ({"train.trainable": ["adapter"]}, "train.trainable.0 is adapter"),
+    ({"parallel.tensor": 64}, "model.language.kv_heads 32 is not a multiple of parallel.tensor"),
+    ({"parallel.tensor": 2, "model.language.ffn": 99}, "model.language.ffn 99 is not a multiple"),
+    ({"parallel.tensor": 32}, "model.vision.heads 16 is not a multiple of parallel.tensor 32"),
+    ({"parallel.tensor": 2, "model.vision.ffn": 99}, "model.vision.ffn 99 is not a multiple"),
+    (
+        {"parallel.tensor": 2, "parallel.sequence": True, "data.sequence_length": 999},
+        "data.sequence_length 999 is not a multiple of parallel.tensor 2",
+    ),
+    ({"data.sequence_length": 8192}, "is greater than model.language.max_positions 4096"),
+    ({"data.sequence_length": 144}, "one image takes 144 positions"),
+    ({"train.steps": "many"}, "train.steps is many"),
+    ({"train.steps": 1.5}, "train.steps is 1.5"),
+    ({"train.resume": "perhaps"}, "train.resume is perhaps"),
+    ({"train.output": "[unclosed"}, "is not valid YAML"),
+    ({"train": "all"}, "train is all"),
+]
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_must_be_positive(name: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is {value}.*; it must be greater than 0"):
+        load_run([], {name: value})
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSALS, ids=lambda item: str(item)[:60])
+def test_refusal_says_what_was_given(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run([], overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["optimizer.lr", "optimizer.clip_grad", "train.timeout_minutes"])
+def test_not_a_number_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load_run([], {name: ".nan"})
+
+
+def test_the_defaults_are_allowed() -> None:
+    assert load_run([]) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("data.blendd", "data.blend"),
+        ("train.step", "train.steps"),
+        ("parallel.tensr", "parallel.tensor"),
+    ],
+)
+def test_a_typo_names_the_nearest_option(given: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"is not an option\. Did you mean {meant}\?"):
+        load_run([], {given: "1"})
+    with pytest.raises(ConfigError, match=rf"{given} is not an option\. Did you mean {meant}\?"):
+        _parser().parse_args([f"--{given}", "1"])
+
+
+def test_something_far_from_every_option_points_to_help() -> None:
+    with pytest.raises(ConfigError, match=r"zzz is not an option\. Run with --help"):
+        load_run([], {"zzz": "1"})
+
+
+def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("train: {steps: 1, seed: 1, save_every: 1}\noptimizer: {lr: 1e-3}\n")
+    second.write_text("train:\n  seed: 2\n  save_every: 2\n")
+    arguments = ["--config", str(first), "--config", str(second), "--train.save_every", "3"]
+    run = load_run_from_args(_parser().parse_args(arguments))
+    assert (run.train.steps, run.train.seed, run.train.save_every) == (1, 2, 3)
+    assert run.optimizer.lr == 1e-3
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    run = load_run(
+        [],
+        {
+            "train.trainable": "[connector]",
+            "train.load": "null",
+            "train.resume": "false",
+            "data.blend": "[{path: a, weight: 2}, {path: b}]",
+        },
+    )
+    assert run.train.trainable == ("connector",)
+    assert run.train.load is None
+    assert run.train.resume is False
+    assert [(str(entry.path), entry.weight) for entry in run.data.blend] == [("a", 2.0), ("b", 1.0)]
+
+
+def test_an_empty_recipe_changes_nothing(tmp_path: Path) -> None:
+    recipe = tmp_path / "empty.yaml"
+    recipe.write_text("# nothing yet\n")
+    assert load_run([recipe]) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train: {steps: 1", "is not valid YAML"),
+        (b"- a\n- b\n", "holds a list; a recipe is a YAML mapping"),
+        (b"\xff\xfe\xfa", "cannot be read"),
+    ],
+)
+def test_a_bad_recipe_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_run([recipe])
+    assert message in str(caught.value)
+    assert str(recipe) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_and_a_directory_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no recipe .*absent\.yaml"):
+        load_run([tmp_path / "absent.yaml"])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_run([tmp_path])
+
+
+def test_help_lists_every_leaf_with_its_text_and_default() -> None:
+    shown = " ".join(_parser().format_help().split())
+    options = list(leaf_options(RunConfig(), "run"))
+    assert len(options) > 40
+    for dotted, _, text in options:
+        assert f"--{dotted.removeprefix('run.')} " in shown
+        assert len(text) > 5
+        assert " ".join(text.split()) in shown
+
+
+def test_a_missing_argument_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"--train\.steps: expected one argument\. Run with"):
+        _parser().parse_args(["--train.steps"])
+
+
+def test_run_to_dict_survives_yaml_and_json() -> None:
+    run = load_run(
+        [],
+        {
+            "model.connector.kind": "linear",
+            "data.blend": [{"path": "/data/a", "weight": 0.1}],
+            "data.tokenizer": "/data/tokenizer.model",
+            "parallel.tensor": 2,
+            "parallel.sequence": True,
+            "optimizer.lr": 3e-7,
+            "train.trainable": ["connector"],
+            "train.load": "/checkpoints/align",
+        },
+    )
+    plain = run_to_dict(run)
+    assert run_from_dict(plain) == run
+    assert run_from_dict(yaml.safe_load(yaml.safe_dump(plain))) == run
+    assert run_from_dict(json.loads(json.dumps(plain))) == run
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 6])
+def test_ranks_must_divide(world_size: int) -> None:
+    run = load_run([], {"parallel.tensor": 2, "parallel.pipeline": 2})
+    with pytest.raises(ConfigError, match=rf"{world_size} ranks do not divide .* Use a multiple"):
+        run.check_world(world_size)
+
+
+def test_the_global_batch_must_divide() -> None:
+    run = load_run([], {"train.global_batch": 6, "train.micro_batch": 2})
+    assert run.train.microbatches(3) == 1
+    with pytest.raises(ConfigError, match=r"global_batch 6 is not a multiple of .* 2 x 2 = 4"):
+        run.check_world(2)
+
+
+def test_interleaving_needs_microbatches_in_multiples_of_the_pipeline() -> None:
+    run = load_run([], {"parallel.pipeline": 2, "parallel.virtual": 2, "train.global_batch": 3})
+    with pytest.raises(ConfigError, match=r"microbatches per step \(3\) in multiples of"):
+        run.check_world(2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [("linear", 576), ("mlp2x_gelu", 576), ("downsample_linear", 144), ("mlp_downsample", 144)],
+)
+def test_visual_tokens_at_336_pixels_are_the_papers(kind: str, tokens: int) -> None:
+    assert load_run([], {"model.connector.kind": kind}).model.visual_tokens() == tokens
+
+
+def test_an_odd_grid_is_padded() -> None:
+    run = load_run([], {"model.vision.image_size": 27 * 14})
+    assert run.model.visual_tokens() == 14 * 14
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ErrorRaisingParser(allow_abbrev=False)
+    add_config_options(parser)
+    return parser

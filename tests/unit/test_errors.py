@@ -1,0 +1,84 @@
+"""How a command line tool ends: exit codes and what is printed."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from vila_mc.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RankError,
+    SetupError,
+    VilaError,
+    describe_os_error,
+)
+
+
+def run_tool(body: str) -> subprocess.CompletedProcess[str]:
+    """Run ``body`` as the main function of a tool in a process of its own."""
+    program = (
+        "import errno\nfrom vila_mc.errors import ConfigError, run_cli\n"
+        f"def main():\n    {body}\nrun_cli(main)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_success_is_0() -> None:
+    done = run_tool("print('done')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_the_tools_own_code_is_kept() -> None:
+    assert run_tool("return 3").returncode == 3
+
+
+def test_a_users_mistake_is_2_with_one_line() -> None:
+    done = run_tool("raise ConfigError('x is 3; use 4.')")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: x is 3; use 4.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("OSError(errno.ENOSPC, 'No space left on device', '/out/a')", "no space left for /out/a"),
+        ("OSError(errno.EDQUOT, 'Quota', '/out/a')", "no space left for /out/a"),
+        (
+            "PermissionError(errno.EACCES, 'Permission denied', '/out/a')",
+            "/out/a cannot be written",
+        ),
+        ("OSError(errno.EROFS, 'Read-only file system', '/out/a')", "Choose a directory"),
+    ],
+)
+def test_a_disk_that_cannot_be_written_is_2_with_one_line(error: str, words: str) -> None:
+    done = run_tool(f"raise {error}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", ["RuntimeError('ours')", "FileNotFoundError(errno.ENOENT, 'x')"])
+def test_our_fault_is_1_with_a_traceback(error: str) -> None:
+    done = run_tool(f"raise {error}")
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+
+
+def test_ctrl_c_is_130() -> None:
+    done = run_tool("raise KeyboardInterrupt")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, SetupError, RankError])
+def test_every_kind_is_a_vila_error(kind: type[Exception]) -> None:
+    assert issubclass(kind, VilaError)
+
+
+def test_an_error_without_a_file_speaks_of_the_output() -> None:
+    assert "the output" in describe_os_error(OSError(errno.ENOSPC, "No space left on device"))
