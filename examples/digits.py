@@ -399,15 +399,15 @@ def write_corpus(output: Path) -> dict[str, int]:
     Returns:
         How many records, lines or pictures each file or folder holds.
     """
-    digits, pictures = load_digits()
-    records = make_records(digits)
-    lines = tokenizer_lines(records)
     try:
         (output / "images").mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(
             f"{error.filename} cannot be made: a file is in the way. Name another directory."
         ) from None
+    digits, pictures = load_digits()
+    records = make_records(digits)
+    lines = tokenizer_lines(records)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=output) as scratch:
 
         def put(name: str, data: bytes) -> None:

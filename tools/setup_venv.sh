@@ -9,7 +9,7 @@
 _setup_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 _setup_venv="$_setup_root/.venv"
 _setup_log="$_setup_venv/setup.log"
-_setup_stamp="$_setup_venv/setup.stamp"           # key of the last set-up that finished
+_setup_stamp="$_setup_venv/setup.stamp"           # key and path of the set-up that finished
 _setup_unfinished="$_setup_venv/setup.unfinished" # there while a first set-up runs
 _setup_extras="hf,examples,dev"
 VENV_PYTHON="$_setup_venv/bin/python"
@@ -19,7 +19,7 @@ _setup_fail() {
     return 2
 }
 
-# Everything that decides what is installed. The path counts: a moved .venv is a broken one.
+# Everything that decides what is installed, and where.
 _setup_key() {
     (
         cd "$_setup_root" || exit
@@ -29,7 +29,14 @@ _setup_key() {
 }
 
 _setup_is_current() {
-    [[ -x $VENV_PYTHON && -r $_setup_stamp && $(<"$_setup_stamp") == "$1" ]]
+    [[ -x $VENV_PYTHON && -r $_setup_stamp && $(<"$_setup_stamp") == "$1"* ]]
+}
+
+# Whether .venv is whole and only wants updating. A moved one is not: its scripts name the old path.
+_setup_can_update() {
+    [[ ! -e $_setup_unfinished ]] || return
+    [[ ! -r $_setup_stamp || $(<"$_setup_stamp") == *" $_setup_root" ]] || return
+    _setup_suits "$VENV_PYTHON" pip
 }
 
 # Whether a command starts, is 3.12 or 3.13, and has the modules named after it. A version
@@ -56,8 +63,9 @@ _setup_candidates() {
     done
 }
 
-# Empties .venv but for the lock that this process holds.
-_setup_clear() {
+# Starts over with an empty .venv, but for the lock that this process holds.
+_setup_start_over() {
+    echo "Setting up .venv with $1 (once; about 6 GB, a few minutes) ..."
     find -H "$_setup_venv" -mindepth 1 -maxdepth 1 ! -name setup.lock -exec rm -rf {} +
     : >"$_setup_unfinished"
 }
@@ -66,14 +74,14 @@ _setup_make_venv() {
     local python
     while IFS= read -r python; do
         if _setup_suits "$python" venv ensurepip; then
-            _setup_clear
+            _setup_start_over "$python"
             "$python" -m venv "$_setup_venv" >>"$_setup_log" 2>&1 && return
         elif [[ $python == "${PYTHON:-}" ]]; then
             echo "PYTHON=$python is not a working Python 3.12 or 3.13; looking for another." >&2
         fi
     done < <(_setup_candidates)
     if command -v uv >/dev/null; then
-        _setup_clear
+        _setup_start_over "uv's Python 3.12"
         uv venv --seed --allow-existing --python 3.12 "$_setup_venv" >>"$_setup_log" 2>&1 && return
     fi
     _setup_fail "no working Python 3.12 or 3.13 with the venv module was found. Install one \
@@ -107,17 +115,16 @@ and that 12 GB of disk are free, then start again."
 _setup_locked() {
     local key="$1" start=$SECONDS
     _setup_is_current "$key" && return # another start has done it while this one waited
-    if [[ ! -e $_setup_unfinished ]] && _setup_suits "$VENV_PYTHON" pip; then
+    if _setup_can_update; then
         echo "Updating .venv ..."
         rm -f "$_setup_stamp"
         : >"$_setup_log"
     else
-        echo "Setting up .venv (once; about 6 GB, a few minutes) ..."
         _setup_make_venv || return
     fi
     _setup_install || return
     rm -f "$_setup_unfinished"
-    printf '%s\n' "$key" >"$_setup_stamp"
+    printf '%s %s\n' "$key" "$_setup_root" >"$_setup_stamp"
     echo "  done in $((SECONDS - start)) s"
 }
 
