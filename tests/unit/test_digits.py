@@ -13,6 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vila_mc.data.conversation import Turn, conversation_parts
+from vila_mc.data.sources.conversations import read_conversations
+from vila_mc.data.sources.interleaved import read_interleaved
+from vila_mc.data.sources.pairs import read_pairs
+from vila_mc.data.sources.text import read_text
+from vila_mc.flow import RawSample, TextPart
+
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
@@ -219,10 +226,22 @@ def test_evaluated_questions_are_worded_as_in_training(corpus: Path) -> None:
 
 
 def test_the_system_prompt_is_the_templates(script: ModuleType) -> None:
-    conversation = pytest.importorskip("vila_mc.data.conversation")
-    turns = [conversation.Turn("user", "Q"), conversation.Turn("assistant", "A")]
-    parts = conversation.conversation_parts("vicuna_v1", turns, [])
-    assert parts[0].text.startswith(script.SYSTEM_PROMPT + " USER: ")
+    said = [Turn("user", "Q"), Turn("assistant", "A")]
+    first = conversation_parts("vicuna_v1", said, [])[0]
+    assert isinstance(first, TextPart)
+    assert first.text.startswith(script.SYSTEM_PROMPT + " USER: ")
+
+
+def test_our_own_readers_accept_every_record(corpus: Path) -> None:
+    images = corpus / "images"
+    for samples, count in (
+        (read_pairs([corpus / "pairs.jsonl"], images), 4311),
+        (read_interleaved([corpus / "interleaved.jsonl"], images), 2400),
+        (read_conversations([corpus / "conversations.json"], images, "vicuna_v1"), 7174),
+        (read_conversations([corpus / "instructions.jsonl"], images, "vicuna_v1"), 410),
+        (read_text([corpus / "text.jsonl"]), 1500),
+    ):
+        assert [type(sample) for sample in samples] == [RawSample] * count
 
 
 def test_a_second_run_gives_the_same_bytes_and_leaves_nothing_behind(
