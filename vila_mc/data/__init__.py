@@ -1,1 +1,5 @@
-"""From raw corpora to indexed datasets to microbatches. No megatron; may import kernels, observe and below."""
+"""From raw corpora to indexed datasets to microbatches.
+
+Knows nothing of megatron; may import kernels, observe and what is below them. Only ``collate`` and
+``loader`` import torch, so that preprocessing starts at once.
+"""

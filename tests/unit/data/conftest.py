@@ -1,0 +1,93 @@
+"""Small real things that the data tests share: a tokenizer, images, a model, finished sets."""
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vila_mc.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from vila_mc.data.indexed_writer import IndexedWriter
+from vila_mc.data.tokenizer import Tokenizer, train_tokenizer
+from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
+
+VOCAB_SIZE = 400
+
+SENTENCES = [
+    f"A chat about the picture number {number}: what colour is the quick brown fox, and why?"
+    for number in range(200)
+] + ["The assistant gives helpful, detailed, and polite answers.", "USER: ASSISTANT: [INST] <s>"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained Llama-like tokenizer of ``VOCAB_SIZE`` tokens."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tiny.model"
+    train_tokenizer(SENTENCES, path, VOCAB_SIZE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_path: Path) -> Tokenizer:
+    return Tokenizer(tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def make_image() -> Callable[..., bytes]:
+    """``make_image(width, height, format, seed)``: an encoded picture of smooth noise."""
+
+    def make(width: int = 40, height: int = 30, format: str = "PNG", seed: int = 0) -> bytes:
+        small = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), np.uint8)
+        image = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
+        buffer = io.BytesIO()
+        image.save(buffer, format)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model() -> ModelConfig:
+    """56-pixel images, 14-pixel patches, folded by 2: an image is 4 visual tokens."""
+    return ModelConfig(
+        vision=VisionConfig(image_size=56, patch_size=14, width=16, layers=2, heads=2, ffn=32),
+        connector=ConnectorConfig(kind="mlp_downsample"),
+        language=LanguageConfig(
+            layers=1, width=16, ffn=32, heads=2, kv_heads=2, vocab_size=VOCAB_SIZE
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_set(tokenizer: Tokenizer, make_image: Callable[..., bytes]) -> Callable[..., Path]:
+    """``make_set(prefix, samples)``: a multimodal set, each sample with a token of its own."""
+
+    def make(prefix: Path, samples: int, first_id: int = 10) -> Path:
+        with IndexedWriter(prefix, "multimodal", tokenizer) as writer:
+            for number in range(samples):
+                image = EncodedImage(make_image(seed=number), 40, 30)
+                answer = EncodedText((first_id + number, 9, tokenizer.eos_id), True)
+                writer.add(
+                    EncodedSample((EncodedText((tokenizer.bos_id, 8), False), image, answer))
+                )
+            writer.finish({})
+        return prefix
+
+    return make
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[..., Path]:
+    """``write_lines(name, records)``: a JSON Lines file; strings are written as they are."""
+
+    def write(name: str, records: Iterable[Any]) -> Path:
+        path = tmp_path / name
+        lines = [line if isinstance(line, str) else json.dumps(line) for line in records]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return path
+
+    return write

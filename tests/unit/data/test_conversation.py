@@ -1,0 +1,123 @@
+"""Templates: what the model reads, what it learns, and that prompts equal training prefixes."""
+
+from pathlib import Path
+
+import pytest
+
+from vila_mc.data.conversation import (
+    TEMPLATES,
+    Part,
+    TemplateName,
+    Turn,
+    conversation_parts,
+    prompt,
+)
+from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.errors import DataError
+from vila_mc.flow import ImagePart, TextPart
+
+A = ImagePart(Path("a.jpg"), "a.jpg")
+B = ImagePart(Path("b.jpg"), "b.jpg")
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def turns(*texts: str) -> list[Turn]:
+    return [Turn("assistant" if n % 2 else "user", text) for n, text in enumerate(texts)]
+
+
+def shown(parts: tuple[Part, ...]) -> str:
+    """Parts on one line: images as <name>, trained text in braces, EOS as $."""
+    out = ""
+    for part in parts:
+        if isinstance(part, ImagePart):
+            out += f"<{part.name}>"
+        else:
+            text = part.text + ("$" if part.ends_turn else "")
+            out += f"{{{text}}}" if part.is_trained else text
+    return out
+
+
+def test_vicuna_v1() -> None:
+    parts = conversation_parts("vicuna_v1", turns("<image>\nWhat? ", " A fox.", "Why?", "So."), [A])
+    assert shown(parts) == (
+        f"{SYSTEM} USER: <a.jpg>\nWhat? ASSISTANT:{{A fox.$}}USER: Why? ASSISTANT:{{So.$}}"
+    )
+
+
+def test_llama_2() -> None:
+    parts = conversation_parts("llama_2", turns("Look: <image>", "Yes", "More", "No"), [A])
+    assert shown(parts).startswith("[INST] <<SYS>>\nYou are a helpful language and vision")
+    assert shown(parts).endswith(
+        "language.\n<</SYS>>\n\nLook: <a.jpg>\n [/INST]{Yes$}[INST] More [/INST]{No$}"
+    )
+
+
+def test_plain_is_the_image_and_a_trained_caption_with_newline() -> None:
+    parts = conversation_parts("plain", turns("<image>\nDescribe it.", "A fox. "), [A])
+    assert parts == (A, TextPart("A fox.\n", is_trained=True, ends_turn=False))
+
+
+def test_several_images_in_several_turns() -> None:
+    said = turns("<image><image> differ?", "Yes", "Now <image>\nthis", "No")
+    parts = conversation_parts("vicuna_v1", said, [A, B, A])
+    assert shown(parts) == (
+        f"{SYSTEM} USER: <a.jpg>\n<b.jpg>\ndiffer? ASSISTANT:{{Yes$}}"
+        "USER: Now <a.jpg>\nthis ASSISTANT:{No$}"
+    )
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("question", ["What is it?", "<image>\nWhat is it?", "See <image>, what?"])
+def test_prompt_is_the_prefix_in_training(template: TemplateName, question: str) -> None:
+    marked = question if "<image>" in question else f"<image>\n{question}"
+    whole = conversation_parts(template, turns(marked, "A fox."), [A])
+    assert prompt(template, question, [A]) == whole[:-1]
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "llama_2"])
+def test_text_only_prompt_is_the_prefix_in_training(template: TemplateName) -> None:
+    whole = conversation_parts(template, turns("Why?", "So."), [])
+    assert prompt(template, "Why?") == whole[:-1]
+
+
+def test_only_answers_are_trained() -> None:
+    for template in TEMPLATES:
+        parts = conversation_parts(template, turns("<image>\nQ", "answer"), [A])
+        trained = [part for part in parts if isinstance(part, TextPart) and part.is_trained]
+        assert [part.text.strip() for part in trained] == ["answer"]
+
+
+def test_answer_tokens_follow_the_prompt_as_in_one_text(tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode("USER: why? ASSISTANT: so what")
+    parts = tokenizer.encode("USER: why? ASSISTANT:") + tokenizer.encode("so what")
+    assert parts == whole
+
+
+@pytest.mark.parametrize(
+    ("said", "images", "message"),
+    [
+        (turns("<image> Q", "A"), [], "1 <image> markers but 0 images"),
+        (turns("Q", "A"), [A], "0 <image> markers but 1 images"),
+        (turns("Q"), [], "the turns are user. A conversation"),
+        ([], [], "the turns are none"),
+        ([Turn("assistant", "A"), Turn("user", "Q")], [], "the turns are assistant, user"),
+        (turns("Q", " "), [], r"turn 2 \(assistant\) is empty"),
+    ],
+)
+def test_bad_conversations(said: list[Turn], images: list[ImagePart], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        conversation_parts("vicuna_v1", said, images)
+
+
+def test_plain_needs_an_image() -> None:
+    with pytest.raises(DataError, match="the plain template"):
+        conversation_parts("plain", turns("Q", "A"), [])
+
+
+def test_prompt_with_too_few_markers() -> None:
+    with pytest.raises(DataError, match="1 <image> markers, but 2 images"):
+        prompt("vicuna_v1", "<image> Q", [A, B])

@@ -1,0 +1,51 @@
+"""Text of raw corpora, for training a tokenizer."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vila_mc.data.sources.records import read_records
+from vila_mc.errors import DataError
+
+TEXT_KEYS = ("text", "text_list", "caption", "value", "question", "answer")
+"""Keys whose strings, or lists of strings, count as text."""
+
+
+def read_sentences(files: Sequence[Path]) -> Iterator[str]:
+    """Every text in the files: lines of plain text, or the strings under ``TEXT_KEYS`` in JSON.
+
+    Records that are not JSON objects are passed over, since nothing is trained on them.
+
+    Args:
+        files: ``.json``, ``.jsonl`` and ``.jsonl.gz`` are read as records, others as UTF-8 text.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    for file in files:
+        if file.name.endswith((".json", ".jsonl", ".jsonl.gz")):
+            for _, record in read_records(file):
+                if isinstance(record, dict):
+                    yield from _texts(record)
+        else:
+            yield from _lines(file)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            yield from lines
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8: {error.reason}. Convert it to UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}. Check the path.") from None
+
+
+def _texts(value: object, is_text: bool = False) -> Iterator[str]:
+    if isinstance(value, str) and is_text:
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, is_text)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, key in TEXT_KEYS)

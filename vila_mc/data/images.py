@@ -1,0 +1,159 @@
+"""Encoded images to square RGB arrays, the way CLIP saw them in its own training.
+
+Pixels stay 8-bit here; the model scales and normalises them on its device with ``CLIP_MEAN`` and
+``CLIP_STD``. EXIF orientation is ignored, as CLIP's and LLaVA's pre-processing ignore it.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from vila_mc.config.model import ImageMode
+from vila_mc.errors import ConfigError, DataError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of red, green, blue on a scale of 0 to 1 (CLIP, arXiv 2103.00020)."""
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of red, green, blue on a scale of 0 to 1 (CLIP, arXiv 2103.00020)."""
+
+DEFAULT_MAX_PIXELS = 64_000_000
+"""Images with more pixels are refused: a small file can unfold into more than fits in memory."""
+MAX_MAX_PIXELS = 2 * 89_478_485
+"""Pillow itself refuses to decode more."""
+MAX_ASPECT_RATIO = 200
+"""Longest side over shortest. A one-pixel line would grow by the image size along its length."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow opens many more, and starts other programs for some of them."""
+_PAD_COLOUR = (122, 116, 104)
+"""CLIP's mean colour."""
+
+
+def check_image(data: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Decode an image once to find out whether training will be able to.
+
+    Args:
+        data: the image file.
+        name: what to call it in messages.
+        max_pixels: most pixels allowed, at most ``MAX_MAX_PIXELS``.
+
+    Returns:
+        Width and height in pixels.
+
+    Raises:
+        DataError: the file is empty, of an unknown format, damaged, too large or too narrow.
+    """
+    image = _open(data, name)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{name} is {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are "
+            "allowed. Make it smaller or raise --max-pixels."
+        )
+    _decode(image, name)
+    return width, height
+
+
+def load_image(data: bytes, size: int, mode: ImageMode, name: str = "the image") -> np.ndarray:
+    """Decode an image and make it square.
+
+    Args:
+        data: the image file; zero bytes after its end do no harm.
+        size: side of the result, in pixels.
+        mode: crop (short side to ``size``, centre crop), pad (square canvas of CLIP's mean colour,
+            image centred), resize (both sides to ``size``).
+        name: what to call it in messages.
+
+    Returns:
+        [3, y, x] uint8, y = x = ``size``; channels red, green, blue.
+
+    Raises:
+        DataError: the image cannot be decoded.
+
+    Source:
+        VILA, arXiv 2312.07533; crop equals transformers' CLIPImageProcessorPil before rescaling.
+    """
+    image = _decode(_open(data, name), name)
+    if mode == "crop":
+        image = _crop(image, size)
+    else:
+        canvas = _pad(image) if mode == "pad" else image
+        image = canvas.resize((size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def check_max_pixels(max_pixels: int) -> None:
+    """Refuse a limit on pixels that cannot be kept. Raises ConfigError."""
+    if not 0 < max_pixels <= MAX_MAX_PIXELS:
+        raise ConfigError(
+            f"--max-pixels is {max_pixels}; it must lie between 1 and {MAX_MAX_PIXELS}, the most "
+            "that Pillow decodes."
+        )
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """Read the header alone."""
+    if not data:
+        raise DataError(f"{name} is an empty file. Fetch it again or drop its record.")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"{name} has more than {MAX_MAX_PIXELS:,} pixels, the most that Pillow decodes. Make "
+            "it smaller or drop its record."
+        ) from None
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's readers raise nearly anything on damaged headers
+        raise DataError(
+            f"{name} is not an image that can be read. Use {', '.join(_FORMATS)}, or drop its "
+            "record."
+        ) from None
+    width, height = image.size
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise DataError(
+            f"{name} is {width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times "
+            "the other. Drop its record."
+        )
+    return image
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return _to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged data
+        raise DataError(f"{name} is damaged: {error}. Fetch it again or drop its record.") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Transparency shows white; 16 bits of grey keep their upper 8, where Pillow would clip."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    longer = int(size * max(width, height) / min(width, height))
+    target = (size, longer) if width <= height else (longer, size)
+    image = image.resize(target, Image.Resampling.BICUBIC)
+    left, top = (target[0] - size) // 2, (target[1] - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _pad(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    canvas = Image.new("RGB", (side, side), _PAD_COLOUR)
+    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+    return canvas

@@ -1,0 +1,186 @@
+"""SentencePiece tokenizers: use one, train one.
+
+Special tokens never come from text: ``<s>``, ``</s>``, ``<unk>`` and ``<image>`` inside a caption
+or a web page are tokenised as the characters they are. BOS and EOS are placed by the code that
+knows where a sample or a turn ends, and an image is a part of a sample, not a token.
+"""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from vila_mc.errors import DataError
+
+_LONGEST_SENTENCE = 1000
+"""Characters, 4 bytes each at most. SentencePiece drops training sentences above 4,192 bytes
+without a word, so longer ones are cut."""
+
+
+class Tokenizer:
+    """A SentencePiece model on disk.
+
+    Args:
+        path: the ``.model`` file.
+
+    Raises:
+        DataError: the file is missing, is no SentencePiece model, or lacks BOS or EOS.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        model = _read_model(self.path)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise DataError(
+                f"{path} is not a SentencePiece model. Give the .model file of a tokenizer, or "
+                "train one with tools/train_tokenizer.py."
+            ) from None
+        self._fingerprint = hashlib.sha256(model).hexdigest()
+        self.vocab_size: int = self._processor.vocab_size()
+        """Number of token ids; the ids are 0 to vocab_size - 1."""
+        self.bos_id: int = self._special("BOS", self._processor.bos_id())
+        """Id of the token that starts a sample."""
+        self.eos_id: int = self._special("EOS", self._processor.eos_id())
+        """Id of the token that ends a turn."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text`` alone, without BOS and EOS. No text becomes a special token.
+
+        Raises:
+            DataError: the text holds half of a surrogate pair, which no UTF-8 file can hold.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the text is not valid Unicode: character {error.start} is half of a surrogate "
+                "pair. Repair the file it came from."
+            ) from None
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; BOS and EOS vanish.
+
+        Raises:
+            DataError: an id lies outside the vocabulary.
+        """
+        wrong = [i for i in ids if not 0 <= i < self.vocab_size]
+        if wrong:
+            raise DataError(
+                f"token id {wrong[0]} is outside the vocabulary of {self.path} "
+                f"(0 to {self.vocab_size - 1}). Use the tokenizer that the model was trained with."
+            )
+        text: str = self._processor.decode([int(i) for i in ids])
+        return text
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file, in hexadecimal."""
+        return self._fingerprint
+
+    def _special(self, name: str, token_id: int) -> int:
+        if token_id < 0 or not self._processor.is_control(token_id):
+            raise DataError(
+                f"{self.path} has no {name} token. Use a Llama-style model with <s> and </s>, or "
+                "train one with tools/train_tokenizer.py."
+            )
+        return token_id
+
+
+def train_tokenizer(sentences: Iterable[str], output: Path, vocab_size: int) -> int:
+    """Train a Llama-like SentencePiece model: BPE, byte fallback, digits split, nothing normalised.
+
+    Ids 0, 1 and 2 are ``<unk>``, ``<s>`` and ``</s>``; there is no padding token. The same
+    sentences in the same order give the same file. ``output`` appears only when it is complete.
+
+    Args:
+        sentences: training text; ``corpus_text.read_sentences`` reads it from files. All of it is
+            held in memory, so give a sample of a large corpus.
+        output: the ``.model`` file to write.
+        vocab_size: token ids, the 256 bytes and 3 special tokens included.
+
+    Returns:
+        How many sentences were used.
+
+    Raises:
+        DataError: there is no text, or too little (or too much) of it for ``vocab_size``.
+
+    Source:
+        Llama 2, arXiv 2307.09288, section 2.2 (tokenizer).
+    """
+    chunks = [chunk for sentence in sentences for chunk in _chunks(sentence)]
+    if not chunks:
+        raise DataError("there is no text to train a tokenizer on. Check --input.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(chunks),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=True,
+            split_digits=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(_explain(error, vocab_size)) from None
+    partial = output.with_name(output.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(model.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(output)
+    return len(chunks)
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no tokenizer {path}. Give a SentencePiece .model file, or train one with "
+            "tools/train_tokenizer.py."
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"the tokenizer {path} cannot be read: {error.strerror}. Give a SentencePiece .model "
+            "file that you may read."
+        ) from None
+
+
+def _chunks(sentence: str) -> Iterator[str]:
+    clean = sentence.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
+    for line in clean.splitlines():
+        for start in range(0, len(line), _LONGEST_SENTENCE):
+            chunk = line[start : start + _LONGEST_SENTENCE]
+            if chunk.strip():
+                yield chunk
+
+
+def _explain(error: RuntimeError, vocab_size: int) -> str:
+    text = " ".join(str(error).split())
+    if at_most := re.search(r"too high.*<= (\d+)", text):
+        return (
+            f"a vocabulary of {vocab_size} tokens is too large for this text, which yields at "
+            f"most {at_most.group(1)}. Lower --vocab-size or give more text."
+        )
+    if re.search(r"(?i)vocab\w* size is (too )?small", text):
+        return (
+            f"a vocabulary of {vocab_size} tokens is too small: 256 bytes, 3 special tokens and "
+            "every character of the text need one each. Raise --vocab-size."
+        )
+    return f"SentencePiece cannot train a vocabulary of {vocab_size} tokens on this text: {text}"
