@@ -29,7 +29,9 @@ class ErrorRaisingParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}. Run with --help to see every option.")
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> argparse.Namespace:
         """Parse; an option that does not exist names the nearest one that does."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:

@@ -1,0 +1,329 @@
+"""Raw files to datasets: the same bytes for any number of workers, and no bad record vanishes."""
+
+import errno
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vila_mc.data import preprocess as module
+from vila_mc.data.encode import encode_sample
+from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.ordered_map import ordered_map
+from vila_mc.data.preprocess import RejectionLimit, expand_inputs, preprocess
+from vila_mc.data.sources.pairs import read_pairs
+from vila_mc.data.sources.text import read_text
+from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.errors import ConfigError, DataError, SetupError, run_cli
+from vila_mc.flow import EncodedImage, EncodedText, ImagePart, RawSample, TextPart
+
+ROOT = Path(__file__).parents[3]
+Write = Callable[..., Path]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A tool of the project in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, write_lines: Write, make_image: Callable[..., bytes]) -> Path:
+    """40 pairs, of which 3 are bad: no caption, no image, a damaged image."""
+    (tmp_path / "images").mkdir()
+    lines = []
+    for number in range(40):
+        (tmp_path / "images" / f"{number}.png").write_bytes(make_image(seed=number))
+        lines.append({"image": f"{number}.png", "caption": f"picture number {number}"})
+    del lines[11]["caption"]
+    lines[17]["image"] = "none.png"
+    (tmp_path / "images" / "30.png").write_bytes(b"junk")
+    return write_lines("pairs.jsonl", lines)
+
+
+def make_pairs(
+    pairs: Path, output: Path, tokenizer: Path, limit: str = "3", workers: int = 1
+) -> module.Preprocessed:
+    return preprocess(
+        read_pairs([pairs], pairs.parent / "images"),
+        output,
+        "multimodal",
+        tokenizer,
+        source={},
+        workers=workers,
+        limit=RejectionLimit.parse(limit),
+    )
+
+
+def test_bytes_do_not_depend_on_workers(tmp_path: Path, pairs: Path, tokenizer_path: Path) -> None:
+    for workers in (1, 2):
+        make_pairs(pairs, tmp_path / f"w{workers}" / "set", tokenizer_path, workers=workers)
+    names = sorted(os.listdir(tmp_path / "w1"))
+    assert names == ["set.bin", "set.idx", "set.manifest.json", "set.rejected.jsonl"]
+    for name in names:
+        assert (tmp_path / "w1" / name).read_bytes() == (tmp_path / "w2" / name).read_bytes()
+
+
+def test_pairs_are_stored_as_bos_image_caption_eos(
+    tmp_path: Path, pairs: Path, tokenizer_path: Path, tokenizer: Tokenizer
+) -> None:
+    made = make_pairs(pairs, tmp_path / "set", tokenizer_path)
+    assert (made.manifest.samples, made.manifest.images) == (37, 37)
+    bos, image, caption = IndexedReader(tmp_path / "set").sample(1)
+    assert (bos.ids.tolist(), bos.is_trained) == ([tokenizer.bos_id], False)
+    assert image.data.tobytes().startswith((tmp_path / "images" / "1.png").read_bytes())
+    assert caption.ids.tolist() == [*tokenizer.encode("picture number 1"), tokenizer.eos_id]
+    assert caption.is_trained
+
+
+def test_rejected_records_are_listed(tmp_path: Path, pairs: Path, tokenizer_path: Path) -> None:
+    made = make_pairs(pairs, tmp_path / "set", tokenizer_path)
+    assert made.rejected == {"missing key": 1, "missing image": 1, "unusable image": 1}
+    lines = (tmp_path / "set.rejected.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [(record["line"], record["reason"]) for record in found] == [
+        (12, "missing key"),
+        (18, "missing image"),
+        (31, "unusable image"),
+    ]
+    assert {record["file"] for record in found} == {str(pairs)}
+    assert all(record["detail"] for record in found)
+
+
+@pytest.mark.parametrize("limit", ["2", "7%", "0", "0%"])
+def test_too_many_rejected(tmp_path: Path, pairs: Path, tokenizer_path: Path, limit: str) -> None:
+    message = (
+        rf"of \d+ records are rejected.*The first: {pairs}:12: missing key: there is no 'text'"
+    )
+    with pytest.raises(DataError, match=message) as caught:
+        make_pairs(pairs, tmp_path / "out" / "set", tokenizer_path, limit)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path / "out") == ["set.rejected.jsonl"]
+
+
+def test_share_that_is_just_kept(tmp_path: Path, pairs: Path, tokenizer_path: Path) -> None:
+    assert make_pairs(pairs, tmp_path / "set", tokenizer_path, "7.5%").manifest.samples == 37
+
+
+def test_hopeless_run_stops_early() -> None:
+    limit = RejectionLimit.parse("1%")
+    assert not limit.is_passed(900, 999, is_end=False)
+    assert limit.is_passed(501, 1000, is_end=False)
+    assert not limit.is_passed(400, 1000, is_end=False)
+
+
+@pytest.mark.parametrize("text", ["-1", "x", "101%", "-1%", "%", "1.5", "nan%"])
+def test_limits_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="--max-rejected is"):
+        RejectionLimit.parse(text)
+
+
+def test_no_record_at_all(tmp_path: Path, write_lines: Write, tokenizer_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no sample is left .*holds no record"):
+        make_pairs(write_lines("a.jsonl", []), tmp_path / "set", tokenizer_path)
+
+
+def test_nothing_but_allowed_rejections(
+    tmp_path: Path, write_lines: Write, tokenizer_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"no sample is left .*not JSON"):
+        make_pairs(write_lines("a.jsonl", ["{"]), tmp_path / "set", tokenizer_path)
+
+
+def test_settings_out_of_range(tmp_path: Path, tokenizer_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--workers is 0"):
+        preprocess([], tmp_path / "set", "text", tokenizer_path, source={}, workers=0)
+    with pytest.raises(ConfigError, match="--max-pixels is 0"):
+        preprocess([], tmp_path / "set", "text", tokenizer_path, source={}, max_pixels=0)
+
+
+def test_existing_set_is_refused_before_any_work(
+    tmp_path: Path, tokenizer_path: Path, make_set: Callable[..., Path]
+) -> None:
+    def never() -> object:
+        raise AssertionError("read")
+        yield
+
+    prefix = make_set(tmp_path / "set", 1)
+    with pytest.raises(DataError, match="exists already"):
+        preprocess(never(), prefix, "multimodal", tokenizer_path, source={})
+
+
+def test_full_disk_leaves_no_set(
+    tmp_path: Path, pairs: Path, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="no space left for"):
+        make_pairs(pairs, tmp_path / "out" / "set", tokenizer_path)
+    assert os.listdir(tmp_path / "out") == ["set.rejected.jsonl"]
+
+
+def test_text_that_is_not_unicode_is_rejected(
+    tmp_path: Path, write_lines: Write, tokenizer_path: Path
+) -> None:
+    file = write_lines("a.jsonl", ['{"text": "half \\ud800"}', {"text": "whole"}])
+    made = preprocess(
+        read_text([file]),
+        tmp_path / "set",
+        "text",
+        tokenizer_path,
+        source={},
+        limit=RejectionLimit(count=1),
+    )
+    assert made.rejected == {"not valid Unicode": 1}
+
+
+def test_text_document_is_bos_text_eos(
+    tmp_path: Path, write_lines: Write, tokenizer_path: Path, tokenizer: Tokenizer
+) -> None:
+    file = write_lines("a.jsonl", [{"text": "the <s> fox"}])
+    preprocess(read_text([file]), tmp_path / "set", "text", tokenizer_path, source={})
+    (piece,) = IndexedReader(tmp_path / "set").sample(0)
+    assert piece.is_trained
+    assert piece.ids.tolist() == [1, *tokenizer.encode("the <s> fox"), 2]
+
+
+def test_encode_joins_texts_of_one_kind(
+    tokenizer: Tokenizer, make_image: Callable[..., bytes]
+) -> None:
+    parts = (
+        TextPart("USER:", is_trained=False),
+        ImagePart(make_image(), "x"),
+        TextPart("a", is_trained=False),
+        TextPart("b", is_trained=False),
+        TextPart("c", is_trained=True, ends_turn=True),
+    )
+    prompt, image, between, answer = encode_sample(RawSample(parts, "f:1"), tokenizer, 10**6).pieces
+    assert prompt == EncodedText((1, *tokenizer.encode("USER:")), False)
+    assert isinstance(image, EncodedImage)
+    assert (image.width, image.height) == (40, 30)
+    assert between == EncodedText((*tokenizer.encode("a"), *tokenizer.encode("b")), False)
+    assert answer == EncodedText((*tokenizer.encode("c"), 2), True)
+
+
+def test_expand_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.txt"):
+        (tmp_path / name).write_text("")
+    assert [path.name for path in expand_inputs([str(tmp_path / "*.jsonl")])] == [
+        "a.jsonl",
+        "b.jsonl",
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert expand_inputs(["c.txt", "*.jsonl"]) == [Path(n) for n in ("c.txt", "a.jsonl", "b.jsonl")]
+    for nothing in ("none*", str(tmp_path), "/", ""):
+        with pytest.raises(DataError, match="no file matches --input"):
+            expand_inputs([nothing])
+
+
+def _die(_: int) -> int:
+    os._exit(9)
+
+
+def _nothing() -> None:
+    pass
+
+
+def test_killed_worker_is_reported() -> None:
+    with pytest.raises(SetupError, match="one of the 2 worker processes was killed"):
+        list(ordered_map(_die, range(3), 2, _nothing, ()))
+
+
+def test_map_reads_only_a_little_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> object:
+        for number in range(10_000):
+            taken.append(number)
+            yield number
+
+    results = ordered_map(abs, items(), 2, _nothing, ())
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    results.close()
+    assert len(taken) <= 16 * 2 * 3
+
+
+def test_tools_from_raw_files_to_sets(
+    tmp_path: Path, pairs: Path, write_lines: Write, make_image: Callable[..., bytes]
+) -> None:
+    corpus = write_lines(
+        "text.jsonl", [{"text": f"line {n} of text about foxes"} for n in range(90)]
+    )
+    model = tmp_path / "t.model"
+    trained = run(
+        "tools/train_tokenizer.py", "--input", corpus, "--output", model, "--vocab-size", 300
+    )
+    assert (trained.returncode, trained.stdout) == (0, f"{model}: 300 tokens from 90 sentences\n")
+
+    mmc4 = write_lines(
+        "mmc4.jsonl",
+        [
+            {
+                "text_list": ["One.", "Two."],
+                "image_info": [{"image_name": "1.png", "matched_text_index": 1}],
+            }
+        ],
+    )
+    said = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
+    llava = tmp_path / "llava.json"
+    llava.write_text(json.dumps([{"image": "2.png", "conversations": said}]))
+    folder = ("--images", tmp_path / "images")
+    for kind, file, options, samples in [
+        ("text", corpus, (), 90),
+        ("pairs", pairs, (*folder, "--max-rejected", "3"), 37),
+        ("interleaved", mmc4, folder, 1),
+        ("conversations", llava, (*folder, "--template", "plain"), 1),
+    ]:
+        output = tmp_path / "sets" / kind
+        common = ("--input", file, "--output", output, "--tokenizer", model)
+        made = run("tools/preprocess_data.py", kind, *common, *options)
+        assert made.returncode == 0, made.stderr
+        assert made.stdout.startswith(f"kept      {samples} samples\n")
+        assert len(IndexedReader(output)) == samples
+    assert IndexedReader(output).manifest.source == {
+        "kind": "conversations",
+        "files": ["llava.json"],
+        "template": "plain",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("text", "--input", "none", "--output", "x", "--tokenizer", "x"), "no file matches"),
+        (("texts",), "invalid choice: 'texts'"),
+        (("text", "--inptu", "x"), "error: "),
+        (("pairs",), "required: --input, --output, --tokenizer"),
+        ((), "required: kind"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "preprocess_data.py"))
+    with pytest.raises(SystemExit) as ended:
+        run_cli(lambda: tool["main"](arguments))
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in printed
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+
+
+def test_preprocessing_starts_without_torch() -> None:
+    code = "import sys, vila_mc.data.preprocess; print('torch' in sys.modules)"
+    assert run("-c", code).stdout == "False\n"
