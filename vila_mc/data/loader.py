@@ -1,0 +1,163 @@
+"""The training data of one data-parallel rank: from a position in the run to microbatches.
+
+What a step reads depends on the seed and on the number of samples seen before it, and on nothing
+else: a run may stop and go on with other ranks, micro-batches or threads.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from vila_mc.config.data import DataConfig
+from vila_mc.config.model import ModelConfig
+from vila_mc.data.blend import Blend
+from vila_mc.data.collate import collate
+from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.errors import ConfigError, DataError
+from vila_mc.flow import Microbatch
+
+_LOOK_AHEAD = 2
+"""Microbatches per thread that may be ready or under way."""
+
+_Draw = tuple[int, int]
+"""(dataset, sample)"""
+
+
+class TrainingData:
+    """Opens every dataset of the blend and deals its samples out.
+
+    Args:
+        data: blend, tokenizer, sequence length, seed and threads.
+        model: vocabulary and image geometry.
+        micro_batch: rows of a microbatch.
+        global_batch: samples of a step over all ranks.
+        data_rank: which data-parallel rank this is.
+        data_size: how many there are.
+        needs_images: whether this rank's stage looks at images.
+
+    Raises:
+        ConfigError: the blend or the tokenizer is not set, or the batch does not divide.
+        DataError: a dataset is missing, damaged, or made with another tokenizer.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        model: ModelConfig,
+        *,
+        micro_batch: int,
+        global_batch: int,
+        data_rank: int,
+        data_size: int,
+        needs_images: bool,
+    ) -> None:
+        if global_batch % (micro_batch * data_size):
+            raise ConfigError(
+                f"train.global_batch {global_batch} is not a multiple of train.micro_batch x "
+                f"data-parallel size = {micro_batch} x {data_size}. Change one of them."
+            )
+        self._data, self._model, self._needs_images = data, model, needs_images
+        self._micro_batch, self._global_batch = micro_batch, global_batch
+        self._share = global_batch // data_size
+        self._first = data_rank * self._share
+        self.readers: tuple[IndexedReader, ...] = open_blend(data, model)
+        """The datasets, in the order of ``data.blend``."""
+        weights = [entry.weight for entry in data.blend]
+        self._blend = Blend(weights, [len(reader) for reader in self.readers], data.seed)
+        self._pool = ThreadPoolExecutor(data.workers, "data") if data.workers else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def microbatches(self, samples_seen: int) -> list[Microbatch]:
+        """This rank's microbatches of the step that starts after ``samples_seen`` samples.
+
+        Rank r takes the r-th contiguous share of the step, cut into rows of ``micro_batch``.
+
+        Raises:
+            DataError: an image no longer decodes.
+        """
+        return [self._load(draws) for draws in self._draws(samples_seen)]
+
+    def iterate(self, samples_seen: int) -> Iterator[list[Microbatch]]:
+        """Microbatches of one step after the other, without end, read ahead by the threads.
+
+        Raises:
+            DataError: an image no longer decodes.
+        """
+        if self._pool is None:
+            while True:
+                yield self.microbatches(samples_seen)
+                samples_seen += self._global_batch
+        per_step = self._share // self._micro_batch
+        ahead = per_step + _LOOK_AHEAD * self._data.workers
+        waiting: deque[Future[Microbatch]] = deque()
+        try:
+            while True:
+                while len(waiting) < ahead:
+                    for draws in self._draws(samples_seen):
+                        waiting.append(self._pool.submit(self._load, draws))
+                    samples_seen += self._global_batch
+                yield [waiting.popleft().result() for _ in range(per_step)]
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def close(self) -> None:
+        """End the threads. Files stay mapped until the object goes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _draws(self, samples_seen: int) -> list[list[_Draw]]:
+        datasets, samples = self._blend.choose(samples_seen + self._first, self._share)
+        draws = list(zip(datasets.tolist(), samples.tolist(), strict=True))
+        step = self._micro_batch
+        return [draws[start : start + step] for start in range(0, len(draws), step)]
+
+    def _load(self, draws: Sequence[_Draw]) -> Microbatch:
+        samples = [self.readers[dataset].sample(sample) for dataset, sample in draws]
+        return collate(samples, self._model, self._data.sequence_length, self._needs_images)
+
+
+def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...]:
+    """Open the datasets of a blend and check that they were made for this run.
+
+    Raises:
+        ConfigError: the blend or the tokenizer is not set.
+        DataError: a dataset cannot be used, or was made with another tokenizer.
+    """
+    if not data.blend:
+        raise ConfigError("data.blend is empty. Name at least one dataset: [{path: PREFIX}].")
+    if data.tokenizer is None:
+        raise ConfigError(
+            "data.tokenizer is not set. Give the SentencePiece .model that the datasets were made "
+            "with."
+        )
+    tokenizer = Tokenizer(data.tokenizer)
+    if tokenizer.vocab_size != model.language.vocab_size:
+        raise DataError(
+            f"data.tokenizer {data.tokenizer} has {tokenizer.vocab_size} tokens, but "
+            f"model.language.vocab_size is {model.language.vocab_size}. Set the second to "
+            "the first, or use the model's tokenizer."
+        )
+    readers = tuple(IndexedReader(entry.path) for entry in data.blend)
+    for reader in readers:
+        if reader.manifest.tokenizer_sha256 != tokenizer.fingerprint():
+            raise DataError(
+                f"the dataset {reader.prefix} was made with another tokenizer "
+                f"({reader.manifest.vocab_size} tokens) than data.tokenizer {data.tokenizer} "
+                f"({tokenizer.vocab_size} tokens). Re-run tools/preprocess_data.py with this "
+                "tokenizer, or set data.tokenizer to the one that made it."
+            )
+    return readers
