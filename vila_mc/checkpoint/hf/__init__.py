@@ -1,1 +1,4 @@
-"""Name tables between Megatron-Core and Hugging Face, export, verification."""
+"""To and from Hugging Face: names, layouts, export, import, verification. May import model, data.
+
+Export and import need neither transformers nor a GPU; verification reloads with transformers.
+"""

@@ -1,0 +1,60 @@
+"""Configuration of an exported VILA: a CLIP tower, a connector, a Llama."""
+
+# transformers is not typed:
+# mypy: allow-subclassing-any, no-warn-return-any
+
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+
+CONNECTOR_KINDS = ("linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample")
+
+
+class VilaConfig(PreTrainedConfig):
+    """What ``VilaForConditionalGeneration`` is built from.
+
+    Args:
+        text_config: the language model, as a LlamaConfig or its dict.
+        vision_config: the vision tower, as a CLIPVisionConfig or its dict. It counts the layers
+            that run: the layer after the one whose output is read does not exist.
+        connector_kind: one of ``CONNECTOR_KINDS``.
+        image_token_id: placeholder of one visual token in ``input_ids``. It lies outside the
+            vocabulary, so that no text contains it and the model never generates it.
+    """
+
+    model_type = "vila_mc"
+    sub_configs = {"text_config": LlamaConfig, "vision_config": CLIPVisionConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        text_config: LlamaConfig | dict[str, Any] | None = None,
+        vision_config: CLIPVisionConfig | dict[str, Any] | None = None,
+        connector_kind: str = "mlp_downsample",
+        image_token_id: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if connector_kind not in CONNECTOR_KINDS:
+            raise ValueError(
+                f"connector_kind is {connector_kind!r}; it must be one of "
+                f"{', '.join(CONNECTOR_KINDS)}."
+            )
+        self.text_config = _as_config(text_config, LlamaConfig)
+        self.vision_config = _as_config(vision_config, CLIPVisionConfig)
+        self.connector_kind = connector_kind
+        vocab_size = self.text_config.vocab_size
+        self.image_token_id = vocab_size if image_token_id is None else image_token_id
+        if self.image_token_id < vocab_size:
+            raise ValueError(
+                f"image_token_id {self.image_token_id} is a token of the vocabulary; use "
+                f"{vocab_size} or more."
+            )
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+
+def _as_config(given: Any, kind: type[PreTrainedConfig]) -> Any:
+    if isinstance(given, PreTrainedConfig):
+        return given
+    values = dict(given or {})
+    values.pop("model_type", None)
+    return kind(**values)

@@ -1,0 +1,131 @@
+"""Images as VILA saw them in training: Pillow on 8 bits, then fp32 arithmetic.
+
+The arithmetic is written out rather than borrowed, because other resizers (tensor based,
+anti-aliased) give other pixels.
+"""
+
+# transformers is not typed:
+# mypy: allow-subclassing-any, no-warn-return-any
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.image_processing_base import ImageProcessingMixin
+
+IMAGE_MODES = ("crop", "pad", "resize")
+PAD_COLOUR = (122, 116, 104)
+
+
+class VilaImageProcessor(ImageProcessingMixin):
+    """Square, normalised pixel values.
+
+    Args:
+        image_mode: how an image becomes square: crop (short side to size, centre crop), pad (square
+            canvas of CLIP's mean colour, image centred, then resized) or resize (directly).
+        crop_size: ``{"height": side, "width": side}`` of the result.
+        image_mean: per channel, on a scale of 0 to 1.
+        image_std: per channel, on a scale of 0 to 1.
+        kwargs: further keys of a CLIP preprocessor file; kept, not used.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        image_mode: str = "crop",
+        crop_size: dict[str, int] | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if image_mode not in IMAGE_MODES:
+            raise ValueError(
+                f"image_mode is {image_mode!r}; it must be one of {', '.join(IMAGE_MODES)}."
+            )
+        self.image_mode = image_mode
+        self.crop_size = crop_size or {"height": 336, "width": 336}
+        self.image_mean = image_mean or [0.48145466, 0.4578275, 0.40821073]
+        self.image_std = image_std or [0.26862954, 0.26130258, 0.27577711]
+
+    def __call__(self, images: Any, return_tensors: str | None = "pt") -> BatchFeature:
+        """Pixel values of one image or a list of them.
+
+        Args:
+            images: PIL images, arrays [y, x, 3] of uint8, paths or URLs.
+            return_tensors: "pt" or "np".
+
+        Returns:
+            ``pixel_values`` [n, 3, y, x] fp32.
+        """
+        images = images if isinstance(images, (list, tuple)) else [images]
+        pixels = [self.normalise(self.make_square(self._open(image))) for image in images]
+        return BatchFeature({"pixel_values": torch.stack(pixels)}, tensor_type=return_tensors)
+
+    def make_square(self, image: Image.Image) -> Tensor:
+        """An image of any mode and shape -> uint8 [3, y, x]."""
+        size = self.crop_size["height"]
+        image = to_rgb(image)
+        if self.image_mode == "crop":
+            image = crop_centre(image, size)
+        else:
+            if self.image_mode == "pad":
+                image = pad_to_square(image)
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def normalise(self, pixels_3yx: Tensor) -> Tensor:
+        """uint8 [3, y, x] -> fp32, each channel shifted and scaled by CLIP's statistics."""
+        mean = torch.tensor(self.image_mean).view(3, 1, 1)
+        std = torch.tensor(self.image_std).view(3, 1, 1)
+        return (pixels_3yx.float() / 255.0 - mean) / std
+
+    def _open(self, image: Any) -> Image.Image:
+        if isinstance(image, str):
+            image = self.fetch_images(image)
+        if isinstance(image, Tensor):
+            image = image.cpu().numpy()
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(
+                    f"an image array is {image.dtype} {list(image.shape)}; give uint8 [y, x, 3] "
+                    "or a PIL image."
+                )
+            image = Image.fromarray(image)
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"an image is a {type(image).__name__}; give a PIL image.")
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Three 8-bit channels. Transparency shows white; 16-bit grey keeps its upper 8 bits."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image)
+    elif image.mode == "I" or image.mode.startswith("I;16"):
+        upper = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def crop_centre(image: Image.Image, size: int) -> Image.Image:
+    """Short side to ``size`` (bicubic, long side rounded down), then the central square."""
+    width, height = image.size
+    long_side = int(size * max(width, height) / min(width, height))
+    width, height = (size, long_side) if width <= height else (long_side, size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """Centre the image on the smallest square canvas that holds it."""
+    width, height = image.size
+    side = max(width, height)
+    canvas = Image.new("RGB", (side, side), PAD_COLOUR)
+    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+    return canvas

@@ -1,0 +1,183 @@
+"""Rules that carry one tensor of the training model to Hugging Face tensors, and back.
+
+A rule is a row of the tables in names.py. Its shapes are written in letters that the table
+resolves with the sizes of a model, so that a wrong tensor is refused by name before it is used.
+Rules only move numbers, so there and back is equal bit by bit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+Sizes = Mapping[str, int]
+"""Letter of a shape -> size, for example ``{"h": 4096, "v": 32000}``."""
+Shape = tuple[int, ...]
+
+
+class Row(Protocol):
+    """One tensor of the training model and the Hugging Face tensors that hold the same numbers."""
+
+    @property
+    def ours(self) -> str:
+        """Name in the training model; ``{i}`` stands for the layer."""
+
+    def at(self, layer: int) -> Self:
+        """The same row for one layer."""
+
+    def our_shape(self, sizes: Sizes) -> Shape:
+        """Shape in the training model."""
+
+    def their_shapes(self, sizes: Sizes) -> dict[str, Shape]:
+        """Hugging Face names and shapes."""
+
+    def split(self, ours: Tensor, sizes: Sizes) -> dict[str, Tensor]:
+        """Training model -> Hugging Face."""
+
+    def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
+        """Hugging Face -> training model."""
+
+
+def shape_of(letters: str, sizes: Sizes) -> Shape:
+    """Resolve a shape such as ``"v h"``; a number stands for itself."""
+    return tuple(int(word) if word.isdigit() else sizes[word] for word in letters.split())
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A row with one tensor on either side."""
+
+    ours: str
+    theirs: str
+
+    def at(self, layer: int) -> Self:
+        return replace(
+            self,
+            ours=self.ours.replace("{i}", str(layer)),
+            theirs=self.theirs.replace("{i}", str(layer)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rename(_Pair):
+    """The same tensor under another name."""
+
+    shape: str
+
+    def our_shape(self, sizes: Sizes) -> Shape:
+        return shape_of(self.shape, sizes)
+
+    def their_shapes(self, sizes: Sizes) -> dict[str, Shape]:
+        return {self.theirs: shape_of(self.shape, sizes)}
+
+    def split(self, ours: Tensor, sizes: Sizes) -> dict[str, Tensor]:
+        return {self.theirs: ours}
+
+    def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
+        return theirs[self.theirs]
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape(_Pair):
+    """The same numbers in another shape."""
+
+    our_letters: str
+    their_letters: str
+
+    def our_shape(self, sizes: Sizes) -> Shape:
+        return shape_of(self.our_letters, sizes)
+
+    def their_shapes(self, sizes: Sizes) -> dict[str, Shape]:
+        return {self.theirs: shape_of(self.their_letters, sizes)}
+
+    def split(self, ours: Tensor, sizes: Sizes) -> dict[str, Tensor]:
+        return {self.theirs: ours.reshape(shape_of(self.their_letters, sizes))}
+
+    def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
+        return theirs[self.theirs].reshape(self.our_shape(sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class PadVocab(_Pair):
+    """A vocabulary table: ours ends in rows of padding that no token uses.
+
+    Letters: ``v`` rows in Hugging Face, ``padded`` rows in ours, h columns. The padding is
+    dropped on export and zero on import.
+    """
+
+    def our_shape(self, sizes: Sizes) -> Shape:
+        return shape_of("padded h", sizes)
+
+    def their_shapes(self, sizes: Sizes) -> dict[str, Shape]:
+        return {self.theirs: shape_of("v h", sizes)}
+
+    def split(self, ours: Tensor, sizes: Sizes) -> dict[str, Tensor]:
+        return {self.theirs: ours[: sizes["v"]]}
+
+    def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
+        table = theirs[self.theirs]
+        return torch.cat([table, table.new_zeros(sizes["padded"] - sizes["v"], sizes["h"])])
+
+
+@dataclass(frozen=True, slots=True)
+class MergeQkv(_Pair):
+    """Query, key and value projections, merged per key/value group.
+
+    Letters: ``groups`` key/value heads, ``qd`` rows of the query projection, ``kd`` rows of the
+    key and of the value projection. Ours is, group by group: the group's query heads, its key
+    head, its value head. ``{part}`` in ``theirs`` stands for q, k and v.
+    """
+
+    tail: str
+    """Letters after the first dimension: the input width of a weight, empty for a bias."""
+
+    def our_shape(self, sizes: Sizes) -> Shape:
+        return (sizes["qd"] + 2 * sizes["kd"], *shape_of(self.tail, sizes))
+
+    def their_shapes(self, sizes: Sizes) -> dict[str, Shape]:
+        tail = shape_of(self.tail, sizes)
+        rows = {"q": sizes["qd"], "k": sizes["kd"], "v": sizes["kd"]}
+        return {name: (rows[part], *tail) for part, name in self._names().items()}
+
+    def split(self, ours: Tensor, sizes: Sizes) -> dict[str, Tensor]:
+        groups = sizes["groups"]
+        q_rows, k_rows = sizes["qd"] // groups, sizes["kd"] // groups
+        by_group = ours.reshape(groups, q_rows + 2 * k_rows, *ours.shape[1:])
+        parts = torch.split(by_group, [q_rows, k_rows, k_rows], dim=1)  # type: ignore[no-untyped-call]
+        return {
+            name: part.flatten(0, 1)
+            for name, part in zip(self._names().values(), parts, strict=True)
+        }
+
+    def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
+        groups, tail = sizes["groups"], shape_of(self.tail, sizes)
+        parts = [theirs[name].reshape(groups, -1, *tail) for name in self._names().values()]
+        return torch.cat(parts, dim=1).flatten(0, 1)
+
+    def _names(self) -> dict[str, str]:
+        return {part: self.theirs.replace("{part}", part) for part in "qkv"}
+
+
+@dataclass(frozen=True, slots=True)
+class MergeGateUp(_Pair):
+    """The gate and up projections of a gated feed-forward layer, one above the other.
+
+    ``{part}`` in ``theirs`` stands for gate and up, each [f, h]; ours is [2f, h].
+    """
+
+    def our_shape(self, sizes: Sizes) -> Shape:
+        return (2 * sizes["f"], sizes["h"])
+
+    def their_shapes(self, sizes: Sizes) -> dict[str, Shape]:
+        return {name: shape_of("f h", sizes) for name in self._names()}
+
+    def split(self, ours: Tensor, sizes: Sizes) -> dict[str, Tensor]:
+        return dict(zip(self._names(), ours.chunk(2), strict=True))
+
+    def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
+        return torch.cat([theirs[name] for name in self._names()])
+
+    def _names(self) -> tuple[str, str]:
+        return self.theirs.replace("{part}", "gate"), self.theirs.replace("{part}", "up")
