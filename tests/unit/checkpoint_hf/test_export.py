@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from independent_vila import VOCABULARY, build, tiny_model
+from PIL import Image
 
 from vila_mc.checkpoint.hf import export as export_module
 from vila_mc.checkpoint.hf.export import MANIFEST, export_hf
@@ -125,6 +126,16 @@ def test_causal_lm_auto_class_and_save_pretrained(exported, load_export, tmp_pat
         assert torch.equal(again.state_dict()[name], tensor), name
     assert processor_again.image_seq_length == processor.image_seq_length
     assert processor_again.image_processor.image_mode == processor.image_processor.image_mode
+
+
+def test_the_pipeline_of_transformers_runs(exported):
+    from transformers import pipeline
+
+    answer = pipeline("image-text-to-text", model=str(exported[0]), trust_remote_code=True)
+    image = Image.new("RGB", (40, 50), (9, 99, 9))
+    question = [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]
+    output = answer(text=[{"role": "user", "content": question}], max_new_tokens=2)
+    assert output[0]["generated_text"][-1]["role"] == "assistant"
 
 
 def test_bfloat16_export_loads_as_bfloat16(tokenizer_path, load_export, tmp_path):

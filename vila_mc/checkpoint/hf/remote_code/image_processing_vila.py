@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.processing_utils import ImagesKwargs
 
 IMAGE_MODES = ("crop", "pad", "resize")
 PAD_COLOUR = (122, 116, 104)
@@ -33,6 +34,7 @@ class VilaImageProcessor(ImageProcessingMixin):
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
+    valid_kwargs = ImagesKwargs  # transformers' pipelines look it up
 
     def __init__(
         self,
