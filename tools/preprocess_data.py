@@ -71,7 +71,7 @@ def _parser(kind: str) -> ErrorRaisingParser:
     add(
         "--max-rejected",
         default="1%",
-        metavar="N|P%%",
+        metavar="LIMIT",
         help="bad records beyond which the run fails: a number or a share (default: 1%%)",
     )
     add(

@@ -69,7 +69,7 @@ class RejectionLimit:
         return seen >= _EARLY and rejected > max(0.5, self.share) * seen
 
     def __str__(self) -> str:
-        return f"{self.count}" if self.share is None else f"{self.share:.4g} of the records"
+        return f"{self.count}" if self.share is None else f"{100 * self.share:.6g}%"
 
 
 @dataclass(slots=True)
@@ -179,18 +179,20 @@ def _keep(
     rejected_file: Path,
 ) -> Iterator[EncodedSample]:
     """Pass encoded samples on; write the rejected ones down and stop when they are too many."""
-    with rejected_file.open("w", encoding="utf-8") as rejected:
-        for result in tqdm(results, unit=" records", disable=None):
-            tally.seen += 1
-            if isinstance(result, EncodedSample):
-                yield result
-                continue
-            tally.reject(result)
-            rejected.write(json.dumps(asdict(result)) + "\n")
-            _check(tally, limit, rejected_file, is_end=False)
-    _check(tally, limit, rejected_file, is_end=True)
-    if not tally.rejected:
-        rejected_file.unlink()
+    try:
+        with rejected_file.open("w", encoding="utf-8") as rejected:
+            for result in tqdm(results, unit=" records", disable=None):
+                tally.seen += 1
+                if isinstance(result, EncodedSample):
+                    yield result
+                    continue
+                tally.reject(result)
+                rejected.write(json.dumps(asdict(result)) + "\n")
+                _check(tally, limit, rejected_file, is_end=False)
+        _check(tally, limit, rejected_file, is_end=True)
+    finally:
+        if not tally.rejected:
+            rejected_file.unlink(missing_ok=True)
 
 
 def _check(tally: Tally, limit: RejectionLimit, rejected_file: Path, *, is_end: bool) -> None:

@@ -173,6 +173,19 @@ def test_full_disk_leaves_no_set(
     assert os.listdir(tmp_path / "out") == ["set.rejected.jsonl"]
 
 
+def test_failed_run_without_rejections_leaves_nothing(
+    tmp_path: Path, write_lines: Write, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DataError("no space left")
+
+    monkeypatch.setattr(module.IndexedWriter, "add", full)
+    file = write_lines("a.jsonl", [{"text": "x"}])
+    with pytest.raises(DataError, match="no space left"):
+        preprocess(read_text([file]), tmp_path / "out" / "set", "text", tokenizer_path, source={})
+    assert os.listdir(tmp_path / "out") == []
+
+
 def test_text_that_is_not_unicode_is_rejected(
     tmp_path: Path, write_lines: Write, tokenizer_path: Path
 ) -> None:
