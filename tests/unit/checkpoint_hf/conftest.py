@@ -10,17 +10,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import numpy as np
 import pytest
+from independent_vila import SENTENCES, VOCABULARY
 from PIL import Image
 
 from vila_mc.data.tokenizer import train_tokenizer
-
-VOCABULARY = 401
-SENTENCES = (
-    "A chat between a curious user and an artificial intelligence assistant. ASSISTANT: USER:",
-    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-    "Two dogs run on the beach at 12:30, 1995.  There are two  spaces here.",
-    "print('x')\n    indented aaa aaaa abab ababa banana",
-)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,13 @@ from vila_mc.config.model import (
 VOCABULARY = 401  # odd, so that the tables have padding rows
 PADDED = 416
 PATCH = 7
+SENTENCES = (
+    "A chat between a curious user and an artificial intelligence assistant. ASSISTANT: USER:",
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    "Two dogs run on the beach at 12:30, 1995.  There are two  spaces here.",
+    "print('x')\n    indented aaa aaaa abab ababa banana",
+)
+"""What the tests train their tokenizers on."""
 
 
 def tiny_model(

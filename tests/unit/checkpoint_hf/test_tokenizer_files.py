@@ -5,7 +5,7 @@ import random
 
 import pytest
 import sentencepiece
-from conftest import SENTENCES
+from independent_vila import SENTENCES
 from tokenizers import Tokenizer as BackendTokenizer
 
 from vila_mc.checkpoint.hf.tokenizer_files import load_convertible, write_tokenizer
