@@ -43,17 +43,32 @@ class TrainingError(VilaError):
     """Training that cannot usefully go on, such as a loss that is no longer a number."""
 
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
-def describe_os_error(error: OSError) -> str:
-    """One line for a full, read-only or forbidden path: what happened, where, what to do."""
+def user_error(error: BaseException) -> VilaError | None:
+    """The error as something a person can act on; None if it is a fault of ours.
+
+    Besides ``VilaError`` that is a disk that is full or cannot be written.
+    """
+    if isinstance(error, VilaError):
+        return error
+    if not isinstance(error, OSError):
+        return None
     where = error.filename or "the output"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for {where}. Free some space or write to another disk."
-    if error.errno in (errno.EROFS, errno.EACCES):
-        return f"{where} cannot be written: {error.strerror}. Choose a directory you can write to."
-    return f"{where}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return SetupError(f"no space left for {where}. Free some space or use another disk.")
+    if error.errno in _FORBIDDEN:
+        return SetupError(
+            f"{where} cannot be used: {error.strerror}. Choose a place you can write to."
+        )
+    if error.errno in _IN_THE_WAY:
+        return SetupError(
+            f"{where} cannot be used: {error.strerror}. Move it away or choose another place."
+        )
+    return None
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
@@ -63,18 +78,13 @@ def run_cli(main: Callable[[], int | None]) -> None:
     """
     try:
         code = main()
-    except VilaError as error:
-        sys.exit(_report(str(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except Exception as error:
+        explained = user_error(error)
+        if explained is None:
             raise
-        sys.exit(_report(describe_os_error(error)))
+        print(f"error: {explained}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     sys.exit(code or EXIT_OK)
-
-
-def _report(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return EXIT_USER_ERROR

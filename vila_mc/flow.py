@@ -89,6 +89,16 @@ class Microbatch:
     num_samples: int
     """Samples of the global batch in this microbatch."""
 
+    def to(self, device: "torch.device") -> "Microbatch":
+        """The same microbatch with its tensors on ``device``."""
+        return Microbatch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            images=self.images.to(device, non_blocking=True),
+            image_starts=self.image_starts.to(device, non_blocking=True),
+            num_samples=self.num_samples,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:

@@ -102,7 +102,7 @@ def _plant_mean_of_means(trainer: Trainer) -> None:
     correct = step_module.loss_sum_and_count
 
     def mean_of_means(labels, loss_bs):  # type: ignore[no-untyped-def]
-        loss_sum, count, report = correct(labels, loss_bs)
+        loss_sum, count, _ = correct(labels, loss_bs)
         mean = loss_sum / count.clamp(min=1)
         return mean, torch.ones_like(count), {"loss_sum": mean.detach()}
 

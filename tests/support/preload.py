@@ -4,4 +4,4 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from vila_mc.train import step  # noqa: E402, F401
+from vila_mc.train import step  # noqa: F401

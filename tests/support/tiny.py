@@ -20,9 +20,7 @@ def tiny_run(**sections: dict[str, Any]) -> RunConfig:
     """A run of the tiny model in fp32 without dropout; ``sections`` override by section."""
     values: dict[str, Any] = {
         "model": {
-            "vision": dict(
-                image_size=28, patch_size=7, width=32, layers=3, heads=4, ffn=64
-            ),
+            "vision": dict(image_size=28, patch_size=7, width=32, layers=3, heads=4, ffn=64),
             "language": dict(
                 layers=4,
                 width=64,
@@ -51,9 +49,7 @@ def tiny_run(**sections: dict[str, Any]) -> RunConfig:
 def tiny_microbatches(run: RunConfig, data_rank: int, data_size: int) -> list[Microbatch]:
     """One data-parallel rank's share of the fixed global batch, one sample per microbatch."""
     generator = torch.Generator().manual_seed(3)
-    batch = [
-        _sample(run, index, count, generator) for index, count in enumerate(IMAGES_PER_SAMPLE)
-    ]
+    batch = [_sample(run, index, count, generator) for index, count in enumerate(IMAGES_PER_SAMPLE)]
     share = GLOBAL_BATCH // data_size
     return batch[data_rank * share : (data_rank + 1) * share]
 

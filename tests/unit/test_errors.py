@@ -13,7 +13,7 @@ from vila_mc.errors import (
     RankError,
     SetupError,
     VilaError,
-    describe_os_error,
+    user_error,
 )
 
 
@@ -81,4 +81,6 @@ def test_every_kind_is_a_vila_error(kind: type[Exception]) -> None:
 
 
 def test_an_error_without_a_file_speaks_of_the_output() -> None:
-    assert "the output" in describe_os_error(OSError(errno.ENOSPC, "No space left on device"))
+    explained = user_error(OSError(errno.ENOSPC, "No space left on device"))
+    assert isinstance(explained, SetupError)
+    assert "the output" in str(explained)

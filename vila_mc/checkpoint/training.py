@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
-
-import vila_mc.parallel  # noqa: F401, I001  # makes the import of megatron quiet
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -24,6 +22,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
+import vila_mc.parallel  # noqa: F401  # makes the import of megatron quiet
 from vila_mc.checkpoint.manifest import (
     Manifest,
     checkpoint_name,
@@ -31,7 +30,7 @@ from vila_mc.checkpoint.manifest import (
     resolve_checkpoint,
 )
 from vila_mc.config.load import run_to_dict
-from vila_mc.errors import CheckpointError, SetupError, describe_os_error
+from vila_mc.errors import CheckpointError, SetupError, user_error
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
 
@@ -263,7 +262,7 @@ def _disk_errors_explained(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SetupError(describe_os_error(error)) from error
+        raise user_error(error) or error from error
     except (CheckpointException, CheckpointingException, RuntimeError) as error:
         if "No space left" not in str(error) and "enough space" not in str(error):
             raise

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vila_mc.config.model import STRICT, require, require_positive
+from vila_mc.config.model import STRICT, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,10 @@ class BlendEntry:
     """Share of the samples, relative to the other entries."""
 
     def __post_init__(self) -> None:
-        require_positive("data.blend.weight of " + str(self.path), weight=self.weight)
+        require(
+            self.weight > 0,
+            f"data.blend gives {self.path} the weight {self.weight}; it must be greater than 0.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

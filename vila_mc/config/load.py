@@ -9,10 +9,10 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -107,7 +107,7 @@ def run_to_dict(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def leaf_options(instance: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field, str]]:
+def leaf_options(instance: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any], str]]:
     """(dotted name, field, help text) of every leaf below ``instance``."""
     docs = field_docs(type(instance))
     for field in dataclasses.fields(instance):
@@ -119,13 +119,12 @@ def leaf_options(instance: Any, prefix: str) -> Iterator[tuple[str, dataclasses.
             yield name, field, docs[field.name]
 
 
-@cache
-def field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: type[Any]) -> dict[str, str]:
     """The docstring under each field of a dataclass, as one line."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = tree.body[0].body  # type: ignore[attr-defined]
     docs = {}
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in itertools.pairwise(body):
         is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
         if is_field and isinstance(following, ast.Expr):
             docs[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
@@ -154,7 +153,9 @@ def _parse_value(name: str, value: Any) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"--{name} {value!r} is not valid YAML. Quote it if it is text.") from None
+        raise ConfigError(
+            f"--{name} {value!r} is not valid YAML. Quote it if it is text."
+        ) from None
 
 
 def _nest(names: Sequence[str], value: Any) -> dict[str, Any]:
@@ -176,16 +177,21 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "unexpected_keyword_argument":
-        return unknown_option(name, [option for option, _, _ in _all_options()])
+        return unknown_option(name, _all_names())
     if first["type"] in ("missing", "missing_argument"):
         return f"{name} is missing. Give it a value."
     allowed = first["msg"][0].lower() + first["msg"][1:]
     return f"{name} is {_shown(first['input'])}; {allowed}."
 
 
-def _all_options() -> Iterator[tuple[str, dataclasses.Field, str]]:
+def _all_names() -> list[str]:
+    """Every option and every section that holds options."""
+    names: list[str] = []
     for section in dataclasses.fields(RunConfig):
-        yield from leaf_options(section.default, section.name)
+        for leaf, _, _ in leaf_options(section.default, section.name):
+            steps = leaf.split(".")
+            names += [".".join(steps[:depth]) for depth in range(1, len(steps) + 1)]
+    return list(dict.fromkeys(names))
 
 
 def _type_name(kind: Any) -> str:
@@ -202,4 +208,6 @@ def _type_name(kind: Any) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(_shown, value)) + "]"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )

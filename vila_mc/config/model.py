@@ -12,6 +12,10 @@ STRICT = ConfigDict(extra="forbid")
 ConnectorKind = Literal["linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample"]
 ImageMode = Literal["crop", "pad", "resize"]
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Channel statistics of CLIP's training images (arXiv 2103.00020, released preprocessor)."""
+
 VOCAB_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this, whatever the layout, so that tables have one
 shape and any tensor-parallel size that divides it can share them."""

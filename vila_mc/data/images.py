@@ -1,7 +1,7 @@
 """Encoded images to square RGB arrays, the way CLIP saw them in its own training.
 
-Pixels stay 8-bit here; the model scales and normalises them on its device with ``CLIP_MEAN`` and
-``CLIP_STD``. EXIF orientation is ignored, as CLIP's and LLaVA's pre-processing ignore it.
+Pixels stay 8-bit here; the model scales and normalises them on its device. EXIF
+orientation is ignored, as CLIP's and LLaVA's pre-processing ignore it.
 """
 
 import io
@@ -11,11 +11,6 @@ from PIL import Image
 
 from vila_mc.config.model import ImageMode
 from vila_mc.errors import ConfigError, DataError
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of red, green, blue on a scale of 0 to 1 (CLIP, arXiv 2103.00020)."""
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of red, green, blue on a scale of 0 to 1 (CLIP, arXiv 2103.00020)."""
 
 DEFAULT_MAX_PIXELS = 64_000_000
 """Images with more pixels are refused: a small file can unfold into more than fits in memory."""

@@ -35,7 +35,7 @@ from vila_mc.data.indexed_format import (
 )
 from vila_mc.data.manifest import FORMAT_VERSION, SUFFIX, Manifest, SetKind, sha256_of, to_json
 from vila_mc.data.tokenizer import Tokenizer
-from vila_mc.errors import DataError, describe_os_error
+from vila_mc.errors import DataError, user_error
 from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
 _CHUNK = 1 << 20
@@ -242,4 +242,4 @@ def _as_data_error(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         error.filename = error.filename or str(path)
-        raise DataError(describe_os_error(error)) from None
+        raise user_error(error) or DataError(f"{error.filename}: {error}.") from None

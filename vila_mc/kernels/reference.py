@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Channel statistics of CLIP's training images (arXiv 2103.00020, released preprocessor).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from vila_mc.config.model import CLIP_MEAN, CLIP_STD
 
 
 def normalize_images(images_n3yx: Tensor, dtype: torch.dtype) -> Tensor:

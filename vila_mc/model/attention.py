@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class TorchAttention(MegatronModule):
+class TorchAttention(MegatronModule):  # type: ignore[misc]
     """softmax(q k^T / sqrt(d)) v, causal or unmasked; padding must stand at the end of a row.
 
     Args:
@@ -62,14 +62,17 @@ class TorchAttention(MegatronModule):
         Returns:
             [s, b, a/tp * d].
         """
-        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        unused = (attention_mask, attention_bias, packed_seq_params)
+        assert all(argument is None for argument in unused), "masks are given by type"
         dropout = self.dropout if self.training else 0.0
-        heads_first = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
+        query_bhsd, key_bhsd, value_bhsd = (t.permute(1, 2, 0, 3) for t in (query, key, value))
         is_causal = (attn_mask_type or self.attn_mask_type) == AttnMaskType.causal
 
         def attend() -> Tensor:
             return F.scaled_dot_product_attention(
-                *heads_first,
+                query_bhsd,
+                key_bhsd,
+                value_bhsd,
                 dropout_p=dropout,
                 is_causal=is_causal,
                 scale=self.softmax_scale,

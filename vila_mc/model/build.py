@@ -1,6 +1,7 @@
 """Build the stages that one rank holds."""
 
 import torch
+import torch.distributed as dist
 
 from vila_mc.config.run import RunConfig
 from vila_mc.model.freeze import freeze_all_but
@@ -25,3 +26,19 @@ def build_stages(run: RunConfig, ranks: Ranks) -> list[VilaModel]:
         freeze_all_but(stage, run.train.trainable)
         stages.append(stage)
     return stages
+
+
+def count_weights(stages: list[VilaModel], ranks: Ranks) -> int:
+    """Parameters of the whole model; every rank must call this together.
+
+    Weights split by tensor parallelism are counted on every rank, the others on one.
+    """
+    mine = sum(
+        weight.numel()
+        for stage in stages
+        for weight in stage.parameters()
+        if getattr(weight, "tensor_model_parallel", False) or ranks.at.tensor == 0
+    )
+    total = torch.tensor([mine], dtype=torch.int64, device=ranks.device)
+    dist.all_reduce(total, group=ranks.groups.mp)
+    return int(total.item())

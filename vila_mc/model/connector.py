@@ -10,7 +10,7 @@ from vila_mc.config.model import ModelConfig
 from vila_mc.kernels.reference import merge_neighbours
 
 
-class Connector(MegatronModule):
+class Connector(MegatronModule):  # type: ignore[misc]
     """The projector of VILA in four kinds; every tensor-parallel rank holds all of it.
 
     linear:             e -> h
@@ -42,5 +42,7 @@ class Connector(MegatronModule):
         tokens = merge_neighbours(patches_npe, self.factor) if self.factor > 1 else patches_npe
         if self.norm is not None:
             tokens = self.norm(tokens)
-        tokens = self.fc1(tokens)
-        return tokens if self.fc2 is None else self.fc2(F.gelu(tokens))
+        visual: Tensor = self.fc1(tokens)
+        if self.fc2 is not None:
+            visual = self.fc2(F.gelu(visual))
+        return visual

@@ -18,7 +18,7 @@ from vila_mc.model.megatron_config import language_config, vision_config
 from vila_mc.topology.stage_plan import StagePlan
 
 
-class VilaModel(MegatronModule):
+class VilaModel(MegatronModule):  # type: ignore[misc]
     """One (virtual) pipeline stage: vision, connector, splice and some language layers.
 
     Args:
@@ -62,9 +62,7 @@ class VilaModel(MegatronModule):
                 pg_collection=groups,
             ).to(self.config.params_dtype)
             self.connector = Connector(self.config, run.model)
-        self.language = LanguageModel(
-            self.config, run.model.language, plan, groups, virtual_stage
-        )
+        self.language = LanguageModel(self.config, run.model.language, plan, groups, virtual_stage)
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         """Receive the hidden states [s/tp, b, h] of the previous stage; None on the first."""
@@ -97,7 +95,8 @@ class VilaModel(MegatronModule):
 
     def encode_images(self, images_n3yx: Tensor) -> Tensor:
         """uint8 images [n, 3, y, x] -> visual tokens [n, q, h]."""
-        assert self.vision is not None and self.connector is not None
+        assert self.vision is not None, "this stage has no vision"
+        assert self.connector is not None
         pixels = normalize_images(images_n3yx, self.config.params_dtype)
         patches = self.vision(pixels)[:, 1:]  # without the class token
         visual: Tensor = self.connector(patches)
@@ -105,9 +104,9 @@ class VilaModel(MegatronModule):
 
     def _embed(self, batch: Microbatch) -> Tensor:
         """Token embeddings with visual tokens spliced in: [s/tp, b, h]."""
-        embedded = self.language.embedding(input_ids=batch.tokens, position_ids=None)
+        embedded: Tensor = self.language.embedding(input_ids=batch.tokens, position_ids=None)
         if self.plan.has_vision:
-            if len(batch.images):
+            if len(batch.images) or len(batch.image_starts):
                 visual = self.encode_images(batch.images)
                 embedded = splice_visual(embedded, visual, batch.image_starts)
             elif self.needs_every_gradient and torch.is_grad_enabled():

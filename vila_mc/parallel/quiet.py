@@ -24,7 +24,8 @@ def quiet_megatron_import() -> None:
     if not _has_gpu_driver():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     warnings.filterwarnings("ignore", module=r"megatron\..*")
-    warnings.filterwarnings("ignore", message=r".*(Apex|apex|Transformer Engine|transformer_engine).*")
+    names = "Apex|apex|Transformer Engine|transformer_engine"
+    warnings.filterwarnings("ignore", message=rf".*({names}).*")
     # Megatron-Core 0.19.2 on torch 2.14 uses collectives and checkpoint calls torch has renamed.
     warnings.filterwarnings("ignore", module=r"torch\.distributed\..*")
     for name in ("megatron", "megatron.core", "torch.utils.cpp_extension"):

@@ -1,4 +1,4 @@
-"""Ranks and their coordinates, in the order Megatron-Core uses: tensor, then data, then pipeline."""
+"""Ranks and their coordinates, in Megatron-Core's order: tensor, then data, then pipeline."""
 
 from dataclasses import dataclass
 

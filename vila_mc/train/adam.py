@@ -55,7 +55,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
             if not state:
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         first = [self.state[p]["exp_avg"] for p in parameters]
         second = [self.state[p]["exp_avg_sq"] for p in parameters]
         (beta1, beta2), lr, step = group["betas"], group["lr"], group["step"]

@@ -1,6 +1,5 @@
-"""One optimizer step of any layout: schedule, gradients, update, and figures that all ranks share."""
+"""One optimizer step of any layout: gradients, update, and figures that all ranks share."""
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -50,7 +49,7 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite.
         """
-        on_device = [_to_device(batch, self.ranks.device) for batch in microbatches]
+        on_device = [batch.to(self.ranks.device) for batch in microbatches]
         loss_sum = self._forward_backward(on_device)
         self.scheduler.step(1)
         _, grad_norm, _ = self.optimizer.step()
@@ -108,9 +107,7 @@ class Trainer:
         return [float(value) for value in total.tolist()]
 
 
-def loss_sum_and_count(
-    labels: Tensor, loss_bs: Tensor
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def loss_sum_and_count(labels: Tensor, loss_bs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The loss as a sum and a count, so that any grouping of samples gives one mean.
 
     Args:
@@ -141,14 +138,3 @@ def _wrap(run: RunConfig, stage: VilaModel, index: int) -> DistributedDataParall
     module = Float16Module(stage.config, stage) if run.train.precision == "bf16" else stage
     # Only the first chunk of a rank reduces in buckets: the others' backward passes come earlier.
     return DistributedDataParallel(stage.config, config, module, disable_bucketing=index > 0)
-
-
-def _to_device(batch: Microbatch, device: torch.device) -> Microbatch:
-    if device.type == "cpu":
-        return batch
-    moved = {
-        field.name: value.to(device, non_blocking=True)
-        for field in dataclasses.fields(batch)
-        if isinstance(value := getattr(batch, field.name), Tensor)
-    }
-    return dataclasses.replace(batch, **moved)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vila_mc.data.images import CLIP_MEAN, CLIP_STD, check_image, check_max_pixels, load_image
+from vila_mc.config.model import CLIP_MEAN, CLIP_STD
+from vila_mc.data.images import check_image, check_max_pixels, load_image
 from vila_mc.errors import ConfigError, DataError
 
 Make = Callable[..., bytes]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from vila_mc.config.model import (
+    CLIP_MEAN,
+    CLIP_STD,
     ConnectorConfig,
     ImageMode,
     LanguageConfig,
@@ -18,8 +20,6 @@ from vila_mc.errors import CheckpointError
 MODEL_TYPE = "vila_mc"
 """``model_type`` of our exports."""
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _BICUBIC = 3
 _CLIP_EPSILON = 1e-5
 

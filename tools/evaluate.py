@@ -1,0 +1,63 @@
+"""Ask a trained model questions about images and count the exact answers.
+
+Questions are JSON Lines with id, task, images, question, answer and chance.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from vila_mc.config.load import ErrorRaisingParser
+from vila_mc.data.conversation import TEMPLATES
+from vila_mc.errors import ConfigError, run_cli
+
+
+def main() -> int:
+    parser = ErrorRaisingParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="step-* directory or run")
+    parser.add_argument("--questions", type=Path, required=True, help="JSON Lines of questions")
+    parser.add_argument("--images", type=Path, required=True, help="folder of their images")
+    parser.add_argument("--output", type=Path, required=True, help="JSON Lines of answers to write")
+    parser.add_argument("--tokenizer", type=Path, help="default: the one it was trained with")
+    parser.add_argument("--template", choices=TEMPLATES, default="vicuna_v1")
+    parser.add_argument("--max-new-tokens", type=int, default=8, metavar="N")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="questions at a time")
+    arguments = parser.parse_args()
+    if arguments.batch < 1 or arguments.max_new_tokens < 1:
+        raise ConfigError("--batch and --max-new-tokens must be at least 1.")
+
+    from tqdm import tqdm
+
+    from vila_mc.checkpoint.whole import whole_model
+    from vila_mc.data.tokenizer import Tokenizer
+    from vila_mc.evaluation.questions import answer_record, ask, read_questions, scores
+
+    questions = read_questions(arguments.questions, arguments.images)
+    with whole_model(arguments.checkpoint) as (model, manifest):
+        tokenizer_path = arguments.tokenizer or manifest.run.data.tokenizer
+        if tokenizer_path is None:
+            raise ConfigError("the checkpoint names no tokenizer. Give one with --tokenizer.")
+        asked = ask(
+            model,
+            Tokenizer(tokenizer_path),
+            questions,
+            arguments.images,
+            template=arguments.template,
+            max_new_tokens=arguments.max_new_tokens,
+            batch=arguments.batch,
+        )
+        answers = list(tqdm(asked, total=len(questions), unit="question", mininterval=1.0))
+    partial = arguments.output.with_name(f".{arguments.output.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(answer_record(answer)) + "\n" for answer in answers)
+    os.replace(partial, arguments.output)
+    for task, score in scores(answers).items():
+        print(
+            f"{task}: {100 * score.accuracy():.1f} % right ({score.correct} of {score.count}), "
+            f"chance {100 * score.chance:.1f} %"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,45 @@
+"""A trained model whole, in one process, from a checkpoint of any layout."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.training import load_weights
+from vila_mc.config.parallel import ParallelConfig
+from vila_mc.config.run import RunConfig
+from vila_mc.model.build import build_stages
+from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.groups import distributed
+
+
+@contextmanager
+def whole_model(path: Path) -> Iterator[tuple[VilaModel, Manifest]]:
+    """Load a checkpoint of any layout into one process, in fp32, ready to evaluate.
+
+    Args:
+        path: a step-* directory, or a directory of them (the newest is taken).
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    directory = resolve_checkpoint(path)
+    manifest = Manifest.read(directory)
+    run = _on_one_rank(manifest.run)
+    with distributed(run.parallel, seed=run.train.seed) as ranks:
+        stages = build_stages(run, ranks)
+        load_weights(directory, stages)
+        yield stages[0].eval(), manifest
+
+
+def canonical_state(model: VilaModel) -> Mapping[str, Tensor]:
+    """Every parameter of a whole model by its name."""
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def _on_one_rank(run: RunConfig) -> RunConfig:
+    train = dataclasses.replace(run.train, precision="fp32", recompute="none")
+    return dataclasses.replace(run, parallel=ParallelConfig(), train=train)

@@ -1,0 +1,97 @@
+"""Greedy answers of a whole model."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from vila_mc.config.model import ModelConfig
+from vila_mc.data.collate import collate
+from vila_mc.data.encode import encode_sample
+from vila_mc.data.images import DEFAULT_MAX_PIXELS
+from vila_mc.data.indexed_format import StoredImage, StoredPiece, StoredText
+from vila_mc.data.sources.records import RejectionError
+from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.errors import ConfigError, DataError
+from vila_mc.flow import EncodedText, ImagePart, Microbatch, RawSample, TextPart
+from vila_mc.model.vila_model import VilaModel
+
+
+def generate(
+    model: VilaModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[TextPart | ImagePart]],
+    max_new_tokens: int,
+) -> list[tuple[int, ...]]:
+    """Continue each prompt greedily until EOS.
+
+    Every token recomputes the whole sequence, which suits short answers; there is no cache.
+
+    Args:
+        model: a whole model in evaluation mode.
+        tokenizer: what it was trained with.
+        prompts: parts of each prompt, as ``vila_mc.data.conversation.prompt`` makes them.
+        max_new_tokens: longest answer.
+
+    Returns:
+        Token ids of each answer; EOS is the last one where it was reached.
+
+    Raises:
+        ConfigError: prompt and answer do not fit the model's positions.
+        DataError: an image is missing or cannot be decoded.
+    """
+    shape = model.run.model
+    encoded = [_encode(parts, tokenizer) for parts in prompts]
+    lengths = [_positions(pieces, shape) for pieces in encoded]
+    longest = max(lengths) + max_new_tokens
+    if longest > shape.language.max_positions:
+        raise ConfigError(
+            f"a prompt of {max(lengths)} positions and {max_new_tokens} new tokens exceed "
+            f"model.language.max_positions {shape.language.max_positions}. Shorten one of them."
+        )
+    device = next(model.parameters()).device
+    batch = collate(encoded, shape, longest, needs_images=True).to(device)
+    answers: list[list[int]] = [[] for _ in prompts]
+    unfinished = set(range(len(prompts)))
+    rows, ends = torch.arange(len(prompts), device=device), torch.tensor(lengths, device=device)
+    with torch.inference_mode():
+        for _ in range(max_new_tokens):
+            used = int(ends.max())
+            logits_bsv = model(_first_positions(batch, used), with_loss=False)
+            best = logits_bsv[rows, ends - 1].argmax(-1)
+            batch.tokens[rows, ends] = best
+            ends = ends + 1
+            for row in list(unfinished):
+                answers[row].append(int(best[row]))
+                if answers[row][-1] == tokenizer.eos_id:
+                    unfinished.discard(row)
+            if not unfinished:
+                break
+    return [tuple(answer) for answer in answers]
+
+
+def _encode(parts: Sequence[TextPart | ImagePart], tokenizer: Tokenizer) -> list[StoredPiece]:
+    sample = RawSample(parts=tuple(parts), origin="prompt")
+    try:
+        encoded = encode_sample(sample, tokenizer, DEFAULT_MAX_PIXELS)
+    except RejectionError as error:
+        raise DataError(f"a prompt cannot be used: {error}") from None
+    return [
+        StoredText(np.asarray(piece.ids), piece.is_trained)
+        if isinstance(piece, EncodedText)
+        else StoredImage(np.frombuffer(piece.data, np.uint8), "an image of the prompt")
+        for piece in encoded.pieces
+    ]
+
+
+def _positions(pieces: Sequence[StoredPiece], shape: ModelConfig) -> int:
+    """Positions a prompt takes in the sequence."""
+    return sum(
+        len(piece.ids) if isinstance(piece, StoredText) else shape.visual_tokens()
+        for piece in pieces
+    )
+
+
+def _first_positions(batch: Microbatch, length: int) -> Microbatch:
+    return replace(batch, tokens=batch.tokens[:, :length], labels=batch.labels[:, :length])

@@ -1,0 +1,164 @@
+"""Exact-match accuracy on questions about images, with the chance level beside it."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vila_mc.data.conversation import TemplateName, prompt
+from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.errors import DataError
+from vila_mc.evaluation.generate import generate
+from vila_mc.flow import ImagePart
+from vila_mc.model.vila_model import VilaModel
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question with its right answer."""
+
+    id: str
+    task: str
+    """Questions of one task are counted together."""
+    images: tuple[str, ...]
+    """Names of image files, in order."""
+    question: str
+    answer: str
+    """The right answer, as it must be given."""
+    chance: float
+    """Accuracy of an answer that does not look, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A question and what the model said."""
+
+    question: Question
+    said: str
+
+    def is_correct(self) -> bool:
+        """Whether the answer is exactly the right one, spaces and case aside."""
+        return self.said.strip().lower() == self.question.answer.strip().lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Accuracy on one task."""
+
+    correct: int
+    count: int
+    chance: float
+
+    def accuracy(self) -> float:
+        """Share of right answers, from 0 to 1."""
+        return self.correct / self.count
+
+
+def read_questions(path: Path, images: Path) -> list[Question]:
+    """Read a JSON Lines file of questions; every image named must exist in ``images``.
+
+    Raises:
+        DataError: the file or an image is missing, or a line is not a question.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the questions {path} cannot be read: {error}.") from None
+    questions = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            questions.append(_parse(line, f"{path}:{number}"))
+    if not questions:
+        raise DataError(f"{path} holds no question. Give one JSON object per line.")
+    for question in questions:
+        for name in question.images:
+            if not (images / name).is_file():
+                raise DataError(
+                    f"question {question.id} of {path} names {name}, which is not in {images}. "
+                    "Check --images."
+                )
+    return questions
+
+
+def ask(
+    model: VilaModel,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    images: Path,
+    *,
+    template: TemplateName = "vicuna_v1",
+    max_new_tokens: int = 8,
+    batch: int = 32,
+) -> Iterator[Answer]:
+    """Put every question to the model, greedily; yields answers in order.
+
+    Questions with equally many images go together, since their prompts are of like length.
+    """
+    for start in range(0, len(questions), batch):
+        chunk = questions[start : start + batch]
+        prompts = [
+            prompt(
+                template,
+                question.question,
+                [ImagePart(source=images / name, name=name) for name in question.images],
+            )
+            for question in chunk
+        ]
+        answers = generate(model, tokenizer, prompts, max_new_tokens)
+        for question, ids in zip(chunk, answers, strict=True):
+            text = [token for token in ids if token != tokenizer.eos_id]
+            yield Answer(question, tokenizer.decode(text).strip())
+
+
+def scores(answers: Iterable[Answer]) -> dict[str, Score]:
+    """Accuracy per task, in order of first appearance."""
+    by_task: dict[str, list[Answer]] = {}
+    for answer in answers:
+        by_task.setdefault(answer.question.task, []).append(answer)
+    return {
+        task: Score(
+            correct=sum(answer.is_correct() for answer in group),
+            count=len(group),
+            chance=sum(answer.question.chance for answer in group) / len(group),
+        )
+        for task, group in by_task.items()
+    }
+
+
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """Plain values of an answer, for a JSON Lines file."""
+    return {**asdict(answer.question), "said": answer.said, "is_correct": answer.is_correct()}
+
+
+def answer_from_record(record: Mapping[str, Any]) -> Answer:
+    """The inverse of ``answer_record``. Raises DataError."""
+    values = {name: value for name, value in record.items() if name not in ("said", "is_correct")}
+    return Answer(_question(values, "an answer"), str(record["said"]))
+
+
+def _parse(line: str, where: str) -> Question:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{where} is not a JSON object.")
+    return _question(values, where)
+
+
+def _question(values: Mapping[str, Any], where: str) -> Question:
+    try:
+        return Question(
+            id=str(values["id"]),
+            task=str(values["task"]),
+            images=tuple(values["images"]),
+            question=str(values["question"]),
+            answer=str(values["answer"]),
+            chance=float(values["chance"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where} is not a question ({type(error).__name__}: {error}). It needs id, task, "
+            "images, question, answer and chance."
+        ) from None

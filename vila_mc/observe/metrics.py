@@ -1,0 +1,52 @@
+"""The record of a run, one JSON object per optimizer step."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends to ``directory/metrics.jsonl``.
+
+    Args:
+        directory: the run's output; it must exist.
+        after_step: a resumed run's last step; later records of the run that died are dropped, so
+            that no step stands twice.
+    """
+
+    def __init__(self, directory: Path, after_step: int = 0) -> None:
+        self.path = directory / METRICS_NAME
+        kept = [record for record in read_metrics(self.path) if record["step"] <= after_step]
+        partial = self.path.with_suffix(".partial")
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+        os.replace(partial, self.path)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed in close()
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Append one step."""
+        self._file.write(json.dumps(dict(record)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Every complete record of a metrics file; none if there is no file.
+
+    A run that was killed may have left half a line at the end, which is passed over.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records

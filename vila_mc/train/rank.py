@@ -1,0 +1,73 @@
+"""What each rank of a training run does, from its start to its exit code."""
+
+import os
+import sys
+
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import (
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USER_ERROR,
+    RankError,
+    VilaError,
+    user_error,
+)
+from vila_mc.train.faults import StopRequest, end_with_launcher
+
+LAUNCHED_BY_US = "VILA_MC_LAUNCHER"
+"""Set by our launcher, which then reports a rank's error in the rank's stead."""
+
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+
+
+def train_rank(config: RunConfig) -> int:
+    """Train on this rank.
+
+    Returns:
+        the exit code: 0 trained to the end, 130 stopped on request after saving, 2 a user's
+        mistake, 1 anything else, among it the death of another rank.
+    """
+    stop = StopRequest()
+    stop.listen()
+    end_with_launcher()
+    try:
+        return _train(config, stop)
+    except Exception as error:
+        explained = user_error(error)
+        if explained is not None:
+            _report(explained)
+            return EXIT_USER_ERROR
+        if not any(sign in str(error) for sign in _LOST_PEER):
+            raise
+        _report(RankError(f"lost contact with another rank: {str(error).splitlines()[0]}"))
+        return EXIT_FAULT
+
+
+def _train(config: RunConfig, stop: StopRequest) -> int:
+    from vila_mc.parallel.groups import distributed
+    from vila_mc.parallel.quiet import optional_packages
+    from vila_mc.train.loop import Run
+
+    train = config.train
+    with distributed(
+        config.parallel, seed=train.seed, timeout_minutes=train.timeout_minutes
+    ) as ranks:
+        config.check_world(ranks.layout.world_size())
+        if ranks.is_first():
+            print(f"{optional_packages()}; device {ranks.device.type}", flush=True)
+        run = Run(config, ranks, stop)
+        try:
+            state = run.fit()
+        finally:
+            run.close()
+    return EXIT_OK if state.step == train.steps else EXIT_INTERRUPTED
+
+
+def _report(error: VilaError) -> None:
+    """To the launcher through torchrun's error file, or to a person."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+    if LAUNCHED_BY_US not in os.environ:
+        print(f"error: {error}", file=sys.stderr)
