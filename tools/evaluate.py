@@ -30,7 +30,8 @@ def main() -> int:
 
     from vila_mc.checkpoint.whole import whole_model
     from vila_mc.data.tokenizer import Tokenizer
-    from vila_mc.evaluation.questions import answer_record, ask, read_questions, scores
+    from vila_mc.evaluation.questions import answer_record, ask, read_questions
+    from vila_mc.evaluation.scores import score
 
     questions = read_questions(arguments.questions, arguments.images)
     with whole_model(arguments.checkpoint) as (model, manifest):
@@ -51,10 +52,10 @@ def main() -> int:
     with open(partial, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(answer_record(answer)) + "\n" for answer in answers)
     os.replace(partial, arguments.output)
-    for task, score in scores(answers).items():
+    for task in score(answers):
         print(
-            f"{task}: {100 * score.accuracy():.1f} % right ({score.correct} of {score.count}), "
-            f"chance {100 * score.chance:.1f} %"
+            f"{task.task}: {100 * task.accuracy():.1f} % right ({task.num_correct} of "
+            f"{task.num_answers}), chance {100 * task.chance:.1f} %"
         )
     return 0
 

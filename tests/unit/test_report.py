@@ -16,10 +16,9 @@ from vila_mc.evaluation.report import (
     MAX_POINTS,
     SHEET_LENGTH,
     AnswerRow,
-    TaskScore,
-    score,
     write_report,
 )
+from vila_mc.evaluation.scores import TaskScore, score
 
 HOSTILE = (
     "</p><script>alert('x')</script> \"quoted\" & $\\frac{1$ {{ 7 * 7 }} <img src=x onerror=y>"

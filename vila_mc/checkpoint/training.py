@@ -22,7 +22,6 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
-import vila_mc.parallel  # noqa: F401  # makes the import of megatron quiet
 from vila_mc.checkpoint.manifest import (
     Manifest,
     checkpoint_name,

@@ -1,7 +1,7 @@
 """Exact-match accuracy on questions about images, with the chance level beside it."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,22 +37,20 @@ class Answer:
     question: Question
     said: str
 
+    @property
+    def task(self) -> str:
+        """Name of the question's task."""
+        return self.question.task
+
+    @property
+    def chance(self) -> float:
+        """Chance level of the question."""
+        return self.question.chance
+
+    @property
     def is_correct(self) -> bool:
-        """Whether the answer is exactly the right one, spaces and case aside."""
+        """Whether the answer is exactly the right one, spaces around it and case aside."""
         return self.said.strip().lower() == self.question.answer.strip().lower()
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Accuracy on one task."""
-
-    correct: int
-    count: int
-    chance: float
-
-    def accuracy(self) -> float:
-        """Share of right answers, from 0 to 1."""
-        return self.correct / self.count
 
 
 def read_questions(path: Path, images: Path) -> list[Question]:
@@ -91,10 +89,7 @@ def ask(
     max_new_tokens: int = 8,
     batch: int = 32,
 ) -> Iterator[Answer]:
-    """Put every question to the model, greedily; yields answers in order.
-
-    Questions with equally many images go together, since their prompts are of like length.
-    """
+    """Put every question to the model, greedily; yields answers in order."""
     for start in range(0, len(questions), batch):
         chunk = questions[start : start + batch]
         prompts = [
@@ -111,30 +106,9 @@ def ask(
             yield Answer(question, tokenizer.decode(text).strip())
 
 
-def scores(answers: Iterable[Answer]) -> dict[str, Score]:
-    """Accuracy per task, in order of first appearance."""
-    by_task: dict[str, list[Answer]] = {}
-    for answer in answers:
-        by_task.setdefault(answer.question.task, []).append(answer)
-    return {
-        task: Score(
-            correct=sum(answer.is_correct() for answer in group),
-            count=len(group),
-            chance=sum(answer.question.chance for answer in group) / len(group),
-        )
-        for task, group in by_task.items()
-    }
-
-
 def answer_record(answer: Answer) -> dict[str, Any]:
     """Plain values of an answer, for a JSON Lines file."""
-    return {**asdict(answer.question), "said": answer.said, "is_correct": answer.is_correct()}
-
-
-def answer_from_record(record: Mapping[str, Any]) -> Answer:
-    """The inverse of ``answer_record``. Raises DataError."""
-    values = {name: value for name, value in record.items() if name not in ("said", "is_correct")}
-    return Answer(_question(values, "an answer"), str(record["said"]))
+    return {**asdict(answer.question), "said": answer.said, "is_correct": answer.is_correct}
 
 
 def _parse(line: str, where: str) -> Question:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vila_mc.errors import DataError
+from vila_mc.evaluation.scores import by_task, score
 
 SHEET_LENGTH = 48
 """Answers shown per task, in the order given."""
@@ -46,35 +47,6 @@ class AnswerRow:
     is_correct: bool
     chance: float
     """Accuracy of an answer that does not look, from 0 to 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class TaskScore:
-    """How one task went."""
-
-    task: str
-    num_correct: int
-    num_answers: int
-    chance: float
-
-    def accuracy(self) -> float:
-        """Share of right answers, from 0 to 1."""
-        return self.num_correct / self.num_answers
-
-    def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the accuracy (Wilson's score interval)."""
-        n, p, z = self.num_answers, self.accuracy(), 1.96
-        centre = p + z * z / (2 * n)
-        spread = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        scale = 1 + z * z / n
-        return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-    def verdict(self) -> str:
-        """Where the interval lies relative to chance."""
-        low, high = self.interval()
-        if low > self.chance:
-            return "above chance"
-        return "below chance" if high < self.chance else "no better than chance"
 
 
 def write_report(
@@ -109,29 +81,9 @@ def write_report(
         facts=facts,
         stages=[_stage(name, records) for name, records in curves.items()],
         scores=score(answers),
-        sheets=[_sheet(task, rows) for task, rows in _by_task(answers).items()],
+        sheets=[_sheet(task, rows) for task, rows in by_task(answers).items()],
     )
     _write_whole(output, page)
-
-
-def score(answers: Sequence[AnswerRow]) -> list[TaskScore]:
-    """One score per task, in order of first appearance. Chance is the mean over its rows."""
-    return [
-        TaskScore(
-            task=task,
-            num_correct=sum(row.is_correct for row in rows),
-            num_answers=len(rows),
-            chance=sum(row.chance for row in rows) / len(rows),
-        )
-        for task, rows in _by_task(answers).items()
-    ]
-
-
-def _by_task(answers: Sequence[AnswerRow]) -> dict[str, list[AnswerRow]]:
-    tasks: dict[str, list[AnswerRow]] = {}
-    for row in answers:
-        tasks.setdefault(row.task, []).append(row)
-    return tasks
 
 
 def _sheet(task: str, rows: Sequence[AnswerRow]) -> dict[str, Any]:

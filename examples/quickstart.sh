@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Sets up .venv if need be, then trains, questions and exports a small VILA on real digits:
+#     bash examples/quickstart.sh [OUT_DIR]          (default: quickstart-out)
+# Takes some minutes on two CPU cores. Ctrl-C is safe: the same command goes on from there.
+set -euo pipefail
+checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$checkout/tools/setup_venv.sh"
+exec "$VENV_PYTHON" "$checkout/examples/quickstart.py" "$@"
