@@ -1,5 +1,6 @@
 """What a rank does in the layout-parity tests: train a few steps and return the trace."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from vila_mc.train import step as step_module
 from vila_mc.train.step import Trainer
 
 ALL_PARTS = ("vision", "connector", "language")
+TRAINABLES = {"everything": ALL_PARTS, "align": ("connector",)}
+"""What the tests train."""
 NUM_STEPS = 5
+
+Trace = list[tuple[float, float]]
+"""Loss and gradient norm of every step."""
 
 
 def write_seed_checkpoint(directory: Path) -> None:
@@ -38,15 +44,17 @@ def write_seed_checkpoint(directory: Path) -> None:
 def trace(
     seed_checkpoint: Path,
     parallel: dict[str, Any],
-    trainables: list[tuple[str, ...]],
+    trainables: Sequence[tuple[str, ...]] = (ALL_PARTS,),
+    train: dict[str, Any] | None = None,
     plant_mean_of_means: bool = False,
-) -> list[list[tuple[float, float]]]:
-    """(loss, grad norm) of every step, one list per entry of ``trainables``."""
+) -> list[Trace]:
+    """The trace of every entry of ``trainables``; ``train`` overrides options of that section."""
     traces = []
     parallel_config = tiny_run(parallel=parallel).parallel
     with distributed(parallel_config, seed=1, timeout_minutes=2) as ranks:
         for trainable in trainables:
-            run = tiny_run(parallel=parallel, train={"trainable": list(trainable)})
+            options = {"trainable": list(trainable), **(train or {})}
+            run = tiny_run(parallel=parallel, train=options)
             stages = build_stages(run, ranks)
             load_weights(seed_checkpoint, stages)
             trainer = Trainer(run, ranks, stages)
@@ -60,7 +68,7 @@ def trace(
 
 def resumed_trace(
     checkpoints: Path, seed_checkpoint: Path, parallel: dict[str, Any], *, steps: int, save: bool
-) -> list[tuple[float, float]]:
+) -> Trace:
     """Train ``steps`` steps from the seed and save, or resume from that save and go on."""
     run = tiny_run(parallel=parallel)
     with distributed(run.parallel, seed=1, timeout_minutes=2) as ranks:
@@ -98,12 +106,14 @@ def _make_one_dimensional_weights_matter(trainer: Trainer) -> None:
 
 
 def _plant_mean_of_means(trainer: Trainer) -> None:
-    """The error the tests must catch: every microbatch's mean counts the same."""
+    """The error the tests must catch: the gradient gives every microbatch's mean the same weight.
+
+    The reported loss stays the correct one, so that only what was learnt gives the error away.
+    """
     correct = step_module.loss_sum_and_count
 
     def mean_of_means(labels, loss_bs):  # type: ignore[no-untyped-def]
-        loss_sum, count, _ = correct(labels, loss_bs)
-        mean = loss_sum / count.clamp(min=1)
-        return mean, torch.ones_like(count), {"loss_sum": mean.detach()}
+        loss_sum, count, report = correct(labels, loss_bs)
+        return loss_sum / count.clamp(min=1), torch.ones_like(count), report
 
     step_module.loss_sum_and_count = mean_of_means

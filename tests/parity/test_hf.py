@@ -1,0 +1,189 @@
+"""What the training model computes is what transformers and plain torch compute."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.support import hugging_face
+from tests.support.hugging_face import GRID, PATCH, VOCABULARY, random_clip, random_llama
+from tests.support.tiny_data import random_sentences
+from vila_mc.checkpoint.hf.export import export_hf
+from vila_mc.checkpoint.hf.import_hf import read_hf_clip, read_hf_llama
+from vila_mc.checkpoint.hf.verify import VerifyReference, verify_export
+from vila_mc.checkpoint.whole import canonical_state
+from vila_mc.config.load import run_from_dict
+from vila_mc.config.model import DOWNSAMPLE_FACTOR, ConnectorConfig, ModelConfig
+from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.flow import IGNORE_LABEL, Microbatch
+from vila_mc.kernels.reference import normalize_images
+from vila_mc.model.build import build_stages
+from vila_mc.model.connector import Connector
+from vila_mc.model.megatron_config import language_config
+from vila_mc.parallel.groups import distributed
+
+TOLERANCE = 1e-5
+LENGTH = 24
+
+
+@dataclass
+class Pair:
+    """Their parts, and our whole model with their weights."""
+
+    llama: torch.nn.Module
+    clip: torch.nn.Module
+    ours: torch.nn.Module
+    model: ModelConfig
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    llama, clip = random_llama(), random_clip()
+    hugging_face.save(folder, llama, clip)
+    vision, _ = read_hf_clip(folder / "clip")
+    language, _ = read_hf_llama(folder / "llama")
+    model = ModelConfig(vision=vision, language=language, connector=ConnectorConfig())
+    assert language.padded_vocab() > VOCABULARY
+    state = read_hf_clip(folder / "clip")[1]
+    state |= read_hf_llama(folder / "llama", language.padded_vocab())[1]
+    run = _run(model)
+    with distributed(run.parallel, seed=1) as ranks:
+        (ours,) = build_stages(run, ranks)
+        report = ours.load_state_dict(state, strict=False)
+        assert not report.unexpected_keys
+        missing = [name for name in report.missing_keys if not name.endswith("_extra_state")]
+        assert missing
+        assert all(name.startswith("connector.") for name in missing)
+        yield Pair(llama, clip, ours.eval(), model)
+
+
+def _run(model):
+    return run_from_dict(
+        {
+            "model": model,
+            "data": {"sequence_length": LENGTH},
+            "train": {"precision": "fp32", "global_batch": 2, "micro_batch": 2},
+        }
+    )
+
+
+def _batch(num_images):
+    """Two rows of random text; up to two images in the first and one in the second."""
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(3, VOCABULARY, (2, LENGTH), generator=generator)
+    starts = torch.tensor([[0, 2], [0, 9], [1, 7]])[:num_images].view(-1, 2)
+    for row, start in starts.tolist():
+        tokens[row, start : start + 4] = 0
+    labels = tokens.roll(-1, dims=1)
+    labels[:, -3:] = IGNORE_LABEL
+    shape = (num_images, 3, GRID * PATCH, GRID * PATCH)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return Microbatch(tokens, labels, images, starts, num_samples=2)
+
+
+def _largest_difference(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 0.1, "a comparison of zeros proves nothing"
+    return (ours - theirs).abs().max().item()
+
+
+@torch.inference_mode()
+def test_llama_logits(pair):
+    batch = _batch(num_images=0)
+    logits = pair.ours(batch, with_loss=False)
+    theirs = pair.llama(input_ids=batch.tokens).logits
+    assert _largest_difference(logits[..., :VOCABULARY], theirs) < TOLERANCE
+    assert (logits[..., VOCABULARY:] == torch.finfo(torch.float32).min).all()
+
+
+@torch.inference_mode()
+def test_padding_rows_of_the_vocabulary_do_not_enter_the_loss(pair):
+    batch = _batch(num_images=0)
+    theirs = F.cross_entropy(
+        pair.llama(input_ids=batch.tokens).logits.transpose(1, 2), batch.labels, reduction="none"
+    )
+    is_trained = batch.labels != IGNORE_LABEL
+    loss = pair.ours(batch)
+    assert _largest_difference(loss[is_trained], theirs[is_trained]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_clip_features(pair):
+    pixels = normalize_images(_batch(num_images=3).images, torch.float32)
+    ours = pair.ours.vision(pixels)[:, 1:]
+    theirs = pair.clip(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert _largest_difference(ours, theirs) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_whole_model_with_images(pair):
+    batch = _batch(num_images=3)
+    pixels = normalize_images(batch.images, torch.float32)
+    features = pair.clip(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    visual = _plain_connector("mlp_downsample", pair.ours.connector, features, GRID)
+    embeds = pair.llama.get_input_embeddings()(batch.tokens)
+    for image, (row, start) in enumerate(batch.image_starts.tolist()):
+        embeds[row, start : start + 4] = visual[image]
+    theirs = pair.llama(inputs_embeds=embeds).logits
+    ours = pair.ours(batch, with_loss=False)[..., :VOCABULARY]
+    assert _largest_difference(ours, theirs) < TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("grid", [4, 3, 1])
+@pytest.mark.parametrize("kind", tuple(DOWNSAMPLE_FACTOR))
+def test_connector(kind, grid, pair):
+    model = ModelConfig(
+        vision=pair.model.vision,
+        language=pair.model.language,
+        connector=ConnectorConfig(kind=kind),
+    )
+    torch.manual_seed(6)
+    connector = Connector(language_config(_run(model)), model)
+    for parameter in connector.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    patches = torch.randn(2, grid * grid, model.vision.width)
+    theirs = _plain_connector(kind, connector, patches, grid)
+    assert _largest_difference(connector(patches), theirs) < TOLERANCE
+
+
+def _plain_connector(kind, connector, patches, grid):
+    """The table of connectors as formulas; weights are read from ``connector``."""
+    weights = dict(connector.named_parameters())
+    tokens = _concat_2x2(patches, grid) if "downsample" in kind else patches
+    if kind == "mlp_downsample":
+        centred = tokens - tokens.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        tokens = centred / deviation * weights["norm.weight"] + weights["norm.bias"]
+    tokens = tokens @ weights["fc1.weight"].T + weights["fc1.bias"]
+    if kind in ("mlp2x_gelu", "mlp_downsample"):
+        tokens = tokens * 0.5 * (1 + torch.erf(tokens / 2**0.5))
+        tokens = tokens @ weights["fc2.weight"].T + weights["fc2.bias"]
+    return tokens
+
+
+def _concat_2x2(patches, grid):
+    """Channel ch of patch (row, col) becomes channel (2 * (row % 2) + col % 2) * C + ch."""
+    images, _, width = patches.shape
+    side = (grid + 1) // 2
+    tokens = torch.zeros(images, side * side, 4 * width)
+    for row in range(grid):
+        for col in range(grid):
+            quarter = 2 * (row % 2) + col % 2
+            token = (row // 2) * side + col // 2
+            tokens[:, token, quarter * width : (quarter + 1) * width] = patches[:, row * grid + col]
+    return tokens
+
+
+def test_an_export_computes_the_same(pair, tmp_path):
+    tokenizer = tmp_path / "tokenizer.model"
+    train_tokenizer(random_sentences(200), tokenizer, VOCABULARY)
+    batch = _batch(num_images=3)
+    with torch.inference_mode():
+        logits = pair.ours(batch, with_loss=False)
+    export_hf(canonical_state(pair.ours), pair.model, tokenizer, tmp_path / "export", torch.float32)
+    reference = VerifyReference.of_microbatch(batch, logits, pair.model)
+    result = verify_export(tmp_path / "export", reference, tolerance=TOLERANCE)
+    assert 0 <= result.max_difference < TOLERANCE

@@ -1,0 +1,78 @@
+"""The layout is not part of the mathematics: every layout learns what one rank learns."""
+
+import pytest
+
+from tests.parity.compare import LOSS_TOLERANCE, assert_every_rank_matches
+from tests.parity.layout_trace import ALL_PARTS, NUM_STEPS, TRAINABLES, trace
+from tests.support.ranks import run_ranks
+
+LAYOUTS = {
+    "tp2": (2, dict(tensor=2)),
+    "tp2-sp": (2, dict(tensor=2, sequence=True)),
+    "dp2": (2, dict()),
+    "dp2-overlap": (2, dict(overlap_grad_reduce=True)),
+    "tp2-pp2-sp": (4, dict(tensor=2, pipeline=2, sequence=True)),
+}
+PIPELINED = {
+    "pp2": (2, dict(pipeline=2)),
+    "pp4": (4, dict(pipeline=4)),
+    "pp2-virtual2": (2, dict(pipeline=2, virtual=2)),
+    "tp2-pp2": (4, dict(tensor=2, pipeline=2)),
+    "dp2-tp2-pp2": (8, dict(tensor=2, pipeline=2)),
+}
+RECOMPUTE = {"recompute": "full"}
+BF16 = {"precision": "bf16"}
+LAYOUTS |= {
+    f"{name}-{placement}": (world_size, {**parallel, "vision_placement": placement})
+    for name, (world_size, parallel) in PIPELINED.items()
+    for placement in ("shared", "dedicated")
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_trace_equals_that_of_one_rank(layout, seed_checkpoint, single_rank):
+    world_size, parallel = LAYOUTS[layout]
+    by_rank = run_ranks(world_size, trace, seed_checkpoint, parallel, list(TRAINABLES.values()))
+    for index, name in enumerate(TRAINABLES):
+        assert_every_rank_matches([traces[index] for traces in by_rank], single_rank[name], name)
+
+
+def test_the_reference_learns(single_rank):
+    for reference in single_rank.values():
+        assert len(reference) == NUM_STEPS
+        assert reference[-1][0] < reference[0][0] * 0.999
+        assert all(grad_norm > 1e-3 for _, grad_norm in reference)
+
+
+def test_a_mean_of_means_is_caught(seed_checkpoint, single_rank):
+    by_rank = run_ranks(2, _planted_trace, seed_checkpoint)
+    expected = single_rank["everything"]
+    with pytest.raises(AssertionError):
+        assert_every_rank_matches(by_rank, expected)
+    last, expected_last = by_rank[0][-1][0], expected[-1][0]
+    assert abs(last - expected_last) > 10 * LOSS_TOLERANCE * expected_last  # in the loss, too
+
+
+def _planted_trace(seed_checkpoint):
+    (planted,) = trace(seed_checkpoint, {}, plant_mean_of_means=True)
+    return planted
+
+
+def test_recomputation_changes_nothing(seed_checkpoint, single_rank):
+    world_size, parallel = LAYOUTS["pp2-shared"]
+    by_rank = run_ranks(
+        world_size, trace, seed_checkpoint, parallel, list(TRAINABLES.values()), RECOMPUTE
+    )
+    for index, name in enumerate(TRAINABLES):
+        assert_every_rank_matches([traces[index] for traces in by_rank], single_rank[name], name)
+
+
+def test_bf16_is_near(seed_checkpoint, single_rank):
+    world_size, parallel = LAYOUTS["tp2-pp2-shared"]
+    by_rank = run_ranks(world_size, trace, seed_checkpoint, parallel, [ALL_PARTS], BF16)
+    losses, norms = zip(*single_rank["everything"], strict=True)
+    for (bf16,) in by_rank:
+        assert bf16 == by_rank[0][0]
+        assert [loss for loss, _ in bf16] == pytest.approx(losses, rel=2e-3)
+        assert [norm for _, norm in bf16] == pytest.approx(norms, rel=3e-2)
+        assert bf16 != single_rank["everything"]

@@ -1,0 +1,130 @@
+"""Start tools/train.py as a person does, watch it, and make sure that nothing of it stays."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+from vila_mc.observe.metrics import METRICS_NAME, read_metrics
+
+REPOSITORY = Path(__file__).parents[2]
+NUM_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def write_recipe(path: Path, tokenizer: Path, prefix: Path) -> Path:
+    """A recipe that trains a tiny model on a dataset of ``write_dataset``."""
+    model = {
+        "vision": dict(image_size=28, patch_size=7, width=32, layers=3, heads=4, ffn=64),
+        "language": dict(
+            layers=2, width=64, ffn=96, heads=4, kv_heads=2, vocab_size=400, max_positions=64
+        ),
+    }
+    data = {
+        "blend": [{"path": str(prefix)}],
+        "tokenizer": str(tokenizer),
+        "sequence_length": 32,
+        "workers": 1,
+    }
+    train = {
+        "steps": NUM_STEPS,
+        "global_batch": 4,
+        "precision": "fp32",
+        "save_every": 10,
+        "timeout_minutes": 1,
+    }
+    recipe = {"model": model, "data": data, "train": train, "optimizer": {"lr": 1e-3}}
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@contextmanager
+def training(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """tools/train.py with ``arguments``; it and its ranks are gone at the end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "tools/train.py", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        left = ranks_of(process)
+        process.kill()
+        kill_all(left)
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120.0) -> Finished:
+    """Wait for a command to end by itself."""
+    out, err = process.communicate(timeout=timeout)
+    return Finished(process.returncode, out, err)
+
+
+def train(*arguments: object) -> Finished:
+    """Run tools/train.py to its end."""
+    with training(*arguments) as process:
+        return finish(process)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that a launcher has started, by rank."""
+    try:
+        children = psutil.Process(process.pid).children()
+    except psutil.NoSuchProcess:
+        return []
+    return sorted(children, key=_rank)
+
+
+def kill_all(processes: Sequence[psutil.Process]) -> None:
+    """End processes that are still there."""
+    for process in processes:
+        if process.is_running():
+            process.kill()
+
+
+def steps_done(output: Path) -> int:
+    """The last step in the metrics of a run."""
+    records = read_metrics(output / METRICS_NAME)
+    return int(records[-1]["step"]) if records else 0
+
+
+def trace_of(output: Path) -> list[tuple[float, ...]]:
+    """What every step of a run computed, without its timing."""
+    names = ("step", "loss", "grad_norm", "learning_rate", "trained_tokens", "images")
+    records = read_metrics(output / METRICS_NAME)
+    return [tuple(record[name] for name in names) for record in records]
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 90.0) -> None:
+    """Look every few milliseconds until something is so."""
+    ends = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < ends, f"after {timeout:.0f} s, {what} has not happened"
+        time.sleep(0.005)
+
+
+def _rank(process: psutil.Process) -> int:
+    try:
+        return int(process.environ().get("RANK", "-1"))
+    except psutil.Error:
+        return -1

@@ -1,0 +1,46 @@
+"""The record of a run survives deaths and resumes."""
+
+from vila_mc.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
+
+
+def _write(directory, after_step, *steps):
+    log = MetricsLog(directory, after_step)
+    for step in steps:
+        log.write({"step": step, "loss": 1.0 / step})
+    log.close()
+
+
+def _steps(directory):
+    return [record["step"] for record in read_metrics(directory / METRICS_NAME)]
+
+
+def test_numbers_come_back_exactly(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write({"step": 1, "loss": 0.1 + 0.2})
+    assert read_metrics(tmp_path / METRICS_NAME) == [{"step": 1, "loss": 0.1 + 0.2}]  # flushed
+    log.close()
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
+    _write(tmp_path, 0, 1, 2, 3, 4)
+    _write(tmp_path, 2, 3, 4, 5)
+    assert _steps(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_fresh_run_starts_empty(tmp_path):
+    _write(tmp_path, 0, 1, 2)
+    _write(tmp_path, 0)
+    assert _steps(tmp_path) == []
+
+
+def test_half_a_line_is_passed_over_and_removed(tmp_path):
+    _write(tmp_path, 0, 1, 2)
+    with open(tmp_path / METRICS_NAME, "a") as file:
+        file.write('{"step": 3, "lo')
+    assert _steps(tmp_path) == [1, 2]
+    _write(tmp_path, 2, 3)
+    assert _steps(tmp_path) == [1, 2, 3]
+
+
+def test_no_file_is_no_record(tmp_path):
+    assert read_metrics(tmp_path / METRICS_NAME) == []

@@ -1,0 +1,33 @@
+"""Requests to stop."""
+
+import os
+import signal
+
+import pytest
+
+from vila_mc.train.faults import STOP_SIGNALS, StopRequest
+
+
+@pytest.fixture
+def handlers():
+    """Puts the handlers of this process back."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_remembered_and_interrupts_nothing(number, handlers):
+    stop = StopRequest()
+    stop.listen()
+    assert not stop.was_made
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)  # an impatient second Ctrl-C changes nothing
+    assert stop.was_made
+
+
+def test_nothing_is_taken_over_before_listening():
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    StopRequest()
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
