@@ -141,9 +141,12 @@ def _type_as_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
+    is_own, original = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        if is_own:
+            setattr(owner, name, original)
+        else:  # torch.Tensor inherits what is replaced
+            delattr(owner, name)
