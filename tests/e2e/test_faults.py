@@ -1,0 +1,179 @@
+"""What goes wrong in a real run ends it in time, with one honest line and nothing lost."""
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.conftest import LAYOUT
+from tests.support.launching import (
+    NUM_STEPS,
+    finish,
+    kill_all,
+    ranks_of,
+    steps_done,
+    trace_of,
+    train,
+    training,
+    wait_until,
+)
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints
+from vila_mc.checkpoint.whole import canonical_state, whole_model
+from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+
+MANY_STEPS = 100_000
+
+
+def _assert_one_error(run, *parts):
+    """Exit code 2 and a single line on stderr that says ``parts``."""
+    assert run.code == EXIT_USER_ERROR, run.err
+    lines = run.err.splitlines()
+    assert len(lines) == 1, run.err
+    assert lines[0].startswith("error: "), run.err
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_an_unbroken_run(unbroken):
+    run, output = unbroken
+    assert run.code == EXIT_OK, run.err
+    assert run.err == ""
+    assert [step[0] for step in trace_of(output)] == list(range(1, NUM_STEPS + 1))
+    assert [path.name for path in whole_checkpoints(output)] == ["step-00000020", "step-00000030"]
+    losses = [step[1] for step in trace_of(output)]
+    assert losses[-1] < losses[0]
+    assert not list(output.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--ranks", 3, "--parallel.tensor", 2), ("3 ranks do not divide", "multiple of 2")),
+        (("--ranks", 1, "--parallel.tensr", 2), ("parallel.tensr", "Did you mean parallel.tensor")),
+        (("--ranks", 1, "--train.load", "/nowhere"), ("there is no checkpoint in /nowhere",)),
+    ],
+    ids=["world size", "unknown option", "missing checkpoint"],
+)
+def test_refused_before_launch(arguments, parts, recipe, tmp_path):
+    run = train("--config", recipe, "--train.output", tmp_path / "out", *arguments)
+    _assert_one_error(run, *parts)
+    assert run.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_dataset(recipe, tmp_path):
+    blend = f"[{{path: {tmp_path / 'gone'}}}]"
+    run = train(
+        "--config", recipe, *LAYOUT, "--train.output", tmp_path / "out", "--data.blend", blend
+    )
+    _assert_one_error(run, str(tmp_path / "gone"))
+
+
+def test_a_checkpoint_of_another_shape(recipe, unbroken, tmp_path):
+    run = train(
+        *("--config", recipe, "--ranks", 1, "--train.output", tmp_path / "out"),
+        *("--train.load", unbroken[1], "--model.language.ffn", 128),
+    )
+    _assert_one_error(run, "model.language.ffn: checkpoint 96, run 128")
+
+
+def test_an_output_that_cannot_be_written(recipe, tmp_path):
+    (tmp_path / "file").write_text("not a directory")
+    output = tmp_path / "file" / "out"
+    _assert_one_error(
+        train("--config", recipe, "--ranks", 1, "--train.output", output), str(tmp_path / "file")
+    )
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(recipe, unbroken, tmp_path):
+    command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path)
+    with training(*command) as process:
+        wait_until(lambda: steps_done(tmp_path) >= 3, "step 3")
+        process.send_signal(signal.SIGINT)
+        stopped = finish(process)
+    assert stopped.code == EXIT_INTERRUPTED, stopped.err
+    assert "Traceback" not in stopped.err
+    (checkpoint,) = whole_checkpoints(tmp_path)[-1:]
+    step = Manifest.read(checkpoint).step
+    assert 3 <= step < NUM_STEPS
+    assert step == steps_done(tmp_path)
+
+    resumed = train(*command)
+    assert resumed.code == EXIT_OK, resumed.err
+    assert f"resuming after step {step} from {checkpoint}" in resumed.out
+    assert trace_of(tmp_path) == trace_of(unbroken[1])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_run(rank, recipe, tmp_path):
+    steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
+    command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, *steps)
+    with training(*command) as process:
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        ranks = ranks_of(process)
+        assert len(ranks) == 2
+        ranks[rank].kill()
+        started = time.monotonic()
+        run = finish(process)
+        assert time.monotonic() - started < 45
+        assert not any(other.is_running() for other in ranks)
+    assert run.code == EXIT_FAULT, run.err
+    errors = [line for line in run.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, run.err
+    assert f"rank {rank} was killed by SIGKILL" in errors[0]
+
+
+def test_ranks_end_with_a_killed_launcher(recipe, tmp_path):
+    steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
+    command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, *steps)
+    with training(*command) as process:
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        ranks = ranks_of(process)
+        assert len(ranks) == 2
+        try:
+            process.kill()
+            wait_until(lambda: not any(rank.is_running() for rank in ranks), "the end of the ranks")
+        finally:
+            kill_all(ranks)
+    assert Manifest.read(resolve_checkpoint(tmp_path)).step >= 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a few MiB of its own."""
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(mount_point)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield mount_point
+    subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
+
+
+def test_a_full_disk_costs_no_earlier_checkpoint(recipe, unbroken, small_disk):
+    finished, earlier = unbroken
+    output = small_disk / "out"
+    shutil.copytree(earlier / "step-00000020", output / "step-00000020")
+    num_weights = int(re.search(r"([\d,]+) weights", finished.out)[1].replace(",", ""))
+    # What a checkpoint takes at least fits, what it takes with its metadata does not.
+    room = 16 * num_weights + 16 * 1024
+    filler = small_disk / "filler"
+    filler.write_bytes(b"\0" * (shutil.disk_usage(small_disk).free - room))
+
+    run = train("--config", recipe, *LAYOUT, "--train.output", output)
+    _assert_one_error(run, "no space left", str(output))
+    assert steps_done(output) == NUM_STEPS
+    assert [path.name for path in whole_checkpoints(output)] == ["step-00000020"]
+    assert _weights(output).keys() == _weights(earlier).keys()
+
+
+def _weights(directory):
+    with whole_model(directory) as (model, _):
+        return {name: weight.clone() for name, weight in canonical_state(model).items()}
