@@ -45,6 +45,7 @@ def write_recipe(path: Path, tokenizer: Path, prefix: Path) -> Path:
         "steps": NUM_STEPS,
         "global_batch": 4,
         "precision": "fp32",
+        "trainable": ["vision", "connector", "language"],
         "save_every": 10,
         "timeout_minutes": 1,
     }
@@ -56,7 +57,7 @@ def write_recipe(path: Path, tokenizer: Path, prefix: Path) -> Path:
 @contextmanager
 def training(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """tools/train.py with ``arguments``; it and its ranks are gone at the end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
         [sys.executable, "tools/train.py", *map(str, arguments)],
         cwd=REPOSITORY,

@@ -22,6 +22,7 @@ def test_a_signal_is_remembered_and_interrupts_nothing(number, handlers):
     stop = StopRequest()
     stop.listen()
     assert not stop.was_made
+    assert signal.getsignal(number) is not signal.SIG_DFL  # which would end the tests
     os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)  # an impatient second Ctrl-C changes nothing
     assert stop.was_made
