@@ -4,4 +4,5 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from vila_mc.train import step  # noqa: F401
+import vila_mc.checkpoint.training
+import vila_mc.train.step  # noqa: F401
