@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc import __version__
-from vila_mc.config.load import ErrorRaisingParser, load_run
+from vila_mc.config.load import ErrorRaisingParser
 from vila_mc.errors import EXIT_INTERRUPTED, ConfigError, run_cli
 from vila_mc.evaluation.report import AnswerRow, write_report
 from vila_mc.evaluation.scores import score
@@ -30,7 +30,6 @@ from vila_mc.topology.layout import Layout
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RECIPES = CHECKOUT / "examples" / "quickstart"
-RANKS = 4
 VOCABULARY = 800
 STAGES = ("align", "pretrain", "sft")
 BLENDS = {
@@ -40,6 +39,25 @@ BLENDS = {
 }
 TITLE = "A small VILA on handwritten digits"
 QUESTION = "Which digit is this?\nAnswer the question using a single word or phrase."
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many ranks train, and how."""
+
+    ranks: int
+    tensor: int
+    pipeline: int
+
+    @staticmethod
+    def for_this_machine() -> "Placement":
+        """Tensor 2 x pipeline 2 on CPU ranks or four GPUs; what fewer GPUs can hold otherwise."""
+        gpus = num_gpus()
+        if gpus == 1:
+            return Placement(ranks=1, tensor=1, pipeline=1)
+        if gpus in (2, 3):
+            return Placement(ranks=2, tensor=1, pipeline=2)
+        return Placement(ranks=4, tensor=2, pipeline=2)
 
 
 class StepFailedError(Exception):
@@ -70,6 +88,7 @@ class Quickstart:
 
     def __init__(self, output: Path) -> None:
         self.output = output
+        self.placement = Placement.for_this_machine()
         self.state_file = output / "quickstart.json"
         if output.exists() and any(output.iterdir()) and not self.state_file.exists():
             raise ConfigError(
@@ -180,8 +199,10 @@ def train(stage: str) -> Callable[[Quickstart], None]:
         load = ("--train.load", job.path(f"runs/{STAGES[index - 1]}")) if index else ()
         job.tool(
             "tools/train.py",
-            *("--ranks", str(RANKS)),
+            *("--ranks", str(job.placement.ranks)),
             *("--config", RECIPES / "model.yaml", "--config", RECIPES / f"{stage}.yaml"),
+            *("--parallel.tensor", str(job.placement.tensor)),
+            *("--parallel.pipeline", str(job.placement.pipeline)),
             *("--data.blend", json.dumps(blend)),
             *("--data.tokenizer", job.path("data/tokenizer.model").absolute()),
             *("--train.output", job.path(f"runs/{stage}")),
@@ -218,7 +239,6 @@ def report(job: Quickstart) -> None:
     answers = [answer_row(job, record) for record in read_jsonl(job.path("answers.jsonl"))]
     curves = {stage: read_metrics(job.path(f"runs/{stage}/{METRICS_NAME}")) for stage in STAGES}
     proof = json.loads(job.path("export.json").read_text(encoding="utf-8"))
-    run = load_run([RECIPES / "model.yaml"])
     packages = ("torch", "megatron-core", "transformers")
     result: dict[str, Any] = {
         "accuracy": {
@@ -233,13 +253,12 @@ def report(job: Quickstart) -> None:
         "final_loss": {stage: curves[stage][-1]["loss"] for stage in STAGES},
         "export": proof,
         "seconds": job.seconds | {"report": round(time.monotonic() - started, 1)},
-        "layout": str(Layout.of(run.parallel, RANKS)),
+        "layout": str(Layout(job.placement.tensor, job.placement.pipeline, data=1)),
         "versions": {"vila_mc": __version__, "python": sys.version.split()[0]}
         | {name: version(name) for name in packages},
     }
     facts = {
         "layout": result["layout"],
-        "vision placement": run.parallel.vision_placement,
         "greatest logit difference of the export": f"{proof['max_logit_difference']:.2e}",
         "training time": clock(sum(job.seconds[f"train {stage}"] for stage in STAGES)),
         **result["versions"],
@@ -260,6 +279,15 @@ STEPS = (
     Step("export", export),
     Step("report", report),
 )
+
+
+def num_gpus() -> int:
+    """NVIDIA GPUs that torch can use."""
+    if shutil.which("nvidia-smi") is None:
+        return 0  # without the seconds that importing torch takes
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def answer_row(job: Quickstart, record: dict[str, Any]) -> AnswerRow:

@@ -29,6 +29,8 @@ def main() -> int:
     export.add_argument("--result", type=Path, help="JSON file for the figures of the proof")
     arguments = parser.parse_args()
 
+    # On the CPU, where transformers is compared too: a GPU's TF32 would differ in the fourth digit.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from vila_mc.checkpoint.hf.export import export_hf
     from vila_mc.checkpoint.hf.verify import verify_export
     from vila_mc.checkpoint.whole import canonical_state, whole_model

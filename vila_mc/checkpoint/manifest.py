@@ -50,6 +50,21 @@ class Manifest:
             file.flush()
             os.fsync(file.fileno())
 
+    def require_same_model(self, run: RunConfig, directory: Path) -> None:
+        """Refuse to load ``directory`` into a run of another model. Raises CheckpointError."""
+        theirs = _leaves(run_to_dict(self.run)["model"], "model")
+        ours = _leaves(run_to_dict(run)["model"], "model")
+        differences = [
+            f"{name}: checkpoint {theirs[name]}, run {ours[name]}"
+            for name in ours
+            if theirs[name] != ours[name]
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{directory} holds another model: {'; '.join(differences)}. Use the model section "
+                "it was trained with, or another checkpoint."
+            )
+
     @staticmethod
     def read(directory: Path) -> "Manifest":
         """Read the manifest of a checkpoint. Raises CheckpointError."""
@@ -73,6 +88,15 @@ class Manifest:
             return Manifest(**{**values, "run": run_from_dict(values["run"])})
         except (ConfigError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged or was edited: {error}") from None
+
+
+def _leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Dotted names and values below ``prefix``."""
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        dotted = f"{prefix}.{name}"
+        leaves |= _leaves(value, dotted) if isinstance(value, dict) else {dotted: value}
+    return leaves
 
 
 def versions() -> dict[str, str]:

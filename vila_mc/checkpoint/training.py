@@ -28,7 +28,6 @@ from vila_mc.checkpoint.manifest import (
     delete_older,
     resolve_checkpoint,
 )
-from vila_mc.config.load import run_to_dict
 from vila_mc.errors import CheckpointError, SetupError, user_error
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
@@ -159,34 +158,8 @@ def check_room(directory: Path, num_weights: int, weight_bytes: int) -> None:
 def _open(path: Path, stages: Sequence[VilaModel]) -> tuple[Path, Manifest]:
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
-    _require_same_model(directory, manifest, stages)
+    manifest.require_same_model(stages[0].run, directory)
     return directory, manifest
-
-
-def _require_same_model(directory: Path, manifest: Manifest, stages: Sequence[VilaModel]) -> None:
-    theirs, ours = manifest.run, stages[0].run
-    differences = [
-        f"{name}: checkpoint {old}, run {new}"
-        for (name, old), (_, new) in zip(
-            _leaves(run_to_dict(theirs)["model"], "model"),
-            _leaves(run_to_dict(ours)["model"], "model"),
-            strict=True,
-        )
-        if old != new
-    ]
-    if differences:
-        raise CheckpointError(
-            f"{directory} holds another model: {'; '.join(differences)}. Use the model section "
-            "it was trained with, or another checkpoint."
-        )
-
-
-def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}.{name}")
-        else:
-            yield f"{prefix}.{name}", value
 
 
 def _load(state: dict[str, Any], directory: Path) -> dict[str, Any]:

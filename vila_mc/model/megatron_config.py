@@ -40,6 +40,7 @@ def language_config(run: RunConfig) -> TransformerConfig:
         ),
         # With virtual stages, Megatron-Core 0.19.2's batched point-to-point calls deliver to the
         # wrong chunk on 2 pipeline ranks: wrong gradients and no error. Plain 1F1B refuses overlap.
+        deallocate_pipeline_outputs=True,
         overlap_p2p_comm=is_virtual,
         batch_p2p_comm=not is_virtual,
         finalize_model_grads_func=finalize_model_grads,

@@ -40,6 +40,8 @@ def launch(
     os.environ[LAUNCHED_BY_US] = "1"
     # What a failed rank means is said below, in one line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Lets sequence-parallel communication start before the matrix product that hides it.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per rank; torchrun warns otherwise
     config = LaunchConfig(
         min_nodes=nodes,

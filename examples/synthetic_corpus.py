@@ -1,0 +1,87 @@
+"""Makes a small indexed corpus of coloured squares, for --smoke runs. It teaches nothing.
+
+    python examples/synthetic_corpus.py OUT_DIR
+
+Writes OUT_DIR/{tokenizer.model, interleaved.*, pairs.*} and clears checkpoints of earlier runs.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vila_mc.config.load import ErrorRaisingParser
+from vila_mc.data.preprocess import RejectionLimit, preprocess
+from vila_mc.data.sources.interleaved import read_interleaved
+from vila_mc.data.sources.pairs import read_pairs
+from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.errors import ConfigError, run_cli
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "grey": (128,) * 3}
+NUM_RECORDS = 32
+VOCABULARY = 320
+MARKER = ".vila-smoke"
+
+
+def main() -> int:
+    parser = ErrorRaisingParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("output", metavar="OUT_DIR", type=Path)
+    output = parser.parse_args().output
+    if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
+        raise ConfigError(
+            f"{output} holds files that no smoke run wrote. Name another or an empty directory."
+        )
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    (output / MARKER).touch()
+    with tempfile.TemporaryDirectory() as folder:
+        write_corpus(Path(folder), output)
+    return 0
+
+
+def write_corpus(raw: Path, output: Path) -> None:
+    """Raw records and images in ``raw``, indexed datasets in ``output``."""
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (80, 60), colour).save(raw / f"{name}.png")
+    pairs, documents = zip(*(records(index) for index in range(NUM_RECORDS)), strict=True)
+    for name, lines in (("pairs", pairs), ("interleaved", documents)):
+        (raw / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sentences = [pair["caption"] for pair in pairs]
+    sentences += [sentence for document in documents for sentence in document["text_list"]]
+    tokenizer = output / "tokenizer.model"
+    train_tokenizer(sentences, tokenizer, VOCABULARY)
+    sources = {
+        "pairs": read_pairs([raw / "pairs.jsonl"], raw),
+        "interleaved": read_interleaved([raw / "interleaved.jsonl"], raw),
+    }
+    for name, samples in sources.items():
+        preprocess(
+            samples,
+            output / name,
+            "multimodal",
+            tokenizer,
+            source={"kind": name, "files": ["synthetic"]},
+            limit=RejectionLimit.parse("0"),
+        )
+
+
+def records(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ``index``-th pair and interleaved document."""
+    names = list(COLOURS)
+    first, second = names[index % 4], names[(index // 4) % 4]
+    pair = {"image": f"{first}.png", "caption": f"a {first} square, number {index}"}
+    document = {
+        "text_list": [f"Here is a {first} square.", f"And here is a {second} one, number {index}."],
+        "image_info": [
+            {"image_name": f"{first}.png", "matched_text_index": 0, "matched_sim": 1.0},
+            {"image_name": f"{second}.png", "matched_text_index": 1, "matched_sim": 1.0},
+        ],
+    }
+    return pair, document
+
+
+if __name__ == "__main__":
+    run_cli(main)
