@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "csrc" / "README.md"])
 SCRIPT = re.compile(r"(?:^|\s)((?:tools|examples|benchmarks|tests|\.ci)/[\w./-]*\w)")
-PYTHON_TOOL = re.compile(r"(tools/\w+\.py)")
+PYTHON_TOOL = re.compile(r"(tools/\w+\.py)(?:\s+([a-z]+))?")
+"""A tool, and its subcommand if it has one."""
 OPTION = re.compile(r"\s--([a-z][\w.-]*)")
 
 
@@ -31,9 +32,9 @@ def commands(document: Path) -> list[str]:
 
 
 @cache
-def help_of(tool: str) -> str:
+def help_of(tool: str, *subcommand: str) -> str:
     done = subprocess.run(
-        [sys.executable, tool, "--help"],
+        [sys.executable, tool, *subcommand, "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -66,7 +67,7 @@ def test_commands_use_options_that_exist(document: Path) -> None:
         if tool is None:
             continue
         for option in OPTION.findall(command[tool.end() :]):
-            assert f"--{option}" in help_of(tool[1]), f"{command}: --{option}"
+            assert f"--{option}" in help_of(*filter(None, tool.groups())), f"{command}: --{option}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)

@@ -50,9 +50,12 @@ def test_a_users_mistake_is_2_with_one_line() -> None:
         ("OSError(errno.EDQUOT, 'Quota', '/out/a')", "no space left for /out/a"),
         (
             "PermissionError(errno.EACCES, 'Permission denied', '/out/a')",
-            "/out/a cannot be written",
+            "/out/a cannot be used: Permission denied",
         ),
-        ("OSError(errno.EROFS, 'Read-only file system', '/out/a')", "Choose a directory"),
+        (
+            "OSError(errno.EROFS, 'Read-only file system', '/out/a')",
+            "Choose a place you can write to",
+        ),
     ],
 )
 def test_a_disk_that_cannot_be_written_is_2_with_one_line(error: str, words: str) -> None:

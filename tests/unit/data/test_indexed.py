@@ -19,7 +19,7 @@ from vila_mc.data.indexed_reader import IndexedReader
 from vila_mc.data.indexed_writer import IndexedWriter
 from vila_mc.data.manifest import read_manifest
 from vila_mc.data.tokenizer import Tokenizer
-from vila_mc.errors import DataError
+from vila_mc.errors import DataError, SetupError
 from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
 IDS = st.lists(st.integers(0, 399), max_size=9).map(tuple)
@@ -170,7 +170,7 @@ def test_disk_that_fills_up_while_adding(
     with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
         full = type("Full", (), {"write": refuse, "close": refuse})()
         monkeypatch.setattr(writer, "_file", full)
-        with pytest.raises(DataError, match=r"no space left for .*set.*Free some space"):
+        with pytest.raises(SetupError, match=r"no space left for .*set.*Free some space"):
             writer.add(ONE)
     assert os.listdir(tmp_path) == []
 
@@ -181,14 +181,14 @@ def test_disk_that_fills_up_at_the_end(
     with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
         writer.add(ONE)
         monkeypatch.setattr(os, "fsync", refuse)
-        with pytest.raises(DataError, match=r"no space left for .*set.*Free some space"):
+        with pytest.raises(SetupError, match=r"no space left for .*set.*Free some space"):
             writer.finish({})
     assert os.listdir(tmp_path) == []
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="file"):
+    with pytest.raises(SetupError, match="file"):
         IndexedWriter(tmp_path / "file" / "set", "text", tokenizer)
 
 

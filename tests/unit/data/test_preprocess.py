@@ -168,7 +168,7 @@ def test_full_disk_leaves_no_set(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match="no space left for"):
+    with pytest.raises(SetupError, match="no space left for"):
         make_pairs(pairs, tmp_path / "out" / "set", tokenizer_path)
     assert os.listdir(tmp_path / "out") == ["set.rejected.jsonl"]
 
