@@ -1,7 +1,11 @@
-"""The connector's and the splice's tensor operations in plain torch.
+"""The connector's and the splice's tensor operations in plain torch: the twins of csrc/.
 
-Shape letters: b rows, s positions, h LLM width, n images, p patches, e ViT width, q visual tokens
-per image, y and x pixels.
+They define what the native operations compute, and do the work where those are not built. torch
+differentiates them; the twins of backward operations are written out, as oracles for kernels.
+
+Shape letters: b rows, s positions, h LLM width, n images, p patches, g patches along a side, e ViT
+width, f side of a merged block, t = ceil(g / f)**2 merged tokens, q visual tokens per image, y and
+x pixels.
 """
 
 import torch
@@ -9,6 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vila_mc.config.model import CLIP_MEAN, CLIP_STD
+
+FP8_MAX = 448.0
+"""Largest number of e4m3."""
 
 
 def normalize_images(images_n3yx: Tensor, dtype: torch.dtype) -> Tensor:
@@ -22,63 +29,258 @@ def normalize_images(images_n3yx: Tensor, dtype: torch.dtype) -> Tensor:
     return ((images_n3yx.float() / 255.0 - mean) / std).to(dtype)
 
 
-def merge_neighbours(patches_npe: Tensor, factor: int) -> Tensor:
+def normalization_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[3, 256]: what ``normalize_images`` makes of every level of every channel."""
+    levels = torch.arange(256, dtype=torch.uint8, device=device)
+    return normalize_images(levels.expand(1, 3, 1, 256), dtype).reshape(3, 256)
+
+
+def normalize_patchify(images_n3yx: Tensor, table: Tensor, patch: int) -> Tensor:
+    """Normalised patches of uint8 images, each a row.
+
+    Args:
+        images_n3yx: [n, 3, y, x] uint8.
+        table: [3, 256], the value of every level of every channel.
+        patch: side of a patch in pixels; divides y and x.
+
+    Returns:
+        [n, (y / patch) * (x / patch), 3 * patch**2] in the table's dtype, patches row-major,
+        channels ordered (c, dy, dx): a convolution with stride = kernel = patch is a product of
+        its flattened weight with these rows.
+    """
+    n, _, y, x = images_n3yx.shape
+    rows, columns = y // patch, x // patch
+    normal = torch.stack([table[channel][images_n3yx[:, channel].int()] for channel in range(3)], 1)
+    tiles = normal.view(n, 3, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    return tiles.reshape(n, rows * columns, 3 * patch * patch)
+
+
+def downsample_gather(features_npe: Tensor, factor: int, has_cls: bool) -> Tensor:
     """Fold each ``factor x factor`` block of patches into one token.
 
     An odd grid gets rows and columns of zeros at the bottom and right first.
 
     Args:
-        patches_npe: [n, p, e], p = g * g patches in row-major order.
+        features_npe: [n, cls + g * g, e], patches in row-major order.
         factor: side of the block.
+        has_cls: whether a class token comes first; it is dropped.
 
     Returns:
-        [n, ceil(g / factor)**2, factor**2 * e], tokens row-major, channels ordered (dy, dx, e).
-
-    Raises:
-        ValueError: the number of patches is not a square.
+        [n, t, factor**2 * e], tokens row-major, channels ordered (dy, dx, e).
 
     Source:
         VILA, arXiv 2312.07533, section 4 and Table 7; channel order of NVlabs/VILA (main).
     """
-    n, p, e = patches_npe.shape
-    grid = round(p**0.5)
-    if grid * grid != p:
-        raise ValueError(f"{p} patches are not a square grid; give [n, g * g, e].")
+    n, p, e = features_npe.shape
+    grid = round((p - has_cls) ** 0.5)
     side = -(-grid // factor)
     missing = side * factor - grid
-    blocks = patches_npe.view(n, grid, grid, e)
+    blocks = features_npe[:, int(has_cls) :].reshape(n, grid, grid, e)
     if missing:
         blocks = F.pad(blocks, (0, 0, 0, missing, 0, missing))
     blocks = blocks.view(n, side, factor, side, factor, e).transpose(2, 3)
     return blocks.reshape(n, side * side, factor * factor * e)
 
 
-def splice_visual(text_sbh: Tensor, visual_nqh: Tensor, image_starts: Tensor) -> Tensor:
+def downsample_gather_backward(grad_ntc: Tensor, grid: int, factor: int, has_cls: bool) -> Tensor:
+    """Gradient of ``downsample_gather``'s features [n, cls + grid**2, e]; zeros for the CLS."""
+    n, tokens, channels = grad_ntc.shape
+    side, e = round(tokens**0.5), channels // factor**2
+    blocks = grad_ntc.view(n, side, side, factor, factor, e).transpose(2, 3)
+    patches = blocks.reshape(n, side * factor, side * factor, e)[:, :grid, :grid]
+    return F.pad(patches.reshape(n, grid * grid, e), (0, 0, int(has_cls), 0))
+
+
+def downsample_layernorm(
+    features_npe: Tensor, weight: Tensor, bias: Tensor, factor: int, has_cls: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``downsample_gather``, then LayerNorm over a token's f * f * e channels.
+
+    Args:
+        features_npe: as for ``downsample_gather``.
+        weight: [f * f * e], the norm's scale.
+        bias: [f * f * e], the norm's shift.
+        factor: side of the block.
+        has_cls: whether a class token comes first; it is dropped.
+        eps: added to the variance.
+
+    Returns:
+        out [n, t, f * f * e] in the features' dtype; mean and 1 / standard deviation [n, t] in
+        fp32 (fp64 for fp64 features), like the arithmetic.
+    """
+    tokens = _wide(downsample_gather(features_npe, factor, has_cls))
+    mean = tokens.mean(-1)
+    rstd = (tokens.var(-1, correction=0) + eps).rsqrt()
+    normal = (tokens - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)
+    return (normal * weight + bias).to(features_npe.dtype), mean, rstd
+
+
+def downsample_layernorm_backward(
+    grad_ntc: Tensor,
+    features_npe: Tensor,
+    weight: Tensor,
+    mean_nt: Tensor,
+    rstd_nt: Tensor,
+    factor: int,
+    has_cls: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``downsample_layernorm``'s features, weight and bias, from its statistics."""
+    rstd = rstd_nt.unsqueeze(-1)
+    tokens = _wide(downsample_gather(features_npe, factor, has_cls))
+    normal = (tokens - mean_nt.unsqueeze(-1)) * rstd
+    grad = _wide(grad_ntc)
+    weight_grad = (grad * normal).sum((0, 1)).to(weight.dtype)
+    bias_grad = grad.sum((0, 1)).to(weight.dtype)
+    grad = grad * weight
+    along_normal = (grad * normal).mean(-1, keepdim=True)
+    grad = (grad - grad.mean(-1, keepdim=True) - normal * along_normal) * rstd
+    grid = round((features_npe.shape[1] - has_cls) ** 0.5)
+    features_grad = downsample_gather_backward(grad, grid, factor, has_cls)
+    return features_grad.to(features_npe.dtype), weight_grad, bias_grad
+
+
+def downsample_layernorm_fp8(
+    features_npe: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    factor: int,
+    has_cls: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``downsample_layernorm`` with its output y quantised to FP8 (e4m3).
+
+    Returns:
+        out = e4m3(y * scale), saturated at +-448; amax [1] fp32, the largest \\|y\\| (0 without
+        images); mean and rstd [n, t]. y is not rounded before it is scaled.
+    """
+    wide = _wide(features_npe)
+    normal, mean, rstd = downsample_layernorm(wide, weight, bias, factor, has_cls, eps)
+    amax = normal.abs().max() if normal.numel() else normal.new_zeros(())
+    out = (normal * scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return out, amax.reshape(1).float(), mean, rstd
+
+
+def downsample_linear(
+    features_npe: Tensor, weight: Tensor, bias: Tensor | None, factor: int, has_cls: bool
+) -> Tensor:
+    """``downsample_gather``, then a linear layer: [n, t, h]. The paper's concat projector."""
+    return F.linear(downsample_gather(features_npe, factor, has_cls), weight, bias)
+
+
+def mlp_downsample(
+    features_npe: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    factor: int,
+    has_cls: bool,
+    eps: float,
+) -> Tensor:
+    """Gather, LayerNorm, linear, exact GELU, linear: [n, t, h]. The connector of VILA-1.5.
+
+    It is the chain that a model without this package would write; torch keeps every step of it.
+    """
+    tokens = downsample_gather(features_npe, factor, has_cls)
+    tokens = F.layer_norm(tokens, norm_weight.shape, norm_weight, norm_bias, eps)
+    return F.linear(F.gelu(F.linear(tokens, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+
+
+def splice_visual(
+    text: Tensor,
+    visual_nqh: Tensor,
+    image_starts: Tensor,
+    sequence_first: bool,
+    first_position: int,
+    sequence_length: int,
+) -> Tensor:
     """Put each image's visual tokens at its positions among the text embeddings.
 
     Args:
-        text_sbh: [s, b, h] embeddings of the whole sequence; what stands at image positions is
-            overwritten and gets no gradient.
+        text: [b, s, h], or [s, b, h] if ``sequence_first``; the whole sequence or a shard of it.
+            What stands at image positions is overwritten and gets no gradient.
         visual_nqh: [n, q, h].
-        image_starts: [n, 2] int64, row and first position of each image.
+        image_starts: [n, 2] int64, row and first position of each image in the whole sequence.
+        sequence_first: whether positions come before rows.
+        first_position: where in the whole sequence a shard begins; tokens outside it are skipped.
+        sequence_length: positions of the whole sequence.
 
     Returns:
-        [s, b, h].
-
-    Raises:
-        ValueError: the two sides disagree about the number of images.
+        like ``text``.
     """
-    n, q, h = visual_nqh.shape
-    if image_starts.shape[0] != n:
-        raise ValueError(
-            f"the text has places for {image_starts.shape[0]} images; vision gave {n} x {q} "
-            "tokens. The dataset and the model disagree; build the batch with this model's config."
-        )
-    s, b, _ = text_sbh.shape
-    rows, starts = image_starts[:, :1], image_starts[:, 1:]
-    positions = starts + torch.arange(q, device=image_starts.device)
-    flat_index = (positions * b + rows).flatten()  # [s, b] is flattened position-major
-    spliced = text_sbh.reshape(s * b, h).index_copy(
-        0, flat_index, visual_nqh.reshape(n * q, h).to(text_sbh.dtype)
-    )
-    return spliced.view(s, b, h)
+    q = visual_nqh.shape[1]
+    places = _VisualPlaces(text.shape, image_starts, q, sequence_first)
+    tokens = visual_nqh.flatten(0, 1).to(text.dtype)
+    index = places.flat_index(first_position)
+    if text.shape[places.axis] < sequence_length:
+        inside = places.inside(first_position)
+        index, tokens = index[inside], tokens[inside]
+    return text.flatten(0, 1).index_copy(0, index, tokens).view(text.shape)
+
+
+def splice_visual_text_grad(
+    grad: Tensor,
+    image_starts: Tensor,
+    num_visual: int,
+    sequence_first: bool,
+    first_position: int,
+    sequence_length: int,
+) -> Tensor:
+    """Gradient of ``splice_visual``'s text: ``grad``, with zeros where visual tokens stand."""
+    n, h = image_starts.shape[0], grad.shape[-1]
+    zeros = grad.new_zeros((n, num_visual, h))
+    return splice_visual(grad, zeros, image_starts, sequence_first, first_position, sequence_length)
+
+
+def splice_visual_visual_grad(
+    grad: Tensor,
+    image_starts: Tensor,
+    num_visual: int,
+    sequence_first: bool,
+    first_position: int,
+    sequence_length: int,
+) -> Tensor:
+    """Gradient of ``splice_visual``'s visual tokens [n, num_visual, h]: zeros outside a shard."""
+    places = _VisualPlaces(grad.shape, image_starts, num_visual, sequence_first)
+    index = places.flat_index(first_position)
+    rows = grad.flatten(0, 1)
+    if grad.shape[places.axis] == sequence_length:
+        tokens = rows.index_select(0, index)
+    else:
+        inside = places.inside(first_position)
+        tokens = grad.new_zeros((len(index), grad.shape[-1]))
+        tokens[inside] = rows[index[inside]]
+    return tokens.view(image_starts.shape[0], num_visual, grad.shape[-1])
+
+
+class _VisualPlaces:
+    """Where visual tokens stand in the flattened positions and rows of text embeddings."""
+
+    def __init__(
+        self, shape: torch.Size, image_starts: Tensor, num_visual: int, sequence_first: bool
+    ) -> None:
+        self.axis = 0 if sequence_first else 1
+        self.shape = shape
+        steps = torch.arange(num_visual, device=image_starts.device)
+        self.rows = image_starts[:, :1]
+        self.positions = image_starts[:, 1:] + steps
+
+    def flat_index(self, first_position: int) -> Tensor:
+        """[n * q]: index of each token's row; meaningless where it is not ``inside``."""
+        positions = self.positions - first_position
+        if self.axis == 0:
+            return (positions * self.shape[1] + self.rows).flatten()
+        return (self.rows * self.shape[1] + positions).flatten()
+
+    def inside(self, first_position: int) -> Tensor:
+        """[n * q] bool: whether each token lies in the shard."""
+        positions = self.positions - first_position
+        return ((positions >= 0) & (positions < self.shape[self.axis])).flatten()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """fp32 for statistics, or fp64 where the tensor is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

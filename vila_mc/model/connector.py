@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vila_mc.config.model import ModelConfig
-from vila_mc.kernels.reference import merge_neighbours
+from vila_mc.kernels.ops import downsample_gather
 
 
 class Connector(MegatronModule):  # type: ignore[misc]
@@ -39,7 +39,7 @@ class Connector(MegatronModule):  # type: ignore[misc]
 
     def forward(self, patches_npe: Tensor) -> Tensor:
         """[n, p, e] patch features without the class token -> [n, q, h] visual tokens."""
-        tokens = merge_neighbours(patches_npe, self.factor) if self.factor > 1 else patches_npe
+        tokens = downsample_gather(patches_npe, self.factor) if self.factor > 1 else patches_npe
         if self.norm is not None:
             tokens = self.norm(tokens)
         visual: Tensor = self.fc1(tokens)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vila_mc.config.run import RunConfig
 from vila_mc.flow import Microbatch
-from vila_mc.kernels.reference import normalize_images, splice_visual
+from vila_mc.kernels.ops import splice_visual
+from vila_mc.kernels.reference import normalize_images
 from vila_mc.model.connector import Connector
 from vila_mc.model.language import LanguageModel
 from vila_mc.model.layer_specs import TorchNorm, vision_layer_spec

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from vila_mc.kernels.reference import merge_neighbours, normalize_images, splice_visual
+from vila_mc.kernels.ops import downsample_gather, splice_visual
+from vila_mc.kernels.reference import normalize_images
 
 
 @pytest.mark.parametrize(("grid", "factor"), [(4, 2), (3, 2), (5, 2), (1, 2), (6, 3), (7, 3)])
-def test_merge_neighbours_puts_every_channel_where_the_formula_says(grid, factor):
+def test_downsample_gather_puts_every_channel_where_the_formula_says(grid, factor):
     images, width = 2, 3
     patches = torch.randn(images, grid * grid, width)
     side = -(-grid // factor)
@@ -18,18 +19,18 @@ def test_merge_neighbours_puts_every_channel_where_the_formula_says(grid, factor
             for channel in range(width):
                 place = (factor * (row % factor) + col % factor) * width + channel
                 expected[:, token, place] = patches[:, row * grid + col, channel]
-    assert torch.equal(merge_neighbours(patches, factor), expected)
+    assert torch.equal(downsample_gather(patches, factor), expected)
 
 
-def test_merge_neighbours_hands_gradients_back():
+def test_downsample_gather_hands_gradients_back():
     patches = torch.randn(1, 9, 2, requires_grad=True)
-    merge_neighbours(patches, 2).sum().backward()
+    downsample_gather(patches, 2).sum().backward()
     assert torch.equal(patches.grad, torch.ones_like(patches))
 
 
-def test_merge_neighbours_refuses_what_is_no_square():
+def test_downsample_gather_refuses_what_is_no_square():
     with pytest.raises(ValueError, match="12 patches are not a square grid"):
-        merge_neighbours(torch.zeros(1, 12, 2), 2)
+        downsample_gather(torch.zeros(1, 12, 2), 2)
 
 
 def _text_and_visual():

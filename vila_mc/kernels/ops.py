@@ -1,0 +1,99 @@
+"""The face of csrc/: every operation, checked, on native code where it is built, else on torch.
+
+This is the one place that chooses. Shape letters as in ``reference``; all are differentiable.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vila_mc.kernels import reference
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _implementation(tensor: Tensor) -> Any:
+    """What computes on the tensor's device: the native operations or their twins in torch."""
+    return reference
+
+
+def normalize_patchify(images_n3yx: Tensor, patch: int, dtype: torch.dtype) -> Tensor:
+    """uint8 images [n, 3, y, x] -> normalised patches [n, p, 3 * patch**2], channels (c, dy, dx).
+
+    Raises:
+        ValueError: another shape or number format, or a side that ``patch`` does not divide.
+    """
+    if images_n3yx.ndim != 4 or images_n3yx.shape[1] != 3 or images_n3yx.dtype != torch.uint8:
+        raise ValueError(f"images are {_said(images_n3yx)}; give uint8 [n, 3, y, x].")
+    y, x = images_n3yx.shape[2:]
+    if patch < 1 or y % patch or x % patch:
+        raise ValueError(f"patches of {patch} pixels do not tile images of {y} x {x} pixels.")
+    table = reference.normalization_table(dtype, images_n3yx.device)
+    patches: Tensor = _implementation(images_n3yx).normalize_patchify(images_n3yx, table, patch)
+    return patches
+
+
+def downsample_gather(features_npe: Tensor, factor: int, *, has_cls: bool = False) -> Tensor:
+    """Fold each ``factor x factor`` block of patches into one token: [n, t, factor**2 * e].
+
+    Raises:
+        ValueError: the features are no square grid of patches.
+    """
+    _check_features(features_npe, factor, has_cls)
+    return _implementation(features_npe).downsample_gather(features_npe, factor, has_cls)  # type: ignore[no-any-return]
+
+
+def splice_visual(
+    text: Tensor,
+    visual_nqh: Tensor,
+    image_starts: Tensor,
+    *,
+    sequence_first: bool = True,
+    first_position: int = 0,
+    sequence_length: int | None = None,
+) -> Tensor:
+    """Put each image's visual tokens at its positions among the text embeddings.
+
+    Args:
+        text: [s, b, h], or [b, s, h] without ``sequence_first``; or a shard of its positions.
+        visual_nqh: [n, q, h].
+        image_starts: [n, 2] int64, row and first position of each image in the whole sequence.
+        sequence_first: whether positions come before rows.
+        first_position: where a shard begins.
+        sequence_length: positions of the whole sequence if ``text`` is a shard.
+
+    Returns:
+        like ``text``. What stood at image positions gets no gradient; the visual tokens get that
+        of the positions in the shard.
+
+    Raises:
+        ValueError: the sides disagree about the number of images, or in shape.
+    """
+    n, q, _ = visual_nqh.shape
+    if image_starts.shape[0] != n:
+        raise ValueError(
+            f"the text has places for {image_starts.shape[0]} images; vision gave {n} x {q} "
+            "tokens. The dataset and the model disagree; build the batch with this model's config."
+        )
+    whole = text.shape[0 if sequence_first else 1] if sequence_length is None else sequence_length
+    return _implementation(text).splice_visual(  # type: ignore[no-any-return]
+        text, visual_nqh, image_starts, sequence_first, first_position, whole
+    )
+
+
+def _check_features(features_npe: Tensor, factor: int, has_cls: bool) -> None:
+    if features_npe.ndim != 3 or features_npe.dtype not in FLOATS:
+        raise ValueError(
+            f"features are {_said(features_npe)}; give [n, cls + g * g, e] in fp32, bf16, fp16 "
+            "or fp64."
+        )
+    patches = features_npe.shape[1] - has_cls
+    if patches < 1 or round(patches**0.5) ** 2 != patches:
+        raise ValueError(f"{patches} patches are not a square grid; give [n, cls + g * g, e].")
+    if factor < 1:
+        raise ValueError(f"a block of {factor} x {factor} patches is not possible; give 1 or more.")
+
+
+def _said(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
