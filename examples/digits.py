@@ -4,7 +4,8 @@
 
 The pictures are the 1,797 handwritten 8x8 digits that come with scikit-learn (16 grey levels),
 kept as 8-bit PNG files of 28x28 pixels (bicubic). The last 360 are held out: they appear in
-``eval.jsonl`` and nowhere else. The same arguments always give the same bytes.
+``eval.jsonl`` and nowhere else. Every other picture is written a few more times, turned and shifted
+a little, since 1,437 pictures are few. The same arguments always give the same bytes.
 
 | file | format |
 |---|---|
@@ -44,7 +45,9 @@ NUM_HELD_OUT = 360
 IMAGE_SIDE = 28
 GREY_LEVELS = 16  # the brightest value in scikit-learn's set
 
-NUM_CAPTIONS = 3  # per training image
+NUM_VARIANTS = 3  # turned and shifted copies of each training picture
+MAX_TURN = 12.0  # degrees
+MAX_SHIFT = 2.0  # pixels of the 28x28 picture
 NUM_DOCUMENTS = 2400
 NUM_TWO_IMAGE = 3300
 NUM_MULTI_TURN = 1000
@@ -141,10 +144,9 @@ def parity(value: int) -> str:
 
 
 def pairs(digits: Sequence[Digit], rng: random.Random) -> Iterator[Record]:
-    """Image-caption pairs: every training image with a few captions."""
+    """Image-caption pairs: every training image with a caption."""
     for digit in digits:
-        for _ in range(NUM_CAPTIONS):
-            yield {"image": digit.name, "caption": caption(digit.value, rng)}
+        yield {"image": digit.name, "caption": caption(digit.value, rng)}
 
 
 def interleaved(digits: Sequence[Digit], rng: random.Random) -> Iterator[Record]:
@@ -352,8 +354,12 @@ def group_by_value(digits: Iterable[Digit]) -> dict[int, list[Digit]]:
 # --- from scikit-learn to files -------------------------------------------------------------
 
 
-def load_digits() -> tuple[list[Digit], list[bytes]]:
-    """scikit-learn's digits, and their pictures as PNG bytes, in its order."""
+def load_digits() -> tuple[list[Digit], list[Digit], dict[str, bytes]]:
+    """scikit-learn's digits in its order, those of training with their variants.
+
+    Returns:
+        Training digits, held-out digits, and the PNG bytes of every picture by its name.
+    """
     try:
         from sklearn import datasets
     except ImportError:
@@ -362,23 +368,50 @@ def load_digits() -> tuple[list[Digit], list[bytes]]:
             "pip install 'vila_mc[examples]'."
         ) from None
     loaded = datasets.load_digits()
-    digits = [Digit(f"digit-{i:04d}.png", int(value)) for i, value in enumerate(loaded.target)]
-    return digits, [png(image) for image in loaded.images]
+    rng = random.Random(f"{SEED} variants")
+    training: list[Digit] = []
+    held_out: list[Digit] = []
+    pictures: dict[str, bytes] = {}
+    num_training = len(loaded.images) - NUM_HELD_OUT
+    for number, (grey, value) in enumerate(zip(loaded.images, loaded.target, strict=True)):
+        upright = picture(grey)
+        shown = [upright]
+        if number < num_training:
+            shown += [varied(upright, rng) for _ in range(NUM_VARIANTS)]
+        for variant, image in enumerate(shown):
+            suffix = f"-{variant}" if variant else ""
+            digit = Digit(f"digit-{number:04d}{suffix}.png", int(value))
+            (training if number < num_training else held_out).append(digit)
+            pictures[digit.name] = png(image)
+    return training, held_out, pictures
 
 
-def png(grey: Any) -> bytes:
-    """An [8, 8] array of 0 ... 16 as a PNG of ``IMAGE_SIDE`` pixels."""
+def picture(grey: Any) -> Any:
+    """An [8, 8] array of 0 ... 16 as a Pillow image of ``IMAGE_SIDE`` pixels."""
     from PIL import Image
 
     image = Image.fromarray((grey * 255 / GREY_LEVELS).round().astype("uint8"))
+    return image.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC)
+
+
+def varied(image: Any, rng: random.Random) -> Any:
+    """The picture turned and shifted a little."""
+    from PIL import Image
+
+    shift = (rng.uniform(-MAX_SHIFT, MAX_SHIFT), rng.uniform(-MAX_SHIFT, MAX_SHIFT))
+    turn = rng.uniform(-MAX_TURN, MAX_TURN)
+    return image.rotate(turn, Image.Resampling.BICUBIC, translate=shift)
+
+
+def png(image: Any) -> bytes:
+    """A Pillow image as a PNG file."""
     encoded = io.BytesIO()
-    image.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC).save(encoded, format="PNG")
+    image.save(encoded, format="PNG")
     return encoded.getvalue()
 
 
-def make_records(digits: Sequence[Digit]) -> dict[str, list[Record]]:
+def make_records(training: Sequence[Digit], held_out: Sequence[Digit]) -> dict[str, list[Record]]:
     """The records of every JSON file. Each file has a random stream of its own."""
-    training, held_out = digits[:-NUM_HELD_OUT], digits[-NUM_HELD_OUT:]
 
     def stream(name: str) -> random.Random:
         return random.Random(f"{SEED} {name}")
@@ -405,8 +438,8 @@ def write_corpus(output: Path) -> dict[str, int]:
         raise ConfigError(
             f"{error.filename} cannot be made: a file is in the way. Name another directory."
         ) from None
-    digits, pictures = load_digits()
-    records = make_records(digits)
+    training, held_out, pictures = load_digits()
+    records = make_records(training, held_out)
     lines = tokenizer_lines(records)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=output) as scratch:
 
@@ -415,13 +448,13 @@ def write_corpus(output: Path) -> dict[str, int]:
             unfinished.write_bytes(data)
             os.replace(unfinished, output / name)
 
-        for digit, picture in zip(digits, pictures, strict=True):
-            put(f"images/{digit.name}", picture)
+        for name, data in pictures.items():
+            put(f"images/{name}", data)
         put("tokenizer_text.txt", ("\n".join(lines) + "\n").encode())
         for name, rows in records.items():
             put(name, to_json(rows, is_lines=name.endswith("l")).encode())
     counts = {name: len(rows) for name, rows in records.items()}
-    return {"images/": len(digits), **counts, "tokenizer_text.txt": len(lines)}
+    return {"images/": len(pictures), **counts, "tokenizer_text.txt": len(lines)}
 
 
 def to_json(records: Sequence[Record], *, is_lines: bool) -> str:

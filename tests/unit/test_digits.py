@@ -24,7 +24,8 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
 TRAINING_FILES = ("pairs.jsonl", "interleaved.jsonl", "conversations.json", "instructions.jsonl")
-NUM_TRAINING = 1797 - 360
+NUM_HELD_OUT = 360
+NUM_TRAINING = (1797 - NUM_HELD_OUT) * 4  # each digit and its three variants
 
 
 def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -53,8 +54,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def values(script: ModuleType) -> dict[str, int]:
-    digits, _ = script.load_digits()
-    return {digit.name: digit.value for digit in digits}
+    training, held_out, _ = script.load_digits()
+    return {digit.name: digit.value for digit in [*training, *held_out]}
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -113,8 +114,18 @@ def test_held_out_images_are_in_no_training_file(corpus: Path, values: dict[str,
         for name in image_names(record)
     }
     held_out = {name for record in read(corpus / "eval.jsonl") for name in record["images"]}
-    assert training == set(names[:NUM_TRAINING])
-    assert held_out == set(names[NUM_TRAINING:])
+    assert held_out == {f"digit-{number:04d}.png" for number in range(1437, 1797)}
+    assert training == set(names) - held_out
+    assert len(training) == NUM_TRAINING
+
+
+def test_variants_are_other_pictures_of_the_same_digit(
+    corpus: Path, values: dict[str, int]
+) -> None:
+    for number in (0, 5, 1436):
+        names = [f"digit-{number:04d}{suffix}.png" for suffix in ("", "-1", "-2", "-3")]
+        assert len({(corpus / "images" / name).read_bytes() for name in names}) == 4
+        assert len({values[name] for name in names}) == 1
 
 
 def test_captions_name_their_digit(
@@ -146,7 +157,7 @@ def test_documents_match_images_with_their_sentences(
 
 def test_conversations_are_well_formed(corpus: Path) -> None:
     records = read(corpus / "conversations.json")
-    assert 6000 <= len(records) <= 8000
+    assert 15000 <= len(records) <= 16000
     assert len({record["id"] for record in records}) == len(records)
     assert {len(record["conversations"]) for record in records} == {2, 4, 6}
     for record in records:
@@ -200,7 +211,7 @@ def test_which_digit_asks_once_about_every_held_out_digit(
     corpus: Path, values: dict[str, int]
 ) -> None:
     rows = [row for row in read(corpus / "eval.jsonl") if row["task"] == "which_digit"]
-    assert [row["images"] for row in rows] == [[name] for name in sorted(values)[NUM_TRAINING:]]
+    assert [row["images"] for row in rows] == [[name] for name in sorted(values)[-NUM_HELD_OUT:]]
     assert all(row["answer"] == str(values[row["images"][0]]) for row in rows)
     assert {row["chance"] for row in rows} == {0.1}
 
@@ -235,9 +246,9 @@ def test_the_system_prompt_is_the_templates(script: ModuleType) -> None:
 def test_our_own_readers_accept_every_record(corpus: Path) -> None:
     images = corpus / "images"
     for samples, count in (
-        (read_pairs([corpus / "pairs.jsonl"], images), 4311),
+        (read_pairs([corpus / "pairs.jsonl"], images), 5748),
         (read_interleaved([corpus / "interleaved.jsonl"], images), 2400),
-        (read_conversations([corpus / "conversations.json"], images, "vicuna_v1"), 7174),
+        (read_conversations([corpus / "conversations.json"], images, "vicuna_v1"), 15796),
         (read_conversations([corpus / "instructions.jsonl"], images, "vicuna_v1"), 410),
         (read_text([corpus / "text.jsonl"]), 1500),
     ):
