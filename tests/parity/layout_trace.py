@@ -23,9 +23,9 @@ Trace = list[tuple[float, float]]
 """Loss and gradient norm of every step."""
 
 
-def write_seed_checkpoint(directory: Path) -> None:
-    """Fresh weights of the tiny model, written by one rank."""
-    run = tiny_run()
+def write_seed_checkpoint(directory: Path, model: dict[str, Any] | None = None) -> None:
+    """Fresh weights of the tiny model, written by one rank; ``model`` overrides its section."""
+    run = tiny_run(model=model or {})
     with distributed(run.parallel, seed=1) as ranks:
         trainer = Trainer(run, ranks, build_stages(run, ranks))
         _make_one_dimensional_weights_matter(trainer)
@@ -47,14 +47,15 @@ def trace(
     trainables: Sequence[tuple[str, ...]] = (ALL_PARTS,),
     train: dict[str, Any] | None = None,
     plant_mean_of_means: bool = False,
+    model: dict[str, Any] | None = None,
 ) -> list[Trace]:
-    """The trace of every entry of ``trainables``; ``train`` overrides options of that section."""
+    """The trace of every entry of ``trainables``; ``train`` and ``model`` override sections."""
     traces = []
     parallel_config = tiny_run(parallel=parallel).parallel
     with distributed(parallel_config, seed=1, timeout_minutes=2) as ranks:
         for trainable in trainables:
             options = {"trainable": list(trainable), **(train or {})}
-            run = tiny_run(parallel=parallel, train=options)
+            run = tiny_run(parallel=parallel, train=options, model=model or {})
             stages = build_stages(run, ranks)
             load_weights(seed_checkpoint, stages)
             trainer = Trainer(run, ranks, stages)

@@ -3,7 +3,13 @@
 import pytest
 
 from tests.parity.compare import LOSS_TOLERANCE, assert_every_rank_matches
-from tests.parity.layout_trace import ALL_PARTS, NUM_STEPS, TRAINABLES, trace
+from tests.parity.layout_trace import (
+    ALL_PARTS,
+    NUM_STEPS,
+    TRAINABLES,
+    trace,
+    write_seed_checkpoint,
+)
 from tests.support.ranks import run_ranks
 
 LAYOUTS = {
@@ -76,3 +82,38 @@ def test_bf16_is_near(seed_checkpoint, single_rank):
         assert [loss for loss, _ in bf16] == pytest.approx(losses, rel=2e-3)
         assert [norm for _, norm in bf16] == pytest.approx(norms, rel=3e-2)
         assert bf16 != single_rank["everything"]
+
+
+QWEN2 = {
+    "vision": dict(
+        family="siglip", image_size=30, patch_size=7, width=32, layers=3, heads=4, ffn=64
+    ),
+    "language": dict(
+        family="qwen2",
+        tied_embeddings=True,
+        layers=4,
+        width=64,
+        ffn=96,
+        heads=4,
+        kv_heads=2,
+        vocab_size=131,
+        max_positions=64,
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", ["tp2-sp", "tp2-pp2-shared", "pp2-virtual2-dedicated"])
+def test_a_tied_embedding_learns_as_one_whatever_the_stages(layout, tied_seed):
+    seed, expected = tied_seed
+    world_size, parallel = LAYOUTS[layout]
+    by_rank = run_ranks(world_size, trace, seed, parallel, model=QWEN2)
+    assert_every_rank_matches([traces[0] for traces in by_rank], expected, layout)
+
+
+@pytest.fixture(scope="module")
+def tied_seed(tmp_path_factory):
+    """SigLIP and a Qwen2 whose embedding is also its output layer: weights, and the trace."""
+    directory = tmp_path_factory.mktemp("tied")
+    run_ranks(1, write_seed_checkpoint, directory, QWEN2)
+    ((expected,),) = run_ranks(1, trace, directory, {}, model=QWEN2)
+    return directory, expected

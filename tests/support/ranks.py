@@ -9,6 +9,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
@@ -16,9 +17,13 @@ _context.set_forkserver_preload(["tests.support.preload"])
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0
+    world_size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    timeout: float = 240.0,
+    **options: Any,
 ) -> list[Any]:
-    """Call ``function(*arguments)`` on ``world_size`` ranks; returns their results by rank.
+    """Call ``function(*arguments, **options)`` on ``world_size`` ranks; results by rank.
 
     Raises:
         AssertionError: a rank raised (with its traceback), died, or did not finish in time.
@@ -28,7 +33,7 @@ def run_ranks(
     processes = [
         _context.Process(
             target=_rank_main,
-            args=(rank, world_size, port, results, function, arguments),
+            args=(rank, world_size, port, results, partial(function, *arguments, **options)),
             daemon=True,
         )
         for rank in range(world_size)
@@ -54,8 +59,7 @@ def _rank_main(
     world_size: int,
     port: int,
     results: Any,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
+    function: Callable[[], Any],
 ) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -65,7 +69,7 @@ def _rank_main(
         MASTER_PORT=str(port),
     )
     try:
-        results.put((rank, None, function(*arguments)))
+        results.put((rank, None, function()))
     except BaseException:
         results.put((rank, traceback.format_exc(), None))
 

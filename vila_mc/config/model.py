@@ -11,10 +11,16 @@ STRICT = ConfigDict(extra="forbid")
 
 ConnectorKind = Literal["linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample"]
 ImageMode = Literal["crop", "pad", "resize"]
+VisionFamily = Literal["clip", "siglip"]
+LanguageFamily = Literal["llama", "mistral", "qwen2"]
+RopeScaling = Literal["none", "linear", "llama3"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Channel statistics of CLIP's training images (arXiv 2103.00020, released preprocessor)."""
+SIGLIP_MEAN = (0.5, 0.5, 0.5)
+SIGLIP_STD = (0.5, 0.5, 0.5)
+"""What SigLIP's pixels are shifted and scaled by (arXiv 2303.15343, released preprocessor)."""
 
 VOCAB_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this, whatever the layout, so that tables have one
@@ -38,10 +44,14 @@ def require_positive(section: str, **values: float) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
-    """A CLIP vision transformer (arXiv 2103.00020), read one layer before its last."""
+    """A vision transformer, read one layer before its last."""
 
     __pydantic_config__ = STRICT
 
+    family: VisionFamily = "clip"
+    """clip (arXiv 2103.00020): class token, norm before the layers, quick GELU, epsilon 1e-5.
+    siglip (arXiv 2303.15343): neither of the first two, tanh GELU, epsilon 1e-6, a bias in the
+    patch embedding, other channel statistics."""
     image_size: int = 336
     """Side of the square input image, in pixels."""
     patch_size: int = 14
@@ -73,9 +83,14 @@ class VisionConfig:
             "so at least 2 are needed.",
         )
         require(
-            self.image_size % self.patch_size == 0,
+            self.family == "siglip" or self.image_size % self.patch_size == 0,
             f"model.vision.image_size {self.image_size} is not a multiple of "
             f"model.vision.patch_size {self.patch_size}. Change one of them.",
+        )
+        require(
+            self.image_size >= self.patch_size,
+            f"model.vision.image_size {self.image_size} is less than model.vision.patch_size "
+            f"{self.patch_size}. Change one of them.",
         )
         require(
             self.width % self.heads == 0,
@@ -84,8 +99,25 @@ class VisionConfig:
         )
 
     def grid(self) -> int:
-        """Patches along one side (g)."""
+        """Patches along one side (g). What SigLIP's patches leave over (384 = 27 x 14 + 6) lies
+        at the right and bottom and is not seen."""
         return self.image_size // self.patch_size
+
+    def class_tokens(self) -> int:
+        """Tokens in front of the patches: CLIP's class token."""
+        return 1 if self.family == "clip" else 0
+
+    def norm_epsilon(self) -> float:
+        """Added to the variance in the tower's norms."""
+        return 1e-5 if self.family == "clip" else 1e-6
+
+    def channel_mean(self) -> tuple[float, float, float]:
+        """What each colour channel, on a scale of 0 to 1, is shifted by."""
+        return CLIP_MEAN if self.family == "clip" else SIGLIP_MEAN
+
+    def channel_std(self) -> tuple[float, float, float]:
+        """What each shifted colour channel is divided by."""
+        return CLIP_STD if self.family == "clip" else SIGLIP_STD
 
     def built_layers(self) -> int:
         """Layers that run: everything up to the last but one."""
@@ -107,11 +139,49 @@ class ConnectorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """How rotary positions are stretched beyond the length a model was first trained at."""
+
+    __pydantic_config__ = STRICT
+
+    scaling: RopeScaling = "none"
+    """none; linear: every frequency divided by factor; llama3: only long waves, as Llama 3.1."""
+    factor: float = 1.0
+    """How much longer sequences become."""
+    low_frequency_factor: float = 1.0
+    """llama3: waves longer than original_positions / this are divided by factor."""
+    high_frequency_factor: float = 4.0
+    """llama3: waves shorter than original_positions / this stay; those between are mixed."""
+    original_positions: int = 8192
+    """llama3: length that the model was first trained at."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "model.language.rope",
+            factor=self.factor,
+            low_frequency_factor=self.low_frequency_factor,
+            original_positions=self.original_positions,
+        )
+        require(
+            self.scaling != "none" or self.factor == 1.0,
+            f"model.language.rope.factor is {self.factor} but model.language.rope.scaling is none. "
+            "Set the scaling, or leave the factor at 1.",
+        )
+        require(
+            self.high_frequency_factor > self.low_frequency_factor,
+            f"model.language.rope.high_frequency_factor {self.high_frequency_factor} is not "
+            f"greater than low_frequency_factor {self.low_frequency_factor}. Change one of them.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageConfig:
     """A Llama-like decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention."""
 
     __pydantic_config__ = STRICT
 
+    family: LanguageFamily = "llama"
+    """llama (also Vicuna) and mistral compute alike; qwen2 adds biases to query, key, value."""
     layers: int = 32
     """Transformer layers."""
     width: int = 4096
@@ -128,6 +198,10 @@ class LanguageConfig:
     """Longest sequence the rotary positions are meant for."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
+    rope: RopeConfig = RopeConfig()
+    """Stretching of the rotary positions."""
+    tied_embeddings: bool = False
+    """Whether the output layer uses the embedding's table instead of one of its own."""
     norm_epsilon: float = 1e-5
     """Added to the variance in RMSNorm."""
 
@@ -160,6 +234,10 @@ class LanguageConfig:
     def head_width(self) -> int:
         """Width of one head (d)."""
         return self.width // self.heads
+
+    def has_qkv_bias(self) -> bool:
+        """Whether query, key and value projections have biases."""
+        return self.family == "qwen2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@ width, f side of a merged block, t = ceil(g / f)**2 merged tokens, q visual toke
 x pixels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,15 +20,25 @@ FP8_MAX = 448.0
 """Largest number of e4m3."""
 
 
-def normalize_images(images_n3yx: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 pixels [n, 3, y, x] to CLIP's normalised range in ``dtype``.
+def normalize_images(
+    images_n3yx: Tensor,
+    dtype: torch.dtype,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> Tensor:
+    """uint8 pixels [n, 3, y, x] to the tower's range in ``dtype``.
 
     The arithmetic is fp32 whatever ``dtype`` is, so that every precision sees the same pixels.
+
+    Args:
+        images_n3yx: the pixels.
+        dtype: number format of the result.
+        mean: what each channel, on a scale of 0 to 1, is shifted by.
+        std: what each shifted channel is divided by.
     """
-    device = images_n3yx.device
-    mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1)
-    return ((images_n3yx.float() / 255.0 - mean) / std).to(dtype)
+    shift = torch.tensor(mean, device=images_n3yx.device).view(1, 3, 1, 1)
+    scale = torch.tensor(std, device=images_n3yx.device).view(1, 3, 1, 1)
+    return ((images_n3yx.float() / 255.0 - shift) / scale).to(dtype)
 
 
 def normalization_table(dtype: torch.dtype, device: torch.device) -> Tensor:

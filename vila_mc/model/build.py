@@ -31,13 +31,15 @@ def build_stages(run: RunConfig, ranks: Ranks) -> list[VilaModel]:
 def count_weights(stages: list[VilaModel], ranks: Ranks) -> int:
     """Parameters of the whole model; every rank must call this together.
 
-    Weights split by tensor parallelism are counted on every rank, the others on one.
+    Weights split by tensor parallelism are counted on every rank, the others on one; the copy of a
+    tied embedding on the last stage is not counted.
     """
     mine = sum(
         weight.numel()
         for stage in stages
         for weight in stage.parameters()
-        if getattr(weight, "tensor_model_parallel", False) or ranks.at.tensor == 0
+        if (getattr(weight, "tensor_model_parallel", False) or ranks.at.tensor == 0)
+        and not getattr(weight, "shared", False)
     )
     total = torch.tensor([mine], dtype=torch.int64, device=ranks.device)
     dist.all_reduce(total, group=ranks.groups.mp)

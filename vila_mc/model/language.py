@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vila_mc.config.model import LanguageConfig
 from vila_mc.model.layer_specs import language_block_spec
+from vila_mc.model.rope import inverse_frequencies
 from vila_mc.topology.stage_plan import StagePlan
 
 
@@ -35,12 +36,15 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
             post_process=plan.has_head,
             position_embedding_type="rope",
             rotary_base=language.rope_theta,
+            share_embeddings_and_output_weights=language.tied_embeddings,
             # The splice works on whole sequences; VilaModel scatters after it.
             scatter_embedding_sequence_parallel=False,
             pg_collection=groups,
             vp_stage=virtual_stage,
         )
         self.num_real_tokens = language.vocab_size
+        # Megatron-Core 0.19.2 knows Llama 3.1's scaling only with fixed constants.
+        self.rotary_pos_emb.inv_freq = inverse_frequencies(language)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy of every position.

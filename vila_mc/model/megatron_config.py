@@ -17,8 +17,13 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def tanh_gelu(x: Tensor) -> Tensor:
+    """SigLIP's activation: GELU by the tanh formula."""
+    return F.gelu(x, approximate="tanh")
+
+
 def language_config(run: RunConfig) -> TransformerConfig:
-    """The Llama-like decoder: RMSNorm, SwiGLU, no biases, grouped-query attention."""
+    """The Llama-like decoder: RMSNorm, SwiGLU, grouped-query attention; biases as its family."""
     language, parallel = run.model.language, run.parallel
     is_virtual = parallel.virtual > 1
     return TransformerConfig(
@@ -32,6 +37,7 @@ def language_config(run: RunConfig) -> TransformerConfig:
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
+        add_qkv_bias=language.has_qkv_bias(),
         sequence_parallel=parallel.sequence,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual if is_virtual else None,
@@ -52,16 +58,16 @@ def language_config(run: RunConfig) -> TransformerConfig:
 
 
 def vision_config(run: RunConfig) -> TransformerConfig:
-    """The CLIP tower: LayerNorm, biases, quick-GELU. It is never split by stages or sequence."""
+    """The tower: LayerNorm, biases, its family's GELU. It is never split by stages or sequence."""
     vision = run.model.vision
     return TransformerConfig(
         num_layers=vision.built_layers(),
         hidden_size=vision.width,
         ffn_hidden_size=vision.ffn,
         num_attention_heads=vision.heads,
-        layernorm_epsilon=1e-5,
+        layernorm_epsilon=vision.norm_epsilon(),
         normalization="LayerNorm",
-        activation_func=quick_gelu,
+        activation_func=quick_gelu if vision.family == "clip" else tanh_gelu,
         add_bias_linear=True,
         add_qkv_bias=True,
         **_common(run),

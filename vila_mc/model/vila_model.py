@@ -2,7 +2,6 @@
 
 import torch
 from megatron.core import tensor_parallel
-from megatron.core.models.vision.clip_vit_model import CLIPViTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
@@ -14,8 +13,8 @@ from vila_mc.kernels.ops import splice_visual
 from vila_mc.kernels.reference import normalize_images
 from vila_mc.model.connector import Connector
 from vila_mc.model.language import LanguageModel
-from vila_mc.model.layer_specs import TorchNorm, vision_layer_spec
-from vila_mc.model.megatron_config import language_config, vision_config
+from vila_mc.model.megatron_config import language_config
+from vila_mc.model.vision_tower import build_vision_tower
 from vila_mc.topology.stage_plan import StagePlan
 
 
@@ -44,24 +43,13 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = plan.has_embedding, plan.has_head
         self.vp_stage = virtual_stage
-        self.share_embeddings_and_output_weights = False
+        self.share_embeddings_and_output_weights = run.model.language.tied_embeddings
         self.needs_every_gradient = run.parallel.overlap_grad_reduce
 
-        self.vision: CLIPViTModel | None = None
+        self.vision: torch.nn.Module | None = None
         self.connector: Connector | None = None
         if plan.has_vision:
-            vision = run.model.vision
-            self.vision = CLIPViTModel(
-                vision_config(run),
-                vision_layer_spec(),
-                ln_pre_impl=TorchNorm,
-                add_class_token=True,
-                class_token_len=1,
-                patch_dim=vision.patch_size,
-                img_h=vision.image_size,
-                img_w=vision.image_size,
-                pg_collection=groups,
-            ).to(self.config.params_dtype)
+            self.vision = build_vision_tower(run, groups)
             self.connector = Connector(self.config, run.model)
         self.language = LanguageModel(self.config, run.model.language, plan, groups, virtual_stage)
 
@@ -98,8 +86,11 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         """uint8 images [n, 3, y, x] -> visual tokens [n, q, h]."""
         assert self.vision is not None, "this stage has no vision"
         assert self.connector is not None
-        pixels = normalize_images(images_n3yx, self.config.params_dtype)
-        patches = self.vision(pixels)[:, 1:]  # without the class token
+        vision = self.run.model.vision
+        pixels = normalize_images(
+            images_n3yx, self.config.params_dtype, vision.channel_mean(), vision.channel_std()
+        )
+        patches = self.vision(pixels)[:, vision.class_tokens() :]
         visual: Tensor = self.connector(patches)
         return visual
 
