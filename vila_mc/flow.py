@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 IGNORE_LABEL = -100
@@ -50,7 +51,8 @@ class RawSample:
 class EncodedText:
     """Token ids of one run of text."""
 
-    ids: tuple[int, ...]
+    ids: "tuple[int, ...] | np.ndarray"
+    """[tokens] integers."""
     is_trained: bool
 
 

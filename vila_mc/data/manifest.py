@@ -15,7 +15,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from vila_mc.data.indexed_format import with_suffix
 from vila_mc.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 differs only in that its manifests have no ``bin_sha256``."""
+_READABLE_VERSIONS = (1, FORMAT_VERSION)
 SUFFIX = ".manifest.json"
 
 SetKind = Literal["text", "multimodal"]
@@ -51,6 +53,8 @@ class Manifest:
     """What the set was made from, and how."""
     tool_version: str
     """Version of vila_mc that wrote the set."""
+    bin_sha256: str | None = None
+    """SHA-256 of PREFIX.bin, for tools/inspect_data.py verify; None in sets of version 1."""
 
 
 def to_json(manifest: Manifest) -> str:
@@ -74,9 +78,9 @@ def read_manifest(prefix: Path) -> Manifest:
     except ValueError as error:
         raise DataError(f"{file} is damaged: {error}. {_REMAKE}") from None
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in _READABLE_VERSIONS:
         raise DataError(
-            f"{file} has format version {version}, but this vila_mc reads {FORMAT_VERSION}. "
+            f"{file} has format version {version}, but this vila_mc reads 1 to {FORMAT_VERSION}. "
             f"Use the vila_mc that wrote it, or re-run tools/preprocess_data.py."
         )
     try:

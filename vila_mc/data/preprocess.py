@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from vila_mc.data.encode import encode_sample
 from vila_mc.data.images import DEFAULT_MAX_PIXELS, check_max_pixels
-from vila_mc.data.indexed_format import with_suffix
 from vila_mc.data.indexed_writer import IndexedWriter, refuse_existing
 from vila_mc.data.manifest import Manifest, SetKind
 from vila_mc.data.ordered_map import ordered_map
@@ -26,8 +25,6 @@ from vila_mc.data.sources.records import Rejected, RejectionError
 from vila_mc.data.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import EncodedSample, RawSample
-
-REJECTED_SUFFIX = ".rejected.jsonl"
 
 _EARLY = 1000
 """Records after which a run stops if more than half are rejected."""
@@ -144,7 +141,7 @@ def preprocess(
     with IndexedWriter(output, kind, Tokenizer(tokenizer)) as writer:
         arguments = (tokenizer, max_pixels)
         with closing(ordered_map(_encode, samples, workers, _initialise, arguments)) as results:
-            for encoded in _keep(results, tally, limit, with_suffix(output, REJECTED_SUFFIX)):
+            for encoded in _keep(results, tally, limit, writer):
                 writer.add(encoded)
         if tally.seen == tally.rejected.total():
             raise DataError(f"no sample is left for {output}. {_first(tally)}")
@@ -176,32 +173,27 @@ def _keep(
     results: Iterable[EncodedSample | Rejected],
     tally: Tally,
     limit: RejectionLimit,
-    rejected_file: Path,
+    writer: IndexedWriter,
 ) -> Iterator[EncodedSample]:
     """Pass encoded samples on; write the rejected ones down and stop when they are too many."""
-    try:
-        with rejected_file.open("w", encoding="utf-8") as rejected:
-            for result in tqdm(results, unit=" records", disable=None):
-                tally.seen += 1
-                if isinstance(result, EncodedSample):
-                    yield result
-                    continue
-                tally.reject(result)
-                rejected.write(json.dumps(asdict(result)) + "\n")
-                _check(tally, limit, rejected_file, is_end=False)
-        _check(tally, limit, rejected_file, is_end=True)
-    finally:
-        if not tally.rejected:
-            rejected_file.unlink(missing_ok=True)
+    for result in tqdm(results, unit=" records", disable=None):
+        tally.seen += 1
+        if isinstance(result, EncodedSample):
+            yield result
+            continue
+        tally.reject(result)
+        writer.reject(json.dumps(asdict(result)))
+        _check(tally, limit, writer, is_end=False)
+    _check(tally, limit, writer, is_end=True)
 
 
-def _check(tally: Tally, limit: RejectionLimit, rejected_file: Path, *, is_end: bool) -> None:
+def _check(tally: Tally, limit: RejectionLimit, writer: IndexedWriter, *, is_end: bool) -> None:
     rejected = tally.rejected.total()
     if limit.is_passed(rejected, tally.seen, is_end=is_end):
         raise DataError(
             f"{rejected:,} of {tally.seen:,} records are rejected, more than --max-rejected "
-            f"{limit} allows. {_first(tally)} All are in {rejected_file}. Repair them or raise "
-            "--max-rejected."
+            f"{limit} allows. {_first(tally)} All are in {writer.give_rejected()}. Repair them or "
+            "raise --max-rejected."
         )
 
 

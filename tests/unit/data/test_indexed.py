@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -13,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vila_mc.data import indexed_writer, manifest
+from vila_mc.data import indexed_pack, indexed_writer, manifest
 from vila_mc.data.indexed_format import StoredImage, StoredPiece, StoredText, text_dtype
 from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.indexed_writer import IndexedWriter
+from vila_mc.data.indexed_writer import IndexedWriter, complete_moves
 from vila_mc.data.manifest import read_manifest
 from vila_mc.data.tokenizer import Tokenizer
 from vila_mc.errors import DataError, SetupError
@@ -137,7 +136,7 @@ def test_nothing_is_left_of_an_unfinished_set(tmp_path: Path, tokenizer: Tokeniz
         IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer,
     ):
         writer.add(EncodedSample((EncodedText((1,), True),)))
-        assert os.listdir(tmp_path) == ["set.bin.partial"]
+        assert os.listdir(tmp_path) == ["set.partial"]
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
 
@@ -145,16 +144,17 @@ def test_nothing_is_left_of_an_unfinished_set(tmp_path: Path, tokenizer: Tokeniz
 def test_manifest_comes_last(
     tmp_path: Path, make_set: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renamed: list[str] = []
+    renamed: list[Path] = []
     replace = Path.replace
     monkeypatch.setattr(
         Path,
         "replace",
-        lambda self, target: (renamed.append(target.name), replace(self, target))[1],
+        lambda self, target: (renamed.append(target), replace(self, target))[1],
     )
     make_set(tmp_path / "set", 1)
-    assert renamed == ["set.bin", "set.idx", "set.manifest.json"]
-    assert sorted(os.listdir(tmp_path)) == sorted(renamed)
+    placed = [target.name for target in renamed if target.parent == tmp_path]
+    assert placed == ["set.bin", "set.idx", "set.manifest.json"]
+    assert sorted(os.listdir(tmp_path)) == sorted(placed)
 
 
 def refuse(*_: object) -> None:
@@ -169,7 +169,7 @@ def test_disk_that_fills_up_while_adding(
 ) -> None:
     with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
         full = type("Full", (), {"write": refuse, "close": refuse})()
-        monkeypatch.setattr(writer, "_file", full)
+        monkeypatch.setitem(writer._files, ".bin", full)
         with pytest.raises(SetupError, match=r"no space left for .*set.*Free some space"):
             writer.add(ONE)
     assert os.listdir(tmp_path) == []
@@ -200,20 +200,18 @@ def test_finished_set_is_never_overwritten(
 
 
 def test_second_run_on_the_same_prefix(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    partial = tmp_path / "set.bin.partial"
-    with partial.open("wb") as other:
-        other.write(b"half")
-        other.flush()
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as first:
+        first.add(ONE)
         with pytest.raises(DataError, match="another run is writing"):
-            IndexedWriter(tmp_path / "set", "text", tokenizer)
-    assert partial.read_bytes() == b"half"
+            IndexedWriter(tmp_path / "set", "multimodal", tokenizer)
+        assert first.finish({}).samples == 1
 
 
 def test_leftovers_of_a_crash_are_overwritten(
     tmp_path: Path, make_set: Callable[..., Path]
 ) -> None:
-    (tmp_path / "set.bin.partial").write_bytes(b"half")
+    (tmp_path / "set.partial").mkdir()
+    (tmp_path / "set.partial" / "set.bin").write_bytes(b"half")
     (tmp_path / "set.bin").write_bytes(b"half")
     with pytest.raises(DataError, match="set is incomplete"):
         IndexedReader(tmp_path / "set")
@@ -223,7 +221,7 @@ def test_leftovers_of_a_crash_are_overwritten(
 def test_text_set_refuses_images(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with (
         IndexedWriter(tmp_path / "set", "text", tokenizer) as writer,
-        pytest.raises(DataError, match="text-only set and takes no images"),
+        pytest.raises(DataError, match="a text-only set takes no images"),
     ):
         writer.add(EncodedSample((EncodedImage(b"x", 1, 1),)))
 
@@ -239,7 +237,7 @@ def test_empty_sample_is_our_fault(tmp_path: Path, tokenizer: Tokenizer) -> None
 def test_piece_that_is_too_long(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexed_writer, "_LONGEST_PIECE", 3)
+    monkeypatch.setattr(indexed_pack, "LONGEST_PIECE", 3)
     with (
         IndexedWriter(tmp_path / "set", "text", tokenizer) as writer,
         pytest.raises(DataError, match="a piece of 4 elements is too long"),
@@ -283,8 +281,8 @@ def flip(data: bytes, at: int) -> bytes:
         (".manifest.json", lambda b: b.replace(b'"samples"', b'"sample"'), "damaged: samples"),
         (
             ".manifest.json",
-            lambda b: b.replace(b'"format_version": 1', b'"format_version": 2'),
-            "has format version 2, but this vila_mc reads 1",
+            lambda b: b.replace(b'"format_version": 2', b'"format_version": 3'),
+            "has format version 3, but this vila_mc reads 1 to 2",
         ),
     ],
 )
@@ -317,6 +315,103 @@ def test_missing_and_unreadable_files(
 def test_set_that_never_was(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no dataset .*none"):
         IndexedReader(tmp_path / "none")
+
+
+def test_sets_of_version_1_have_no_checksum_of_the_data(
+    tmp_path: Path, make_set: Callable[..., Path]
+) -> None:
+    prefix = make_set(tmp_path / "set", 2)
+    file = Path(f"{prefix}.manifest.json")
+    facts = json.loads(file.read_text())
+    assert facts.pop("bin_sha256") == manifest.sha256_of(Path(f"{prefix}.bin"))
+    file.write_text(json.dumps(facts | {"format_version": 1}))
+    assert IndexedReader(prefix).manifest.bin_sha256 is None
+
+
+def numbered(number: int) -> EncodedSample:
+    image = EncodedImage(bytes([number]) * number, 1, 1)
+    return EncodedSample((EncodedText((1, number), False), image, EncodedText((2,), True)))
+
+
+@pytest.mark.parametrize("written", [0, 1, 4])
+def test_killed_writer_goes_on_from_its_commit(
+    tmp_path: Path, tokenizer: Tokenizer, written: int
+) -> None:
+    whole = write(tmp_path / "whole", "multimodal", tokenizer, [numbered(n) for n in range(9)])
+    prefix = tmp_path / "set"
+    with IndexedWriter(prefix, "multimodal", tokenizer) as writer:
+        for number in range(written):
+            writer.add(numbered(number))
+        writer.reject("before")
+        writer.commit({"next": written})
+        writer.add(numbered(99))  # lost, for nothing says that it is whole
+        writer.reject("lost")
+    assert os.listdir(tmp_path / "set.partial")
+    with pytest.raises(DataError, match=r"unfinished run in .*set\.partial\. Add --resume"):
+        IndexedWriter(prefix, "multimodal", tokenizer)
+    with IndexedWriter(prefix, "multimodal", tokenizer, resume=True) as writer:
+        assert writer.committed == {"next": written}
+        for number in range(written, 9):
+            writer.add(numbered(number))
+        writer.finish({"kind": "test"})
+    for suffix in (".bin", ".idx", ".manifest.json"):
+        assert Path(f"{prefix}{suffix}").read_bytes() == Path(f"{whole}{suffix}").read_bytes()
+    assert Path(f"{prefix}.rejected.jsonl").read_text() == "before\n"
+    assert not (tmp_path / "set.partial").exists()
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2, 3])
+def test_finish_that_is_killed_between_its_moves(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    prefix = tmp_path / "set"
+    assert complete_moves(prefix) is None
+    done: list[Path] = []
+    replace = Path.replace
+
+    def dying(self: Path, target: Path) -> None:
+        if target.parent == tmp_path:
+            if len(done) == moves:
+                raise KeyboardInterrupt
+            done.append(target)
+        replace(self, target)
+
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        IndexedWriter(prefix, "multimodal", tokenizer) as writer,
+    ):
+        writer.add(ONE)
+        writer.reject("bad")
+        writer.commit({})
+        monkeypatch.setattr(Path, "replace", dying)
+        writer.finish({})
+    monkeypatch.undo()
+    with pytest.raises(DataError, match=r"incomplete|there is no dataset"):
+        IndexedReader(prefix)
+    made = complete_moves(prefix)
+    assert made is not None
+    assert len(IndexedReader(prefix)) == made.samples == 1
+    assert sorted(os.listdir(tmp_path)) == [
+        f"set{suffix}" for suffix in (".bin", ".idx", ".manifest.json", ".rejected.jsonl")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda folder: (folder / "set.bin").write_bytes(b""), r"set\.bin is too short"),
+        (lambda folder: (folder / "progress.json").write_text("{"), "progress.json is damaged"),
+    ],
+)
+def test_damaged_progress_is_not_resumed(
+    tmp_path: Path, tokenizer: Tokenizer, damage: Callable[[Path], None], why: str
+) -> None:
+    with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
+        writer.add(ONE)
+        writer.commit({})
+    damage(tmp_path / "set.partial")
+    with pytest.raises(DataError, match=f"cannot be resumed: {why}"):
+        IndexedWriter(tmp_path / "set", "multimodal", tokenizer, resume=True)
 
 
 def test_unknown_modes(tmp_path: Path, make_set: Callable[..., Path]) -> None:

@@ -170,7 +170,7 @@ def test_full_disk_leaves_no_set(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SetupError, match="no space left for"):
         make_pairs(pairs, tmp_path / "out" / "set", tokenizer_path)
-    assert os.listdir(tmp_path / "out") == ["set.rejected.jsonl"]
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_failed_run_without_rejections_leaves_nothing(
