@@ -76,8 +76,10 @@ class EncodedSample:
 class Microbatch:
     """What one forward pass reads; identical on every rank of a tensor-parallel group.
 
-    Rows are padded at the end to the sequence length. Labels are already shifted: ``labels[i, j]``
-    is what position ``j`` should predict.
+    A row holds one sample or, packed, several after each other; each attends to itself alone, and
+    its positions count from 0. Rows are padded at the end to the sequence length. Labels are
+    already shifted: ``labels[i, j]`` is what position ``j`` should predict, never the first token
+    of another sample.
     """
 
     tokens: "torch.Tensor"
@@ -90,6 +92,21 @@ class Microbatch:
     """[n, 2] int64: row and first position of each image's q visual tokens, in image order."""
     num_samples: int
     """Samples of the global batch in this microbatch."""
+    sample_lengths: tuple[tuple[int, ...], ...] = ()
+    """Positions of each sample of each row, in order; what is left of a row is padding. Empty if
+    unknown: then a row is one sample."""
+    substitutes: tuple[str, ...] = ()
+    """Why images stand here as one colour: one message for each that could not be decoded."""
+
+    def filled_positions(self) -> int:
+        """Positions that hold a sample; all of them if the lengths are unknown."""
+        if not self.sample_lengths:
+            return self.tokens.numel()
+        return sum(map(sum, self.sample_lengths))
+
+    def is_packed(self) -> bool:
+        """Whether a row holds more than one sample."""
+        return any(len(row) > 1 for row in self.sample_lengths)
 
     def to(self, device: "torch.device") -> "Microbatch":
         """The same microbatch with its tensors on ``device``."""
@@ -99,6 +116,8 @@ class Microbatch:
             images=self.images.to(device, non_blocking=True),
             image_starts=self.image_starts.to(device, non_blocking=True),
             num_samples=self.num_samples,
+            sample_lengths=self.sample_lengths,
+            substitutes=self.substitutes,
         )
 
 
@@ -115,5 +134,11 @@ class StepResult:
     """Positions with a label in the global batch."""
     num_images: int
     """Images in the global batch."""
+    num_samples: int
+    """Samples in the global batch."""
+    filled: float
+    """Share of the global batch's positions that hold a sample; the others are padding."""
+    substitutes: int
+    """Images of the global batch that could not be decoded and were replaced."""
     should_stop: bool
     """Some rank was asked to stop."""

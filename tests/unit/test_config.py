@@ -142,7 +142,10 @@ def test_overrides_are_read_as_yaml() -> None:
     assert run.train.trainable == ("connector",)
     assert run.train.load is None
     assert run.train.resume is False
-    assert [(str(entry.path), entry.weight) for entry in run.data.blend] == [("a", 2.0), ("b", 1.0)]
+    assert [(str(entry.path), entry.weight) for entry in run.data.blend] == [
+        ("a", 2.0),
+        ("b", None),
+    ]
 
 
 def test_an_empty_recipe_changes_nothing(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """Which datasets a run reads, in which proportion and at which length."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vila_mc.config.model import STRICT, require
+
+BadImage = Literal["stop", "substitute"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,14 +18,21 @@ class BlendEntry:
 
     path: Path
     """Prefix of the indexed dataset: PREFIX.bin, PREFIX.idx and PREFIX.manifest.json."""
-    weight: float = 1.0
-    """Share of the samples, relative to the other entries."""
+    weight: float | None = None
+    """Share of the samples, relative to the other entries; 1 if neither this nor epochs is set."""
+    epochs: float | None = None
+    """Passes through the dataset, instead of a weight; all entries must then give them."""
 
     def __post_init__(self) -> None:
         require(
-            self.weight > 0,
-            f"data.blend gives {self.path} the weight {self.weight}; it must be greater than 0.",
+            self.weight is None or self.epochs is None,
+            f"data.blend gives {self.path} both a weight and epochs. Keep one of them.",
         )
+        for name, value in (("weight", self.weight), ("epochs", self.epochs)):
+            require(
+                value is None or 0 < value < math.inf,
+                f"data.blend gives {self.path} the {name} {value}; it must be greater than 0.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +42,21 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     blend: tuple[BlendEntry, ...] = ()
-    """Datasets with weights, as a YAML list of {path, weight}."""
+    """Datasets, as a YAML list of {path, weight} or {path, epochs}."""
     tokenizer: Path | None = None
     """SentencePiece .model that the datasets were made with."""
     sequence_length: int = 4096
     """Positions in a row, visual tokens included."""
+    packing: bool = False
+    """Fill each row with several samples, which do not see each other. train.global_batch and
+    train.micro_batch then count rows, and a step reads as many samples as fit."""
     seed: int = 1234
     """Decides the order of the samples, together with the position alone."""
     workers: int = 2
     """Threads that read and decode ahead of the training step; 0 decodes in the step itself."""
+    on_bad_image: BadImage = "stop"
+    """An image that can no longer be decoded: stop ends the run; substitute shows the model CLIP's
+    mean colour in its place, says so and counts it in metrics.jsonl."""
 
     def __post_init__(self) -> None:
         require(
@@ -47,3 +64,19 @@ class DataConfig:
             f"data.sequence_length is {self.sequence_length}; it must be at least 2.",
         )
         require(self.workers >= 0, f"data.workers is {self.workers}; it must be 0 or more.")
+        with_epochs = sum(entry.epochs is not None for entry in self.blend)
+        require(
+            with_epochs in (0, len(self.blend)),
+            f"data.blend gives epochs for {with_epochs} of its {len(self.blend)} datasets. Give "
+            "them for all, or use weights.",
+        )
+
+    def by_epochs(self) -> bool:
+        """Whether the blend counts passes through its datasets rather than shares."""
+        return bool(self.blend) and self.blend[0].epochs is not None
+
+    def blend_shares(self) -> list[float]:
+        """The epochs, or else the weights, of the blend's entries in order."""
+        if self.by_epochs():
+            return [entry.epochs or 0.0 for entry in self.blend]
+        return [1.0 if entry.weight is None else entry.weight for entry in self.blend]

@@ -23,9 +23,9 @@ class TrainConfig:
     steps: int = 100
     """Optimizer steps of the whole stage."""
     global_batch: int = 1024
-    """Samples per optimizer step, over all ranks."""
+    """Rows per optimizer step, over all ranks: samples, or packs with data.packing."""
     micro_batch: int = 1
-    """Samples in one forward pass of one rank."""
+    """Rows in one forward pass of one rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Number format of weights and activations; the optimizer always keeps fp32."""
     recompute: Literal["none", "full"] = "none"

@@ -1,13 +1,18 @@
 """Which sample stands at which position of a run: a pure function of the seed and the position.
 
-The dataset at position p is read off a sequence that fills [0, 1) evenly (p times the golden ratio,
-fractional part), so that every stretch of positions holds each dataset in nearly its exact share.
+Position p falls on the point (stride * p + offset) mod period, where the stride is near the period
+divided by the golden ratio. Such points fill the period evenly, and each dataset owns an interval
+of it, so every stretch of positions holds each dataset in nearly its exact share. With epochs the
+period is the number of samples to read, and after each period the shares are exact.
+
 The k-th draw from a dataset is element k of a pseudo-random permutation per epoch, which is
 computed where it is needed rather than stored. Nothing depends on ranks, batch sizes or libraries'
 random generators, so a run resumes from one integer anywhere.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
@@ -15,8 +20,9 @@ from vila_mc.errors import DataError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2**64 divided by the golden ratio."""
-_BLOCK = 1 << 16
-"""Positions whose draws are counted at a time."""
+_LARGEST_PERIOD = 2**40
+_LONGEST_STRETCH = 2**23
+"""Of one call of ``choose``: their product stays below 2**64."""
 _ROUNDS = 6
 
 
@@ -33,18 +39,42 @@ class Blend:
     """
 
     def __init__(self, weights: Sequence[float], sizes: Sequence[int], seed: int) -> None:
-        if not sizes or min(sizes) < 1 or len(weights) != len(sizes):
-            raise DataError(
-                f"cannot blend datasets of {list(sizes)} samples with weights {list(weights)}: "
-                "each needs at least one sample and a weight."
-            )
+        _check(weights, sizes)
         shares = np.asarray(weights, np.float64) / np.sum(np.asarray(weights, np.float64))
         # Upper ends of each dataset's share of the 64-bit integers; the last takes the rest.
         ends = np.minimum(np.cumsum(shares)[:-1], 1 - 2.0**-53)
-        self._ends = (ends * 2.0**64).astype(np.uint64)
+        self._ends = [*map(int, (ends * 2.0**64).astype(np.uint64)), 2**64]
+        self._period, self._stride = 2**64, int(_GOLDEN)
         self._sizes = tuple(int(size) for size in sizes)
-        self._offset = _mix(_u64(seed))
-        self._counts = [np.zeros(len(sizes), np.int64)]
+        self._key = _mix(_u64(seed))
+
+    @classmethod
+    def by_epochs(cls, epochs: Sequence[float], sizes: Sequence[int], seed: int) -> Self:
+        """Each dataset as often as ``epochs`` says, then the same number of draws again.
+
+        Args:
+            epochs: passes through each dataset; 0.5 reads half of it.
+            sizes: samples in each dataset.
+            seed: decides the order.
+
+        Raises:
+            DataError: there is no dataset, one is empty, or there are too many samples to read.
+        """
+        blend = cls(epochs, sizes, seed)
+        draws = [max(1, round(e * size)) for e, size in zip(epochs, sizes, strict=True)]
+        blend._ends = np.cumsum(draws).tolist()
+        blend._period = sum(draws)
+        if blend._period > _LARGEST_PERIOD:
+            raise DataError(
+                f"data.blend asks for {blend._period:,} samples; at most {_LARGEST_PERIOD:,} can "
+                "be counted. Use weights, or fewer epochs."
+            )
+        blend._stride = _coprime_near(round(blend._period * (math.sqrt(5) - 1) / 2), blend._period)
+        return blend
+
+    def period(self) -> int | None:
+        """Samples after which all epochs are done; None for a blend by weights."""
+        return None if self._period == 2**64 else self._period
 
     def choose(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Datasets and samples at positions ``start`` to ``start + count - 1``.
@@ -54,41 +84,73 @@ class Blend:
         Returns:
             [count] int64 index of the dataset, [count] int64 index of the sample within it.
         """
+        assert count <= _LONGEST_STRETCH, count
         datasets = self._datasets(start, count)
-        draws = np.empty(count, np.int64)
-        before = self._counts_before(start)
-        for dataset in range(len(self._sizes)):
-            here = datasets == dataset
-            draws[here] = before[dataset] + np.arange(np.count_nonzero(here))
         samples = np.empty(count, np.int64)
-        for dataset, size in enumerate(self._sizes):
-            here = datasets == dataset
-            samples[here] = self._permuted(dataset, size, draws[here])
+        below = 0
+        for dataset, (size, end) in enumerate(zip(self._sizes, self._ends, strict=True)):
+            up_to = self._points_below(end, start)
+            here = np.flatnonzero(datasets == dataset)
+            draws = up_to - below + np.arange(len(here))
+            samples[here] = self._permuted(dataset, size, draws)
+            below = up_to
         return datasets, samples
 
     def _datasets(self, start: int, count: int) -> np.ndarray:
-        positions = np.arange(start, start + count, dtype=np.uint64)
-        points = positions * _GOLDEN + self._offset
-        datasets: np.ndarray = np.searchsorted(self._ends, points, side="right").astype(np.int64)
+        first = (self._stride * start + self._offset()) % self._period
+        points = _u64(first) + _u64(self._stride) * np.arange(count, dtype=np.uint64)
+        if self._period < 2**64:
+            points %= np.uint64(self._period)
+        ends = np.asarray(self._ends[:-1], np.uint64)
+        datasets: np.ndarray = np.searchsorted(ends, points, side="right").astype(np.int64)
         return datasets
 
-    def _counts_before(self, position: int) -> np.ndarray:
-        """[datasets] draws from each dataset at positions below ``position``."""
-        block, rest = divmod(position, _BLOCK)
-        while len(self._counts) <= block:
-            self._counts.append(self._counts[-1] + self._count((len(self._counts) - 1) * _BLOCK))
-        counts: np.ndarray = self._counts[block] + self._count(block * _BLOCK, rest)
-        return counts
+    def _offset(self) -> int:
+        return int(self._key[0]) % self._period
 
-    def _count(self, start: int, count: int = _BLOCK) -> np.ndarray:
-        counts: np.ndarray = np.bincount(self._datasets(start, count), minlength=len(self._sizes))
-        return counts
+    def _points_below(self, end: int, count: int) -> int:
+        """How many of the first ``count`` points lie below ``end``."""
+        # A point x mod m is below e exactly where floor(x / m) - floor((x - e) / m) is 1.
+        period, stride, offset = self._period, self._stride, self._offset()
+        whole = _sum_of_floors(count, period, stride, offset)
+        return whole + count - _sum_of_floors(count, period, stride, offset + period - end)
 
     def _permuted(self, dataset: int, size: int, draws: np.ndarray) -> np.ndarray:
         epochs, indices = np.divmod(draws, size)
         # Mixed between the sums: seed 3's second dataset is not seed 4's first.
-        keys = _mix(_mix(self._offset + _u64(dataset)) + epochs.astype(np.uint64))
+        keys = _mix(_mix(self._key + _u64(dataset)) + epochs.astype(np.uint64))
         return permute(indices, size, keys)
+
+
+def _check(weights: Sequence[float], sizes: Sequence[int]) -> None:
+    if not sizes or min(sizes) < 1 or len(weights) != len(sizes):
+        raise DataError(
+            f"cannot blend datasets of {list(sizes)} samples with weights {list(weights)}: "
+            "each needs at least one sample and a weight."
+        )
+
+
+def _coprime_near(value: int, period: int) -> int:
+    while math.gcd(value, period) != 1:
+        value += 1
+    return value
+
+
+def _sum_of_floors(count: int, modulus: int, slope: int, offset: int) -> int:
+    """Sum of floor((slope * i + offset) / modulus) over i from 0 to count - 1; none is negative.
+
+    Euclid's algorithm on slope and modulus: counting the lattice points under a line, and then
+    under the same line with the axes exchanged.
+    """
+    total = 0
+    while True:
+        total += count * (count - 1) // 2 * (slope // modulus) + count * (offset // modulus)
+        slope, offset = slope % modulus, offset % modulus
+        highest = slope * count + offset
+        if highest < modulus:
+            return total
+        count, offset = divmod(highest, modulus)
+        modulus, slope = slope, modulus
 
 
 def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Stored samples to a microbatch: one sample per row, labels shifted, images decoded."""
+"""Stored samples to a microbatch: laid out in rows, labels shifted, images decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,88 +6,123 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vila_mc.config.data import BadImage
 from vila_mc.config.model import ModelConfig
-from vila_mc.data.images import load_image
+from vila_mc.data.images import load_image, mean_colour_image
 from vila_mc.data.indexed_format import StoredImage, StoredPiece
+from vila_mc.errors import DataError
 from vila_mc.flow import IGNORE_LABEL, Microbatch
+
+Sample = Sequence[StoredPiece]
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """One sample laid out along the sequence."""
+class _LaidOut:
+    """One sample along the sequence."""
 
     tokens: np.ndarray
-    """[s] int64."""
+    """[positions] int64."""
     labels: np.ndarray
-    """[s] int64."""
+    """[positions] int64."""
     image_starts: list[int]
     images: list[StoredImage]
 
 
 def collate(
-    samples: Sequence[Sequence[StoredPiece]],
+    rows: Sequence[Sequence[Sample]],
     model: ModelConfig,
     sequence_length: int,
     needs_images: bool,
+    on_bad_image: BadImage = "stop",
 ) -> Microbatch:
-    """Lay samples out as rows of ``sequence_length`` positions.
+    """Lay samples out in rows of ``sequence_length`` positions.
 
-    Each image takes ``model.visual_tokens()`` positions. A sample that is too long is cut; where an
-    image does not fit whole, it and everything after it is dropped. The last position of a row
-    that was cut predicts the first token beyond it.
+    Each image takes ``model.visual_tokens()`` positions. A sample longer than a row is cut; where
+    an image does not fit whole, it and everything after it is dropped. The last position of a
+    sample predicts nothing, or, where it was cut, the first token beyond it.
 
     Args:
-        samples: pieces of each sample.
+        rows: samples of each row, as pieces.
         model: says how large an image is, how it becomes square, and how many positions it takes.
         sequence_length: positions per row (s).
         needs_images: decode the images. Otherwise ``images`` is empty, but ``image_starts`` is not.
+        on_bad_image: what to do about an image that cannot be decoded.
 
     Returns:
-        A microbatch of ``len(samples)`` rows.
+        A microbatch of ``len(rows)`` rows.
 
     Raises:
-        DataError: an image cannot be decoded.
+        DataError: an image cannot be decoded, and that is to stop the run.
+        ValueError: the samples of a row are longer than it.
     """
-    rows = [_lay_out(pieces, model.visual_tokens(), sequence_length) for pieces in samples]
-    starts = [(row, start) for row, laid in enumerate(rows) for start in laid.image_starts]
-    images = [image for laid in rows for image in laid.images] if needs_images else []
+    tokens = np.zeros((len(rows), sequence_length), np.int64)
+    labels = np.full((len(rows), sequence_length), IGNORE_LABEL, np.int64)
+    lengths: list[tuple[int, ...]] = []
+    starts: list[tuple[int, int]] = []
+    images: list[StoredImage] = []
+    for row, samples in enumerate(rows):
+        laid_out = [_lay_out(pieces, model.visual_tokens(), sequence_length) for pieces in samples]
+        lengths.append(tuple(len(sample.tokens) for sample in laid_out))
+        start = 0
+        for sample, length in zip(laid_out, lengths[-1], strict=True):
+            tokens[row, start : start + length] = sample.tokens
+            labels[row, start : start + length] = sample.labels
+            starts += [(row, start + at) for at in sample.image_starts]
+            images += sample.images
+            start += length
+    pixels, substitutes = _decode(images if needs_images else [], model, on_bad_image)
     return Microbatch(
-        tokens=torch.from_numpy(np.stack([row.tokens for row in rows])),
-        labels=torch.from_numpy(np.stack([row.labels for row in rows])),
-        images=torch.from_numpy(_decode(images, model)),
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        images=torch.from_numpy(pixels),
         image_starts=torch.tensor(starts, dtype=torch.int64).reshape(-1, 2),
-        num_samples=len(rows),
+        num_samples=sum(map(len, lengths)),
+        sample_lengths=tuple(lengths),
+        substitutes=substitutes,
     )
 
 
-def _lay_out(pieces: Sequence[StoredPiece], visual_tokens: int, length: int) -> _Row:
-    # One position more than the row: the label of its last position.
-    stream = np.zeros(length + 1, np.int64)
-    is_trained = np.zeros(length + 1, bool)
+def _lay_out(pieces: Sample, visual_tokens: int, longest: int) -> _LaidOut:
+    sizes = [
+        visual_tokens if isinstance(piece, StoredImage) else len(piece.ids) for piece in pieces
+    ]
+    # One position more than there is room for: the label of the last position.
+    stream = np.zeros(min(sum(sizes), longest) + 1, np.int64)
+    is_trained = np.zeros(len(stream), bool)
     starts: list[int] = []
     images: list[StoredImage] = []
     end = 0
-    for piece in pieces:
+    for piece, size in zip(pieces, sizes, strict=True):
         if isinstance(piece, StoredImage):
-            if end + visual_tokens > length:
+            if end + size > longest:
                 break
             starts.append(end)
             images.append(piece)
-            end += visual_tokens
-            continue
-        ids = piece.ids[: length + 1 - end]
-        stream[end : end + len(ids)] = ids
-        is_trained[end : end + len(ids)] = piece.is_trained
-        end += len(ids)
-        if len(ids) < len(piece.ids):
+        else:
+            ids = piece.ids[: longest + 1 - end]
+            stream[end : end + len(ids)] = ids
+            is_trained[end : end + len(ids)] = piece.is_trained
+        end += size
+        if end > longest:
             break
+    end = min(end, longest)
     labels = np.where(is_trained[1:], stream[1:], IGNORE_LABEL)
-    return _Row(stream[:length], labels, starts, images)
+    return _LaidOut(stream[:end], labels[:end], starts, images)
 
 
-def _decode(images: Sequence[StoredImage], model: ModelConfig) -> np.ndarray:
+def _decode(
+    images: Sequence[StoredImage], model: ModelConfig, on_bad_image: BadImage
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """[n, 3, y, x] uint8 pixels, and a message for each image that was replaced."""
     size, mode = model.vision.image_size, model.vision.image_mode
     pixels = np.empty((len(images), 3, size, size), np.uint8)
+    messages: list[str] = []
     for index, image in enumerate(images):
-        pixels[index] = load_image(image.data.tobytes(), size, mode, image.name)
-    return pixels
+        try:
+            pixels[index] = load_image(image.data.tobytes(), size, mode, image.name)
+        except DataError as error:
+            if on_bad_image == "stop":
+                raise
+            pixels[index] = mean_colour_image(size)
+            messages.append(str(error))
+    return pixels, tuple(messages)

@@ -78,6 +78,11 @@ def load_image(data: bytes, size: int, mode: ImageMode, name: str = "the image")
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
+def mean_colour_image(size: int) -> np.ndarray:
+    """CLIP's mean colour, which is near 0 once normalised: [3, size, size] uint8."""
+    return np.broadcast_to(np.asarray(_PAD_COLOUR, np.uint8)[:, None, None], (3, size, size))
+
+
 def check_max_pixels(max_pixels: int) -> None:
     """Refuse a limit on pixels that cannot be kept. Raises ConfigError."""
     if not 0 < max_pixels <= MAX_MAX_PIXELS:

@@ -73,6 +73,26 @@ class IndexedReader:
             return np.zeros(len(self), np.int64)
         return self._sum_per_sample(self._modes == MODE_IMAGE)
 
+    def sizes(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Text tokens and images of some samples, from their entries of the index alone.
+
+        Args:
+            samples: [n] integers below the number of samples, in any order.
+
+        Returns:
+            [n] int64 tokens, [n] int64 images.
+        """
+        first = self._documents[samples]
+        counts = self._documents[samples + 1] - first
+        starts = np.cumsum(counts) - counts
+        pieces = np.repeat(first - starts, counts) + np.arange(counts.sum())
+        lengths = self._lengths[pieces].astype(np.int64)
+        if not self._has_modes:
+            return np.add.reduceat(lengths, starts), np.zeros(len(samples), np.int64)
+        is_image = self._modes[pieces] == MODE_IMAGE
+        tokens = np.add.reduceat(np.where(is_image, 0, lengths // TOKEN.itemsize), starts)
+        return tokens, np.add.reduceat(is_image, starts, dtype=np.int64)
+
     def _sum_per_sample(self, values: np.ndarray) -> np.ndarray:
         sums: np.ndarray = np.add.reduceat(values.astype(np.int64), self._documents[:-1])
         return sums
@@ -120,7 +140,8 @@ class IndexedReader:
             self._check_modes(file)
 
     def _check_modes(self, file: Path) -> None:
-        if not np.isin(self._modes, (MODE_TRAINED_TEXT, MODE_IMAGE, MODE_PROMPT_TEXT)).all():
+        # The known modes are 0, 1 and 2.
+        if self._modes.min() < MODE_TRAINED_TEXT or self._modes.max() > MODE_PROMPT_TEXT:
             raise DataError(f"{file} holds pieces of a kind that this vila_mc does not know.")
 
     def _map_data(self, file: Path) -> None:

@@ -7,6 +7,7 @@ else: a run may stop and go on with other ranks, micro-batches or threads.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -15,25 +16,33 @@ from vila_mc.config.model import ModelConfig
 from vila_mc.data.blend import Blend
 from vila_mc.data.collate import collate
 from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.sampler import Draw, Sampler
 from vila_mc.data.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import Microbatch
 
 _LOOK_AHEAD = 2
-"""Microbatches per thread that may be ready or under way."""
+"""Microbatches per thread that may be ready or under way beyond the next step's."""
 
-_Draw = tuple[int, int]
-"""(dataset, sample)"""
+
+@dataclass(frozen=True, slots=True)
+class StepData:
+    """What one rank reads in one optimizer step."""
+
+    microbatches: list[Microbatch]
+    """This rank's share, the same number on every rank."""
+    samples_seen: int
+    """Samples of the run up to the end of this step, on all ranks: the whole state to resume."""
 
 
 class TrainingData:
     """Opens every dataset of the blend and deals its samples out.
 
     Args:
-        data: blend, tokenizer, sequence length, seed and threads.
+        data: blend, tokenizer, sequence length, packing, seed and threads.
         model: vocabulary and image geometry.
         micro_batch: rows of a microbatch.
-        global_batch: samples of a step over all ranks.
+        global_batch: rows of a step over all ranks.
         data_rank: which data-parallel rank this is.
         data_size: how many there are.
         needs_images: whether this rank's stage looks at images.
@@ -60,13 +69,18 @@ class TrainingData:
                 f"data-parallel size = {micro_batch} x {data_size}. Change one of them."
             )
         self._data, self._model, self._needs_images = data, model, needs_images
-        self._micro_batch, self._global_batch = micro_batch, global_batch
-        self._share = global_batch // data_size
-        self._first = data_rank * self._share
+        self._rank, self._ranks, self._micro_batch = data_rank, data_size, micro_batch
+        self._per_step = global_batch // (micro_batch * data_size)
         self.readers: tuple[IndexedReader, ...] = open_blend(data, model)
         """The datasets, in the order of ``data.blend``."""
-        weights = [entry.weight for entry in data.blend]
-        self._blend = Blend(weights, [len(reader) for reader in self.readers], data.seed)
+        self._sampler = Sampler(
+            _order(data, [len(reader) for reader in self.readers]),
+            self.readers,
+            num_rows=global_batch,
+            sequence_length=data.sequence_length,
+            visual_tokens=model.visual_tokens(),
+            packing=data.packing,
+        )
         self._pool = ThreadPoolExecutor(data.workers, "data") if data.workers else None
 
     def __enter__(self) -> Self:
@@ -80,36 +94,37 @@ class TrainingData:
     ) -> None:
         self.close()
 
-    def microbatches(self, samples_seen: int) -> list[Microbatch]:
-        """This rank's microbatches of the step that starts after ``samples_seen`` samples.
-
-        Rank r takes the r-th contiguous share of the step, cut into rows of ``micro_batch``.
+    def step(self, samples_seen: int) -> StepData:
+        """What this rank reads in the step that starts after ``samples_seen`` samples.
 
         Raises:
-            DataError: an image no longer decodes.
+            DataError: an image no longer decodes, and data.on_bad_image is stop.
         """
-        return [self._load(draws) for draws in self._draws(samples_seen)]
+        draws, samples_seen = self._draws(samples_seen)
+        return StepData([self._load(rows) for rows in draws], samples_seen)
 
-    def iterate(self, samples_seen: int) -> Iterator[list[Microbatch]]:
-        """Microbatches of one step after the other, without end, read ahead by the threads.
+    def iterate(self, samples_seen: int) -> Iterator[StepData]:
+        """One step after the other, without end, read ahead by the threads.
 
         Raises:
-            DataError: an image no longer decodes.
+            DataError: an image no longer decodes, and data.on_bad_image is stop.
         """
         if self._pool is None:
             while True:
-                yield self.microbatches(samples_seen)
-                samples_seen += self._global_batch
-        per_step = self._share // self._micro_batch
-        ahead = per_step + _LOOK_AHEAD * self._data.workers
+                step = self.step(samples_seen)
+                samples_seen = step.samples_seen
+                yield step
+        ahead = self._per_step + _LOOK_AHEAD * self._data.workers
         waiting: deque[Future[Microbatch]] = deque()
+        ends: deque[int] = deque()
         try:
             while True:
                 while len(waiting) < ahead:
-                    for draws in self._draws(samples_seen):
-                        waiting.append(self._pool.submit(self._load, draws))
-                    samples_seen += self._global_batch
-                yield [waiting.popleft().result() for _ in range(per_step)]
+                    draws, samples_seen = self._draws(samples_seen)
+                    ends.append(samples_seen)
+                    waiting.extend(self._pool.submit(self._load, rows) for rows in draws)
+                loaded = [waiting.popleft().result() for _ in range(self._per_step)]
+                yield StepData(loaded, ends.popleft())
         finally:
             for future in waiting:
                 future.cancel()
@@ -119,15 +134,26 @@ class TrainingData:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _draws(self, samples_seen: int) -> list[list[_Draw]]:
-        datasets, samples = self._blend.choose(samples_seen + self._first, self._share)
-        draws = list(zip(datasets.tolist(), samples.tolist(), strict=True))
-        step = self._micro_batch
-        return [draws[start : start + step] for start in range(0, len(draws), step)]
+    def _draws(self, samples_seen: int) -> tuple[list[list[list[Draw]]], int]:
+        """This rank's samples of the step, by microbatch and row, and the samples seen after it."""
+        batch = self._sampler.at(samples_seen)
+        share = batch.share(self._rank, self._ranks, self._micro_batch)
+        return share, samples_seen + len(batch.samples)
 
-    def _load(self, draws: Sequence[_Draw]) -> Microbatch:
-        samples = [self.readers[dataset].sample(sample) for dataset, sample in draws]
-        return collate(samples, self._model, self._data.sequence_length, self._needs_images)
+    def _load(self, rows: Sequence[Sequence[Draw]]) -> Microbatch:
+        return collate(
+            [[self.readers[dataset].sample(sample) for dataset, sample in row] for row in rows],
+            self._model,
+            self._data.sequence_length,
+            self._needs_images,
+            self._data.on_bad_image,
+        )
+
+
+def _order(data: DataConfig, sizes: Sequence[int]) -> Blend:
+    if data.by_epochs():
+        return Blend.by_epochs(data.blend_shares(), sizes, data.seed)
+    return Blend(data.blend_shares(), sizes, data.seed)
 
 
 def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...]:

@@ -51,7 +51,7 @@ def generate(
             f"model.language.max_positions {shape.language.max_positions}. Shorten one of them."
         )
     device = next(model.parameters()).device
-    batch = collate(encoded, shape, longest, needs_images=True).to(device)
+    batch = collate([[pieces] for pieces in encoded], shape, longest, needs_images=True).to(device)
     answers: list[list[int]] = [[] for _ in prompts]
     unfinished = set(range(len(prompts)))
     rows, ends = torch.arange(len(prompts), device=device), torch.tensor(lengths, device=device)

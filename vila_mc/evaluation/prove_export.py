@@ -53,7 +53,7 @@ def reference_of(
     shape = model.run.model
     generator = np.random.default_rng(_SEED)
     batch = collate(
-        [_random_sample(shape, generator) for _ in range(_NUM_ROWS)],
+        [[_random_sample(shape, generator)] for _ in range(_NUM_ROWS)],
         shape,
         2 * _TEXT_TOKENS + shape.visual_tokens(),
         needs_images=True,

@@ -1,5 +1,7 @@
 """The language model: Megatron-Core's GPTModel with a padding-safe loss."""
 
+from typing import Any
+
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -7,6 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from vila_mc.config.model import LanguageConfig
+from vila_mc.model.attention import PackedRows
 from vila_mc.model.layer_specs import language_block_spec
 from vila_mc.model.rope import inverse_frequencies
 from vila_mc.topology.stage_plan import StagePlan
@@ -46,6 +49,15 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         # Megatron-Core 0.19.2 knows Llama 3.1's scaling only with fixed constants.
         self.rotary_pos_emb.inv_freq = inverse_frequencies(language)
 
+    def _preprocess(self, *args: Any, packed_seq_params: PackedRows | None = None, **options: Any):  # type: ignore[no-untyped-def]
+        """Megatron-Core's, with positions that count from 0 in each sample of a packed row."""
+        embedded, rotary_s11d, *rest = super()._preprocess(
+            *args, packed_seq_params=packed_seq_params, **options
+        )
+        if packed_seq_params is not None:
+            rotary_s11d = restart_positions(rotary_s11d, packed_seq_params.sample_lengths)
+        return embedded, rotary_s11d, *rest
+
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy of every position.
 
@@ -66,3 +78,12 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         first_padding = self.num_real_tokens - self.pg_collection.tp.rank() * shard
         if first_padding < shard:
             logits[..., max(first_padding, 0) :] = torch.finfo(logits.dtype).min
+
+
+def restart_positions(rotary_s11d: Tensor, sample_lengths: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Rotary angles of packed rows: [s, b, 1, d] from the [s, 1, 1, d] of one long sample."""
+    rows = []
+    for lengths in sample_lengths:
+        padding = rotary_s11d.size(0) - sum(lengths)
+        rows.append(torch.cat([rotary_s11d[:length] for length in (*lengths, padding)]))
+    return torch.cat(rows, dim=1)

@@ -11,6 +11,7 @@ from vila_mc.config.run import RunConfig
 from vila_mc.flow import Microbatch
 from vila_mc.kernels.ops import splice_visual
 from vila_mc.kernels.reference import normalize_images
+from vila_mc.model.attention import PackedRows
 from vila_mc.model.connector import Connector
 from vila_mc.model.language import LanguageModel
 from vila_mc.model.megatron_config import language_config
@@ -77,6 +78,11 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
             attention_mask=None,
             decoder_input=embedded,
             labels=batch.labels if self.plan.has_head and with_loss else None,
+            packed_seq_params=(
+                PackedRows.of(batch.sample_lengths, batch.tokens.size(1))
+                if batch.is_packed()
+                else None
+            ),
         )
         if self.plan.has_head and not with_loss:
             self.language.mask_padded_vocabulary(output)

@@ -1,7 +1,8 @@
 """A training stage from start or resume to its last step."""
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vila_mc.checkpoint.manifest import Manifest, versions, whole_checkpoints
@@ -12,7 +13,7 @@ from vila_mc.checkpoint.training import (
     save_checkpoint,
 )
 from vila_mc.config.run import RunConfig
-from vila_mc.data.loader import TrainingData
+from vila_mc.data.loader import StepData, TrainingData
 from vila_mc.errors import CheckpointError, ConfigError
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
@@ -84,14 +85,16 @@ class Run:
         if self.metrics is not None:
             self.metrics.close()
 
-    def _train_step(self, batches: Iterator[list[Microbatch]]) -> StepResult:
+    def _train_step(self, steps: Iterator[StepData]) -> StepResult:
         started = time.monotonic()
-        result = self.trainer.step(next(batches), should_stop=self.stop.was_made)
+        data = next(steps)
+        result = self.trainer.step(data.microbatches, should_stop=self.stop.was_made)
         seconds = time.monotonic() - started
-        samples = self.config.train.global_batch
-        self.state = TrainState(self.state.step + 1, self.state.samples_seen + samples)
+        self.state = TrainState(self.state.step + 1, data.samples_seen)
+        if self.ranks.at.tensor == 0:
+            _warn_of_substitutes(data.microbatches)
         if self.metrics is not None:
-            self.printer.show(self.state.step, result, seconds, samples)
+            self.printer.show(self.state.step, result, seconds, result.num_samples)
             self.metrics.write(
                 {
                     "step": self.state.step,
@@ -100,6 +103,9 @@ class Run:
                     "learning_rate": result.learning_rate,
                     "trained_tokens": result.trained_tokens,
                     "images": result.num_images,
+                    "samples": result.num_samples,
+                    "filled": round(result.filled, 4),
+                    "substitutes": result.substitutes,
                     "step_ms": round(1000 * seconds, 3),
                 }
             )
@@ -154,11 +160,19 @@ class Run:
 def _require_same_order(manifest: Manifest, config: RunConfig) -> None:
     """A position means something only in the order it was counted in."""
     theirs, ours = manifest.run.data, config.data
-    their_order = (theirs.seed, [entry.weight for entry in theirs.blend])
-    our_order = (ours.seed, [entry.weight for entry in ours.blend])
+    their_order, our_order = (
+        (data.seed, data.by_epochs(), data.blend_shares()) for data in (theirs, ours)
+    )
     if their_order != our_order:
         raise CheckpointError(
             f"the checkpoint after step {manifest.step} was written with another data.seed or "
             "data.blend, so its position in the data means nothing here. Restore them, or start a "
             "new stage from its weights with train.load and another train.output."
         )
+
+
+def _warn_of_substitutes(microbatches: Sequence[Microbatch]) -> None:
+    """Say which images were replaced; only the ranks that decode images know."""
+    for batch in microbatches:
+        for message in batch.substitutes:
+            print(f"warning: {message} Its mean colour stands in for it.", file=sys.stderr)

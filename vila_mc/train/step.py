@@ -66,7 +66,10 @@ class Trainer:
             learning_rate=self.scheduler.get_lr({}),
             trained_tokens=trained_tokens,
             num_images=int(total[2]),
-            should_stop=total[3] > 0,
+            num_samples=int(total[3]),
+            filled=total[4] / (self.run.train.global_batch * self.run.data.sequence_length),
+            substitutes=int(total[5]),
+            should_stop=total[6] > 0,
         )
 
     def _forward_backward(self, microbatches: Sequence[Microbatch]) -> float:
@@ -90,16 +93,21 @@ class Trainer:
     def _sum_over_ranks(
         self, loss_sum: float, microbatches: Sequence[Microbatch], should_stop: bool
     ) -> list[float]:
-        """[loss sum, trained tokens, images, stop requests], each counted once per replica.
+        """Loss, trained tokens, images, samples, filled positions, substitutes, stop requests.
 
         Every rank holds the tokens of its replica, so one rank of each replica counts them: the
-        tensor-parallel rank 0 of the stage with the head.
+        tensor-parallel rank 0 of the stage with the head. Only the stage with the vision tower
+        decodes images, and counts those it had to replace.
         """
         counts = self.stages[-1].plan.has_head and self.ranks.at.tensor == 0
+        decodes = self.stages[0].plan.has_vision and self.ranks.at.tensor == 0
         figures = [
             loss_sum if counts else 0.0,
             sum(int((batch.labels != IGNORE_LABEL).sum()) for batch in microbatches) * counts,
             sum(len(batch.image_starts) for batch in microbatches) * counts,
+            sum(batch.num_samples for batch in microbatches) * counts,
+            sum(batch.filled_positions() for batch in microbatches) * counts,
+            sum(len(batch.substitutes) for batch in microbatches) * decodes,
             float(should_stop),
         ]
         total = torch.tensor(figures, dtype=torch.float64, device=self.ranks.device)

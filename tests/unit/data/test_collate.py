@@ -27,7 +27,7 @@ def image(make_image: Callable[..., bytes]) -> StoredImage:
 def rows(
     model: ModelConfig, length: int, *samples: list[StoredPiece]
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-    batch = collate(samples, model, length, needs_images=False)
+    batch = collate([[sample] for sample in samples], model, length, needs_images=False)
     return batch.tokens.tolist(), batch.labels.tolist(), batch.image_starts.tolist()
 
 
@@ -87,7 +87,7 @@ def test_pixels_of_several_rows_come_in_order(
     data = [make_image(seed=seed) for seed in range(3)]
     images = [StoredImage(np.frombuffer(one, np.uint8), "x") for one in data]
     samples = [[text(1), images[0], images[1], text(2)], [text(1, 2)], [text(1), images[2]]]
-    batch = collate(samples, model, 12, needs_images=True)
+    batch = collate([[sample] for sample in samples], model, 12, needs_images=True)
     assert batch.image_starts.tolist() == [[0, 1], [0, 5], [2, 1]]
     expected = np.stack([load_image(one, 56, "crop") for one in data])
     np.testing.assert_array_equal(batch.images.numpy(), expected)
@@ -100,7 +100,7 @@ def test_pixels_of_several_rows_come_in_order(
 
 @pytest.mark.parametrize("needs_images", [True, False])
 def test_microbatch_without_images(model: ModelConfig, needs_images: bool) -> None:
-    batch = collate([[text(1, 2)]], model, 4, needs_images)
+    batch = collate([[[text(1, 2)]]], model, 4, needs_images)
     assert batch.images.shape == (0, 3, 56, 56)
     assert batch.image_starts.shape == (0, 2)
 
@@ -108,7 +108,7 @@ def test_microbatch_without_images(model: ModelConfig, needs_images: bool) -> No
 def test_stage_without_vision_still_knows_where_images_stand(
     model: ModelConfig, image: StoredImage
 ) -> None:
-    batch = collate([[text(1), image]], model, 8, needs_images=False)
+    batch = collate([[[text(1), image]]], model, 8, needs_images=False)
     assert batch.images.shape == (0, 3, 56, 56)
     assert batch.image_starts.tolist() == [[0, 1]]
 
@@ -116,4 +116,4 @@ def test_stage_without_vision_still_knows_where_images_stand(
 def test_image_that_no_longer_decodes(model: ModelConfig) -> None:
     broken = StoredImage(np.zeros(8, np.uint8), "the image of set sample 4")
     with pytest.raises(DataError, match="the image of set sample 4 is not an image"):
-        collate([[broken]], model, 8, needs_images=True)
+        collate([[[broken]]], model, 8, needs_images=True)

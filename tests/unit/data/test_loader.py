@@ -1,8 +1,9 @@
 """One global order, however it is divided, resumed or read ahead."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
-from itertools import chain
+from itertools import accumulate, chain, islice
 from pathlib import Path
 
 import pytest
@@ -45,36 +46,80 @@ def opened(
     )
 
 
-def names(microbatches: list[Microbatch]) -> list[int]:
+def names(microbatches: Iterable[Microbatch]) -> list[int]:
     """The token of each sample that is its own (after BOS, a prompt token and 4 visual tokens)."""
-    return [token for batch in microbatches for token in batch.tokens[:, 6].tolist()]
+    return [
+        int(batch.tokens[row, end - length + 6])
+        for batch in microbatches
+        for row, lengths in enumerate(batch.sample_lengths)
+        for length, end in zip(lengths, accumulate(lengths), strict=True)
+    ]
 
 
-def test_order_does_not_depend_on_how_it_is_divided(data: DataConfig, model: ModelConfig) -> None:
-    expected = names(opened(data, model).microbatches(24))
+@pytest.mark.parametrize("packing", [False, True])
+def test_batches_do_not_depend_on_how_they_are_divided(
+    data: DataConfig, model: ModelConfig, packing: bool
+) -> None:
+    data = replace(data, packing=packing, sequence_length=40)
+    whole = opened(data, model).step(24)
+    expected = sorted(names(whole.microbatches))
     assert len(set(expected)) > 8
+    assert whole.samples_seen == 24 + (BATCH * (40 // 9) if packing else BATCH)
     for size, micro in [(1, 3), (2, 1), (2, 6), (3, 2), (4, 3), (12, 1)]:
         ranks = [opened(data, model, rank=rank, size=size, micro=micro) for rank in range(size)]
-        found = [names(rank.microbatches(24)) for rank in ranks]
-        assert list(chain.from_iterable(found)) == expected
-        assert {len(rank.microbatches(24)) for rank in ranks} == {BATCH // size // micro}
+        found = [rank.step(24) for rank in ranks]
+        assert sorted(names(chain(*(step.microbatches for step in found)))) == expected
+        assert {len(step.microbatches) for step in found} == {BATCH // size // micro}
+        assert {step.samples_seen for step in found} == {whole.samples_seen}
+
+
+LAYOUTS = [(1, 4, 0), (3, 2, 2), (2, 1, 1), (12, 1, 0)]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_interruptions_neither_repeat_nor_drop_a_sample(
+    data: DataConfig, model: ModelConfig, packing: bool
+) -> None:
+    """Stopped three times and gone on at another layout, with other threads and micro-batches."""
+    data = replace(data, packing=packing, sequence_length=30)
+    with opened(data, model) as unbroken:
+        expected, samples_seen = [], 0
+        for step in islice(unbroken.iterate(0), 8):
+            expected.append((sorted(names(step.microbatches)), step.samples_seen))
+    found = []
+    for size, micro, workers in LAYOUTS:
+        with ExitStack() as stack:
+            ranks = [
+                stack.enter_context(
+                    opened(replace(data, workers=workers), model, rank=rank, size=size, micro=micro)
+                )
+                for rank in range(size)
+            ]
+            steps = [rank.iterate(samples_seen) for rank in ranks]
+            for _ in range(2):
+                shares = [next(each) for each in steps]
+                samples_seen = shares[0].samples_seen
+                batches = chain(*(share.microbatches for share in shares))
+                found.append((sorted(names(batches)), samples_seen))
+    assert found == expected
 
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_iterate_goes_on_from_any_position(
     data: DataConfig, model: ModelConfig, workers: int
 ) -> None:
-    straight = opened(data, model)
+    straight = opened(data, model, micro=4)
     with opened(replace(data, workers=workers), model, micro=4) as resumed:
-        steps = resumed.iterate(5)
-        for step in range(4):
-            assert names(next(steps)) == names(straight.microbatches(5 + step * BATCH))
+        for turn, step in enumerate(islice(resumed.iterate(5), 4)):
+            expected = straight.step(5 + turn * BATCH)
+            assert names(step.microbatches) == names(expected.microbatches)
 
 
 def test_threads_give_the_same_tensors(data: DataConfig, model: ModelConfig) -> None:
     with opened(replace(data, workers=2), model, micro=2) as threaded:
-        ahead = next(threaded.iterate(0))
-    for one, other in zip(ahead, opened(data, model, micro=2).microbatches(0), strict=True):
+        ahead = next(threaded.iterate(0)).microbatches
+    straight = opened(data, model, micro=2).step(0).microbatches
+    for one, other in zip(ahead, straight, strict=True):
         for field in ("tokens", "labels", "images", "image_starts"):
             assert torch.equal(getattr(one, field), getattr(other, field))
         assert one.images.shape == (2, 3, 56, 56)
@@ -93,7 +138,7 @@ def test_reading_ahead_is_bounded(
 
 def test_shares_of_the_blend(data: DataConfig, model: ModelConfig) -> None:
     one = opened(data, model)
-    drawn = [name for start in range(0, 240, BATCH) for name in names(one.microbatches(start))]
+    drawn = [name for start in range(0, 240, BATCH) for name in names(one.step(start).microbatches)]
     assert abs(sum(name >= 200 for name in drawn) - 60) <= 3
 
 
@@ -112,6 +157,13 @@ def test_image_that_no_longer_decodes_names_dataset_and_sample(
     broken = replace(data, blend=(BlendEntry(path=prefix),), workers=workers)
     with opened(broken, model) as loader, pytest.raises(DataError, match="broken sample 0"):
         next(loader.iterate(0))
+    broken = replace(broken, on_bad_image="substitute")
+    with opened(broken, model, micro=2) as loader:
+        first = next(loader.iterate(0)).microbatches[0]
+    assert first.image_starts.tolist() == [[0, 2], [1, 2]]
+    assert first.images[0, :, 5, 5].tolist() == [122, 116, 104]  # CLIP's mean colour
+    assert len(first.substitutes) == 2
+    assert "broken sample 0" in first.substitutes[0]
 
 
 def test_batch_that_does_not_divide(data: DataConfig, model: ModelConfig) -> None:

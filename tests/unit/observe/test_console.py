@@ -14,6 +14,9 @@ RESULT = StepResult(
     learning_rate=2e-5,
     trained_tokens=1000,
     num_images=3,
+    num_samples=1024,
+    filled=0.98,
+    substitutes=0,
     should_stop=False,
 )
 

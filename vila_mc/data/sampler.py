@@ -1,0 +1,118 @@
+"""Which samples make the global batch that starts at a position of the stream, and in which rows.
+
+A global batch is a stretch of the blend's stream: without packing ``global_batch`` samples, one per
+row; with packing as many as best fit puts into ``global_batch`` rows. It depends on the position
+and on nothing else, so the next position is the whole state of the data side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vila_mc.data.balance import deal_rows
+from vila_mc.data.blend import Blend
+from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.packing import best_fit, spread_images
+
+Draw = tuple[int, int]
+"""(dataset, sample)"""
+_Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Datasets, samples, lengths and images of a stretch of the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalBatch:
+    """The samples of one optimizer step and the rows they stand in."""
+
+    datasets: np.ndarray
+    """[n] int64 dataset of each sample, in the order of the stream."""
+    samples: np.ndarray
+    """[n] int64 sample within its dataset."""
+    lengths: np.ndarray
+    """[n] int64 positions, visual tokens included, at most the sequence length."""
+    images: np.ndarray
+    """[n] int64 images."""
+    rows: np.ndarray
+    """[n] int64 row of each sample."""
+    num_rows: int
+
+    def costs(self) -> np.ndarray:
+        """[rows, 2] images, and sum of the squares of the samples' lengths (attention)."""
+        squares = self.lengths.astype(np.float64) ** 2
+        return np.stack(
+            [np.bincount(self.rows, each, self.num_rows) for each in (self.images, squares)], axis=1
+        )
+
+    def share(self, rank: int, ranks: int, micro_batch: int) -> list[list[list[Draw]]]:
+        """The samples of one data-parallel rank: of each micro-batch, of each of its rows."""
+        in_row: list[list[Draw]] = [[] for _ in range(self.num_rows)]
+        for row, dataset, sample in zip(
+            self.rows.tolist(), self.datasets.tolist(), self.samples.tolist(), strict=True
+        ):
+            in_row[row].append((dataset, sample))
+        mine = deal_rows(self.costs(), ranks, micro_batch)[rank]
+        return [[in_row[row] for row in micro] for micro in mine.tolist()]
+
+
+class Sampler:
+    """Global batches from any position of the stream.
+
+    Args:
+        blend: the order of the samples.
+        readers: the datasets, in the blend's order.
+        num_rows: rows of a global batch.
+        sequence_length: positions of a row.
+        visual_tokens: positions of an image.
+        packing: several samples to a row, or one.
+    """
+
+    def __init__(
+        self,
+        blend: Blend,
+        readers: Sequence[IndexedReader],
+        *,
+        num_rows: int,
+        sequence_length: int,
+        visual_tokens: int,
+        packing: bool,
+    ) -> None:
+        self._blend, self._readers = blend, readers
+        self._num_rows, self._length = num_rows, sequence_length
+        self._visual_tokens, self._packing = visual_tokens, packing
+        self._guess = num_rows
+
+    def at(self, position: int) -> GlobalBatch:
+        """The global batch that starts at ``position``, a number of samples seen before it."""
+        if not self._packing:
+            drawn = self._draw(position, self._num_rows)
+            return GlobalBatch(*drawn, rows=np.arange(self._num_rows), num_rows=self._num_rows)
+        drawn = self._draw_enough(position)
+        rows = best_fit(drawn[2].tolist(), self._num_rows, self._length)
+        datasets, samples, lengths, images = (each[: len(rows)] for each in drawn)
+        self._guess = len(rows) + len(rows) // 32 + 1
+        rows = spread_images(lengths, images, rows, self._num_rows, self._length)
+        return GlobalBatch(datasets, samples, lengths, images, rows, self._num_rows)
+
+    def _draw_enough(self, position: int) -> _Drawn:
+        """More samples than fit into the rows."""
+        drawn = self._draw(position, self._guess)
+        while drawn[2].sum() <= self._num_rows * self._length:
+            more = self._draw(position + len(drawn[0]), len(drawn[0]))
+            datasets, samples, lengths, images = (
+                np.concatenate(pair) for pair in zip(drawn, more, strict=True)
+            )
+            drawn = datasets, samples, lengths, images
+        return drawn
+
+    def _draw(self, position: int, count: int) -> _Drawn:
+        """[count] each: datasets, samples, lengths, images."""
+        datasets, samples = self._blend.choose(position, count)
+        lengths, images = np.empty(count, np.int64), np.empty(count, np.int64)
+        for index, reader in enumerate(self._readers):
+            here = np.flatnonzero(datasets == index)
+            if not len(here):
+                continue
+            tokens, images[here] = reader.sizes(samples[here])
+            lengths[here] = tokens + self._visual_tokens * images[here]
+        return datasets, samples, np.minimum(lengths, self._length), images
