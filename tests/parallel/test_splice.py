@@ -6,7 +6,7 @@ from megatron.core import tensor_parallel
 from tests.parity.layout_trace import write_seed_checkpoint
 from tests.support.ranks import run_ranks
 from tests.support.tiny import tiny_microbatches, tiny_run
-from vila_mc.checkpoint.training import load_weights
+from vila_mc.checkpoint.load import load_weights
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 

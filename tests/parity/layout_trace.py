@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from tests.support.tiny import tiny_microbatches, tiny_run
+from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import Manifest, versions
-from vila_mc.checkpoint.training import load_checkpoint, load_weights, save_checkpoint
+from vila_mc.checkpoint.save import save_checkpoint
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 from vila_mc.train import step as step_module
@@ -25,20 +26,12 @@ Trace = list[tuple[float, float]]
 
 def write_seed_checkpoint(directory: Path, model: dict[str, Any] | None = None) -> None:
     """Fresh weights of the tiny model, written by one rank; ``model`` overrides its section."""
-    run = tiny_run(model=model or {})
+    run = tiny_run(model=model or {}, train={"output": str(directory)})
     with distributed(run.parallel, seed=1) as ranks:
         trainer = Trainer(run, ranks, build_stages(run, ranks))
         _make_one_dimensional_weights_matter(trainer)
-        manifest = Manifest(step=0, samples_seen=0, run=run, layout="1", versions=versions())
-        save_checkpoint(
-            directory,
-            manifest,
-            ranks,
-            trainer.stages,
-            trainer.optimizer,
-            trainer.scheduler,
-            keep_last=1,
-        )
+        manifest = Manifest(step=0, samples_seen=0, run=run, layout="", versions=versions())
+        save_checkpoint(manifest, ranks, trainer.stages, trainer.optimizer)
 
 
 def trace(
@@ -71,29 +64,21 @@ def resumed_trace(
     checkpoints: Path, seed_checkpoint: Path, parallel: dict[str, Any], *, steps: int, save: bool
 ) -> Trace:
     """Train ``steps`` steps from the seed and save, or resume from that save and go on."""
-    run = tiny_run(parallel=parallel)
+    run = tiny_run(parallel=parallel, train={"output": str(checkpoints)})
     with distributed(run.parallel, seed=1, timeout_minutes=2) as ranks:
         stages = build_stages(run, ranks)
         if save:
             load_weights(seed_checkpoint, stages)
         trainer = Trainer(run, ranks, stages)
         if not save:
-            load_checkpoint(checkpoints, ranks, stages, trainer.optimizer, trainer.scheduler)
+            trainer.resume(checkpoints)
         batches = tiny_microbatches(run, ranks.at.data, ranks.layout.data)
         results = [trainer.step(batches) for _ in range(steps)]
         if save:
             manifest = Manifest(
                 step=steps, samples_seen=8 * steps, run=run, layout="", versions=versions()
             )
-            save_checkpoint(
-                checkpoints,
-                manifest,
-                ranks,
-                stages,
-                trainer.optimizer,
-                trainer.scheduler,
-                keep_last=1,
-            )
+            save_checkpoint(manifest, ranks, stages, trainer.optimizer)
         return [(result.loss, result.grad_norm) for result in results]
 
 

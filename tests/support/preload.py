@@ -4,5 +4,4 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import vila_mc.checkpoint.training
-import vila_mc.train.step  # noqa: F401
+import vila_mc.train.loop  # noqa: F401

@@ -5,11 +5,12 @@ DIRECTORY/.step-00000120.partial/   being written, or left by a run that died; n
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import re
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,27 @@ from typing import Any
 from vila_mc import __version__
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.run import RunConfig
+from vila_mc.config.train import PARTS, Part
 from vila_mc.errors import CheckpointError, ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 _STEP_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What a file of the checkpoint must be."""
+
+    num_bytes: int
+    sha256: str
+
+    @staticmethod
+    def of(path: Path) -> "FileRecord":
+        """Describe a file as it is now; reads all of it."""
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return FileRecord(os.fstat(file.fileno()).st_size, digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +55,8 @@ class Manifest:
     """Layout that wrote it, for people; any layout can read it."""
     versions: dict[str, str]
     """Versions of vila_mc, Python and the packages that wrote it."""
+    files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
+    """Every other file of the directory; known only once all are written."""
 
     def write(self, directory: Path) -> None:
         """Write the manifest into a checkpoint directory and flush it to disk."""
@@ -45,19 +64,26 @@ class Manifest:
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
         values["run"] = run_to_dict(self.run)
+        values["files"] = {name: dataclasses.asdict(file) for name, file in self.files.items()}
         with open(directory / MANIFEST_NAME, "w", encoding="utf-8") as file:
             json.dump(values, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
 
-    def require_same_model(self, run: RunConfig, directory: Path) -> None:
-        """Refuse to load ``directory`` into a run of another model. Raises CheckpointError."""
-        theirs = _leaves(run_to_dict(self.run)["model"], "model")
-        ours = _leaves(run_to_dict(run)["model"], "model")
+    def require_same_model(
+        self, run: RunConfig, directory: Path, parts: Sequence[Part] = PARTS
+    ) -> None:
+        """Refuse to load ``parts`` of ``directory`` into a run of another model.
+
+        Raises:
+            CheckpointError: it names every option of the model section that differs.
+        """
+        theirs = leaves(run_to_dict(self.run)["model"], "model")
+        ours = leaves(run_to_dict(run)["model"], "model")
         differences = [
-            f"{name}: checkpoint {theirs[name]}, run {ours[name]}"
-            for name in ours
-            if theirs[name] != ours[name]
+            f"{name}: checkpoint {theirs.get(name)}, run {ours.get(name)}"
+            for name in ours | theirs
+            if theirs.get(name) != ours.get(name) and _concerns(name, parts)
         ]
         if differences:
             raise CheckpointError(
@@ -85,18 +111,31 @@ class Manifest:
                 f"vila_mc that wrote it: {values.get('versions', {}).get('vila_mc', 'unknown')}."
             )
         try:
-            return Manifest(**{**values, "run": run_from_dict(values["run"])})
-        except (ConfigError, TypeError, KeyError) as error:
+            run = run_from_dict(values["run"])
+            files = {name: FileRecord(**record) for name, record in values["files"].items()}
+            return Manifest(**{**values, "run": run, "files": files})
+        except (ConfigError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged or was edited: {error}") from None
 
 
-def _leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Dotted names and values below ``prefix``."""
-    leaves: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         dotted = f"{prefix}.{name}"
-        leaves |= _leaves(value, dotted) if isinstance(value, dict) else {dotted: value}
-    return leaves
+        found |= leaves(value, dotted) if isinstance(value, dict) else {dotted: value}
+    return found
+
+
+_SHAPE_THE_CONNECTOR = ("model.vision.width", "model.language.width")
+
+
+def _concerns(option: str, parts: Sequence[Part]) -> bool:
+    """Whether an option of the model section decides what weights of ``parts`` mean."""
+    if len(parts) == len(PARTS):
+        return True
+    section = option.split(".")[1]
+    return section in parts or ("connector" in parts and option in _SHAPE_THE_CONNECTOR)
 
 
 def versions() -> dict[str, str]:
@@ -112,6 +151,11 @@ def versions() -> dict[str, str]:
 def checkpoint_name(step: int) -> str:
     """Directory name of the checkpoint after ``step`` steps."""
     return f"step-{step:08d}"
+
+
+def partial_path(final: Path) -> Path:
+    """Where the checkpoint that will be ``final`` is written."""
+    return final.with_name(f".{final.name}.partial")
 
 
 def whole_checkpoints(directory: Path) -> list[Path]:
@@ -139,11 +183,6 @@ def resolve_checkpoint(path: Path) -> Path:
     return found[-1]
 
 
-def delete_older(directory: Path, keep_last: int) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints, and what dead runs left half-written."""
-    for path in whole_checkpoints(directory)[:-keep_last]:
-        # First out of sight, so that a deletion cut short leaves nothing that looks whole.
-        doomed = path.with_name(f".{path.name}.partial")
-        path.rename(doomed)
-    for path in directory.glob(".step-*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint directory."""
+    return int(path.name.removeprefix("step-"))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
-from vila_mc.checkpoint.training import load_weights
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.config.run import RunConfig
 from vila_mc.model.build import build_stages

@@ -36,10 +36,17 @@ class TrainConfig:
     """Directory of this stage's checkpoints and metrics."""
     load: Path | None = None
     """Checkpoint directory whose weights start this stage; its optimizer and position do not."""
+    load_parts: tuple[Part, ...] = PARTS
+    """Parts whose weights train.load gives: any of vision, connector, language. The others start
+    from train.seed."""
     save_every: int = 500
     """Steps between checkpoints; one is always kept at the end and on Ctrl-C."""
+    async_save: bool = True
+    """Write checkpoints in the background; steps wait only while the state is copied."""
     keep_last: int = 2
-    """Checkpoints to keep; older ones are deleted."""
+    """Newest checkpoints to keep; older ones are deleted."""
+    keep_every: int | None = None
+    """Keep for good the checkpoints after every multiple of this many steps."""
     resume: bool = True
     """Go on from the newest checkpoint in train.output if there is one."""
     timeout_minutes: float = 30.0
@@ -55,13 +62,20 @@ class TrainConfig:
             keep_last=self.keep_last,
             timeout_minutes=self.timeout_minutes,
         )
+        for name, parts in (("trainable", self.trainable), ("load_parts", self.load_parts)):
+            require(
+                len(parts) > 0, f"train.{name} is empty; name at least one of {', '.join(PARTS)}."
+            )
+            require(
+                len(set(parts)) == len(parts),
+                f"train.{name} names a part twice: {', '.join(parts)}.",
+            )
         require(
-            len(self.trainable) > 0,
-            f"train.trainable is empty; name at least one of {', '.join(PARTS)}.",
-        )
-        require(
-            len(set(self.trainable)) == len(self.trainable),
-            f"train.trainable names a part twice: {', '.join(self.trainable)}.",
+            self.keep_every is None
+            or (self.keep_every > 0 and self.keep_every % self.save_every == 0),
+            f"train.keep_every {self.keep_every} is not a multiple of train.save_every "
+            f"{self.save_every}, so not all of its checkpoints would be written. Change one of "
+            "them.",
         )
 
     def microbatches(self, data_parallel: int) -> int:

@@ -28,7 +28,7 @@ def build_stages(run: RunConfig, ranks: Ranks) -> list[VilaModel]:
     return stages
 
 
-def count_weights(stages: list[VilaModel], ranks: Ranks) -> int:
+def count_weights(stages: list[VilaModel], ranks: Ranks, *, trained_only: bool = False) -> int:
     """Parameters of the whole model; every rank must call this together.
 
     Weights split by tensor parallelism are counted on every rank, the others on one; the copy of a
@@ -40,6 +40,7 @@ def count_weights(stages: list[VilaModel], ranks: Ranks) -> int:
         for weight in stage.parameters()
         if (getattr(weight, "tensor_model_parallel", False) or ranks.at.tensor == 0)
         and not getattr(weight, "shared", False)
+        and (weight.requires_grad or not trained_only)
     )
     total = torch.tensor([mine], dtype=torch.int64, device=ranks.device)
     dist.all_reduce(total, group=ranks.groups.mp)

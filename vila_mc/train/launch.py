@@ -102,9 +102,11 @@ def _explain(error, was_stopped: bool) -> int:  # type: ignore[no-untyped-def]
     if was_stopped:
         print("stopped before the first step; nothing was lost", file=sys.stderr)
         return EXIT_INTERRUPTED
-    if failure.exitcode == EXIT_USER_ERROR:
-        print(f"error: {_message(failure)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    # A mistake that only one rank can see ends the others, sometimes before it is reported.
+    for other in error.failures.values():
+        if other.exitcode == EXIT_USER_ERROR:
+            print(f"error: {_message(other)}", file=sys.stderr)
+            return EXIT_USER_ERROR
     how = (
         f"was killed by {signal.Signals(-failure.exitcode).name}"
         if failure.exitcode < 0

@@ -5,16 +5,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vila_mc.checkpoint.manifest import Manifest, versions, whole_checkpoints
-from vila_mc.checkpoint.training import (
-    check_room,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from vila_mc.checkpoint.load import load_weights
+from vila_mc.checkpoint.manifest import Manifest, versions
+from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
+from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.run import RunConfig
 from vila_mc.data.loader import StepData, TrainingData
-from vila_mc.errors import CheckpointError, ConfigError
+from vila_mc.errors import TrainingError
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
 from vila_mc.model.megatron_config import DTYPES
@@ -22,6 +19,7 @@ from vila_mc.observe.console import StepPrinter
 from vila_mc.observe.metrics import MetricsLog
 from vila_mc.parallel.groups import Ranks
 from vila_mc.train.faults import StopRequest
+from vila_mc.train.resume import changed_settings, checkpoint_to_resume
 from vila_mc.train.step import Trainer
 
 
@@ -48,11 +46,7 @@ class Run:
     def __init__(self, config: RunConfig, ranks: Ranks, stop: StopRequest) -> None:
         self.config, self.ranks, self.stop = config, ranks, stop
         stages = build_stages(config, ranks)
-        weight_bytes = DTYPES[config.train.precision].itemsize
-        num_weights = count_weights(stages, ranks)
-        if ranks.is_first():
-            check_room(config.train.output, num_weights, weight_bytes)
-            print(f"{num_weights:,} weights, {ranks.layout}", flush=True)
+        self._check_room(stages)
         self.data = TrainingData(
             config.data,
             config.model,
@@ -62,6 +56,7 @@ class Run:
             data_size=ranks.layout.data,
             needs_images=any(stage.plan.needs_images() for stage in stages),
         )
+        self.saving: PendingSave | None = None
         self.state = self._restore_or_start(stages)
         self.printer = StepPrinter(config.train.steps, config.train.stage)
         self.metrics = (
@@ -71,19 +66,27 @@ class Run:
     def fit(self) -> TrainState:
         """Train to the last step, or until asked to stop; the last state is always saved."""
         batches = self.data.iterate(self.state.samples_seen)
-        while self.state.step < self.config.train.steps:
-            result = self._train_step(batches)
-            if result.should_stop or self._is_save_due():
-                self._save()
-            if result.should_stop:
-                break
+        try:
+            while self.state.step < self.config.train.steps:
+                result = self._train_step(batches)
+                self._finish_saving(wait=False)
+                if result.should_stop or self._is_save_due():
+                    self._save()
+                if result.should_stop:
+                    break
+        except TrainingError:  # on every rank; what was good before it is kept
+            self._finish_saving(wait=True)
+            raise
+        self._finish_saving(wait=True)
         return self.state
 
     def close(self) -> None:
-        """Stop the loader's threads and close the log."""
+        """Stop the loader's threads, close the log, and give up a save that was not finished."""
         self.data.close()
         if self.metrics is not None:
             self.metrics.close()
+        if self.saving is not None:
+            self.saving.abandon()
 
     def _train_step(self, steps: Iterator[StepData]) -> StepResult:
         started = time.monotonic()
@@ -113,30 +116,42 @@ class Run:
 
     def _restore_or_start(self, stages: list) -> TrainState:  # type: ignore[type-arg]
         train = self.config.train
-        earlier = whole_checkpoints(train.output)
-        if earlier and not train.resume:
-            raise ConfigError(
-                f"{train.output} already holds {earlier[-1].name}, and train.resume is false. Set "
-                "train.resume to true to go on from it, or train.output to another directory."
-            )
-        if not earlier and train.load is not None:
-            load_weights(train.load, stages)
+        earlier = checkpoint_to_resume(self.config)
+        if earlier is None and train.load is not None:
+            load_weights(train.load, stages, train.load_parts)
         self.trainer = Trainer(self.config, self.ranks, stages)
-        if not earlier:
+        if earlier is None:
             return TrainState(step=0, samples_seen=0)
-        manifest = load_checkpoint(
-            earlier[-1], self.ranks, stages, self.trainer.optimizer, self.trainer.scheduler
-        )
-        _require_same_order(manifest, self.config)
-        if self.ranks.is_first():
-            print(f"resuming after step {manifest.step} from {earlier[-1]}", flush=True)
+        manifest = self.trainer.resume(earlier)
+        self._say(f"resuming after step {manifest.step} from {earlier}")
+        for change in changed_settings(manifest, self.config):
+            self._say(f"from here on: {change}")
+        if manifest.step == train.steps:
+            self._say("all train.steps are done; nothing is left to train")
         return TrainState(manifest.step, manifest.samples_seen)
+
+    def _check_room(self, stages: list) -> None:  # type: ignore[type-arg]
+        """Say what is trained, and refuse to start if its checkpoints have no room."""
+        train, layout = self.config.train, self.ranks.layout
+        num_weights = count_weights(stages, self.ranks)
+        num_trained = count_weights(stages, self.ranks, trained_only=True)
+        if not self.ranks.is_first():
+            return
+        num_tensors = sum(1 for stage in stages for _ in stage.parameters()) * layout.world_size()
+        weight_bytes = DTYPES[train.precision].itemsize
+        one = checkpoint_bytes(num_weights, num_trained, num_tensors, weight_bytes)
+        warning = check_room(train, one)
+        self._say(f"{num_weights:,} weights, {layout}")
+        if warning is not None:
+            self._say(f"warning: {warning}")
 
     def _is_save_due(self) -> bool:
         step = self.state.step
         return step % self.config.train.save_every == 0 or step == self.config.train.steps
 
     def _save(self) -> None:
+        """Start to write the state of now; without train.async_save, also finish."""
+        self._finish_saving(wait=True)  # the one before
         manifest = Manifest(
             step=self.state.step,
             samples_seen=self.state.samples_seen,
@@ -144,31 +159,25 @@ class Run:
             layout=str(self.ranks.layout),
             versions=versions(),
         )
-        path = save_checkpoint(
-            self.config.train.output,
+        in_background = self.config.train.async_save
+        self.saving = PendingSave(
             manifest,
             self.ranks,
             self.trainer.stages,
             self.trainer.optimizer,
-            self.trainer.scheduler,
-            keep_last=self.config.train.keep_last,
+            in_background=in_background,
         )
+        self._finish_saving(wait=not in_background)
+
+    def _finish_saving(self, *, wait: bool) -> None:
+        """Make a checkpoint visible whose shards are written; ``wait`` for them if need be."""
+        if self.saving is not None and (wait or self.saving.is_written()):
+            saving, self.saving = self.saving, None
+            self._say(f"saved {saving.finish()}")
+
+    def _say(self, line: str) -> None:
         if self.ranks.is_first():
-            print(f"saved {path}", flush=True)
-
-
-def _require_same_order(manifest: Manifest, config: RunConfig) -> None:
-    """A position means something only in the order it was counted in."""
-    theirs, ours = manifest.run.data, config.data
-    their_order, our_order = (
-        (data.seed, data.by_epochs(), data.blend_shares()) for data in (theirs, ours)
-    )
-    if their_order != our_order:
-        raise CheckpointError(
-            f"the checkpoint after step {manifest.step} was written with another data.seed or "
-            "data.blend, so its position in the data means nothing here. Restore them, or start a "
-            "new stage from its weights with train.load and another train.output."
-        )
+            print(line, flush=True)
 
 
 def _warn_of_substitutes(microbatches: Sequence[Microbatch]) -> None:

@@ -3,6 +3,7 @@
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.config.run import RunConfig
 from vila_mc.topology.stage_plan import plan_stages
+from vila_mc.train.resume import checkpoint_to_resume
 
 
 def check_before_launch(config: RunConfig, world_size: int) -> None:
@@ -15,8 +16,13 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
     plan_stages(config.model, config.parallel)
     if config.train.load is not None:
         directory = resolve_checkpoint(config.train.load)
-        Manifest.read(directory).require_same_model(config, directory)
+        Manifest.read(directory).require_same_model(config, directory, config.train.load_parts)
+    checkpoint_to_resume(config)
 
     from vila_mc.data.loader import open_blend  # torch: after the checks that are instant
 
     open_blend(config.data, config.model)
+    # Last, because it creates the directory.
+    from vila_mc.checkpoint.retention import check_writable
+
+    check_writable(config.train.output)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
+from vila_mc.checkpoint.load import load_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import TrainingError
 from vila_mc.flow import IGNORE_LABEL, Microbatch, StepResult
@@ -71,6 +74,19 @@ class Trainer:
             substitutes=int(total[5]),
             should_stop=total[6] > 0,
         )
+
+    def resume(self, path: Path) -> Manifest:
+        """Go on from a checkpoint of any layout; the schedule stands where its steps end.
+
+        The learning rate of a step depends on the run's own settings and the step alone, so what
+        has been changed in them applies.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, or of another model.
+        """
+        manifest = load_checkpoint(path, self.ranks, self.stages, self.optimizer)
+        self.scheduler.step(manifest.step)
+        return manifest
 
     def _forward_backward(self, microbatches: Sequence[Microbatch]) -> float:
         """Gradients of the whole batch; returns the loss summed on this rank, 0 off the head."""

@@ -1,0 +1,116 @@
+"""Load the state of a training run, at any layout, or its weights alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch.distributed.checkpoint.api import CheckpointException
+
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.safe_index import nothing_foreign_unpickled
+from vila_mc.checkpoint.state import (
+    RANDOM,
+    named,
+    random_state,
+    restore_random_state,
+    run_state,
+    weights_state,
+)
+from vila_mc.checkpoint.verify import require_intact, require_same_names
+from vila_mc.config.train import PARTS, Part
+from vila_mc.errors import CheckpointError
+from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.groups import Ranks
+
+_NOT_WEIGHTS = ("optimizer.", "common_state/", f"{RANDOM}/")
+
+
+def load_checkpoint(
+    path: Path, ranks: Ranks, stages: Sequence[VilaModel], optimizer: Any
+) -> Manifest:
+    """Restore weights, the optimizer's moments and, at the same layout, random generators.
+
+    The position in data and schedule is in the returned manifest. Settings of the optimizer, such
+    as its learning rate, stay those of the run.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or of another model.
+    """
+    directory, manifest = _open(path, stages, PARTS)
+    state = run_state(ranks, stages, optimizer, is_loading=True)
+    has_same_ranks = manifest.layout == str(ranks.layout)
+    if has_same_ranks:
+        state["random"] = random_state(ranks)
+    require_same_names(directory, state, ignored=("common_state/", f"{RANDOM}/"))
+    loaded = _load(state, directory)
+    for name, stage in named(stages):
+        stage.load_state_dict(loaded[name])
+    _load_moments(optimizer, loaded["optimizer"])
+    if has_same_ranks:
+        restore_random_state(loaded["random"])
+    return manifest
+
+
+def load_weights(
+    path: Path, stages: Sequence[VilaModel], parts: Sequence[Part] = PARTS
+) -> Manifest:
+    """Restore the weights alone, as a new stage of training starts from the previous one.
+
+    Args:
+        path: a step-* directory, or a directory of them (the newest is taken).
+        stages: this rank's stages.
+        parts: which of vision, connector and language to restore; the others stay as they are.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or of another model.
+    """
+    directory, manifest = _open(path, stages, parts)
+    wanted = tuple(f"{part}." for part in parts)
+    state = {
+        stage: {name: weight for name, weight in weights.items() if weight.key.startswith(wanted)}
+        for stage, weights in weights_state(stages).items()
+    }
+    others = tuple(f"{part}." for part in PARTS if part not in parts)
+    require_same_names(directory, state, ignored=(*_NOT_WEIGHTS, *others))
+    loaded = _load(state, directory)
+    for name, stage in named(stages):
+        stage.load_state_dict(loaded.get(name, {}), strict=len(parts) == len(PARTS))
+    return manifest
+
+
+def _open(path: Path, stages: Sequence[VilaModel], parts: Sequence[Part]) -> tuple[Path, Manifest]:
+    directory = resolve_checkpoint(path)
+    manifest = Manifest.read(directory)
+    manifest.require_same_model(stages[0].run, directory, parts)
+    require_intact(directory, manifest)
+    return directory, manifest
+
+
+def _load(state: dict[str, Any], directory: Path) -> dict[str, Any]:
+    try:
+        with nothing_foreign_unpickled():
+            loaded: dict[str, Any] = dist_checkpointing.load(
+                state, str(directory), strict=StrictHandling.ASSUME_OK_UNEXPECTED
+            )
+    # torch's CheckpointException is not an Exception: it carries one failure per rank.
+    except (CheckpointException, CheckpointingException, RuntimeError, OSError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"{directory} cannot be loaded: {first_line[:300]}. It is damaged or incomplete; use "
+            "an older step-* directory."
+        ) from error
+    return loaded
+
+
+def _load_moments(optimizer: Any, state: dict[str, Any]) -> None:
+    """Megatron-Core loads settings along with the moments; those of the run are put back."""
+    settings = [
+        {name: value for name, value in group.items() if name not in ("params", "step")}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, ours in zip(optimizer.param_groups, settings, strict=True):
+        group.update(ours)

@@ -1,0 +1,140 @@
+"""Save the state of a training run, at once or while it trains on.
+
+A checkpoint becomes visible in one rename, when every rank has written its part and its manifest
+lists every file with its checksum.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+
+from vila_mc.checkpoint.disk import on_first_rank, raise_on_every_rank
+from vila_mc.checkpoint.manifest import FileRecord, Manifest, checkpoint_name, partial_path
+from vila_mc.checkpoint.retention import delete_superseded
+from vila_mc.checkpoint.shard_writer import BackgroundWrite, Written, plan_shards
+from vila_mc.checkpoint.state import random_state, run_state
+from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.groups import Ranks
+
+
+class PendingSave:
+    """A checkpoint that is being written; every rank must call every method together.
+
+    Args:
+        manifest: what the checkpoint is of; ``manifest.run.train`` says where it goes and which
+            older ones are deleted when it is whole.
+        ranks: this rank and its groups.
+        stages: this rank's stages.
+        optimizer: Megatron-Core's optimizer.
+        in_background: write in a process of its own. Training may go on as soon as this returns:
+            what is written is the state of now.
+
+    Raises:
+        SetupError: the disk is full or cannot be written; older checkpoints are untouched.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        ranks: Ranks,
+        stages: Sequence[VilaModel],
+        optimizer: Any,
+        *,
+        in_background: bool,
+    ) -> None:
+        self._manifest, self._ranks = manifest, ranks
+        self._final = manifest.run.train.output / checkpoint_name(manifest.step)
+        self._partial = partial_path(self._final)
+        self._on_first_rank(self._start_directory)
+        state = run_state(ranks, stages, optimizer, is_loading=False)
+        state["random"] = random_state(ranks)
+        self._plan = plan_shards(state, self._partial, ranks)
+        self._plan.copy_to_host()
+        self._written = None if in_background else self._plan.write()
+        self._background = BackgroundWrite(self._plan) if in_background else None
+
+    def is_written(self) -> bool:
+        """Whether all ranks have written their shards, so that ``finish`` will not wait."""
+        done = self._background is None or self._background.is_done()
+        count = torch.tensor([int(done)], device=self._ranks.device)
+        dist.all_reduce(count, op=dist.ReduceOp.MIN)
+        return bool(count.item())
+
+    def finish(self) -> Path:
+        """Wait for all shards and make the checkpoint visible.
+
+        Returns:
+            Its directory. Older checkpoints that are not to be kept are gone.
+
+        Raises:
+            SetupError: the disk is full or cannot be written; older checkpoints are untouched.
+        """
+        written = self._written
+        if self._background is not None:
+            written, self._background = self._background.result(), None
+        assert written is not None
+        raise_on_every_rank(written.failure, self._final.parent)
+        parts: list[Written] | None = (
+            [written] * dist.get_world_size() if self._ranks.is_first() else None
+        )
+        dist.gather_object(written, parts)
+        self._on_first_rank(lambda: self._make_visible(parts or []))
+        return self._final
+
+    def abandon(self) -> None:
+        """Stop writing, on this rank alone, because the run ends in disorder."""
+        if self._background is not None:
+            self._background.abandon()
+            self._background = None
+
+    def _on_first_rank(self, action: Callable[[], None]) -> None:
+        on_first_rank(self._ranks, action, self._final.parent)
+
+    def _start_directory(self) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+
+    def _make_visible(self, parts: Sequence[Written]) -> None:
+        self._plan.finish([part.results for part in parts])
+        save_config(CheckpointingConfig("torch_dist", 1), str(self._partial))
+        files = {name: record for part in parts for name, record in part.files.items()}
+        for path in sorted(self._partial.iterdir()):
+            if path.name not in files:
+                files[path.name] = FileRecord.of(path)
+        dataclasses.replace(self._manifest, files=files).write(self._partial)
+        _flush_directory(self._partial)
+        if self._final.exists():  # not a whole one: a run resumes after the newest of those
+            self._final.rename(self._final.with_name(f".{self._final.name}.old.partial"))
+        self._partial.rename(self._final)
+        _flush_directory(self._final.parent)
+        delete_superseded(self._manifest.run.train)
+
+
+def save_checkpoint(
+    manifest: Manifest, ranks: Ranks, stages: Sequence[VilaModel], optimizer: Any
+) -> Path:
+    """Write one checkpoint to ``manifest.run.train.output``; every rank must call this together.
+
+    Returns:
+        Its directory.
+
+    Raises:
+        SetupError: the disk is full or cannot be written; older checkpoints are untouched.
+    """
+    return PendingSave(manifest, ranks, stages, optimizer, in_background=False).finish()
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make names in it survive a loss of power."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

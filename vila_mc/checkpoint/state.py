@@ -1,0 +1,98 @@
+"""What a checkpoint holds of a run, as megatron.core.dist_checkpointing wants it described."""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.dist_checkpointing import ShardedObject
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.groups import Ranks
+
+RANDOM = "random"
+"""Key of the random generators' states, one for each rank."""
+
+
+def run_state(
+    ranks: Ranks, stages: Sequence[VilaModel], optimizer: Any, *, is_loading: bool
+) -> dict[str, Any]:
+    """Weights and optimizer, which any layout can read."""
+    metadata = {**content_metadata(), "dp_cp_group": ranks.groups.dp_cp}
+    weights = {name: stage.sharded_state_dict(metadata=metadata) for name, stage in named(stages)}
+    if not is_loading:
+        _create_missing_moments(optimizer)
+    state: dict[str, Any] = dict(weights)
+    state["optimizer"] = optimizer.sharded_state_dict(
+        weights, is_loading=is_loading, metadata=metadata
+    )
+    return state
+
+
+def weights_state(stages: Sequence[VilaModel]) -> dict[str, Any]:
+    """The weights alone."""
+    metadata = content_metadata()
+    return {name: stage.sharded_state_dict(metadata=metadata) for name, stage in named(stages)}
+
+
+def named(stages: Sequence[VilaModel]) -> Iterator[tuple[str, VilaModel]]:
+    """The names Megatron-Core's optimizer expects: model, or model0, model1 ... when virtual."""
+    for index, stage in enumerate(stages):
+        yield ("model" if len(stages) == 1 else f"model{index}"), stage
+
+
+def content_metadata() -> dict[str, Any]:
+    """The only optimizer format of Megatron-Core 0.19.2 that every other layout can read."""
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+    }
+
+
+def random_state(ranks: Ranks) -> ShardedObject:
+    """This rank's random generators, which mean something to the same rank of the same layout."""
+    return ShardedObject(
+        RANDOM,
+        _generators(),
+        global_shape=(ranks.layout.world_size(),),
+        global_offset=(ranks.rank,),
+    )
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set every generator to where ``random_state`` found it."""
+    random.setstate(state["python"])
+    numpy = state["numpy"]
+    key = numpy["key"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", key, numpy["pos"], numpy["has_gauss"], numpy["cached"]))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    get_cuda_rng_tracker().set_states(state["tensor_parallel"])
+
+
+def _generators() -> dict[str, Any]:
+    """Tensors and plain values only, so that they can be read without unpickling objects."""
+    _, key, pos, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": {
+            "key": torch.from_numpy(key.astype(np.int64)),
+            "pos": int(pos),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "tensor_parallel": get_cuda_rng_tracker().get_states(),
+    }
+
+
+def _create_missing_moments(optimizer: Any) -> None:
+    """Adam makes its moments in the first step; a checkpoint before that needs them too."""
+    for part in optimizer.chained_optimizers:
+        if part.optimizer is not None and part.init_state_fn is not None:
+            part.init_state_fn(part.optimizer, part.config)

@@ -1,0 +1,83 @@
+"""May this run go on from that checkpoint, and which changed settings apply from there on?"""
+
+from pathlib import Path
+
+from vila_mc.checkpoint.manifest import Manifest, leaves, whole_checkpoints
+from vila_mc.config.load import run_to_dict
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import CheckpointError, ConfigError
+
+_REPORTED = (
+    "optimizer.",
+    "train.steps",
+    "train.global_batch",
+    "train.precision",
+    "data.sequence",
+    "data.packing",
+)
+"""Beginnings of options that decide what is learnt; a change of them is said aloud."""
+
+
+def checkpoint_to_resume(config: RunConfig) -> Path | None:
+    """The newest checkpoint in ``train.output``, or None if the run starts anew.
+
+    Raises:
+        VilaError: the run may not or cannot go on from it.
+    """
+    train = config.train
+    earlier = whole_checkpoints(train.output)
+    if not earlier:
+        return None
+    if not train.resume:
+        raise ConfigError(
+            f"{train.output} already holds {earlier[-1].name}, and train.resume is false. Set "
+            "train.resume to true to go on from it, or train.output to another directory."
+        )
+    manifest = Manifest.read(earlier[-1])
+    manifest.require_same_model(config, earlier[-1])
+    _require_same_task(manifest, config)
+    if manifest.step > train.steps:
+        raise ConfigError(
+            f"train.steps is {train.steps}, but {earlier[-1]} has trained {manifest.step} steps "
+            "already. Raise train.steps to go on, or set train.output to another directory."
+        )
+    return earlier[-1]
+
+
+def changed_settings(manifest: Manifest, config: RunConfig) -> list[str]:
+    """``option old -> new`` for every setting that now applies and was another before."""
+    before, now = run_to_dict(manifest.run), run_to_dict(config)
+    changes = []
+    for section in ("optimizer", "train", "data"):
+        old, new = leaves(before[section], section), leaves(now[section], section)
+        changes += [
+            f"{name} {old.get(name)} -> {new[name]}"
+            for name in new
+            if name.startswith(_REPORTED) and new[name] != old.get(name)
+        ]
+    return changes
+
+
+def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
+    """A position means something only in the order it was counted in, moments only for what learns.
+
+    Raises:
+        CheckpointError: the run learns something else, or in another order.
+    """
+    elsewhere = "start a new stage from its weights with train.load and another train.output."
+    theirs, ours = manifest.run.data, config.data
+    their_order, our_order = (
+        (data.seed, data.by_epochs(), data.blend_shares()) for data in (theirs, ours)
+    )
+    if their_order != our_order:
+        raise CheckpointError(
+            f"the checkpoint after step {manifest.step} was written with another data.seed or "
+            f"data.blend, so its position in the data means nothing here. Restore them, or "
+            f"{elsewhere}"
+        )
+    if set(manifest.run.train.trainable) != set(config.train.trainable):
+        raise CheckpointError(
+            f"the checkpoint after step {manifest.step} was written with train.trainable "
+            f"[{', '.join(manifest.run.train.trainable)}], so it has no optimizer state for "
+            f"[{', '.join(config.train.trainable)}]. Restore it, or {elsewhere}"
+        )
