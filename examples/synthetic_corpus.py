@@ -14,9 +14,12 @@ from typing import Any
 from PIL import Image
 
 from vila_mc.config.load import ErrorRaisingParser
-from vila_mc.data.preprocess import RejectionLimit, preprocess
-from vila_mc.data.sources.interleaved import read_interleaved
-from vila_mc.data.sources.pairs import read_pairs
+from vila_mc.data.preprocess import preprocess
+from vila_mc.data.rejection import RejectionLimit
+from vila_mc.data.sources.image_files import ImageFolder
+from vila_mc.data.sources.interleaved import InterleavedSource
+from vila_mc.data.sources.pairs import PairSource
+from vila_mc.data.sources.records import Source
 from vila_mc.data.tokenizer import train_tokenizer
 from vila_mc.errors import ConfigError, run_cli
 
@@ -53,17 +56,17 @@ def write_corpus(raw: Path, output: Path) -> None:
     sentences += [sentence for document in documents for sentence in document["text_list"]]
     tokenizer = output / "tokenizer.model"
     train_tokenizer(sentences, tokenizer, VOCABULARY)
-    sources = {
-        "pairs": read_pairs([raw / "pairs.jsonl"], raw),
-        "interleaved": read_interleaved([raw / "interleaved.jsonl"], raw),
+    sources: dict[str, Source] = {
+        "pairs": PairSource([raw / "pairs.jsonl"], ImageFolder(raw)),
+        "interleaved": InterleavedSource([raw / "interleaved.jsonl"], ImageFolder(raw)),
     }
-    for name, samples in sources.items():
+    for name, source in sources.items():
         preprocess(
-            samples,
+            source,
             output / name,
             "multimodal",
             tokenizer,
-            source={"kind": name, "files": ["synthetic"]},
+            facts={"kind": name, "files": ["synthetic"]},
             limit=RejectionLimit.parse("0"),
         )
 

@@ -2,34 +2,35 @@
 
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vila_mc.config.load import ErrorRaisingParser
-from vila_mc.data.conversation import TEMPLATES
+from vila_mc.data.conversation import TEMPLATES, find_template
+from vila_mc.data.encode import ImagePolicy
 from vila_mc.data.images import DEFAULT_MAX_PIXELS
-from vila_mc.data.preprocess import RejectionLimit, expand_inputs, preprocess
-from vila_mc.data.sources.conversations import read_conversations
-from vila_mc.data.sources.interleaved import read_interleaved
-from vila_mc.data.sources.pairs import read_pairs
-from vila_mc.data.sources.records import Rejected
-from vila_mc.data.sources.text import read_text
-from vila_mc.errors import run_cli
-from vila_mc.flow import RawSample
-
-Samples = Iterator[RawSample | Rejected]
+from vila_mc.data.preprocess import expand_inputs, preprocess
+from vila_mc.data.rejection import RejectionLimit
+from vila_mc.data.sources.conversations import MOST_FRAMES, ConversationSource
+from vila_mc.data.sources.image_files import ImageFolder, Images, index_tars
+from vila_mc.data.sources.interleaved import MOST_IMAGES, InterleavedSource
+from vila_mc.data.sources.pairs import PairSource
+from vila_mc.data.sources.records import Source
+from vila_mc.data.sources.text import TextSource
+from vila_mc.errors import ConfigError, run_cli
 
 KINDS = {
     "text": "JSON Lines with one document a line",
-    "pairs": "JSON Lines with image and caption (or text)",
+    "pairs": "WebDataset .tar, img2dataset .parquet beside .tar, or JSON Lines with image, caption",
     "interleaved": "MMC4 JSON Lines: text_list and image_info",
-    "conversations": "LLaVA JSON or JSON Lines: conversations, and image or images",
+    "conversations": "LLaVA JSON or JSON Lines, ShareGPT-like messages, question and answer",
 }
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
-    """Parse, call, print the closing lines."""
+    """Parse, call, print the closing table."""
     top = ErrorRaisingParser(
         description=__doc__,
         epilog="\n".join(f"  {kind:14} {text}" for kind, text in KINDS.items()),
@@ -40,39 +41,121 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     kind = top.parse_args(arguments[:1]).kind
     options = _parser(kind).parse_args(arguments[1:])
     files = expand_inputs(options.input)
-    images = getattr(options, "images", None) or files[0].parent
-    readers: dict[str, Callable[[], Samples]] = {
-        "text": lambda: read_text(files, options.text_key),
-        "pairs": lambda: read_pairs(files, images),
-        "interleaved": lambda: read_interleaved(files, images),
-        "conversations": lambda: read_conversations(files, images, options.template),
-    }
-    made = preprocess(
-        readers[kind](),
-        options.output,
-        "text" if kind == "text" else "multimodal",
-        options.tokenizer,
-        source=_source(kind, options, files),
-        workers=options.workers,
-        limit=RejectionLimit.parse(options.max_rejected),
-        max_pixels=options.max_pixels,
-    )
+    index = options.output.with_name(options.output.name + ".images.partial")
+    try:
+        made = preprocess(
+            _source(kind, options, files, index),
+            options.output,
+            "text" if kind == "text" else "multimodal",
+            options.tokenizer,
+            facts=_facts(kind, options, files),
+            workers=options.workers,
+            limit=RejectionLimit.parse(options.max_rejected),
+            images=_images_policy(options),
+            resume=options.resume,
+        )
+    finally:
+        index.unlink(missing_ok=True)
     print("\n".join(made.lines()))
     return 0
 
 
+def _source(kind: str, options: Any, files: list[Path], index: Path) -> Source:
+    makers: dict[str, Callable[[], Source]] = {
+        "text": lambda: TextSource(files, options.text_key),
+        "pairs": lambda: PairSource(files, _images(options, files, index), options.caption_key),
+        "interleaved": lambda: InterleavedSource(
+            files,
+            _images(options, files, index),
+            options.max_images,
+            options.min_similarity,
+            options.as_pairs,
+        ),
+        "conversations": lambda: ConversationSource(
+            files,
+            _images(options, files, index),
+            find_template(options.template),
+            options.max_frames,
+        ),
+    }
+    return makers[kind]()
+
+
+def _images(options: Any, files: list[Path], index: Path) -> Images:
+    """The folder of the images, or an index of the archives that hold them."""
+    if options.images is None:
+        return ImageFolder(files[0].parent)
+    if len(options.images) == 1 and Path(options.images[0]).is_dir():
+        return ImageFolder(Path(options.images[0]))
+    tars = expand_inputs(options.images, "--images")
+    if others := [tar for tar in tars if tar.suffix != ".tar"]:
+        raise ConfigError(f"--images {others[0]} is neither a folder nor a .tar. Give one of them.")
+    return index_tars(tars, index)
+
+
+def _images_policy(options: Any) -> ImagePolicy:
+    if options.kind == "text":
+        return ImagePolicy()
+    return ImagePolicy(options.max_pixels, options.resize)
+
+
 def _parser(kind: str) -> ErrorRaisingParser:
     parser = ErrorRaisingParser(prog=f"preprocess_data.py {kind}", description=KINDS[kind])
+    parser.set_defaults(kind=kind)
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="FILE", help="files or glob patterns")
     add("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the dataset")
-    add("--tokenizer", type=Path, required=True, metavar="MODEL", help="SentencePiece .model")
-    add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    add(
+        "--tokenizer",
+        type=Path,
+        required=True,
+        metavar="MODEL",
+        help="SentencePiece .model, Hugging Face tokenizer.json, or a folder with either",
+    )
+    add("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    add("--resume", action="store_true", help="go on with a run that was stopped, if there is one")
     add(
         "--max-rejected",
         default="1%",
         metavar="LIMIT",
         help="bad records beyond which the run fails: a number or a share (default: 1%%)",
+    )
+    if kind == "text":
+        add("--text-key", default="text", metavar="KEY", help="key of the document (default: text)")
+    else:
+        _add_image_options(parser)
+    if kind == "pairs":
+        add(
+            "--caption-key",
+            metavar="KEY",
+            help="key, or column, of the caption (default: caption, else text)",
+        )
+    if kind == "interleaved":
+        _add_interleaved_options(parser)
+    if kind == "conversations":
+        add(
+            "--template",
+            default="vicuna_v1",
+            metavar="NAME",
+            help=f"{', '.join(TEMPLATES)}, or a YAML file (default: vicuna_v1)",
+        )
+        add(
+            "--max-frames",
+            type=_positive,
+            default=MOST_FRAMES,
+            metavar="N",
+            help=f"frames of a video that are kept, evenly spread (default: {MOST_FRAMES})",
+        )
+    return parser
+
+
+def _add_image_options(parser: ErrorRaisingParser) -> None:
+    add = parser.add_argument
+    add(
+        "--images",
+        nargs="+",
+        metavar="DIR",
+        help="folder of the images, or .tar archives with them (default: folder of the input)",
     )
     add(
         "--max-pixels",
@@ -81,31 +164,59 @@ def _parser(kind: str) -> ErrorRaisingParser:
         metavar="N",
         help=f"largest image that is accepted (default: {DEFAULT_MAX_PIXELS})",
     )
-    if kind == "text":
-        add("--text-key", default="text", metavar="KEY", help="key of the document (default: text)")
-    else:
-        add(
-            "--images",
-            type=Path,
-            metavar="DIR",
-            help="folder of the images (default: that of the first input file)",
-        )
-    if kind == "conversations":
-        add(
-            "--template",
-            choices=TEMPLATES,
-            default="vicuna_v1",
-            help="how turns become text (default: vicuna_v1)",
-        )
-    return parser
+    add(
+        "--resize",
+        type=int,
+        metavar="N",
+        help="store images with a shorter side above N pixels at N, as JPEG (default: as they are)",
+    )
 
 
-def _source(kind: str, options: Any, files: list[Path]) -> dict[str, Any]:
-    """What the manifest says about the origin: names only, so that the place does not matter."""
-    source: dict[str, Any] = {"kind": kind, "files": [file.name for file in files]}
-    if kind == "conversations":
-        source["template"] = options.template
-    return source
+def _add_interleaved_options(parser: ErrorRaisingParser) -> None:
+    add = parser.add_argument
+    add(
+        "--max-images",
+        type=_positive,
+        default=MOST_IMAGES,
+        metavar="N",
+        help=f"images of a document that are kept (default: {MOST_IMAGES})",
+    )
+    add(
+        "--min-similarity",
+        type=float,
+        metavar="X",
+        help="leave out images less similar to their sentence (default: keep all)",
+    )
+    add(
+        "--as-pairs",
+        action="store_true",
+        help="a sample per image, with its sentence as the caption (VILA's MMC4-pairs)",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "positive number"
+
+
+def _facts(kind: str, options: Any, files: list[Path]) -> dict[str, Any]:
+    """What the manifest says about the source: names only, so that the place does not matter."""
+    facts: dict[str, Any] = {"kind": kind, "files": [file.name for file in files]}
+    own = {
+        "text": ("text_key",),
+        "pairs": ("caption_key", "resize"),
+        "interleaved": ("max_images", "min_similarity", "as_pairs", "resize"),
+        "conversations": ("template", "max_frames", "resize"),
+    }
+    facts |= {name: getattr(options, name) for name in own[kind]}
+    if kind == "conversations" and options.template not in TEMPLATES:
+        facts["template"] = asdict(find_template(options.template))
+    return facts
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ class RawSample:
     """One record of a raw corpus, its parts in reading order. Templates are already applied."""
 
     parts: tuple[TextPart | ImagePart, ...]
-    origin: str
-    """``file:line`` (or ``archive:member``) it came from, for messages."""
+    place: int | str
+    """Line, element or member of its file, for messages."""
 
 
 @dataclass(frozen=True, slots=True)

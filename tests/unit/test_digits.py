@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from vila_mc.data.conversation import Turn, conversation_parts
-from vila_mc.data.sources.conversations import read_conversations
-from vila_mc.data.sources.interleaved import read_interleaved
-from vila_mc.data.sources.pairs import read_pairs
-from vila_mc.data.sources.text import read_text
+from vila_mc.data.sources.conversations import ConversationSource
+from vila_mc.data.sources.image_files import ImageFolder
+from vila_mc.data.sources.interleaved import InterleavedSource
+from vila_mc.data.sources.pairs import PairSource
+from vila_mc.data.sources.records import read as read_source
+from vila_mc.data.sources.text import TextSource
 from vila_mc.flow import RawSample, TextPart
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -244,15 +246,15 @@ def test_the_system_prompt_is_the_templates(script: ModuleType) -> None:
 
 
 def test_our_own_readers_accept_every_record(corpus: Path) -> None:
-    images = corpus / "images"
-    for samples, count in (
-        (read_pairs([corpus / "pairs.jsonl"], images), 5748),
-        (read_interleaved([corpus / "interleaved.jsonl"], images), 2400),
-        (read_conversations([corpus / "conversations.json"], images, "vicuna_v1"), 15796),
-        (read_conversations([corpus / "instructions.jsonl"], images, "vicuna_v1"), 410),
-        (read_text([corpus / "text.jsonl"]), 1500),
+    images = ImageFolder(corpus / "images")
+    for source, count in (
+        (PairSource([corpus / "pairs.jsonl"], images), 5748),
+        (InterleavedSource([corpus / "interleaved.jsonl"], images), 2400),
+        (ConversationSource([corpus / "conversations.json"], images), 15796),
+        (ConversationSource([corpus / "instructions.jsonl"], images), 410),
+        (TextSource([corpus / "text.jsonl"]), 1500),
     ):
-        assert [type(sample) for sample in samples] == [RawSample] * count
+        assert [type(sample) for sample in read_source(source)] == [RawSample] * count
 
 
 def test_a_second_run_gives_the_same_bytes_and_leaves_nothing_behind(

@@ -7,10 +7,13 @@ as the prefix in training (``prompt``), so the two cannot differ.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
-from vila_mc.errors import DataError
+import yaml
+
+from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import ImagePart, TextPart
 
 TemplateName = Literal["plain", "vicuna_v1", "llama_2"]
@@ -31,38 +34,75 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    """What a template puts around a user's turn."""
+class Template:
+    """What stands around the words of a conversation. None of it is trained."""
 
     system: str
-    """Before the first turn, after ``open_first``."""
-    open_first: str
-    open_next: str
-    """Before each later turn. The EOS of the last answer stands in front of it."""
+    """Who the assistant is; a conversation may bring its own."""
+    first: str
+    """Before the first user's words; ``{system}`` in it is replaced by the system text."""
+    next: str
+    """Before the user's words of later turns. The EOS of the last answer stands in front of it."""
     close: str
+    """After the user's words. The answer follows after a space of its own."""
+    is_plain: bool = False
+    """Drop the user's words: the prompt is the images alone, and a newline ends the answer."""
 
 
-_FRAMES = {
-    "vicuna_v1": _Frame(
-        open_first="",
+_BUILT_IN: dict[TemplateName, Template] = {
+    "plain": Template(system="", first="", next="", close="", is_plain=True),
+    "vicuna_v1": Template(
         system="A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: ",
-        open_next="USER: ",
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+        first="{system} USER: ",
+        next="USER: ",
         close=" ASSISTANT:",
     ),
-    "llama_2": _Frame(
-        open_first="[INST] <<SYS>>\n",
+    "llama_2": Template(
         system="You are a helpful language and vision assistant. You are able to understand the "
         "visual content that the user provides, and assist the user with a variety of tasks using "
-        "natural language.\n<</SYS>>\n\n",
-        open_next="[INST] ",
+        "natural language.",
+        first="[INST] <<SYS>>\n{system}\n<</SYS>>\n\n",
+        next="[INST] ",
         close=" [/INST]",
     ),
 }
 
 
+def find_template(name: str | Path) -> Template:
+    """A built-in template by its name, or one from a YAML file.
+
+    The file holds the keys ``first``, ``next`` and ``close``, and ``system`` if it likes: texts as
+    in ``Template``.
+
+    Raises:
+        ConfigError: there is no such template, or the file is not one.
+    """
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]  # type: ignore[index]
+    file = Path(name)
+    allowed = f"{', '.join(TEMPLATES)}, or a YAML file with first, next, close and system"
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"there is no template {name}. Give {allowed}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    required = {"first", "next", "close"}
+    if (
+        not isinstance(values, dict)
+        or not required <= values.keys() <= required | {"system"}
+        or not all(isinstance(value, str) for value in values.values())
+    ):
+        raise ConfigError(f"{file} is not a template. Give {allowed}, each a text.")
+    return Template(values.get("system", ""), values["first"], values["next"], values["close"])
+
+
 def conversation_parts(
-    template: TemplateName, turns: Sequence[Turn], images: Sequence[ImagePart]
+    template: Template | TemplateName,
+    turns: Sequence[Turn],
+    images: Sequence[ImagePart],
+    system: str | None = None,
 ) -> tuple[Part, ...]:
     """Parts of a whole conversation; the assistant's turns, and the EOS after each, are trained.
 
@@ -70,9 +110,10 @@ def conversation_parts(
     trained newline instead of EOS.
 
     Args:
-        template: one of ``TEMPLATES``.
+        template: a template, or the name of a built-in one.
         turns: user and assistant in turn, the user first and the assistant last.
         images: one per ``<image>`` marker in the user's turns, in order.
+        system: in place of the template's own system text.
 
     Raises:
         DataError: turns do not alternate, one is empty, markers and images differ in number, or
@@ -82,6 +123,9 @@ def conversation_parts(
         VILA, arXiv 2312.07533; LLaVA, arXiv 2310.03744 (vicuna_v1, plain); Llama 2, arXiv
         2307.09288, appendix A.3.3 (llama_2).
     """
+    template = _resolve(template)
+    if system is not None:
+        template = replace(template, system=system.strip())
     _check_turns(turns)
     users = [turn.text for turn in turns if turn.role == "user"]
     counts = [text.count(IMAGE_MARKER) for text in users]
@@ -100,12 +144,12 @@ def conversation_parts(
 
 
 def prompt(
-    template: TemplateName, question: str, images: Sequence[ImagePart] = ()
+    template: Template | TemplateName, question: str, images: Sequence[ImagePart] = ()
 ) -> tuple[Part, ...]:
     """Parts in front of the answer to one question, exactly as a model is trained with them.
 
     Args:
-        template: one of ``TEMPLATES``.
+        template: a template, or the name of a built-in one.
         question: the user's words. Without ``<image>`` markers the images go in front.
         images: what is asked about.
 
@@ -120,7 +164,11 @@ def prompt(
             f"{len(images)} images are given. Use one marker per image, or none to put the images "
             "in front."
         )
-    return tuple(_user_parts(template, question, images, is_first=True))
+    return tuple(_user_parts(_resolve(template), question, images, is_first=True))
+
+
+def _resolve(template: Template | TemplateName) -> Template:
+    return template if isinstance(template, Template) else _BUILT_IN[template]
 
 
 def _check_turns(turns: Sequence[Turn]) -> None:
@@ -136,26 +184,24 @@ def _check_turns(turns: Sequence[Turn]) -> None:
 
 
 def _user_parts(
-    template: TemplateName, text: str, images: Sequence[ImagePart], *, is_first: bool
+    template: Template, text: str, images: Sequence[ImagePart], *, is_first: bool
 ) -> list[Part]:
-    if template == "plain":
+    if template.is_plain:
         if is_first and not images:
             raise DataError(
                 "the plain template is a prompt of the image alone, but there is no image. Use "
                 "vicuna_v1 or llama_2 for text-only conversations."
             )
         return list(images)
-    frame = _FRAMES[template]
-    opening = frame.open_first + frame.system if is_first else frame.open_next
+    before = template.first.replace("{system}", template.system) if is_first else template.next
     parts: list[Part] = []
-    before = opening
     for chunk, image in zip(_chunks(text), [*images, None], strict=True):
         before += chunk
         if image is not None:
             parts += [TextPart(before, is_trained=False)] if before else []
             parts.append(image)
             before = "\n"
-    return [*parts, TextPart(before + frame.close, is_trained=False)]
+    return [*parts, TextPart(before + template.close, is_trained=False)]
 
 
 def _chunks(text: str) -> list[str]:
@@ -164,7 +210,7 @@ def _chunks(text: str) -> list[str]:
     return [f"{chunk} " if chunk else "" for chunk in chunks[:-1]] + chunks[-1:]
 
 
-def _answer_part(template: TemplateName, text: str) -> TextPart:
-    if template == "plain":
+def _answer_part(template: Template, text: str) -> TextPart:
+    if template.is_plain:
         return TextPart(text.strip() + "\n", is_trained=True)
     return TextPart(text.strip(), is_trained=True, ends_turn=True)

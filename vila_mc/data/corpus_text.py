@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vila_mc.data.sources.records import read_records
+from vila_mc.data.sources.record_files import read_records
 from vila_mc.errors import DataError
 
 TEXT_KEYS = ("text", "text_list", "caption", "value", "question", "answer")
 """Keys whose strings, or lists of strings, count as text."""
+RECORD_FILES = (".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
 
 
 def read_sentences(files: Sequence[Path]) -> Iterator[str]:
@@ -16,16 +17,15 @@ def read_sentences(files: Sequence[Path]) -> Iterator[str]:
     Records that are not JSON objects are passed over, since nothing is trained on them.
 
     Args:
-        files: ``.json``, ``.jsonl`` and ``.jsonl.gz`` are read as records, others as UTF-8 text.
+        files: those of ``RECORD_FILES`` are read as records, others as UTF-8 text.
 
     Raises:
         DataError: a file cannot be read.
     """
     for file in files:
-        if file.name.endswith((".json", ".jsonl", ".jsonl.gz")):
-            for _, record in read_records(file):
-                if isinstance(record, dict):
-                    yield from _texts(record)
+        if file.name.endswith(RECORD_FILES):
+            for record in read_records(file):
+                yield from _texts(record)
         else:
             yield from _lines(file)
 

@@ -16,11 +16,14 @@ DEFAULT_MAX_PIXELS = 64_000_000
 """Images with more pixels are refused: a small file can unfold into more than fits in memory."""
 MAX_MAX_PIXELS = 2 * 89_478_485
 """Pillow itself refuses to decode more."""
+MAX_IMAGE_BYTES = 256 << 20
+"""Larger files are not even read."""
 MAX_ASPECT_RATIO = 200
 """Longest side over shortest. A one-pixel line would grow by the image size along its length."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow opens many more, and starts other programs for some of them."""
+_JPEG_QUALITY = 95
 _PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour."""
 
@@ -39,6 +42,42 @@ def check_image(data: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     Raises:
         DataError: the file is empty, of an unknown format, damaged, too large or too narrow.
     """
+    return _checked(data, name, max_pixels).size
+
+
+def shrink_image(
+    data: bytes, side: int, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[bytes, int, int]:
+    """Check an image as ``check_image`` does, and make it small where it is larger than needed.
+
+    Args:
+        data: the image file.
+        side: pixels of the shorter side. Images without more stay the bytes that they are.
+        name: what to call it in messages.
+        max_pixels: most pixels allowed, at most ``MAX_MAX_PIXELS``.
+
+    Returns:
+        The image file, now a JPEG of quality 95 where it was made smaller; its width and height.
+
+    Raises:
+        DataError: as ``check_image``.
+    """
+    image = _checked(data, name, max_pixels)
+    width, height = image.size
+    if min(width, height) <= side:
+        return data, width, height
+    scale = side / min(width, height)
+    small = image.resize(
+        (max(side, round(width * scale)), max(side, round(height * scale))),
+        Image.Resampling.BICUBIC,
+    )
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue(), *small.size
+
+
+def _checked(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """The decoded image, in RGB."""
     image = _open(data, name)
     width, height = image.size
     if width * height > max_pixels:
@@ -46,8 +85,7 @@ def check_image(data: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) ->
             f"{name} is {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are "
             "allowed. Make it smaller or raise --max-pixels."
         )
-    _decode(image, name)
-    return width, height
+    return _decode(image, name)
 
 
 def load_image(data: bytes, size: int, mode: ImageMode, name: str = "the image") -> np.ndarray:

@@ -2,19 +2,17 @@
 
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import batched
+from itertools import chain, islice
 from multiprocessing import get_context
 from typing import Any
 
 from vila_mc.errors import SetupError
 
-_BATCH = 16
-"""Items sent to a process at a time."""
-_BATCHES_AHEAD = 3
-"""Batches per process that may be under way or waiting."""
+_AHEAD = 3
+"""Items per process that may be under way or waiting."""
 
 
 def ordered_map[T, R](
@@ -27,32 +25,41 @@ def ordered_map[T, R](
     """``function`` of every item, in the order of the items whatever the number of workers.
 
     Unlike ``Pool.imap``, this reads ``items`` only a little ahead of the results, and notices a
-    process that was killed.
+    process that was killed. Items should be worth a trip to another process, tenths of a second.
 
     Args:
         function: a module-level function.
         items: what to map; read in this process.
-        workers: processes; 1 works in this process.
+        workers: processes; 1 works in this process, and so does a single item.
         initialiser: called once in each process with ``arguments`` before any item.
         arguments: of the initialiser.
 
     Raises:
         SetupError: a process was killed.
     """
-    if workers == 1:
+    stream = iter(items)
+    first = list(islice(stream, 2))
+    stream = chain(first, stream)
+    if workers == 1 or len(first) < 2:
         initialiser(*arguments)
-        yield from map(function, items)
+        yield from map(function, stream)
         return
+    yield from _on_pool(function, stream, workers, (initialiser, arguments))
+
+
+def _on_pool[T, R](
+    function: Callable[[T], R], items: Iterator[T], workers: int, initialising: tuple[Any, ...]
+) -> Generator[R]:
     # Started afresh rather than forked: this process may have threads (the progress bar).
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _initialise, (initialiser, arguments))
-    waiting: deque[Future[list[R]]] = deque()
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _initialise, initialising)
+    waiting: deque[Future[R]] = deque()
     try:
-        for batch in batched(items, _BATCH):
-            waiting.append(pool.submit(_map_batch, function, batch))
-            if len(waiting) >= workers * _BATCHES_AHEAD:
-                yield from waiting.popleft().result()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= workers * _AHEAD:
+                yield waiting.popleft().result()
         while waiting:
-            yield from waiting.popleft().result()
+            yield waiting.popleft().result()
     except BrokenProcessPool:
         raise SetupError(
             f"one of the {workers} worker processes was killed; most often memory ran out. Use "
@@ -60,10 +67,6 @@ def ordered_map[T, R](
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _map_batch[T, R](function: Callable[[T], R], batch: tuple[T, ...]) -> list[R]:
-    return [function(item) for item in batch]
 
 
 def _initialise(initialiser: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -1,86 +1,41 @@
-"""Raw corpora to an indexed dataset: the same bytes for any number of workers.
+"""Raw corpora to an indexed dataset: the same bytes for any number of workers, and after any kill.
 
-The sources are read in this process, samples are tokenised and their images checked in workers, and
-the results are written here in the order of the records. A record that cannot be used goes to
-PREFIX.rejected.jsonl; too many of them and there is no dataset.
+This process cuts the files into blocks of records. Workers turn a block into samples, tokenise the
+texts, check the images and pack the bytes. This process appends the packed blocks in their order. A
+record that cannot be used goes to PREFIX.rejected.jsonl; too many of them and there is no dataset.
 """
 
 import json
-from collections import Counter
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from vila_mc.data.encode import encode_sample
-from vila_mc.data.images import DEFAULT_MAX_PIXELS, check_max_pixels
-from vila_mc.data.indexed_writer import IndexedWriter, refuse_existing
+from vila_mc.data.encode import AS_IS, ImagePolicy, encode_samples
+from vila_mc.data.indexed_format import DTYPE_CODES, text_dtype, with_suffix
+from vila_mc.data.indexed_pack import Packed, pack
+from vila_mc.data.indexed_writer import (
+    REJECTED_SUFFIX,
+    IndexedWriter,
+    complete_moves,
+    refuse_existing,
+)
 from vila_mc.data.manifest import Manifest, SetKind
 from vila_mc.data.ordered_map import ordered_map
-from vila_mc.data.sources.records import Rejected, RejectionError
+from vila_mc.data.progress import Progress
+from vila_mc.data.rejection import DEFAULT_LIMIT, RejectionLimit, Tally
+from vila_mc.data.sources.records import Block, Rejected, RejectionError, Source
 from vila_mc.data.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import EncodedSample, RawSample
 
-_EARLY = 1000
-"""Records after which a run stops if more than half are rejected."""
-
-
-@dataclass(frozen=True, slots=True)
-class RejectionLimit:
-    """How many records may be rejected: a number of them, or a share of all."""
-
-    count: int | None = None
-    share: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "RejectionLimit":
-        """Read ``25`` or ``1%``. Raises ConfigError."""
-        try:
-            if text.endswith("%"):
-                limit = cls(share=float(text[:-1]) / 100)
-                is_valid = 0 <= limit.share <= 1  # type: ignore[operator]
-            else:
-                limit = cls(count=int(text))
-                is_valid = limit.count >= 0  # type: ignore[operator]
-        except ValueError:
-            is_valid = False
-        if not is_valid:
-            raise ConfigError(
-                f"--max-rejected is {text!r}; give a number of records such as 25, or a share of "
-                "them such as 1%."
-            )
-        return limit
-
-    def is_passed(self, rejected: int, seen: int, *, is_end: bool) -> bool:
-        """Whether ``rejected`` of ``seen`` records are too many."""
-        if self.count is not None:
-            return rejected > self.count
-        assert self.share is not None
-        if is_end:
-            return rejected > self.share * seen
-        return seen >= _EARLY and rejected > max(0.5, self.share) * seen
-
-    def __str__(self) -> str:
-        return f"{self.count}" if self.share is None else f"{100 * self.share:.6g}%"
-
-
-@dataclass(slots=True)
-class Tally:
-    """What became of the records."""
-
-    seen: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    first: Rejected | None = None
-
-    def reject(self, rejected: Rejected) -> None:
-        """Count a rejected record."""
-        self.rejected[rejected.reason] += 1
-        self.first = self.first or rejected
+_COMMIT_BYTES = 256 << 20
+_COMMIT_SECONDS = 60.0
+"""What a kill costs at most: this much output, or this much time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,67 +45,83 @@ class Preprocessed:
     manifest: Manifest
     rejected: dict[str, int]
     """Rejected records by reason."""
+    seconds: float
+    """Of this run; one that went on from another does not know the other's."""
 
     def lines(self) -> list[str]:
-        """The closing lines of the tool."""
-        total = sum(self.rejected.values())
+        """The closing table of the tool."""
         made = self.manifest
-        lines = [f"kept      {made.samples:,} samples", f"rejected  {total:,} records"]
+        lines = [
+            f"kept      {made.samples:,} samples",
+            f"rejected  {sum(self.rejected.values()):,} records",
+        ]
         lines += [f"          {count:,} x {reason}" for reason, count in self.rejected.items()]
         return [
             *lines,
             f"tokens    {made.tokens:,}",
             f"images    {made.images:,}",
             f"bytes     {made.bin_bytes:,}",
+            f"seconds   {self.seconds:,.1f}",
         ]
 
 
 def preprocess(
-    samples: Iterable[RawSample | Rejected],
+    source: Source,
     output: Path,
     kind: SetKind,
     tokenizer: Path,
     *,
-    source: dict[str, Any],
+    facts: dict[str, Any],
     workers: int = 1,
-    limit: RejectionLimit = RejectionLimit(share=0.01),
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    limit: RejectionLimit = DEFAULT_LIMIT,
+    images: ImagePolicy = AS_IS,
+    resume: bool = False,
 ) -> Preprocessed:
-    """Encode a stream of samples and store them as one dataset.
+    """Encode a source and store it as one dataset.
 
     Args:
-        samples: what a reader of ``vila_mc.data.sources`` yields.
+        source: one of ``vila_mc.data.sources``.
         output: prefix of the dataset.
         kind: text for text-only sets, multimodal for all others.
-        tokenizer: SentencePiece ``.model`` file.
-        source: what the samples come from, for the manifest.
+        tokenizer: see ``Tokenizer``.
+        facts: what the samples come from, for the manifest. A run goes on only where an earlier
+            one with the same facts stopped.
         workers: processes that encode.
         limit: rejected records beyond which there is no dataset.
-        max_pixels: largest image.
+        images: which images are taken, and as what.
+        resume: go on where an earlier run was stopped; if there is none, start.
 
     Raises:
-        DataError: too many records are rejected, none is left, the set exists already, or files
-            cannot be read or written.
-        ConfigError: ``workers`` or ``max_pixels`` is out of range.
+        DataError: too many records are rejected, none is left, the set exists already, an
+            unfinished run is in the way, or files cannot be read or written.
+        ConfigError: ``workers`` is out of range, or the unfinished run had other settings.
     """
-    check_max_pixels(max_pixels)
+    started = time.monotonic()
     if workers < 1:
         raise ConfigError(f"--workers is {workers}; it must be at least 1.")
     refuse_existing(output)
-    tally = Tally()
-    with IndexedWriter(output, kind, Tokenizer(tokenizer)) as writer:
-        arguments = (tokenizer, max_pixels)
-        with closing(ordered_map(_encode, samples, workers, _initialise, arguments)) as results:
-            for encoded in _keep(results, tally, limit, writer):
-                writer.add(encoded)
-        if tally.seen == tally.rejected.total():
-            raise DataError(f"no sample is left for {output}. {_first(tally)}")
-        manifest = writer.finish(source)
-    return Preprocessed(manifest, dict(tally.rejected.most_common()))
+    if resume and (manifest := complete_moves(output)) is not None:
+        return Preprocessed(manifest, _count_rejected(output), time.monotonic() - started)
+    opened = Tokenizer(tokenizer)
+    with IndexedWriter(output, kind, opened, resume=resume) as writer:
+        run = _Run(writer, source, limit, _settings(source, facts, opened, images))
+        work = _Work(source, kind, tokenizer, images)
+        with closing(ordered_map(_encode, run.blocks(), workers, _initialise, (work,))) as results:
+            run.write(results)
+        if run.tally.seen == run.tally.rejected.total():
+            raise DataError(f"no sample is left for {output}. {run.first()}")
+        manifest = writer.finish(facts)
+    return Preprocessed(
+        manifest, dict(run.tally.rejected.most_common()), time.monotonic() - started
+    )
 
 
-def expand_inputs(patterns: Iterable[str]) -> list[Path]:
+def expand_inputs(patterns: Iterable[str], option: str = "--input") -> list[Path]:
     """Files that paths and glob patterns name, sorted within each pattern.
+
+    Args:
+        patterns: what the user gave.
+        option: where, for messages.
 
     Raises:
         DataError: a pattern matches no file.
@@ -164,60 +135,169 @@ def expand_inputs(patterns: Iterable[str]) -> list[Path]:
         matches = map(Path, glob(pattern, recursive=True))
         found = sorted(match for match in matches if match.is_file())
         if not found:
-            raise DataError(f"no file matches --input {pattern}. Check the path.")
+            raise DataError(f"no file matches {option} {pattern}. Check the path.")
         files += found
     return files
 
 
-def _keep(
-    results: Iterable[EncodedSample | Rejected],
-    tally: Tally,
-    limit: RejectionLimit,
-    writer: IndexedWriter,
-) -> Iterator[EncodedSample]:
-    """Pass encoded samples on; write the rejected ones down and stop when they are too many."""
-    for result in tqdm(results, unit=" records", disable=None):
-        tally.seen += 1
-        if isinstance(result, EncodedSample):
-            yield result
-            continue
-        tally.reject(result)
-        writer.reject(json.dumps(asdict(result)))
-        _check(tally, limit, writer, is_end=False)
-    _check(tally, limit, writer, is_end=True)
+class _Run:
+    """The part of a run that happens in order: cutting blocks before, appending results after."""
+
+    def __init__(
+        self,
+        writer: IndexedWriter,
+        source: Source,
+        limit: RejectionLimit,
+        settings: dict[str, Any],
+    ) -> None:
+        self._writer = writer
+        self._source = source
+        self._limit = limit
+        self._settings = settings
+        self.tally = Tally()
+        self._file = self._block = 0  # the next block: of which file, and which of it
+        if writer.committed is not None:
+            _check_settings(writer.committed["settings"], settings)
+            self.tally = Tally.from_json(writer.committed["tally"])
+            self._file, self._block = writer.committed["next"]
+
+    def blocks(self) -> Iterator[tuple[int, int, Block]]:
+        """(number of the file, number of the block in it, block), from where the run goes on."""
+        skip = self._block
+        for number, file in enumerate(self._source.files):
+            if number >= self._file:
+                blocks = enumerate(self._source.blocks(file))
+                for index, block in islice(blocks, skip, None):
+                    yield number, index, block
+                skip = 0
+
+    def write(self, results: Iterable["_Result"]) -> None:
+        """Append results in their order, and commit now and then. Raises DataError."""
+        committed_at, committed_bytes = time.monotonic(), self._writer.bytes_written()
+        with Progress(self._source.files) as progress:
+            for result in results:
+                self._take(result)
+                self._file, self._block = result.file, result.block + 1
+                progress.show(result.file, result.end, self.tally, self._writer.bytes_written())
+                now, written = time.monotonic(), self._writer.bytes_written()
+                if (
+                    written - committed_bytes > _COMMIT_BYTES
+                    or now - committed_at > _COMMIT_SECONDS
+                ):
+                    self._commit()
+                    committed_at, committed_bytes = now, written
+        self._check(is_end=True)
+
+    def first(self) -> str:
+        """The first rejected record, as a sentence."""
+        if self.tally.first is None:
+            return "The input holds no record."
+        return f"The first: {self.tally.first.rstrip('.')}."
+
+    def _take(self, result: "_Result") -> None:
+        self.tally.seen += len(result.packed.pieces) + len(result.rejected)
+        self._writer.append(result.packed)
+        for rejected in result.rejected:
+            self.tally.reject(rejected)
+            self._writer.reject(json.dumps(rejected.to_json()))
+        if result.rejected:
+            self._check(is_end=False)
+
+    def _commit(self) -> None:
+        state = {
+            "settings": self._settings,
+            "next": (self._file, self._block),
+            "tally": self.tally.to_json(),
+        }
+        self._writer.commit(state)
+
+    def _check(self, *, is_end: bool) -> None:
+        rejected = self.tally.rejected.total()
+        if self._limit.is_passed(rejected, self.tally.seen, is_end=is_end):
+            raise DataError(
+                f"{rejected:,} of {self.tally.seen:,} records are rejected, more than "
+                f"--max-rejected {self._limit} allows. {self.first()} All are in "
+                f"{self._writer.give_rejected()}. Repair them or raise --max-rejected."
+            )
 
 
-def _check(tally: Tally, limit: RejectionLimit, writer: IndexedWriter, *, is_end: bool) -> None:
-    rejected = tally.rejected.total()
-    if limit.is_passed(rejected, tally.seen, is_end=is_end):
-        raise DataError(
-            f"{rejected:,} of {tally.seen:,} records are rejected, more than --max-rejected "
-            f"{limit} allows. {_first(tally)} All are in {writer.give_rejected()}. Repair them or "
-            "raise --max-rejected."
+def _settings(
+    source: Source, facts: dict[str, Any], tokenizer: Tokenizer, images: ImagePolicy
+) -> dict[str, Any]:
+    """Everything that the bytes of the dataset depend on, as JSON gives it back."""
+    settings = {
+        "files": [[file.name, file.stat().st_size] for file in source.files],
+        "facts": facts,
+        "tokenizer": tokenizer.fingerprint(),
+        "max_pixels": images.max_pixels,
+        "resize": images.resize,
+    }
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _check_settings(earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    differing = [key for key in now if earlier.get(key) != now[key]]
+    if differing:
+        raise ConfigError(
+            f"the unfinished run had other settings ({', '.join(differing)}), so it cannot go on "
+            "with these. Use the command that started it, or delete the .partial folder."
         )
 
 
-def _first(tally: Tally) -> str:
-    if tally.first is None:
-        return "The input holds no record."
-    return f"The first: {' '.join(tally.first.describe().split()).rstrip('.')}."
+def _count_rejected(output: Path) -> dict[str, int]:
+    file = with_suffix(output, REJECTED_SUFFIX)
+    tally = Tally()
+    if file.exists():
+        with file.open(encoding="utf-8") as lines:
+            tally.rejected.update(json.loads(line)["reason"] for line in lines)
+    return dict(tally.rejected.most_common())
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a worker process keeps between blocks."""
+
+    source: Source
+    kind: SetKind
+    tokenizer: Path
+    images: ImagePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What became of a block."""
+
+    file: int
+    block: int
+    end: int
+    packed: Packed
+    rejected: list[Rejected]
+
+
+_work: _Work
 _tokenizer: Tokenizer
-_max_pixels: int
 
 
-def _initialise(tokenizer: Path, max_pixels: int) -> None:
-    # What each worker process keeps between samples.
-    global _tokenizer, _max_pixels
-    _tokenizer, _max_pixels = Tokenizer(tokenizer), max_pixels
+def _initialise(work: _Work) -> None:
+    global _work, _tokenizer
+    _work, _tokenizer = work, Tokenizer(work.tokenizer)
 
 
-def _encode(sample: RawSample | Rejected) -> EncodedSample | Rejected:
-    if isinstance(sample, Rejected):
-        return sample
-    try:
-        return encode_sample(sample, _tokenizer, _max_pixels)
-    except RejectionError as error:
-        file, _, line = sample.origin.rpartition(":")
-        return Rejected(file, int(line), error.reason, error.detail)
+def _encode(numbered: tuple[int, int, Block]) -> _Result:
+    file, number, block = numbered
+    rejected: list[Rejected] = []
+    encoded: list[EncodedSample] = []
+    found = list(_work.source.samples(block))
+    samples = [sample for sample in found if isinstance(sample, RawSample)]
+    results = encode_samples(samples, _tokenizer, _work.images)
+    for item in found:
+        if isinstance(item, Rejected):
+            rejected.append(item)
+            continue
+        result = next(results)
+        if isinstance(result, RejectionError):
+            rejected.append(result.at(block.file, item.place))
+        else:
+            encoded.append(result)
+    dtype = text_dtype(_tokenizer.vocab_size) if _work.kind == "text" else DTYPE_CODES[1]
+    return _Result(file, number, block.end, pack(encoded, _work.kind, dtype), rejected)

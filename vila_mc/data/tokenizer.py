@@ -1,69 +1,90 @@
-"""SentencePiece tokenizers: use one, train one.
+"""Tokenizers: use one of SentencePiece or Hugging Face, train one of SentencePiece.
 
 Special tokens never come from text: ``<s>``, ``</s>``, ``<unk>`` and ``<image>`` inside a caption
 or a web page are tokenised as the characters they are. BOS and EOS are placed by the code that
 knows where a sample or a turn ends, and an image is a part of a sample, not a token.
 """
 
-import hashlib
 import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import sentencepiece
 
 from vila_mc.errors import DataError
 
+_IN_FOLDERS = ("tokenizer.json", "tokenizer.model")
 _LONGEST_SENTENCE = 1000
 """Characters, 4 bytes each at most. SentencePiece drops training sentences above 4,192 bytes
 without a word, so longer ones are cut."""
 
 
+class Backend(Protocol):
+    """A tokenizer library and one vocabulary of it."""
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    adds_space: bool
+    fingerprint: str
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text, int32, without BOS and EOS."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids within the vocabulary."""
+        ...
+
+
 class Tokenizer:
-    """A SentencePiece model on disk.
+    """A tokenizer on disk, of SentencePiece or of Hugging Face.
 
     Args:
-        path: the ``.model`` file.
+        path: a SentencePiece ``.model`` file, a ``tokenizer.json``, or a folder with either.
 
     Raises:
-        DataError: the file is missing, is no SentencePiece model, or lacks BOS or EOS.
+        DataError: the file is missing, is no tokenizer, or lacks BOS or EOS.
+        SetupError: it is a Hugging Face tokenizer and the tokenizers package is missing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        model = _read_model(self.path)
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise DataError(
-                f"{path} is not a SentencePiece model. Give the .model file of a tokenizer, or "
-                "train one with tools/train_tokenizer.py."
-            ) from None
-        self._fingerprint = hashlib.sha256(model).hexdigest()
-        self.vocab_size: int = self._processor.vocab_size()
+        self._backend = _open_backend(self.path)
+        self.vocab_size: int = self._backend.vocab_size
         """Number of token ids; the ids are 0 to vocab_size - 1."""
-        self.bos_id: int = self._special("BOS", self._processor.bos_id())
+        self.bos_id: int = self._backend.bos_id
         """Id of the token that starts a sample."""
-        self.eos_id: int = self._special("EOS", self._processor.eos_id())
+        self.eos_id: int = self._backend.eos_id
         """Id of the token that ends a turn."""
+        self.adds_space: bool = self._backend.adds_space
+        """Whether ``encode`` reads every text as if a space stood before it, as Llama 2's does."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text`` alone, without BOS and EOS. No text becomes a special token.
 
         Raises:
-            DataError: the text holds half of a surrogate pair, which no UTF-8 file can hold.
+            DataError: the text holds half of a surrogate pair, which no UTF-8 file can hold; or
+                this tokenizer reads something in it as a special token whatever one does.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"the text is not valid Unicode: character {error.start} is half of a surrogate "
-                "pair. Repair the file it came from."
-            ) from None
-        ids: list[int] = self._processor.encode(text)
+        check_unicode(text)
+        ids: list[int] = self._backend.encode_batch([text])[0].tolist()
         return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """[tokens] int32 of each text, much faster than one by one.
+
+        Args:
+            texts: valid Unicode, see ``check_unicode``.
+
+        Raises:
+            DataError: as ``encode``, for any of the texts.
+        """
+        return self._backend.encode_batch(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; BOS and EOS vanish.
@@ -77,20 +98,44 @@ class Tokenizer:
                 f"token id {wrong[0]} is outside the vocabulary of {self.path} "
                 f"(0 to {self.vocab_size - 1}). Use the tokenizer that the model was trained with."
             )
-        text: str = self._processor.decode([int(i) for i in ids])
-        return text
+        return self._backend.decode([int(i) for i in ids])
 
     def fingerprint(self) -> str:
-        """SHA-256 of the model file, in hexadecimal."""
-        return self._fingerprint
+        """SHA-256 of the ``.model`` or ``tokenizer.json`` file, in hexadecimal."""
+        return self._backend.fingerprint
 
-    def _special(self, name: str, token_id: int) -> int:
-        if token_id < 0 or not self._processor.is_control(token_id):
+
+def check_unicode(text: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell. Raises DataError."""
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text is not valid Unicode: character {error.start} is half of a surrogate "
+            "pair. Repair the file it came from."
+        ) from None
+
+
+def _open_backend(path: Path) -> Backend:
+    # Each library is imported when it is needed.
+    file = path
+    if path.is_dir():
+        names = [name for name in _IN_FOLDERS if (path / name).is_file()]
+        if not names:
             raise DataError(
-                f"{self.path} has no {name} token. Use a Llama-style model with <s> and </s>, or "
-                "train one with tools/train_tokenizer.py."
+                f"the folder {path} holds neither {' nor '.join(_IN_FOLDERS)}. Give a tokenizer."
             )
-        return token_id
+        file = path / names[0]
+    content = _read(file)
+    if file.suffix == ".json":
+        from vila_mc.data.hugging_face_tokenizer import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(file, content)
+    from vila_mc.data.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    return SentencePieceTokenizer(file, content)
 
 
 def train_tokenizer(sentences: Iterable[str], output: Path, vocab_size: int) -> int:
@@ -147,18 +192,18 @@ def train_tokenizer(sentences: Iterable[str], output: Path, vocab_size: int) -> 
     return len(chunks)
 
 
-def _read_model(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"there is no tokenizer {path}. Give a SentencePiece .model file, or train one with "
-            "tools/train_tokenizer.py."
+            f"there is no tokenizer {path}. Give a SentencePiece .model file or a Hugging Face "
+            "tokenizer.json, or train one with tools/train_tokenizer.py."
         ) from None
     except OSError as error:
         raise DataError(
             f"the tokenizer {path} cannot be read: {error.strerror}. Give a SentencePiece .model "
-            "file that you may read."
+            "file or a Hugging Face tokenizer.json that you may read."
         ) from None
 
 

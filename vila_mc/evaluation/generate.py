@@ -72,7 +72,7 @@ def generate(
 
 
 def _encode(parts: Sequence[TextPart | ImagePart], tokenizer: Tokenizer) -> list[StoredPiece]:
-    sample = RawSample(parts=tuple(parts), origin="prompt")
+    sample = RawSample(parts=tuple(parts), place="prompt")
     try:
         encoded = encode_sample(sample, tokenizer, DEFAULT_MAX_PIXELS)
     except RejectionError as error:

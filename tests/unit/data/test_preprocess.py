@@ -12,18 +12,21 @@ from pathlib import Path
 import pytest
 
 from vila_mc.data import preprocess as module
-from vila_mc.data.encode import encode_sample
+from vila_mc.data.encode import ImagePolicy, encode_sample
 from vila_mc.data.indexed_reader import IndexedReader
 from vila_mc.data.ordered_map import ordered_map
-from vila_mc.data.preprocess import RejectionLimit, expand_inputs, preprocess
-from vila_mc.data.sources.pairs import read_pairs
-from vila_mc.data.sources.text import read_text
+from vila_mc.data.preprocess import expand_inputs, preprocess
+from vila_mc.data.rejection import RejectionLimit
+from vila_mc.data.sources.image_files import ImageFolder
+from vila_mc.data.sources.pairs import PairSource
+from vila_mc.data.sources.text import TextSource
 from vila_mc.data.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError, SetupError, run_cli
-from vila_mc.flow import EncodedImage, EncodedText, ImagePart, RawSample, TextPart
+from vila_mc.flow import EncodedImage, ImagePart, RawSample, TextPart
 
 ROOT = Path(__file__).parents[3]
 Write = Callable[..., Path]
+NEVER = TextSource([Path("never-read.jsonl")])
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -57,11 +60,11 @@ def make_pairs(
     pairs: Path, output: Path, tokenizer: Path, limit: str = "3", workers: int = 1
 ) -> module.Preprocessed:
     return preprocess(
-        read_pairs([pairs], pairs.parent / "images"),
+        PairSource([pairs], ImageFolder(pairs.parent / "images")),
         output,
         "multimodal",
         tokenizer,
-        source={},
+        facts={},
         workers=workers,
         limit=RejectionLimit.parse(limit),
     )
@@ -144,21 +147,19 @@ def test_nothing_but_allowed_rejections(
 
 def test_settings_out_of_range(tmp_path: Path, tokenizer_path: Path) -> None:
     with pytest.raises(ConfigError, match="--workers is 0"):
-        preprocess([], tmp_path / "set", "text", tokenizer_path, source={}, workers=0)
+        preprocess(NEVER, tmp_path / "set", "text", tokenizer_path, facts={}, workers=0)
     with pytest.raises(ConfigError, match="--max-pixels is 0"):
-        preprocess([], tmp_path / "set", "text", tokenizer_path, source={}, max_pixels=0)
+        ImagePolicy(max_pixels=0)
+    with pytest.raises(ConfigError, match="--resize is 0"):
+        ImagePolicy(resize=0)
 
 
 def test_existing_set_is_refused_before_any_work(
     tmp_path: Path, tokenizer_path: Path, make_set: Callable[..., Path]
 ) -> None:
-    def never() -> object:
-        raise AssertionError("read")
-        yield
-
     prefix = make_set(tmp_path / "set", 1)
     with pytest.raises(DataError, match="exists already"):
-        preprocess(never(), prefix, "multimodal", tokenizer_path, source={})
+        preprocess(NEVER, prefix, "multimodal", tokenizer_path, facts={})
 
 
 def test_full_disk_leaves_no_set(
@@ -179,10 +180,10 @@ def test_failed_run_without_rejections_leaves_nothing(
     def full(*_: object) -> None:
         raise DataError("no space left")
 
-    monkeypatch.setattr(module.IndexedWriter, "add", full)
+    monkeypatch.setattr(module.IndexedWriter, "append", full)
     file = write_lines("a.jsonl", [{"text": "x"}])
     with pytest.raises(DataError, match="no space left"):
-        preprocess(read_text([file]), tmp_path / "out" / "set", "text", tokenizer_path, source={})
+        preprocess(TextSource([file]), tmp_path / "out" / "set", "text", tokenizer_path, facts={})
     assert os.listdir(tmp_path / "out") == []
 
 
@@ -191,11 +192,11 @@ def test_text_that_is_not_unicode_is_rejected(
 ) -> None:
     file = write_lines("a.jsonl", ['{"text": "half \\ud800"}', {"text": "whole"}])
     made = preprocess(
-        read_text([file]),
+        TextSource([file]),
         tmp_path / "set",
         "text",
         tokenizer_path,
-        source={},
+        facts={},
         limit=RejectionLimit(count=1),
     )
     assert made.rejected == {"not valid Unicode": 1}
@@ -205,7 +206,7 @@ def test_text_document_is_bos_text_eos(
     tmp_path: Path, write_lines: Write, tokenizer_path: Path, tokenizer: Tokenizer
 ) -> None:
     file = write_lines("a.jsonl", [{"text": "the <s> fox"}])
-    preprocess(read_text([file]), tmp_path / "set", "text", tokenizer_path, source={})
+    preprocess(TextSource([file]), tmp_path / "set", "text", tokenizer_path, facts={})
     (piece,) = IndexedReader(tmp_path / "set").sample(0)
     assert piece.is_trained
     assert piece.ids.tolist() == [1, *tokenizer.encode("the <s> fox"), 2]
@@ -221,12 +222,15 @@ def test_encode_joins_texts_of_one_kind(
         TextPart("b", is_trained=False),
         TextPart("c", is_trained=True, ends_turn=True),
     )
-    prompt, image, between, answer = encode_sample(RawSample(parts, "f:1"), tokenizer, 10**6).pieces
-    assert prompt == EncodedText((1, *tokenizer.encode("USER:")), False)
+    prompt, image, between, answer = encode_sample(RawSample(parts, 1), tokenizer, 10**6).pieces
     assert isinstance(image, EncodedImage)
     assert (image.width, image.height) == (40, 30)
-    assert between == EncodedText((*tokenizer.encode("a"), *tokenizer.encode("b")), False)
-    assert answer == EncodedText((*tokenizer.encode("c"), 2), True)
+    texts = [(piece.ids.tolist(), piece.is_trained) for piece in (prompt, between, answer)]
+    assert texts == [
+        ([1, *tokenizer.encode("USER:")], False),
+        ([*tokenizer.encode("a"), *tokenizer.encode("b")], False),
+        ([*tokenizer.encode("c"), 2], True),
+    ]
 
 
 def test_expand_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +315,8 @@ def test_tools_from_raw_files_to_sets(
         "kind": "conversations",
         "files": ["llava.json"],
         "template": "plain",
+        "max_frames": 8,
+        "resize": None,
     }
 
 

@@ -1,27 +1,32 @@
 """Readers of raw corpora: every record becomes a sample or is rejected with a reason."""
 
 import gzip
+import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
-from vila_mc.data.sources import records
-from vila_mc.data.sources.conversations import read_conversations
-from vila_mc.data.sources.interleaved import read_interleaved
-from vila_mc.data.sources.pairs import read_pairs
-from vila_mc.data.sources.records import Rejected
-from vila_mc.data.sources.text import read_text
+from vila_mc.data.sources import record_files
+from vila_mc.data.sources.conversations import ConversationSource
+from vila_mc.data.sources.image_files import ImageFolder
+from vila_mc.data.sources.interleaved import InterleavedSource
+from vila_mc.data.sources.pairs import PairSource
+from vila_mc.data.sources.records import Rejected, read
+from vila_mc.data.sources.text import TextSource
 from vila_mc.errors import DataError
 from vila_mc.flow import ImagePart, RawSample, TextPart
 
 Write = Callable[..., Path]
-FOLDER = Path("images")
+ROOT = Path("images")
+FOLDER = ImageFolder(ROOT)
 
 
 def image(name: str) -> ImagePart:
-    return ImagePart(FOLDER / name, name)
+    return ImagePart(ROOT / name, name)
 
 
 def end(text: str) -> TextPart:
@@ -34,9 +39,9 @@ def reasons(results: list[RawSample | Rejected]) -> list[str]:
 
 def test_text(write_lines: Write) -> None:
     file = write_lines("a.jsonl", [{"text": "one"}, "", {"text": "two <image>"}])
-    assert list(read_text([file])) == [
-        RawSample((end("one"),), f"{file}:1"),
-        RawSample((end("two <image>"),), f"{file}:3"),
+    assert list(read(TextSource([file]))) == [
+        RawSample((end("one"),), 1),
+        RawSample((end("two <image>"),), 3),
     ]
 
 
@@ -44,12 +49,12 @@ def test_text_under_another_key_and_compressed(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl.gz"
     with gzip.open(file, "wt") as stream:
         stream.write('{"content": "one"}\n')
-    assert [sample.parts for sample in read_text([file], "content")] == [(end("one"),)]
+    assert [sample.parts for sample in read(TextSource([file], "content"))] == [(end("one"),)]
 
 
 def test_bad_records_are_rejected_where_they_stand(write_lines: Write) -> None:
     file = write_lines("a.jsonl", ["{", [1], {"t": 1}, {"text": 2}, {"text": " "}, {"text": "x"}])
-    results = list(read_text([file]))
+    results = list(read(TextSource([file])))
     assert reasons(results) == [
         "not JSON",
         "not an object",
@@ -57,57 +62,116 @@ def test_bad_records_are_rejected_where_they_stand(write_lines: Write) -> None:
         "not a text",
         "empty text",
     ]
-    assert [result.line for result in results if isinstance(result, Rejected)] == [1, 2, 3, 4, 5]
+    assert [result.place for result in results if isinstance(result, Rejected)] == [1, 2, 3, 4, 5]
     assert isinstance(results[-1], RawSample)
 
 
 def test_line_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "\xff"}\n{"text": "x"}\n')
-    assert reasons(list(read_text([file]))) == ["not UTF-8"]
+    assert reasons(list(read(TextSource([file])))) == ["not UTF-8"]
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file"):
-        list(read_text([tmp_path / "none.jsonl"]))
+        list(read(TextSource([tmp_path / "none.jsonl"])))
 
 
+PACKED = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+
+
+def zipped(data: bytes, name: str = "a.jsonl") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [*PACKED.items(), (".zip", zipped)])
+def test_compressed_lines(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
+    lines = b"".join(b'{"text": "number %d"}\n' % n for n in range(5000))
+    file = tmp_path / f"a.jsonl{suffix}"
+    file.write_bytes(pack(lines))
+    samples = list(read(TextSource([file])))
+    assert [sample.place for sample in samples] == list(range(1, 5001))
+    assert samples[-1].parts == (end("number 4999"),)
+
+
+@pytest.mark.parametrize("suffix", PACKED)
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"junk", lambda b: b + b"junk"])
-def test_damaged_gzip(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    file = tmp_path / "a.jsonl.gz"
-    file.write_bytes(damage(gzip.compress(b'{"text": "one"}\n')))
-    with pytest.raises(DataError, match="not a whole gzip file"):
-        list(read_text([file]))
+def test_what_a_damaged_file_still_holds_counts(
+    tmp_path: Path, suffix: str, damage: Callable[[bytes], bytes]
+) -> None:
+    file = tmp_path / f"a.jsonl{suffix}"
+    file.write_bytes(damage(PACKED[suffix](b'{"text": "one"}\n')))
+    whole = tmp_path / "b.jsonl"
+    whole.write_text('{"text": "two"}\n')
+    *found, last = read(TextSource([file, whole]))
+    assert isinstance(last, RawSample)
+    assert reasons(found)[-1] == "damaged file"
+
+
+def test_zip_of_several_files_and_zips_that_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("x.jsonl", "readme.txt", "y.jsonl"):
+            archive.writestr(name, '{"text": "one"}\n')
+    assert [sample.place for sample in read(TextSource([file]))] == ["x.jsonl:1", "y.jsonl:1"]
+    for damaged in (b"junk", zipped(b"{}", "a.txt"), zipped(b'{"text": "one"}\n')[:-30]):
+        file.write_bytes(damaged)
+        assert reasons(list(read(TextSource([file])))) == ["damaged file"]
+
+
+def test_pickles_are_never_read(tmp_path: Path) -> None:
+    for name in ("a.pkl", "a.pickle", "a.pt"):
+        (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+        with pytest.raises(DataError, match=f"{name} is a pickle. Pickles run code"):
+            list(read(TextSource([tmp_path / name])))
+
+
+def test_lines_without_an_end_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_files, "LONGEST_RECORD", 30)
+    monkeypatch.setattr(record_files, "_READ_SIZE", 7)
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n' + "x" * 100 + '\n{"text": "two"}\n' + "y" * 31)
+    results = list(read(TextSource([file])))
+    assert [result.place for result in results] == [1, 2, 3, 4]
+    assert reasons(results) == ["too long", "too long"]
 
 
 def test_array_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "_READ_SIZE", 7)
+    monkeypatch.setattr(record_files, "_READ_SIZE", 7)
     file = tmp_path / "a.json"
     file.write_text(json.dumps([{"text": f"n {n} ]}},"} for n in range(50)] + [1], indent=1))
-    results = list(read_text([file]))
+    results = list(read(TextSource([file])))
     assert [sample.parts[0].text for sample in results[:50]] == [f"n {n} ]}}," for n in range(50)]
     assert reasons(results) == ["not an object"]
-    assert results[-1].line == 51
+    assert results[-1].place == 51
 
 
 def test_empty_array(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[ ]\n")
-    assert list(read_text([tmp_path / "a.json"])) == []
+    assert list(read(TextSource([tmp_path / "a.json"]))) == []
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "kept", "detail"),
     [
-        (b'{"text": "x"}', "does not hold a JSON array"),
-        (b'[{"text": "x"}, {"te', "cut off after element 1"),
-        (b'[{"text": "x"} {}]', "cut off after element 0"),
-        (b'[{"text": "\xff"}]', "is not UTF-8"),
+        (b'{"text": "x"}', 0, "does not hold a JSON array"),
+        (b'[{"text": "x"}, {"te', 1, "cut off or no JSON after element 1"),
+        (b'[{"text": "x"} {}]', 0, "cut off or no JSON after element 0"),
+        (b'[{"text": "\xff"}]', 0, "is not UTF-8"),
     ],
 )
-def test_damaged_array(tmp_path: Path, content: bytes, message: str) -> None:
+def test_damaged_array(tmp_path: Path, content: bytes, kept: int, detail: str) -> None:
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        list(read_text([tmp_path / "a.json"]))
+    *samples, last = read(TextSource([tmp_path / "a.json"]))
+    assert len(samples) == kept
+    assert isinstance(last, Rejected)
+    assert (last.place, last.reason) == (kept + 1, "damaged file")
+    assert detail in last.detail
 
 
 def test_pairs(write_lines: Write) -> None:
@@ -115,7 +179,7 @@ def test_pairs(write_lines: Write) -> None:
         "a.jsonl",
         [{"image": "a.jpg", "caption": " A fox. "}, {"image": "b/c.png", "text": "<image>"}],
     )
-    assert [sample.parts for sample in read_pairs([file], FOLDER)] == [
+    assert [sample.parts for sample in read(PairSource([file], FOLDER))] == [
         (image("a.jpg"), end("A fox.")),
         (image("b/c.png"), end("<image>")),
     ]
@@ -131,7 +195,10 @@ def test_pairs_that_are_none(write_lines: Write) -> None:
             {"image": "/a.jpg", "caption": "x"},
         ],
     )
-    assert reasons(list(read_pairs([file], FOLDER))) == ["missing key"] * 2 + ["bad image name"] * 2
+    assert (
+        reasons(list(read(PairSource([file], FOLDER))))
+        == ["missing key"] * 2 + ["bad image name"] * 2
+    )
 
 
 def mmc4(sentences: list[object], *images: tuple[str, object]) -> dict[str, object]:
@@ -143,7 +210,7 @@ def mmc4(sentences: list[object], *images: tuple[str, object]) -> dict[str, obje
 
 def test_interleaved(write_lines: Write) -> None:
     document = mmc4(["One.", " Two. ", "Three.", "Four."], ("c", 3), ("b", 1), ("a", 1))
-    (sample,) = read_interleaved([write_lines("a.jsonl", [document])], FOLDER)
+    (sample,) = read(InterleavedSource([write_lines("a.jsonl", [document])], FOLDER))
     assert sample.parts == (
         TextPart("One.", is_trained=True),
         image("b"),
@@ -156,14 +223,14 @@ def test_interleaved(write_lines: Write) -> None:
 
 def test_interleaved_keeps_the_first_six_images_of_image_info(write_lines: Write) -> None:
     document = mmc4(["S"] * 8, *[(f"{n}", 7 - n) for n in range(8)])
-    (sample,) = read_interleaved([write_lines("a.jsonl", [document])], FOLDER)
+    (sample,) = read(InterleavedSource([write_lines("a.jsonl", [document])], FOLDER))
     names = [part.name for part in sample.parts if isinstance(part, ImagePart)]
     assert names == ["5", "4", "3", "2", "1", "0"]
 
 
 def test_interleaved_escapes_literal_markers(write_lines: Write) -> None:
-    (sample,) = read_interleaved(
-        [write_lines("a.jsonl", [mmc4(["An <image> tag"], ("a", 0))])], FOLDER
+    (sample,) = read(
+        InterleavedSource([write_lines("a.jsonl", [mmc4(["An <image> tag"], ("a", 0))])], FOLDER)
     )
     assert sample.parts == (image("a"), end("An <image> tag"))
 
@@ -185,7 +252,7 @@ def test_interleaved_escapes_literal_markers(write_lines: Write) -> None:
 def test_documents_that_are_none(
     write_lines: Write, document: dict[str, object], reason: str
 ) -> None:
-    results = list(read_interleaved([write_lines("a.jsonl", [document])], FOLDER))
+    results = list(read(InterleavedSource([write_lines("a.jsonl", [document])], FOLDER)))
     assert reasons(results) == [reason]
 
 
@@ -199,12 +266,12 @@ def test_conversations_from_an_array(tmp_path: Path) -> None:
     two = {"id": 2, "conversations": said("Q", "A")}
     three = {"id": 3, "images": ["a", "b"], "conversations": said("<image><image>Q", "A")}
     file.write_text(json.dumps([one, two, three]))
-    samples = list(read_conversations([file], FOLDER, "vicuna_v1"))
+    samples = list(read(ConversationSource([file], FOLDER)))
     found = [
         [part.name for part in sample.parts if isinstance(part, ImagePart)] for sample in samples
     ]
     assert found == [["a.jpg"], [], ["a", "b"]]
-    assert [sample.origin for sample in samples] == [f"{file}:{n}" for n in (1, 2, 3)]
+    assert [sample.place for sample in samples] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -214,15 +281,15 @@ def test_conversations_from_an_array(tmp_path: Path) -> None:
         ({"image": "a", "conversations": said("Q", "A")}, "0 <image> markers but 1 images"),
         ({"image": "a", "images": ["a"], "conversations": said("Q", "A")}, "both 'image'"),
         ({"conversations": said("Q")}, "the turns are user"),
-        ({"conversations": [{"from": "system", "value": "x"}]}, "'from' is 'system'"),
+        ({"conversations": [{"from": "system", "value": "x"}]}, "the turns are none"),
         ({"conversations": ["x"]}, "no text under 'value'"),
         ({"conversations": said("Q", "<image>")}, "a gpt turn holds <image>"),
-        ({}, "no list under 'conversations'"),
+        ({}, "no 'conversations', 'messages'"),
     ],
 )
 def test_conversations_that_are_none(
     write_lines: Write, record: dict[str, object], detail: str
 ) -> None:
-    (result,) = read_conversations([write_lines("a.jsonl", [record])], FOLDER, "vicuna_v1")
+    (result,) = read(ConversationSource([write_lines("a.jsonl", [record])], FOLDER))
     assert isinstance(result, Rejected)
     assert detail in result.detail

@@ -50,7 +50,10 @@ def test_missing_model(tmp_path: Path) -> None:
 
 
 def test_unreadable_model(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be read"):
+        Tokenizer(tmp_path / "file" / "tiny.model")
+    with pytest.raises(DataError, match="holds neither tokenizer.json nor tokenizer.model"):
         Tokenizer(tmp_path)
 
 

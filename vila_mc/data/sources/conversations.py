@@ -1,73 +1,197 @@
-"""Instruction data in LLaVA's JSON: an array, or JSON Lines.
+"""Instruction data: LLaVA's JSON, ShareGPT-like messages, questions with answers.
 
-Each record holds ``conversations: [{from: human|gpt, value}]`` and, for images, ``image`` (one
-name) or ``images`` (a list), with one ``<image>`` marker in the human turns per image.
+=========================================================  ====================================
+record                                                     who wrote it
+=========================================================  ====================================
+``conversations: [{from: human or gpt, value}]``           LLaVA, ShareGPT
+``messages: [{role: user or assistant, content}]``         OpenAI-like, Hugging Face
+``question``, ``answer``                                   FLAN-like
+=========================================================  ====================================
+
+Images are named under ``image`` (one) or ``images`` (a list), with one ``<image>`` marker in the
+user's turns per image. ``video`` names the frames of a video, as a list of images or as a folder of
+them; ``<video>`` in a user's turn stands for all of them. A content may also be a list of
+``{type: text, text}`` and ``{type: image}``, where no text is ever a marker.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from vila_mc.data.conversation import IMAGE_MARKER, TemplateName, Turn, conversation_parts
-from vila_mc.data.sources.records import (
-    Record,
-    Rejected,
-    RejectionError,
-    image_part,
-    read_samples,
+from vila_mc.data.conversation import (
+    IMAGE_MARKER,
+    Template,
+    Turn,
+    conversation_parts,
+    find_template,
 )
+from vila_mc.data.sources.image_files import Images
+from vila_mc.data.sources.record_files import RecordSource
+from vila_mc.data.sources.records import Record, RejectionError, require_string
 from vila_mc.errors import DataError
 from vila_mc.flow import RawSample
 
+VIDEO_MARKER = "<video>"
+MOST_FRAMES = 8
+"""Frames of a video that VILA looks at."""
 
-def read_conversations(
-    files: Sequence[Path], images: Path, template: TemplateName
-) -> Iterator[RawSample | Rejected]:
-    """One sample per conversation; only the assistant's words are trained.
+_FRAMES = (".jpg", ".jpeg", ".png", ".webp")
+_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_SYSTEM = "system"
 
-    Args:
-        files: ``.json`` (array), ``.jsonl`` or ``.jsonl.gz`` files.
-        images: folder that image names are relative to.
-        template: how turns become text.
 
-    Raises:
-        DataError: a file cannot be read.
-    """
+@dataclass(frozen=True)
+class ConversationSource(RecordSource):
+    """One sample per conversation; only the assistant's words are trained."""
 
-    def parse(record: Record, origin: str) -> RawSample:
-        turns = _turns(record)
-        parts = [image_part(images, name) for name in _image_names(record)]
+    images: Images
+    """Where names of images are looked up."""
+    template: Template = field(default_factory=lambda: find_template("vicuna_v1"))
+    """How turns become text."""
+    most_frames: int = MOST_FRAMES
+    """Frames of a video that are kept, spread evenly from the first to the last."""
+
+    def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample]:
+        """See ``RecordSource.parse``."""
+        names = _listed(record, "image", "images")
+        frames = self._frames(record)
+        system, turns = _turns(record, names, len(frames))
+        parts = [self.images.part(name) for name in (*names, *frames)]
         try:
-            return RawSample(conversation_parts(template, turns, parts), origin)
+            yield RawSample(conversation_parts(self.template, turns, parts, system), place)
         except DataError as error:
             raise RejectionError("bad conversation", str(error)) from None
 
-    return read_samples(files, parse)
+    def _frames(self, record: Record) -> list[Any]:
+        value = record.get("video")
+        if value is None:
+            return []
+        if isinstance(value, str):
+            if Path(value).suffix.lower() in (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif"):
+                raise RejectionError(
+                    "video file", f"{value[:80]}: give its frames as images, or their folder"
+                )
+            value = [name for name in self.images.folder(value) if name.lower().endswith(_FRAMES)]
+        if not isinstance(value, list) or not value:
+            raise RejectionError("bad conversation", "'video' names no frames")
+        return _spread(value, self.most_frames)
 
 
-def _image_names(record: Record) -> list[object]:
-    if "image" in record and "images" in record:
-        raise RejectionError("bad conversation", "both 'image' and 'images' are given")
-    value = record.get("images", record.get("image"))
+def _spread(frames: list[Any], most: int) -> list[Any]:
+    if len(frames) <= most:
+        return frames
+    if most == 1:
+        return [frames[len(frames) // 2]]
+    return [frames[round(n * (len(frames) - 1) / (most - 1))] for n in range(most)]
+
+
+def _listed(record: Record, one: str, many: str) -> list[object]:
+    if one in record and many in record:
+        raise RejectionError("bad conversation", f"both {one!r} and {many!r} are given")
+    value = record.get(many, record.get(one))
     if value is None:
         return []
-    return value if isinstance(value, list) else [value]
+    return list(value) if isinstance(value, list) else [value]
 
 
-def _turns(record: Record) -> list[Turn]:
-    said = record.get("conversations")
-    if not isinstance(said, list):
-        raise RejectionError("missing key", "there is no list under 'conversations'")
-    return [_turn(entry) for entry in said]
+def _turns(record: Record, names: list[object], num_frames: int) -> tuple[str | None, list[Turn]]:
+    """(system text if there is one, turns with one image marker per image).
+
+    Images that stand within contents are added to ``names``.
+    """
+    said = _said(record)
+    system: str | None = None
+    if said and said[0][0] == _SYSTEM:
+        system = _text_alone(said[0][1])
+        said = said[1:]
+    turns = []
+    for speaker, content in said:
+        role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+        if role == "user":
+            turns.append(Turn("user", _user_text(content, names)))
+        elif role == "assistant":
+            text = _text_alone(content)
+            if IMAGE_MARKER in text:
+                raise RejectionError("bad conversation", f"a gpt turn holds {IMAGE_MARKER}")
+            turns.append(Turn("assistant", text))
+        else:
+            allowed = "human, gpt, user or assistant, and system only before them"
+            raise RejectionError("bad conversation", f"{str(speaker)[:40]!r} speaks, not {allowed}")
+    return system, _with_frames(turns, num_frames)
 
 
-def _turn(entry: object) -> Turn:
-    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str):
-        raise RejectionError("bad conversation", f"{str(entry)[:80]} has no text under 'value'")
-    text, speaker = entry["value"], entry.get("from")
-    if speaker == "human":
-        return Turn("user", text)
-    if speaker != "gpt":
-        raise RejectionError("bad conversation", f"'from' is {speaker!r}; it must be human or gpt")
-    if IMAGE_MARKER in text:
-        raise RejectionError("bad conversation", f"a gpt turn holds {IMAGE_MARKER}")
-    return Turn("assistant", text)
+def _said(record: Record) -> list[tuple[object, object]]:
+    """(speaker, content) of each turn."""
+    for key, speaker, content in (
+        ("conversations", "from", "value"),
+        ("messages", "role", "content"),
+    ):
+        if key in record:
+            entries = record[key]
+            if not isinstance(entries, list):
+                raise RejectionError("missing key", f"there is no list under {key!r}")
+            return [_entry(entry, speaker, content) for entry in entries]
+    if "question" in record and "answer" in record:
+        return [
+            (name, require_string(record, key))
+            for name, key in (("user", "question"), ("assistant", "answer"))
+        ]
+    raise RejectionError("missing key", "there is no 'conversations', 'messages' or 'question'")
+
+
+def _entry(entry: object, speaker: str, content: str) -> tuple[object, object]:
+    if not isinstance(entry, dict) or not isinstance(entry.get(content), str | list):
+        raise RejectionError("bad conversation", f"{str(entry)[:80]} has no text under {content!r}")
+    return entry.get(speaker), entry[content]
+
+
+def _text_alone(content: object) -> str:
+    if isinstance(content, str):
+        return content
+    assert isinstance(content, list)
+    for item in content:
+        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+            raise RejectionError("bad conversation", "only the user may show images")
+    return "".join(item["text"] for item in content)
+
+
+def _user_text(content: object, names: list[object]) -> str:
+    if isinstance(content, str):
+        return content
+    assert isinstance(content, list)
+    text = ""
+    for item in content:
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind == "text" and isinstance(item.get("text"), str):
+            if IMAGE_MARKER in item["text"] or VIDEO_MARKER in item["text"]:
+                raise RejectionError(
+                    "bad conversation", "a text beside {type: image} holds a literal marker"
+                )
+            text += item["text"]
+        elif kind == "image":
+            text += IMAGE_MARKER
+            if "image" in item:
+                names.append(item["image"])
+        else:
+            raise RejectionError("bad conversation", f"{str(item)[:80]} is neither text nor image")
+    return text
+
+
+def _with_frames(turns: Sequence[Turn], num_frames: int) -> list[Turn]:
+    """Put a marker per frame in place of ``<video>``; images and a video do not mix."""
+    markers = sum(turn.text.count(VIDEO_MARKER) for turn in turns if turn.role == "user")
+    if not num_frames:
+        return list(turns)
+    images = sum(turn.text.count(IMAGE_MARKER) for turn in turns if turn.role == "user")
+    if markers != 1 or images:
+        raise RejectionError(
+            "bad conversation",
+            f"a 'video' takes one {VIDEO_MARKER} and no {IMAGE_MARKER} in the user's turns; "
+            f"there are {markers} and {images}",
+        )
+    expanded = "\n".join([IMAGE_MARKER] * num_frames)
+    return [
+        Turn(turn.role, turn.text.replace(VIDEO_MARKER, expanded)) if turn.role == "user" else turn
+        for turn in turns
+    ]

@@ -1,55 +1,80 @@
 """Interleaved documents of images and sentences, in MMC4's JSON Lines.
 
-Each line holds ``text_list`` (sentences) and ``image_info``, a list of objects with ``image_name``
-and ``matched_text_index``. Other keys, such as the similarity matrix, are not read.
+Each line holds ``text_list`` (sentences) and ``image_info``, a list of objects with ``image_name``,
+``matched_text_index`` and ``matched_sim``. Other keys are not read; ``raw_url`` is never fetched.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vila_mc.data.sources.records import (
-    Record,
-    Rejected,
-    RejectionError,
-    image_part,
-    read_samples,
-)
+from vila_mc.data.sources.image_files import Images
+from vila_mc.data.sources.record_files import RecordSource
+from vila_mc.data.sources.records import Record, Rejected, RejectionError
 from vila_mc.flow import ImagePart, RawSample, TextPart
 
 MOST_IMAGES = 6
-"""Images of a document that are kept, in the order of ``image_info``."""
+"""Images of a document that VILA keeps."""
 
 
-def read_interleaved(files: Sequence[Path], images: Path) -> Iterator[RawSample | Rejected]:
+@dataclass(frozen=True)
+class InterleavedSource(RecordSource):
     """One sample per document: each image before its sentence, all text trained, EOS at the end.
 
     Sentences are joined by one space; where an image stands between two of them, it takes the
     place of the space. A literal ``<image>`` in a sentence is text like any other.
 
-    Args:
-        files: ``.jsonl``, ``.jsonl.gz`` or ``.json`` (array) files.
-        images: folder that the names under ``image_name`` are relative to.
-
-    Raises:
-        DataError: a file cannot be read.
-
     Source:
         VILA, arXiv 2312.07533, section 4; MMC4, arXiv 2304.06939.
     """
 
-    def parse(record: Record, origin: str) -> RawSample:
+    images: Images
+    """Where ``image_name`` is looked up."""
+    most_images: int = MOST_IMAGES
+    """Images of a document that are kept, in the order of ``image_info``."""
+    least_similarity: float | None = None
+    """Images that are less like their sentence are left out before ``most_images`` are taken."""
+    as_pairs: bool = False
+    """One sample per image instead, with its sentence as the caption: VILA's MMC4-pairs."""
+
+    def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample | Rejected]:
+        """See ``RecordSource.parse``."""
         sentences = _sentences(record)
-        chosen = _list(record, "image_info")[:MOST_IMAGES]
-        if not chosen:
-            raise RejectionError("no image", "'image_info' is empty")
-        placed = [_place(info, len(sentences)) for info in chosen]
+        placed = self._choose(record, len(sentences))
+        if self.as_pairs:
+            for index, name in placed:
+                try:
+                    yield RawSample(self._pair(sentences[index], name), place)
+                except RejectionError as error:
+                    yield error.at(file, place)
+            return
         before: dict[int, list[ImagePart]] = {}
         for index, name in placed:
-            before.setdefault(index, []).append(image_part(images, name))
-        return RawSample(_interleave(sentences, before), origin)
+            before.setdefault(index, []).append(self.images.part(name))
+        yield RawSample(_interleave(sentences, before), place)
 
-    return read_samples(files, parse)
+    def _pair(self, sentence: str, name: object) -> tuple[TextPart | ImagePart, ...]:
+        if not sentence:
+            raise RejectionError("empty text", f"the sentence of {str(name)[:80]} is blank")
+        return self.images.part(name), TextPart(sentence, is_trained=True, ends_turn=True)
+
+    def _choose(self, record: Record, num_sentences: int) -> list[tuple[int, object]]:
+        """(index of the sentence that the image stands before, image name) of each image kept."""
+        infos = _list(record, "image_info")
+        if not infos:
+            raise RejectionError("no image", "'image_info' is empty")
+        if self.least_similarity is not None:
+            infos = [
+                info
+                for number, info in enumerate(infos)
+                if _similarity(record, number, info) >= self.least_similarity
+            ]
+            if not infos:
+                raise RejectionError(
+                    "no similar image", f"no image reaches --min-similarity {self.least_similarity}"
+                )
+        return [_place(info, num_sentences) for info in infos[: self.most_images]]
 
 
 def _interleave(
@@ -85,14 +110,30 @@ def _list(record: Record, key: str) -> list[Any]:
     return value
 
 
+def _similarity(record: Record, number: int, info: object) -> float:
+    """``matched_sim`` of an image, or what the similarity matrix says."""
+    value: object = None
+    if isinstance(info, dict):
+        value = info.get("matched_sim")
+        if value is None:
+            try:
+                value = record["similarity_matrix"][number][info["matched_text_index"]]
+            except (KeyError, IndexError, TypeError):
+                value = None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RejectionError(
+            "bad image_info", "an image has neither 'matched_sim' nor a similarity in the matrix"
+        )
+    return value
+
+
 def _place(info: object, num_sentences: int) -> tuple[int, object]:
-    """(index of the sentence that the image stands before, image name)."""
     if not isinstance(info, dict):
         raise RejectionError("bad image_info", f"an entry is a {type(info).__name__}")
     index = info.get("matched_text_index")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_sentences:
         raise RejectionError(
             "bad image_info",
-            f"'matched_text_index' is {index!r}, but there are {num_sentences} sentences",
+            f"'matched_text_index' is {str(index)[:40]}, but there are {num_sentences} sentences",
         )
     return index, info.get("image_name")

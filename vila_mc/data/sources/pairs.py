@@ -1,35 +1,99 @@
-"""Image-caption pairs: JSON Lines with ``image`` and ``caption`` (or ``text``)."""
+"""Image-caption pairs, from JSON Lines beside images, or from WebDataset archives."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from vila_mc.data.sources.image_files import Images
+from vila_mc.data.sources.record_files import RecordSource, decode
 from vila_mc.data.sources.records import (
+    Block,
     Record,
     Rejected,
-    image_part,
-    read_samples,
+    RejectionError,
+    in_blocks,
     require_string,
 )
-from vila_mc.flow import RawSample, TextPart
+from vila_mc.data.sources.tars import read_member
+from vila_mc.data.sources.webdataset import IMAGES, ShardSample, read_shard
+from vila_mc.flow import ImagePart, RawSample, TextPart
+
+_CAPTION_KEYS = ("caption", "text")
+_ARCHIVES = (".tar", ".parquet")
 
 
-def read_pairs(files: Sequence[Path], images: Path) -> Iterator[RawSample | Rejected]:
+@dataclass(frozen=True)
+class PairSource(RecordSource):
     """One sample per pair: the image, then the caption and EOS, both trained.
 
-    Args:
-        files: ``.jsonl``, ``.jsonl.gz`` or ``.json`` (array) files.
-        images: folder that the names under ``image`` are relative to.
-
-    Raises:
-        DataError: a file cannot be read.
+    A ``.tar`` is a WebDataset archive: files with one key are a sample, of which the image and the
+    ``.txt`` (or the caption in the ``.json``) are read. A ``.parquet`` file gives the captions of
+    the ``.tar`` beside it, as img2dataset writes them. Any other file holds JSON records.
 
     Source:
         VILA, arXiv 2312.07533, section 4 (COYO).
     """
 
-    def parse(record: Record, origin: str) -> RawSample:
-        image = image_part(images, require_string(record, "image"))
-        caption = require_string(record, "caption" if "caption" in record else "text").strip()
-        return RawSample((image, TextPart(caption, is_trained=True, ends_turn=True)), origin)
+    images: Images
+    """Where records find their images; archives bring their own."""
+    caption_key: str | None = None
+    """Where captions stand in records and parquet files; None: ``caption``, else ``text``."""
 
-    return read_samples(files, parse)
+    def blocks(self, file: Path) -> Iterator[Block]:
+        """See ``Source.blocks``."""
+        if file.suffix not in _ARCHIVES:
+            return super().blocks(file)
+        entries = read_shard(file, self.caption_key or "caption")
+        return in_blocks(file, entries, self.block_records, 64 << 20)
+
+    def samples(self, block: Block) -> Iterator[RawSample | Rejected]:
+        """See ``Source.samples``."""
+        if block.file.suffix not in _ARCHIVES:
+            yield from super().samples(block)
+            return
+        archive = block.file.with_suffix(".tar")
+        for key, found in block.entries:
+            try:
+                if isinstance(found, RejectionError):
+                    raise found
+                yield self._pair(*self._read(archive, found), key)
+            except RejectionError as error:
+                yield error.at(block.file, key)
+
+    def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample]:
+        """See ``RecordSource.parse``."""
+        name = require_string(record, "image")
+        caption = self._caption(record)
+        yield self._pair(self.images.part(name), caption, place)
+
+    def _pair(self, image: ImagePart, caption: str, place: int | str) -> RawSample:
+        text = TextPart(caption.strip(), is_trained=True, ends_turn=True)
+        return RawSample((image, text), place)
+
+    def _caption(self, record: Record) -> str:
+        if self.caption_key is not None:
+            return require_string(record, self.caption_key)
+        return require_string(record, next((k for k in _CAPTION_KEYS if k in record), "text"))
+
+    def _read(self, archive: Path, sample: ShardSample) -> tuple[ImagePart, str]:
+        images = [sample.members[kind] for kind in IMAGES if kind in sample.members]
+        if len(images) != 1:
+            raise RejectionError(
+                "missing image" if not images else "several images",
+                f"{sample.key} has {', '.join(sorted(sample.members)) or 'nothing'}",
+            )
+        caption = self._shard_caption(archive, sample)
+        return ImagePart(read_member(archive, images[0]), images[0].name), caption
+
+    def _shard_caption(self, archive: Path, sample: ShardSample) -> str:
+        if sample.caption is not None:
+            return require_string({"caption": sample.caption}, "caption")
+        if "txt" in sample.members and self.caption_key is None:
+            data = read_member(archive, sample.members["txt"])
+            try:
+                return require_string({"txt": data.decode("utf-8")}, "txt")
+            except UnicodeDecodeError as error:
+                raise RejectionError("not UTF-8", error.reason) from None
+        if "json" in sample.members:
+            return self._caption(decode(read_member(archive, sample.members["json"])))
+        raise RejectionError("missing caption", f"{sample.key} has neither .txt nor .json")

@@ -1,21 +1,17 @@
-"""Raw files as a stream of records, each with its place, good or rejected.
+"""What every source speaks of: blocks of raw records, and records that had to be rejected.
 
-JSON Lines files (``.jsonl``, also ``.jsonl.gz``) hold one object a line. A ``.json`` file holds one
-array of objects, which is decoded element by element, so that its size does not matter.
+A source reads its files twice over. ``blocks`` runs in one process, in order, and only cuts a file
+into pieces; ``samples`` runs wherever there is a processor free and turns a piece into samples.
 """
 
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, Protocol
 
-from vila_mc.errors import DataError
-from vila_mc.flow import ImagePart, RawSample
+from vila_mc.flow import RawSample
 
-_READ_SIZE = 1 << 20
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +19,8 @@ class Rejected:
     """A record that cannot become a sample."""
 
     file: str
-    line: int
-    """Line of a JSON Lines file, or element of a JSON array, from 1."""
+    place: int | str
+    """Line of a JSON Lines file or element of a JSON array, from 1; or member of an archive."""
     reason: str
     """Kind of fault, the same words for every record with it."""
     detail: str
@@ -32,7 +28,17 @@ class Rejected:
 
     def describe(self) -> str:
         """One line for a message: place, reason, detail."""
-        return f"{self.file}:{self.line}: {self.reason}: {self.detail}"
+        return f"{self.file}:{self.place}: {self.reason}: {self.detail}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of PREFIX.rejected.jsonl."""
+        where = "line" if isinstance(self.place, int) else "member"
+        return {
+            "file": self.file,
+            where: self.place,
+            "reason": self.reason,
+            "detail": self.detail,
+        }
 
 
 class RejectionError(Exception):
@@ -43,124 +49,83 @@ class RejectionError(Exception):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type["RejectionError"], tuple[str, str]]:
+        return RejectionError, (self.reason, self.detail)
 
-Record = dict[str, Any]
-Parse = Callable[[Record, str], RawSample]
-"""From one record and its origin (``file:line``) to a sample; raises RejectionError."""
+    def at(self, file: Path, place: int | str) -> Rejected:
+        """The rejected record, now that its place is known."""
+        return Rejected(str(file), place, self.reason, self.detail)
 
 
-def read_samples(files: Sequence[Path], parse: Parse) -> Iterator[RawSample | Rejected]:
-    """Every record of ``files`` in order, as a sample or with the reason why it is none.
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some neighbouring records of one file, not looked into yet."""
 
-    Raises:
-        DataError: a file is missing, unreadable, or damaged beyond the record at hand.
+    file: Path
+    end: int
+    """Bytes of the file that are read when this block is."""
+    entries: Sequence[tuple[int | str, Any]]
+    """(place, raw record) in order; what a raw record is, only its source knows. A RejectionError
+    stands where the file itself is damaged."""
+
+
+class Source(Protocol):
+    """A raw corpus. Small and picklable: every worker process gets a copy."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Its files, in the order of the dataset."""
+        ...
+
+    def blocks(self, file: Path) -> Iterator[Block]:
+        """The records of one file, in order, the same blocks each time.
+
+        Raises:
+            DataError: the file is missing, may not be read, or is of a kind that is not read.
+        """
+        ...
+
+    def samples(self, block: Block) -> Iterator[RawSample | Rejected]:
+        """Every record of a block, as samples or with the reason why it is none."""
+        ...
+
+
+def read(source: Source) -> Iterator[RawSample | Rejected]:
+    """All of a source, in this process."""
+    for file in source.files:
+        for block in source.blocks(file):
+            yield from source.samples(block)
+
+
+def in_blocks(
+    file: Path,
+    entries: Iterable[tuple[int | str, Any, int]],
+    most_records: int,
+    most_bytes: int,
+) -> Iterator[Block]:
+    """Group (place, raw record, end in the file) into blocks.
+
+    A block is full once it spans ``most_bytes`` of the file or holds ``most_records``.
     """
-    for file in files:
-        for line, record in read_records(file):
-            if isinstance(record, RejectionError):
-                yield Rejected(str(file), line, record.reason, record.detail)
-                continue
-            try:
-                yield parse(record, f"{file}:{line}")
-            except RejectionError as error:
-                yield Rejected(str(file), line, error.reason, error.detail)
-
-
-def read_records(file: Path) -> Iterator[tuple[int, Record | RejectionError]]:
-    """(line or element number from 1, object or what is wrong with it) for each record of a file.
-
-    Raises:
-        DataError: the file is missing, unreadable, or not in the format that its name says.
-    """
-    try:
-        if file.suffix == ".json":
-            with file.open(encoding="utf-8") as text:
-                yield from _read_array(text, file)
-        elif file.suffix == ".gz":
-            with cast(BinaryIO, gzip.open(file, "rb")) as stream:
-                yield from _read_lines(stream)
-        else:
-            with file.open("rb") as stream:
-                yield from _read_lines(stream)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8: {error.reason}. Convert it to UTF-8.") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{file} is not a whole gzip file: {error}. Copy it again.") from None
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}. Check the path.") from None
+    taken: list[tuple[int | str, Any]] = []
+    start = end = 0
+    for place, raw, end in entries:
+        taken.append((place, raw))
+        if len(taken) >= most_records or end - start >= most_bytes:
+            yield Block(file, end, taken)
+            taken, start = [], end
+    if taken:
+        yield Block(file, end, taken)
 
 
 def require_string(record: Record, key: str) -> str:
     """The text under ``key``. Raises RejectionError when it is missing, no text, or blank."""
     if key not in record:
-        raise RejectionError("missing key", f"there is no {key!r} among {', '.join(record)}")
+        known = ", ".join(list(record)[:20])
+        raise RejectionError("missing key", f"there is no {key!r} among {known[:200]}")
     value = record[key]
     if not isinstance(value, str):
         raise RejectionError("not a text", f"{key!r} holds a {type(value).__name__}")
     if not value.strip():
         raise RejectionError("empty text", f"{key!r} is blank")
     return value
-
-
-def image_part(folder: Path, name: object) -> ImagePart:
-    """The image ``name`` in ``folder``. Raises RejectionError for a name that leads out of it."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise RejectionError("bad image name", f"{name!r} is not a file name")
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise RejectionError("bad image name", f"{name!r} leads out of the image folder")
-    return ImagePart(folder / name, name)
-
-
-def _read_lines(stream: BinaryIO) -> Iterator[tuple[int, Record | RejectionError]]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, _as_record(json.loads(line))
-        except UnicodeDecodeError as error:
-            yield number, RejectionError("not UTF-8", error.reason)
-        except (ValueError, RecursionError) as error:
-            yield number, RejectionError("not JSON", str(error))
-
-
-def _as_record(value: object) -> Record | RejectionError:
-    if isinstance(value, dict):
-        return value
-    return RejectionError("not an object", f"the record is a {type(value).__name__}")
-
-
-def _read_array(text: TextIO, file: Path) -> Iterator[tuple[int, Record | RejectionError]]:
-    """Decode one element after the other, holding little more than the element at hand."""
-    decoder = json.JSONDecoder()
-    buffer = text.read(_READ_SIZE).lstrip("\ufeff \t\r\n")
-    if not buffer.startswith("["):
-        raise DataError(f"{file} does not hold a JSON array. Rename it to .jsonl if it is lines.")
-    position, number = 1, 0
-    while True:
-        position = _skip(" \t\r\n", buffer, position)
-        if buffer.startswith("]", position):
-            return
-        try:
-            value, end = decoder.raw_decode(buffer, position)
-            end = _skip(" \t\r\n", buffer, end)
-            is_complete = buffer.startswith((",", "]"), end)
-        except (ValueError, RecursionError):
-            is_complete = False
-        if is_complete:
-            number += 1
-            yield number, _as_record(value)
-            position = end + buffer.startswith(",", end)
-            continue
-        more = text.read(max(_READ_SIZE, len(buffer) - position))
-        if not more:
-            raise DataError(
-                f"{file} is damaged or cut off after element {number} of its array. Repair it, or "
-                "convert it to JSON Lines, where a bad record harms only itself."
-            )
-        buffer, position = buffer[position:] + more, 0
-
-
-def _skip(characters: str, text: str, position: int) -> int:
-    while position < len(text) and text[position] in characters:
-        position += 1
-    return position

@@ -1,25 +1,24 @@
 """Text-only corpora: JSON Lines with one document a line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from vila_mc.data.sources.records import Record, Rejected, read_samples, require_string
+from vila_mc.data.sources.record_files import RecordSource
+from vila_mc.data.sources.records import Record, require_string
 from vila_mc.flow import RawSample, TextPart
 
 
-def read_text(files: Sequence[Path], key: str = "text") -> Iterator[RawSample | Rejected]:
-    """One sample per document: all of it trained, EOS at its end.
+@dataclass(frozen=True)
+class TextSource(RecordSource):
+    """One sample per document: all of it trained, EOS at its end."""
 
-    Args:
-        files: ``.jsonl``, ``.jsonl.gz`` or ``.json`` (array) files.
-        key: where each object holds the document.
+    key: str = "text"
+    """Where each object holds the document."""
 
-    Raises:
-        DataError: a file cannot be read.
-    """
+    block_records = 10_000
 
-    def parse(record: Record, origin: str) -> RawSample:
-        text = require_string(record, key)
-        return RawSample((TextPart(text, is_trained=True, ends_turn=True),), origin)
-
-    return read_samples(files, parse)
+    def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample]:
+        """See ``RecordSource.parse``."""
+        text = require_string(record, self.key)
+        yield RawSample((TextPart(text, is_trained=True, ends_turn=True),), place)

@@ -1,0 +1,77 @@
+"""How many records may be bad, and how many were."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from vila_mc.data.sources.records import Rejected
+from vila_mc.errors import ConfigError
+
+_EARLY = 1000
+"""Records after which a run stops if more than half are rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionLimit:
+    """How many records may be rejected: a number of them, or a share of all."""
+
+    count: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "RejectionLimit":
+        """Read ``25`` or ``1%``. Raises ConfigError."""
+        try:
+            if text.endswith("%"):
+                limit = cls(share=float(text[:-1]) / 100)
+                is_valid = 0 <= limit.share <= 1  # type: ignore[operator]
+            else:
+                limit = cls(count=int(text))
+                is_valid = limit.count >= 0  # type: ignore[operator]
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            raise ConfigError(
+                f"--max-rejected is {text!r}; give a number of records such as 25, or a share of "
+                "them such as 1%."
+            )
+        return limit
+
+    def is_passed(self, rejected: int, seen: int, *, is_end: bool) -> bool:
+        """Whether ``rejected`` of ``seen`` records are too many."""
+        if self.count is not None:
+            return rejected > self.count
+        assert self.share is not None
+        if is_end:
+            return rejected > self.share * seen
+        return seen >= _EARLY and rejected > max(0.5, self.share) * seen
+
+    def __str__(self) -> str:
+        return f"{self.count}" if self.share is None else f"{100 * self.share:.6g}%"
+
+
+DEFAULT_LIMIT = RejectionLimit(share=0.01)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the records."""
+
+    seen: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    first: str | None = None
+    """The first rejected record, described in one line."""
+
+    def reject(self, rejected: Rejected) -> None:
+        """Count a rejected record."""
+        self.rejected[rejected.reason] += 1
+        self.first = self.first or " ".join(rejected.describe().split())
+
+    def to_json(self) -> dict[str, Any]:
+        """The tally as a run that goes on later needs it."""
+        return {"seen": self.seen, "rejected": dict(self.rejected), "first": self.first}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Tally":
+        """The tally of an earlier run."""
+        return cls(values["seen"], Counter(values["rejected"]), values["first"])

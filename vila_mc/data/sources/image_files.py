@@ -1,0 +1,134 @@
+"""Where the images that records name lie: in a folder, or in tar archives."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from vila_mc.data.sources.records import RejectionError
+from vila_mc.data.sources.tars import Member, read_member, scan
+from vila_mc.errors import DataError
+from vila_mc.flow import ImagePart
+
+_ENTRY = np.dtype(
+    [("key", "<u8"), ("check", "<u8"), ("tar", "<u4"), ("offset", "<u8"), ("size", "<u8")]
+)
+"""A name as 128 bits of its hash: 30 million names take 1 GB, which is mapped, not loaded."""
+
+
+class Images(Protocol):
+    """Finds images by the names that records give."""
+
+    def part(self, name: object) -> ImagePart:
+        """The image. Raises RejectionError for what is no name, leads elsewhere, or is missing."""
+        ...
+
+    def folder(self, name: str) -> list[str]:
+        """Names of all files in a folder of them, sorted. Raises RejectionError."""
+        ...
+
+
+def check_name(name: object) -> str:
+    """A relative file name. Raises RejectionError for anything else, web addresses included."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise RejectionError("bad image name", f"{str(name)[:80]!r} is not a file name")
+    if "://" in name:
+        raise RejectionError("bad image name", f"{name[:80]!r} is an address; nothing is fetched")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise RejectionError("bad image name", f"{name[:80]!r} leads out of the image folder")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """Images as files in a folder. They are looked for when they are read."""
+
+    root: Path
+
+    def part(self, name: object) -> ImagePart:
+        """See ``Images.part``."""
+        name = check_name(name)
+        return ImagePart(self.root / name, name)
+
+    def folder(self, name: str) -> list[str]:
+        """See ``Images.folder``."""
+        try:
+            found = sorted(path.name for path in (self.root / check_name(name)).iterdir())
+        except OSError as error:
+            raise RejectionError("missing image", f"folder {name}: {error.strerror}") from None
+        return [f"{name}/{file}" for file in found]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTars:
+    """Images in tar archives, found through an index file that ``index_tars`` made."""
+
+    tars: tuple[Path, ...]
+    index: Path
+
+    def part(self, name: object) -> ImagePart:
+        """See ``Images.part``."""
+        name = check_name(name)
+        entries = _mapped(self.index)
+        key, check = _hash(name)
+        first = int(np.searchsorted(entries["key"], key))
+        for entry in entries[first : first + 8]:  # names that share half of their hash: never 8
+            if (int(entry["key"]), int(entry["check"])) == (key, check):
+                member = Member(name, int(entry["offset"]), int(entry["size"]))
+                return ImagePart(read_member(self.tars[int(entry["tar"])], member), name)
+        raise RejectionError("missing image", f"{name} is in none of the archives")
+
+    def folder(self, name: str) -> list[str]:
+        """Archives are found by whole names only. Raises RejectionError."""
+        raise RejectionError("missing image", f"{name}: give the names of frames within archives")
+
+
+def index_tars(tars: Sequence[Path], index: Path) -> ImageTars:
+    """Write the index of all files in some archives.
+
+    A name may be given as it stands in the archive, or without its folders. Where two files have
+    one name, the first counts.
+
+    Args:
+        tars: the archives.
+        index: the file to write; what is there is overwritten.
+
+    Raises:
+        DataError: an archive is missing, may not be read, or is damaged.
+    """
+    partial = index.with_name(index.name + ".partial")
+    index.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("wb") as file:
+        for number, tar in enumerate(tars):
+            np.array(_rows(number, tar), _ENTRY).tofile(file)
+    entries = np.fromfile(partial, _ENTRY)
+    entries[np.argsort(entries["key"], kind="stable")].tofile(partial)
+    partial.replace(index)
+    return ImageTars(tuple(tars), index)
+
+
+def _rows(number: int, tar: Path) -> list[tuple[int, ...]]:
+    rows: list[tuple[int, ...]] = []
+    for member in scan(tar):
+        if isinstance(member, RejectionError):
+            raise DataError(f"{tar} is damaged: {member.detail}. Copy it again.")
+        name = member.name.removeprefix("./")
+        for alias in {name, name.rpartition("/")[2]}:
+            rows.append((*_hash(alias), number, member.offset, member.size))
+    return rows
+
+
+def _hash(name: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+@lru_cache(maxsize=4)
+def _mapped(index: Path) -> np.ndarray:
+    if index.stat().st_size == 0:
+        return np.empty(0, _ENTRY)
+    return np.memmap(index, _ENTRY, "r").view(np.ndarray)
