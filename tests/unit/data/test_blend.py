@@ -87,3 +87,45 @@ def test_tiny_last_weight_does_not_overflow() -> None:
 def test_datasets_that_cannot_be_blended(weights: list[float], sizes: list[int]) -> None:
     with pytest.raises(DataError, match="cannot blend"):
         Blend(weights, sizes, 0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.sampled_from([0.5, 1, 1.5, 3])), min_size=1, max_size=4
+    ),
+    st.integers(0, 99),
+)
+def test_epochs_are_exact(entries: list[tuple[int, float]], seed: int) -> None:
+    sizes, epochs = [size for size, _ in entries], [epochs for _, epochs in entries]
+    blend = Blend.by_epochs(epochs, sizes, seed)
+    period = blend.period()
+    assert period is not None
+    seen = [np.zeros(size, int) for size in sizes]
+    for cycle in range(2):
+        datasets, samples = blend.choose(cycle * period, period)
+        for dataset, (size, passes) in enumerate(entries):
+            drawn = samples[datasets == dataset]
+            assert len(drawn) == max(1, round(passes * size))
+            seen[dataset] += np.bincount(drawn, minlength=size)
+            assert seen[dataset].max() - seen[dataset].min() <= 1
+
+
+def test_epochs_are_mixed_throughout() -> None:
+    datasets, _ = Blend.by_epochs([1, 2], [3000, 500], 0).choose(0, 4000)
+    for start in range(0, 4000, 100):
+        assert abs(np.count_nonzero(datasets[start : start + 100]) - 25) <= 4
+
+
+def test_more_samples_than_can_be_counted() -> None:
+    with pytest.raises(DataError, match="asks for 2,000,000,000,000 samples"):
+        Blend.by_epochs([2e9], [1000], 0)
+
+
+@settings(deadline=None)
+@given(WEIGHTS, st.integers(0, 2**40), st.integers(0, 2000))
+def test_draws_before_a_position_are_counted(weights: list[float], seed: int, start: int) -> None:
+    sizes = [7] * len(weights)
+    datasets, samples = Blend(weights, sizes, seed).choose(0, start + 1)
+    later = Blend(weights, sizes, seed).choose(start, 1)
+    assert (datasets[-1], samples[-1]) == (later[0][0], later[1][0])

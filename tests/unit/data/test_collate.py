@@ -117,3 +117,21 @@ def test_image_that_no_longer_decodes(model: ModelConfig) -> None:
     broken = StoredImage(np.zeros(8, np.uint8), "the image of set sample 4")
     with pytest.raises(DataError, match="the image of set sample 4 is not an image"):
         collate([[[broken]]], model, 8, needs_images=True)
+
+
+def test_packed_samples_predict_nothing_of_each_other(
+    model: ModelConfig, image: StoredImage
+) -> None:
+    samples = [[text(1, 5, 6)], [text(1, trained=False), image, text(7, 2)], [text(3)]]
+    batch = collate([samples, [[text(4, 8)]]], model, 13, needs_images=True)
+    assert batch.tokens.tolist() == [[1, 5, 6, 1, 0, 0, 0, 0, 7, 2, 3, 0, 0], [4, 8] + [0] * 11]
+    assert batch.labels.tolist()[0] == [5, 6, _, _, _, _, _, 7, 2, _, _, _, _]
+    assert batch.labels.tolist()[1] == [8] + [_] * 12
+    assert batch.image_starts.tolist() == [[0, 4]]
+    assert batch.sample_lengths == ((3, 7, 1), (2,))
+    assert (batch.num_samples, batch.filled_positions(), batch.is_packed()) == (4, 13, True)
+
+
+def test_a_row_that_cannot_hold_its_samples(model: ModelConfig) -> None:
+    with pytest.raises(ValueError, match="could not broadcast"):
+        collate([[[text(1, 2)], [text(3, 4)]]], model, 3, needs_images=False)

@@ -5,7 +5,8 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 
 from tests.support.tiny import tiny_run
-from vila_mc.model.attention import TorchAttention
+from vila_mc.model.attention import PackedRows, TorchAttention
+from vila_mc.model.language import restart_positions
 from vila_mc.model.megatron_config import language_config
 
 
@@ -53,3 +54,35 @@ def test_a_mask_tensor_is_an_error_of_ours():
     query, key, value = _qkv(groups=4)
     with pytest.raises(AssertionError, match="masks are given by type"):
         _attention(AttnMaskType.causal)(query, key, value, torch.ones(1))
+
+
+def test_packed_samples_attend_to_themselves_alone():
+    attention = _attention(AttnMaskType.causal)
+    lengths = ((2, 3), (1, 1, 4))
+    query, key, value = _qkv(2)
+    for tensor in (query, key, value):
+        tensor.requires_grad_()
+    packed = attention(
+        query, key, value, attention_mask=None, packed_seq_params=PackedRows.of(lengths, 6)
+    )
+    packed.square().sum().backward()
+    gradients = [tensor.grad.clone() for tensor in (query, key, value)]
+    for tensor in (query, key, value):
+        tensor.grad = None
+    for row, of_row in enumerate(lengths):
+        start = 0
+        for length in of_row:
+            part = [t[start : start + length, row : row + 1] for t in (query, key, value)]
+            alone = attention(*part, attention_mask=None)
+            torch.testing.assert_close(packed[start : start + length, row : row + 1], alone)
+            alone.square().sum().backward()
+            start += length
+        assert not packed[start:, row].any()  # padding
+    for packed_gradient, tensor in zip(gradients, (query, key, value), strict=True):
+        torch.testing.assert_close(packed_gradient, tensor.grad)
+
+
+def test_positions_of_packed_rows_restart():
+    angles = torch.arange(6.0).view(6, 1, 1, 1)
+    restarted = restart_positions(angles, ((2, 3), (6,)))
+    assert restarted[:, :, 0, 0].T.tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]
