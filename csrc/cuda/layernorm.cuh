@@ -1,0 +1,129 @@
+// downsample_layernorm: gather and LayerNorm in one pass, with an FP8 output if asked for.
+//
+// A block keeps one token in registers, kItems channels a thread, and goes on to the next token
+// with weight and bias still in shared memory: x is read once and y is written once.
+#pragma once
+
+#include "neighbours.cuh"
+#include "numbers.cuh"
+#include "reduce.cuh"
+
+namespace vila_mc {
+
+constexpr int kItems = 32;
+constexpr int kMaxNormThreads = 384;  // leaves each thread the registers for kItems
+constexpr int kMaxNormWidth = kItems * kMaxNormThreads;
+
+inline int norm_threads(int merged_width) {
+    const int busy = (merged_width + kItems - 1) / kItems;
+    return (busy + kWarpSize - 1) / kWarpSize * kWarpSize;
+}
+
+template <class T, class Out>
+struct NormForward {
+    const T* patches;    // [images, patches, width]
+    const T* weight;     // [merged width]
+    const T* bias;       // [merged width]
+    Out* normal;         // [rows, merged width]
+    float* mean;         // [rows]
+    float* rstd;         // [rows]
+    const float* scale;  // [1], null for 1: what `normal` is multiplied by before rounding
+    float* amax;         // [1], null or 0 at the start: the largest |normal| before scaling
+    int64_t rows;
+    Neighbours neighbours;
+    float epsilon;
+};
+
+// kLoad numbers are loaded at once: 16 bytes' worth, or 1 where addresses do not allow it.
+template <class T, class Out, int kLoad>
+__global__ void __launch_bounds__(kMaxNormThreads)
+    downsample_layernorm_forward(NormForward<T, Out> a) {
+    constexpr int kVectors = kItems / kLoad;
+    SIMT_SHARED(float, sum_scratch, kMaxWarps);
+    SIMT_SHARED(float, square_scratch, kMaxWarps);
+    const int width = a.neighbours.merged_width();
+    const auto first_of = [](int v) { return int(v * blockDim.x + threadIdx.x) * kLoad; };
+
+    T* const weight = simt::dynamic_shared<T>();  // registers are for the token
+    T* const bias = weight + width;
+    for (int i = threadIdx.x * kLoad; i < width; i += blockDim.x * kLoad) {
+        store<T, kLoad>(weight + i, load<T, kLoad>(a.weight + i));  // read back by the same thread:
+        store<T, kLoad>(bias + i, load<T, kLoad>(a.bias + i));      // no barrier
+    }
+    const float scale = a.scale != nullptr ? *a.scale : 1.0f;
+    float top = 0.0f;
+
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
+        const Neighbours::Token token = a.neighbours.token(row);
+        Vector<T, kLoad> x[kVectors];
+        float sum = 0.0f;
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+            x[v] = zeros<T, kLoad>();
+            if (first_of(v) >= width) continue;
+            const Neighbours::Channel channel = a.neighbours.channel(first_of(v));
+            if (token.has(channel)) x[v] = load<T, kLoad>(a.patches + token.first + channel.offset);
+#pragma unroll
+            for (int k = 0; k < kLoad; ++k) sum += to_float(x[v].at[k]);
+        }
+        const float mean = block_sum(sum, sum_scratch) / width;
+
+        float squares = 0.0f;
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+            if (first_of(v) >= width) continue;
+#pragma unroll
+            for (int k = 0; k < kLoad; ++k) {
+                const float off = to_float(x[v].at[k]) - mean;
+                squares += off * off;
+            }
+        }
+        const float rstd = rsqrtf(block_sum(squares, square_scratch) / width + a.epsilon);
+
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+            if (first_of(v) >= width) continue;
+            const Vector<T, kLoad> gamma = load<T, kLoad>(weight + first_of(v));
+            const Vector<T, kLoad> beta = load<T, kLoad>(bias + first_of(v));
+            Vector<Out, kLoad> y;
+#pragma unroll
+            for (int k = 0; k < kLoad; ++k) {
+                const float normal = (to_float(x[v].at[k]) - mean) * rstd * to_float(gamma.at[k]) +
+                                     to_float(beta.at[k]);
+                top = fmaxf(top, fabsf(normal));
+                y.at[k] = from_float<Out>(normal * scale);
+            }
+            store<Out, kLoad>(a.normal + row * width + first_of(v), y);
+        }
+        if (threadIdx.x == 0) {
+            a.mean[row] = mean;
+            a.rstd[row] = rstd;
+        }
+    }
+    if (a.amax == nullptr) return;
+    top = warp_max(top);
+    // Floats that are not negative order as their bits do.
+    if (threadIdx.x % kWarpSize == 0)
+        atomicMax(reinterpret_cast<int*>(a.amax), __float_as_int(top));
+}
+
+/// Returns CUDA's error code.
+template <class T, class Out>
+int launch_norm_forward(const NormForward<T, Out>& a, simt::Stream stream) {
+    if (a.rows == 0) return 0;
+    const int width = a.neighbours.merged_width(), threads = norm_threads(width);
+    const size_t shared = 2 * size_t(width) * sizeof(T);
+    const auto launch = [&](auto kernel) {
+        simt::Room room;
+        const int refused = simt::make_room(kernel, threads, shared, room);
+        if (refused != 0) return refused;
+        const int64_t blocks = a.rows < room.blocks() ? a.rows : room.blocks();
+        return simt::launch(kernel, dim3(unsigned(blocks)), dim3(threads), shared, stream, a);
+    };
+    constexpr int kLoad = kVectorBytes / sizeof(T);
+    if (takes_vectors<T>(a.neighbours.width, {a.patches, a.weight, a.bias, a.normal}))
+        return launch(downsample_layernorm_forward<T, Out, kLoad>);
+    return launch(downsample_layernorm_forward<T, Out, 1>);
+}
+
+}  // namespace vila_mc

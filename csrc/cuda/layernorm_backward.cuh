@@ -1,0 +1,177 @@
+// The gradient of downsample_layernorm: patches are gathered again, so forward keeps no tokens.
+//
+// dweight and dbias are summed in two stages and a fixed order: each block over its tokens, in
+// registers, then over the blocks. Equal runs on one device give equal bits; atomics would not.
+#pragma once
+
+#include <algorithm>
+
+#include "layernorm.cuh"
+
+namespace vila_mc {
+
+template <class T>
+struct NormBackward {
+    const T* grad;      // [rows, merged width]
+    const T* patches;   // [images, patches, width]
+    const T* weight;    // [merged width]
+    const float* mean;  // [rows]
+    const float* rstd;  // [rows]
+    T* patches_grad;    // as patches; every element is written
+    float* partial;     // [blocks, 2, merged width]: what each block adds to dweight and dbias
+    T* weight_grad;     // [merged width]
+    T* bias_grad;       // [merged width]
+    int64_t rows;
+    Neighbours neighbours;
+};
+
+template <class T, int kLoad>
+__global__ void __launch_bounds__(kMaxNormThreads)
+    downsample_layernorm_backward(NormBackward<T> a) {
+    constexpr int kVectors = kItems / kLoad;
+    constexpr int kFloats = kLoad < 4 ? kLoad : 4;
+    SIMT_SHARED(float, scratch, 4 * kMaxWarps);
+    T* const weight = simt::dynamic_shared<T>();  // [merged width]: registers are for the sums
+    const int width = a.neighbours.merged_width();
+    const auto first_of = [](int v) { return int(v * blockDim.x + threadIdx.x) * kLoad; };
+
+    float weight_grad[kItems] = {}, bias_grad[kItems] = {};
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v)  // each thread reads back what it wrote: no barrier
+        if (first_of(v) < width)
+            store<T, kLoad>(weight + first_of(v), load<T, kLoad>(a.weight + first_of(v)));
+
+    int turn = 0;
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
+        const Neighbours::Token token = a.neighbours.token(row);
+        const float mean = a.mean[row], rstd = a.rstd[row];
+        Vector<T, kLoad> x[kVectors], dy[kVectors];
+        float sum = 0.0f, product = 0.0f;
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+            if (first_of(v) >= width) continue;
+            const Neighbours::Channel channel = a.neighbours.channel(first_of(v));
+            dy[v] = load<T, kLoad>(a.grad + row * width + first_of(v));
+            x[v] = token.has(channel) ? load<T, kLoad>(a.patches + token.first + channel.offset)
+                                      : zeros<T, kLoad>();
+        }
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+            if (first_of(v) >= width) continue;
+            const Vector<T, kLoad> gamma = load<T, kLoad>(weight + first_of(v));
+#pragma unroll
+            for (int k = 0; k < kLoad; ++k) {
+                const float upstream = to_float(dy[v].at[k]);
+                const float normal = (to_float(x[v].at[k]) - mean) * rstd;
+                weight_grad[v * kLoad + k] += upstream * normal;
+                bias_grad[v * kLoad + k] += upstream;
+                sum += upstream * to_float(gamma.at[k]);
+                product += upstream * to_float(gamma.at[k]) * normal;
+            }
+        }
+        sum = block_sum(sum, scratch + (2 * turn) * kMaxWarps) / width;
+        product = block_sum(product, scratch + (2 * turn + 1) * kMaxWarps) / width;
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+            if (first_of(v) >= width) continue;
+            const Neighbours::Channel channel = a.neighbours.channel(first_of(v));
+            if (!token.has(channel)) continue;
+            const Vector<T, kLoad> gamma = load<T, kLoad>(weight + first_of(v));
+            Vector<T, kLoad> dx;
+#pragma unroll
+            for (int k = 0; k < kLoad; ++k) {
+                const float normal = (to_float(x[v].at[k]) - mean) * rstd;
+                const float scaled = to_float(dy[v].at[k]) * to_float(gamma.at[k]);
+                dx.at[k] = from_float<T>((scaled - sum - normal * product) * rstd);
+            }
+            store<T, kLoad>(a.patches_grad + token.first + channel.offset, dx);
+        }
+        if (a.neighbours.starts_image(row))  // the class token is in no token
+            for (int i = threadIdx.x; i < a.neighbours.prefix * a.neighbours.width; i += blockDim.x)
+                a.patches_grad[token.image + i] = from_float<T>(0.0f);
+    }
+
+    float* const partial = a.partial + int64_t(blockIdx.x) * 2 * width;
+#pragma unroll
+    for (int i = 0; i < kItems; i += kFloats) {
+        const int channel = first_of(i / kLoad) + i % kLoad;
+        if (channel >= width) continue;
+        Vector<float, kFloats> dweight, dbias;
+#pragma unroll
+        for (int k = 0; k < kFloats; ++k) {
+            dweight.at[k] = weight_grad[i + k];
+            dbias.at[k] = bias_grad[i + k];
+        }
+        store<float, kFloats>(partial + channel, dweight);
+        store<float, kFloats>(partial + width + channel, dbias);
+    }
+}
+
+constexpr int kSumRows = 8;  // warps of a block, each over every kSumRows-th part
+
+/// Adds up partial [parts, columns]; the first half of the columns is dweight, the second dbias.
+template <class T>
+__global__ void __launch_bounds__(kWarpSize* kSumRows)
+    sum_partial_grads(const float* __restrict__ partial, T* __restrict__ weight_grad,
+                      T* __restrict__ bias_grad, int parts, int width) {
+    SIMT_SHARED(float, sums, kSumRows* kWarpSize);
+    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+    const int column = blockIdx.x * kWarpSize + lane;
+    float sum = 0.0f;
+    if (column < 2 * width)
+        for (int part = warp; part < parts; part += kSumRows)
+            sum += partial[int64_t(part) * 2 * width + column];
+    sums[warp * kWarpSize + lane] = sum;
+    __syncthreads();
+    if (warp != 0 || column >= 2 * width) return;
+    for (int other = 1; other < kSumRows; ++other) sum += sums[other * kWarpSize + lane];
+    if (column < width)
+        weight_grad[column] = from_float<T>(sum);
+    else
+        bias_grad[column - width] = from_float<T>(sum);
+}
+
+template <class T>
+using NormBackwardKernel = void (*)(NormBackward<T>);
+
+/// The kernel for these arguments: of 16-byte vectors if the addresses allow it.
+template <class T>
+NormBackwardKernel<T> norm_backward_kernel(const NormBackward<T>& a) {
+    constexpr int kLoad = kVectorBytes / sizeof(T);
+    const bool wide =
+        takes_vectors<T>(a.neighbours.width, {a.grad, a.patches, a.weight, a.patches_grad});
+    return wide ? downsample_layernorm_backward<T, kLoad> : downsample_layernorm_backward<T, 1>;
+}
+
+/// How many blocks will run, and so how many parts `partial` must hold; or minus CUDA's error code.
+///
+/// A part costs as much traffic as three tokens, so once every multiprocessor has a block, further
+/// blocks come only with kTokensEach tokens for each.
+template <class T>
+int64_t norm_backward_parts(const NormBackward<T>& a) {
+    constexpr int64_t kTokensEach = 32;
+    const int width = a.neighbours.merged_width();
+    simt::Room room;
+    const int refused = simt::make_room(norm_backward_kernel(a), norm_threads(width),
+                                        size_t(width) * sizeof(T), room);
+    if (refused != 0) return -refused;
+    const int64_t worthwhile = std::max<int64_t>(room.multiprocessors, a.rows / kTokensEach);
+    return std::min({a.rows, room.blocks(), worthwhile});
+}
+
+/// Returns CUDA's error code. Without rows the gradients of weight and bias are zero.
+template <class T>
+int launch_norm_backward(const NormBackward<T>& a, int64_t parts, simt::Stream stream) {
+    const int width = a.neighbours.merged_width();
+    if (parts > 0) {
+        const int refused =
+            simt::launch(norm_backward_kernel(a), dim3(unsigned(parts)), dim3(norm_threads(width)),
+                         size_t(width) * sizeof(T), stream, a);
+        if (refused != 0) return refused;
+    }
+    return simt::launch(sum_partial_grads<T>, dim3((2 * width + kWarpSize - 1) / kWarpSize),
+                        dim3(kWarpSize * kSumRows), 0, stream, a.partial, a.weight_grad,
+                        a.bias_grad, int(parts), width);
+}
+
+}  // namespace vila_mc
