@@ -1,9 +1,9 @@
 """Builds the native operations in csrc/ where that is possible. The rest stands in pyproject.toml.
 
 Two libraries of torch's stable ABI, free of Python's: csrc/cpu wherever there is a C++ compiler,
-csrc/cuda where there is an NVIDIA driver and nvcc. VILA_MC_BUILD_CPU and VILA_MC_BUILD_CUDA
-overrule that: 0 leaves a library out, 1 fails where it cannot be built. Without a library vila_mc
-uses plain torch. docs/kernels.md says more.
+csrc/cuda where there is an NVIDIA driver and nvcc. With the first comes csrc/text, a C library.
+VILA_MC_BUILD_CPU and VILA_MC_BUILD_CUDA overrule that: 0 leaves a library out, 1 fails where it
+cannot be built. Without a library vila_mc uses plain torch. docs/kernels.md says more.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 TORCH_TARGET = "0x020d000000000000"
 """The oldest torch that the libraries run on: 2.13, as in pyproject.toml."""
@@ -56,6 +56,14 @@ def libraries() -> dict[str, Any]:
                 ["csrc/ops.cpp", *sources("cpu")],
                 define_macros=DEFINES,
                 extra_compile_args=["-O3", "-fvisibility=hidden", *WARNINGS, *system],
+                py_limited_api=True,
+            )
+        )
+        extensions.append(
+            Extension(
+                "vila_mc.kernels.libvila_mc_text",
+                sources("text"),
+                extra_compile_args=["-O3", "-std=c++17", "-fvisibility=hidden", *WARNINGS],
                 py_limited_api=True,
             )
         )

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from vila_mc.data.sentencepiece_model import PieceType, parse
 from vila_mc.errors import DataError
+from vila_mc.kernels.text import BytePairEncoder, is_built
+
+SPACE = "\u2581"
+"""What stands for a space inside pieces."""
 
 
 class SentencePieceTokenizer:
@@ -34,12 +39,15 @@ class SentencePieceTokenizer:
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id = self._special("BOS", self._processor.bos_id())
         self.eos_id = self._special("EOS", self._processor.eos_id())
-        self.adds_space = self._processor.encode("a") == self._processor.encode(" a")[1:] or (
-            self._processor.id_to_piece(self._processor.encode("a")[0]).startswith("\u2581")
-        )
+        first = self._processor.encode("a")[0]
+        self.adds_space = self._processor.id_to_piece(first).startswith(SPACE)
+
+        self._fast = _byte_pair_encoder(content)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Backend.encode_batch``."""
+        if self._fast is not None:
+            return self._fast.encode_batch(texts)
         # Its threads would fight over the cores with the other worker processes.
         found = self._processor.encode(list(texts), num_threads=1)
         return [np.array(ids, np.int32) for ids in found]
@@ -56,3 +64,27 @@ class SentencePieceTokenizer:
                 "train one with tools/train_tokenizer.py."
             )
         return token_id
+
+
+def _byte_pair_encoder(content: bytes) -> BytePairEncoder | None:
+    """The native encoder, where it is built and does exactly what SentencePiece does."""
+    model = parse(content)
+    kinds = {piece.type for piece in model.pieces}
+    spelled = {piece.text: index for index, piece in enumerate(model.pieces)}
+    bytes_ = [spelled.get(f"<0x{byte:02X}>", -1) for byte in range(256)]
+    if (
+        not is_built()
+        or not (model.is_bpe and model.is_identity and model.adds_dummy_prefix)
+        or model.removes_extra_whitespace
+        or not model.has_byte_fallback
+        or min(bytes_) < 0
+        or SPACE not in spelled
+        or kinds & {PieceType.USER_DEFINED, PieceType.UNUSED}
+    ):
+        return None
+    return BytePairEncoder(
+        [piece.text for piece in model.pieces],
+        [piece.score for piece in model.pieces],
+        [piece.type == PieceType.NORMAL for piece in model.pieces],
+        bytes_,
+    )

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vila_mc.checkpoint.hf.sentencepiece_model import (
+from vila_mc.data.sentencepiece_model import (
     PieceType,
     SentencePieceModel,
     read_sentencepiece,

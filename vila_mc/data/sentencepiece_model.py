@@ -62,13 +62,13 @@ class SentencePieceModel:
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """Read a ``.model`` file.
+    """Read a ``.model`` file, for a conversion.
 
     Raises:
         CheckpointError: the file is missing or is not a SentencePiece model.
     """
     try:
-        return _parse(path.read_bytes())
+        return parse(path.read_bytes())
     except OSError as error:
         raise CheckpointError(
             f"the tokenizer {path} cannot be read: {error.strerror}. Give a SentencePiece .model."
@@ -79,7 +79,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         ) from None
 
 
-def _parse(data: bytes) -> SentencePieceModel:
+def parse(data: bytes) -> SentencePieceModel:
+    """Read the bytes of a model. Raises ValueError, IndexError or TypeError: it is none."""
     pieces: list[Piece] = []
     trainer: dict[int, int | bytes] = {}
     normaliser: dict[int, int | bytes] = {}
