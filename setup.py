@@ -7,6 +7,7 @@ cannot be built. Without a library vila_mc uses plain torch. docs/kernels.md say
 """
 
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ TORCH_TARGET = "0x020d000000000000"
 """The oldest torch that the libraries run on: 2.13, as in pyproject.toml."""
 
 DEFINES = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
+WIDE_VECTORS = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
 
@@ -55,7 +57,13 @@ def libraries() -> dict[str, Any]:
                 "vila_mc.kernels.libvila_mc_cpu",
                 ["csrc/ops.cpp", *sources("cpu")],
                 define_macros=DEFINES,
-                extra_compile_args=["-O3", "-fvisibility=hidden", *WARNINGS, *system],
+                extra_compile_args=[
+                    "-O3",
+                    "-fopenmp-simd",
+                    "-fvisibility=hidden",
+                    *WARNINGS,
+                    *system,
+                ],
                 py_limited_api=True,
             )
         )

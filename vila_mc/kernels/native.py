@@ -181,7 +181,7 @@ def _layernorm_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | No
 def _setup_splice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, visual, image_starts, *where = inputs
     ctx.save_for_backward(image_starts)
-    ctx.num_visual, ctx.where, ctx.visual_dtype = visual.shape[1], where, visual.dtype
+    ctx.num_visual, ctx.where = visual.shape[1], where
 
 
 def _splice_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -191,7 +191,6 @@ def _splice_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         text = ops.splice_visual_text_grad(grad, image_starts, ctx.num_visual, *ctx.where)
     if ctx.needs_input_grad[1]:
         visual = ops.splice_visual_visual_grad(grad, image_starts, ctx.num_visual, *ctx.where)
-        visual = visual.to(ctx.visual_dtype)
     return text, visual, None, None, None, None
 
 

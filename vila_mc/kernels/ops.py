@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vila_mc.kernels import reference
+from vila_mc.kernels import native, reference
+from vila_mc.kernels.projector import DownsampleLinear, MlpDownsample
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _implementation(tensor: Tensor) -> Any:
     """What computes on the tensor's device: the native operations or their twins in torch."""
-    return reference
+    return torch.ops.vila_mc if tensor.device.type in native.loaded() else reference
 
 
 def normalize_patchify(images_n3yx: Tensor, patch: int, dtype: torch.dtype) -> Tensor:
@@ -42,6 +43,119 @@ def downsample_gather(features_npe: Tensor, factor: int, *, has_cls: bool = Fals
     """
     _check_features(features_npe, factor, has_cls)
     return _implementation(features_npe).downsample_gather(features_npe, factor, has_cls)  # type: ignore[no-any-return]
+
+
+def downsample_layernorm(
+    features_npe: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    factor: int,
+    *,
+    has_cls: bool = False,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``downsample_gather``, then LayerNorm over the f * f * e channels of a token.
+
+    Raises:
+        ValueError: the features are no square grid of patches, or the norm has another width.
+    """
+    _check_features(features_npe, factor, has_cls)
+    _check_norm(features_npe, weight, bias, factor)
+    out: Tensor = _implementation(features_npe).downsample_layernorm(
+        features_npe, weight, bias, factor, has_cls, eps
+    )[0]
+    return out
+
+
+def downsample_layernorm_fp8(
+    features_npe: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    factor: int,
+    *,
+    has_cls: bool = False,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """``downsample_layernorm`` quantised to FP8; has no gradient.
+
+    Returns:
+        e4m3(y * scale) saturated at +-448, and amax [1] fp32: the largest absolute y.
+
+    Raises:
+        ValueError: as ``downsample_layernorm``, fp64 features, or a scale that is not fp32 [1].
+    """
+    _check_features(features_npe, factor, has_cls)
+    _check_norm(features_npe, weight, bias, factor)
+    if features_npe.dtype == torch.float64:
+        raise ValueError("features are float64; for FP8 give fp32, bf16 or fp16.")
+    if scale.dtype != torch.float32 or scale.shape != (1,):
+        raise ValueError(f"the scale is {_said(scale)}; give float32 [1].")
+    with torch.no_grad():
+        out, amax, _, _ = _implementation(features_npe).downsample_layernorm_fp8(
+            features_npe, weight, bias, scale, factor, has_cls, eps
+        )
+    return out, amax
+
+
+def downsample_linear(
+    features_npe: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    factor: int,
+    *,
+    has_cls: bool = False,
+) -> Tensor:
+    """``downsample_gather``, then a linear layer: [n, t, h]. Keeps the features alone.
+
+    Raises:
+        ValueError: the features are no square grid of patches, or the weight has another width.
+    """
+    _check_features(features_npe, factor, has_cls)
+    _check_linear("the weight", weight, bias, features_npe.shape[2] * factor**2)
+    ops = _implementation(features_npe)
+    return DownsampleLinear.apply(ops, features_npe, weight, bias, factor, has_cls)  # type: ignore[no-any-return]
+
+
+def mlp_downsample(
+    features_npe: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    factor: int,
+    *,
+    has_cls: bool = False,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Gather, LayerNorm, linear, exact GELU, linear: [n, t, h]. Keeps features and statistics.
+
+    Split over tensor-parallel ranks, give each its rows of ``fc1`` (weight and bias), its columns
+    of ``fc2_weight``, and ``fc2_bias`` to one of them: the ranks' outputs then sum to the whole,
+    and so do their gradients of the features and of the norm.
+
+    Raises:
+        ValueError: the features are no square grid of patches, or a weight has another width.
+    """
+    _check_features(features_npe, factor, has_cls)
+    _check_norm(features_npe, norm_weight, norm_bias, factor)
+    _check_linear("fc1's weight", fc1_weight, fc1_bias, features_npe.shape[2] * factor**2)
+    _check_linear("fc2's weight", fc2_weight, fc2_bias, fc1_weight.shape[0])
+    return MlpDownsample.apply(  # type: ignore[no-any-return]
+        _implementation(features_npe),
+        features_npe,
+        norm_weight,
+        norm_bias,
+        fc1_weight,
+        fc1_bias,
+        fc2_weight,
+        fc2_bias,
+        factor,
+        has_cls,
+        eps,
+    )
 
 
 def splice_visual(
@@ -78,7 +192,7 @@ def splice_visual(
         )
     whole = text.shape[0 if sequence_first else 1] if sequence_length is None else sequence_length
     return _implementation(text).splice_visual(  # type: ignore[no-any-return]
-        text, visual_nqh, image_starts, sequence_first, first_position, whole
+        text, visual_nqh.to(text.dtype), image_starts, sequence_first, first_position, whole
     )
 
 
@@ -93,6 +207,25 @@ def _check_features(features_npe: Tensor, factor: int, has_cls: bool) -> None:
         raise ValueError(f"{patches} patches are not a square grid; give [n, cls + g * g, e].")
     if factor < 1:
         raise ValueError(f"a block of {factor} x {factor} patches is not possible; give 1 or more.")
+
+
+def _check_norm(features_npe: Tensor, weight: Tensor, bias: Tensor, factor: int) -> None:
+    allowed = (features_npe.shape[2] * factor**2,)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.shape != allowed or tensor.dtype != features_npe.dtype:
+            raise ValueError(
+                f"the norm's {name} is {_said(tensor)}; {_said(features_npe)} features in blocks "
+                f"of {factor} x {factor} need {features_npe.dtype} {list(allowed)}."
+            )
+
+
+def _check_linear(name: str, weight: Tensor, bias: Tensor | None, width: int) -> None:
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"{name} is {_said(weight)}; it meets {width} channels: give [h, {width}]."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"the bias is {_said(bias)}, {name} {_said(weight)}; give [h] and [h, c].")
 
 
 def _said(tensor: Tensor) -> str:

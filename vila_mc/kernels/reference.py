@@ -122,8 +122,9 @@ def downsample_layernorm(
     """
     tokens = _wide(downsample_gather(features_npe, factor, has_cls))
     mean = tokens.mean(-1)
-    rstd = (tokens.var(-1, correction=0) + eps).rsqrt()
-    normal = (tokens - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)
+    centred = tokens - mean.unsqueeze(-1)
+    rstd = (centred.square().mean(-1) + eps).rsqrt()
+    normal = centred * rstd.unsqueeze(-1)
     return (normal * weight + bias).to(features_npe.dtype), mean, rstd
 
 
@@ -225,7 +226,7 @@ def splice_visual(
     """
     q = visual_nqh.shape[1]
     places = _VisualPlaces(text.shape, image_starts, q, sequence_first)
-    tokens = visual_nqh.flatten(0, 1).to(text.dtype)
+    tokens = visual_nqh.flatten(0, 1)
     index = places.flat_index(first_position)
     if text.shape[places.axis] < sequence_length:
         inside = places.inside(first_position)

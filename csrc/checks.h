@@ -1,0 +1,130 @@
+// What the operations ask of their inputs, for the CPU and CUDA versions alike.
+//
+// vila_mc/kernels/ops.py says the same as ValueError before it calls; these checks keep memory safe
+// when an operation is called on its own. Every message says what was given and what is allowed.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace vila_mc {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] inline void refuse(const Parts&... parts) {
+    std::ostringstream message;
+    (message << ... << parts);
+    throw std::runtime_error(message.str());
+}
+
+inline std::string said(const Tensor& tensor) {
+    std::ostringstream text;
+    text << torch::headeronly::toString(tensor.scalar_type()) << " [";
+    for (int64_t axis = 0; axis < tensor.dim(); ++axis)
+        text << (axis ? ", " : "") << tensor.size(axis);
+    text << "]";
+    return text.str();
+}
+
+// How patch features [n, cls + g * g, e] fold into tokens [n, side * side, factor * factor * e].
+struct Blocks {
+    int64_t images, grid, width, factor, cls;
+
+    int64_t side() const { return (grid + factor - 1) / factor; }
+    int64_t tokens() const { return side() * side(); }
+    int64_t channels() const { return factor * factor * width; }
+    int64_t patches() const { return cls + grid * grid; }
+};
+
+inline Blocks blocks_of_features(const Tensor& features, int64_t factor, bool has_cls) {
+    if (features.dim() != 3) refuse("features are ", said(features), "; give [n, cls + g * g, e].");
+    if (factor < 1) refuse("a block of ", factor, " x ", factor, " patches; give 1 or more.");
+    const int64_t patches = features.size(1) - has_cls;
+    const int64_t grid = patches < 1 ? 0 : std::llround(std::sqrt(double(patches)));
+    if (grid < 1 || grid * grid != patches)
+        refuse(patches, " patches are not a square grid; give [n, cls + g * g, e].");
+    return {features.size(0), grid, features.size(2), factor, has_cls};
+}
+
+inline Blocks blocks_of_tokens(const Tensor& grad, int64_t grid, int64_t factor, bool has_cls) {
+    if (grad.dim() != 3 || factor < 1 || grid < 1)
+        refuse("the gradient is ", said(grad), " of a grid of ", grid, " in blocks of ", factor,
+               "; give [n, t, f * f * e], a grid and a factor of 1 or more.");
+    const Blocks blocks{grad.size(0), grid, grad.size(2) / (factor * factor), factor, has_cls};
+    if (grad.size(1) != blocks.tokens() || grad.size(2) != blocks.channels())
+        refuse("the gradient is ", said(grad), "; a grid of ", grid, " in blocks of ", factor,
+               " has ", blocks.tokens(), " tokens of a multiple of ", factor * factor,
+               " channels.");
+    return blocks;
+}
+
+inline void check_like(const char* name, const Tensor& given, const Tensor& features,
+                       std::initializer_list<int64_t> shape, ScalarType dtype) {
+    bool fits = given.dim() == int64_t(shape.size()) && given.scalar_type() == dtype &&
+                given.device() == features.device();
+    int64_t axis = 0;
+    for (const int64_t size : shape) fits = fits && given.size(axis++) == size;
+    if (fits) return;
+    std::ostringstream allowed;
+    for (const int64_t size : shape) allowed << (allowed.tellp() ? ", " : "") << size;
+    refuse(name, " is ", said(given), "; give ", torch::headeronly::toString(dtype), " [",
+           allowed.str(), "] on the same device.");
+}
+
+// The number format of statistics: fp32, or fp64 for fp64.
+inline ScalarType wide(ScalarType dtype) {
+    return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Text embeddings as rows of `width`, and how visual tokens find their row.
+struct Places {
+    int64_t positions, rows, width;     // of the text, or of a shard of it
+    int64_t position_step, row_step;    // in rows of `width`
+    int64_t images, num_visual;         // visual tokens per image
+    int64_t first_position, sequence_length;
+
+    int64_t total() const { return positions * rows; }
+};
+
+inline Places places_in(const Tensor& text, const Tensor& image_starts, int64_t num_visual,
+                        bool sequence_first, int64_t first_position, int64_t sequence_length) {
+    if (text.dim() != 3) refuse("the text is ", said(text), "; give [b, s, h] or [s, b, h].");
+    if (image_starts.dim() != 2 || image_starts.size(1) != 2 ||
+        image_starts.scalar_type() != ScalarType::Long ||
+        image_starts.device() != text.device())
+        refuse("image_starts is ", said(image_starts),
+               "; give Long [n, 2], row and first position, on the text's device.");
+    const int64_t positions = text.size(sequence_first ? 0 : 1);
+    const int64_t rows = text.size(sequence_first ? 1 : 0);
+    if (num_visual < 0 || first_position < 0 || first_position + positions > sequence_length)
+        refuse("positions ", first_position, " to ", first_position + positions,
+               " are no shard of a sequence of ", sequence_length, ".");
+    return {positions,
+            rows,
+            text.size(2),
+            sequence_first ? rows : 1,
+            sequence_first ? 1 : positions,
+            image_starts.size(0),
+            num_visual,
+            first_position,
+            sequence_length};
+}
+
+inline Places places_in(const Tensor& text, const Tensor& visual, const Tensor& image_starts,
+                        bool sequence_first, int64_t first_position, int64_t sequence_length) {
+    if (visual.dim() != 3) refuse("the visual tokens are ", said(visual), "; give [n, q, h].");
+    const Places places = places_in(text, image_starts, visual.size(1), sequence_first,
+                                    first_position, sequence_length);
+    check_like("visual", visual, text, {places.images, places.num_visual, places.width},
+               text.scalar_type());
+    return places;
+}
+
+}  // namespace vila_mc

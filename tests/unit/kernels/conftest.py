@@ -1,0 +1,27 @@
+"""The two implementations of every operation, and inputs for them."""
+
+import pytest
+import torch
+
+from vila_mc.kernels import native, reference
+
+
+def native_or_skip():
+    if "cpu" not in native.loaded():
+        pytest.skip("csrc/ is not built; docs/kernels.md says how")
+    return torch.ops.vila_mc
+
+
+@pytest.fixture(params=["reference", "native"])
+def backend(request, monkeypatch):
+    """Makes ``kernels.ops`` compute with one implementation, and gives that."""
+    if request.param == "native":
+        return native_or_skip()
+    monkeypatch.setattr(native, "loaded", lambda: frozenset())
+    return reference
+
+
+@pytest.fixture
+def built():
+    """The native operations; skips without them."""
+    return native_or_skip()
