@@ -45,6 +45,7 @@ STABLE_TORCH_LIBRARY(vila_mc, m) {
 
     // images uint8 [n, 3, y, x], table [3, 256]: the normalised value of every level of every
     // channel -> [n, (y / patch) * (x / patch), 3 * patch * patch] in the table's dtype, channels
-    // ordered (c, dy, dx) as a convolution's flattened weight.
+    // ordered (c, dy, dx) as a convolution's flattened weight. What fills no patch, at the right
+    // and bottom, is left out.
     m.def("normalize_patchify(Tensor images, Tensor table, int patch) -> Tensor");
 }

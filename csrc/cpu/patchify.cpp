@@ -28,13 +28,14 @@ Tensor normalize_patchify(const Tensor& given, const Tensor& given_table, int64_
     if (given.dim() != 4 || given.size(1) != 3 || given.scalar_type() != ScalarType::Byte)
         refuse("images are ", said(given), "; give Byte [n, 3, y, x].");
     const int64_t n = given.size(0), y = given.size(2), x = given.size(3);
-    if (patch < 1 || y % patch || x % patch)
-        refuse("patches of ", patch, " pixels do not tile images of ", y, " x ", x, " pixels.");
+    if (patch < 1 || patch > y || patch > x)
+        refuse("images of ", y, " x ", x, " pixels hold no patch of ", patch, " pixels.");
     check_like("table", given_table, given, {3, 256}, given_table.scalar_type());
     const Tensor images = torch::stable::contiguous(given);
     const Tensor table = torch::stable::contiguous(given_table);
-    const int64_t lines = y / patch, line_width = 3 * patch * x;
-    Tensor out = torch::stable::new_empty(table, {n, lines * (x / patch), 3 * patch * patch});
+    const int64_t lines = y / patch, columns = x / patch;
+    const int64_t line_width = columns * 3 * patch * patch;
+    Tensor out = torch::stable::new_empty(table, {n, lines * columns, 3 * patch * patch});
     const auto* from = static_cast<const uint8_t*>(images.const_data_ptr());
     with_float(table.scalar_type(), [&](auto number) {
         using T = decltype(number);

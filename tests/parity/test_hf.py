@@ -17,6 +17,7 @@ from vila_mc.config.load import run_from_dict
 from vila_mc.config.model import DOWNSAMPLE_FACTOR, ConnectorConfig, ModelConfig
 from vila_mc.data.tokenizer import train_tokenizer
 from vila_mc.flow import IGNORE_LABEL, Microbatch
+from vila_mc.kernels.ops import normalize_patchify
 from vila_mc.kernels.reference import normalize_images
 from vila_mc.model.build import build_stages
 from vila_mc.model.connector import Connector
@@ -111,8 +112,10 @@ def test_padding_rows_of_the_vocabulary_do_not_enter_the_loss(pair):
 
 @torch.inference_mode()
 def test_clip_features(pair):
-    pixels = normalize_images(_batch(num_images=3).images, torch.float32)
-    ours = pair.ours.vision(pixels)[:, 1:]
+    images = _batch(num_images=3).images
+    pixels = normalize_images(images, torch.float32)
+    patch = pair.ours.vision.patch_dim
+    ours = pair.ours.vision(normalize_patchify(images, patch, torch.float32))[:, 1:]
     theirs = pair.clip(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     assert _largest_difference(ours, theirs) < TOLERANCE
 
@@ -146,7 +149,8 @@ def test_connector(kind, grid, pair):
         parameter.add_(torch.randn_like(parameter) * 0.1)
     patches = torch.randn(2, grid * grid, model.vision.width)
     theirs = _plain_connector(kind, connector, patches, grid)
-    assert _largest_difference(connector(patches), theirs) < TOLERANCE
+    features = torch.cat([torch.randn(2, 1, model.vision.width), patches], dim=1)
+    assert _largest_difference(connector(features), theirs) < TOLERANCE
 
 
 def _plain_connector(kind, connector, patches, grid):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vila_mc.config.model import CLIP_MEAN, CLIP_STD
 from vila_mc.kernels import native, reference
 from vila_mc.kernels.projector import DownsampleLinear, MlpDownsample
 
@@ -19,18 +20,34 @@ def _implementation(tensor: Tensor) -> Any:
     return torch.ops.vila_mc if tensor.device.type in native.loaded() else reference
 
 
-def normalize_patchify(images_n3yx: Tensor, patch: int, dtype: torch.dtype) -> Tensor:
-    """uint8 images [n, 3, y, x] -> normalised patches [n, p, 3 * patch**2], channels (c, dy, dx).
+def normalize_patchify(
+    images_n3yx: Tensor,
+    patch: int,
+    dtype: torch.dtype,
+    mean: tuple[float, float, float] = CLIP_MEAN,
+    std: tuple[float, float, float] = CLIP_STD,
+) -> Tensor:
+    """uint8 images -> normalised patches in ``dtype``, ready for a patch embedding's product.
+
+    Args:
+        images_n3yx: [n, 3, y, x] uint8.
+        patch: side of a patch in pixels. What fills no patch, at the right and bottom, is left out.
+        dtype: number format of the result.
+        mean: what each channel, on a scale of 0 to 1, is shifted by.
+        std: what each shifted channel is divided by.
+
+    Returns:
+        [n, p, 3 * patch**2], channels ordered (c, dy, dx).
 
     Raises:
-        ValueError: another shape or number format, or a side that ``patch`` does not divide.
+        ValueError: another shape or number format, or an image smaller than a patch.
     """
     if images_n3yx.ndim != 4 or images_n3yx.shape[1] != 3 or images_n3yx.dtype != torch.uint8:
         raise ValueError(f"images are {_said(images_n3yx)}; give uint8 [n, 3, y, x].")
     y, x = images_n3yx.shape[2:]
-    if patch < 1 or y % patch or x % patch:
-        raise ValueError(f"patches of {patch} pixels do not tile images of {y} x {x} pixels.")
-    table = reference.normalization_table(dtype, images_n3yx.device)
+    if not 1 <= patch <= min(y, x):
+        raise ValueError(f"images of {y} x {x} pixels hold no patch of {patch} pixels.")
+    table = reference.normalization_table(dtype, images_n3yx.device, mean, std)
     patches: Tensor = _implementation(images_n3yx).normalize_patchify(images_n3yx, table, patch)
     return patches
 

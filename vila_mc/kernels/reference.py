@@ -9,6 +9,7 @@ x pixels.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,10 +42,16 @@ def normalize_images(
     return ((images_n3yx.float() / 255.0 - shift) / scale).to(dtype)
 
 
-def normalization_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+@cache
+def normalization_table(
+    dtype: torch.dtype,
+    device: torch.device,
+    mean: tuple[float, float, float] = CLIP_MEAN,
+    std: tuple[float, float, float] = CLIP_STD,
+) -> Tensor:
     """[3, 256]: what ``normalize_images`` makes of every level of every channel."""
     levels = torch.arange(256, dtype=torch.uint8, device=device)
-    return normalize_images(levels.expand(1, 3, 1, 256), dtype).reshape(3, 256)
+    return normalize_images(levels.expand(1, 3, 1, 256), dtype, mean, std).reshape(3, 256)
 
 
 def normalize_patchify(images_n3yx: Tensor, table: Tensor, patch: int) -> Tensor:
@@ -53,16 +60,17 @@ def normalize_patchify(images_n3yx: Tensor, table: Tensor, patch: int) -> Tensor
     Args:
         images_n3yx: [n, 3, y, x] uint8.
         table: [3, 256], the value of every level of every channel.
-        patch: side of a patch in pixels; divides y and x.
+        patch: side of a patch in pixels. What fills no patch, at the right and bottom, is left out.
 
     Returns:
-        [n, (y / patch) * (x / patch), 3 * patch**2] in the table's dtype, patches row-major,
+        [n, (y // patch) * (x // patch), 3 * patch**2] in the table's dtype, patches row-major,
         channels ordered (c, dy, dx): a convolution with stride = kernel = patch is a product of
         its flattened weight with these rows.
     """
     n, _, y, x = images_n3yx.shape
     rows, columns = y // patch, x // patch
-    normal = torch.stack([table[channel][images_n3yx[:, channel].int()] for channel in range(3)], 1)
+    seen = images_n3yx[:, :, : rows * patch, : columns * patch].int()
+    normal = torch.stack([table[channel][seen[:, channel]] for channel in range(3)], 1)
     tiles = normal.view(n, 3, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
     return tiles.reshape(n, rows * columns, 3 * patch * patch)
 

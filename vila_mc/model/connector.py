@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vila_mc.config.model import ModelConfig
-from vila_mc.kernels.ops import downsample_gather
+from vila_mc.kernels.ops import downsample_linear, mlp_downsample
 
 
 class Connector(MegatronModule):  # type: ignore[misc]
@@ -18,6 +18,8 @@ class Connector(MegatronModule):  # type: ignore[misc]
     downsample_linear:  2x2 concat -> 4e -> h
     mlp_downsample:     2x2 concat -> LayerNorm(4e) -> h, GELU, h -> h
 
+    The downsampling kinds keep the patch features for the backward pass and little else.
+
     Source:
         VILA, arXiv 2312.07533, section 3 and Table 7; NVlabs/VILA for the MLPs. GELU is the exact
         erf form and the LayerNorm has epsilon 1e-5.
@@ -26,6 +28,7 @@ class Connector(MegatronModule):  # type: ignore[misc]
     def __init__(self, config: TransformerConfig, model: ModelConfig) -> None:
         super().__init__(config=config)
         kind, self.factor = model.connector.kind, model.connector.factor()
+        self.class_tokens = model.vision.class_tokens()
         merged_width = model.vision.width * self.factor**2
         width, dtype = model.language.width, config.params_dtype
         self.norm = (
@@ -37,12 +40,17 @@ class Connector(MegatronModule):  # type: ignore[misc]
         has_second_layer = kind in ("mlp2x_gelu", "mlp_downsample")
         self.fc2 = torch.nn.Linear(width, width, dtype=dtype) if has_second_layer else None
 
-    def forward(self, patches_npe: Tensor) -> Tensor:
-        """[n, p, e] patch features without the class token -> [n, q, h] visual tokens."""
-        tokens = downsample_gather(patches_npe, self.factor) if self.factor > 1 else patches_npe
-        if self.norm is not None:
-            tokens = self.norm(tokens)
-        visual: Tensor = self.fc1(tokens)
-        if self.fc2 is not None:
-            visual = self.fc2(F.gelu(visual))
-        return visual
+    def forward(self, features_npe: Tensor) -> Tensor:
+        """The tower's features [n, class tokens + p, e] -> visual tokens [n, q, h]."""
+        norm, fc1, fc2, has_cls = self.norm, self.fc1, self.fc2, self.class_tokens > 0
+        if norm is not None and fc2 is not None:
+            weights = norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias
+            return mlp_downsample(
+                features_npe, *weights, self.factor, has_cls=has_cls, eps=norm.eps
+            )
+        if self.factor > 1:
+            return downsample_linear(
+                features_npe, fc1.weight, fc1.bias, self.factor, has_cls=has_cls
+            )
+        visual: Tensor = fc1(features_npe[:, self.class_tokens :])
+        return visual if fc2 is None else fc2(F.gelu(visual))  # type: ignore[no-any-return]

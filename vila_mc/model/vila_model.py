@@ -9,8 +9,7 @@ from torch import Tensor
 
 from vila_mc.config.run import RunConfig
 from vila_mc.flow import Microbatch
-from vila_mc.kernels.ops import splice_visual
-from vila_mc.kernels.reference import normalize_images
+from vila_mc.kernels.ops import normalize_patchify, splice_visual
 from vila_mc.model.attention import PackedRows
 from vila_mc.model.connector import Connector
 from vila_mc.model.language import LanguageModel
@@ -93,11 +92,14 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         assert self.vision is not None, "this stage has no vision"
         assert self.connector is not None
         vision = self.run.model.vision
-        pixels = normalize_images(
-            images_n3yx, self.config.params_dtype, vision.channel_mean(), vision.channel_std()
+        patches = normalize_patchify(
+            images_n3yx,
+            vision.patch_size,
+            self.config.params_dtype,
+            vision.channel_mean(),
+            vision.channel_std(),
         )
-        patches = self.vision(pixels)[:, vision.class_tokens() :]
-        visual: Tensor = self.connector(patches)
+        visual: Tensor = self.connector(self.vision(patches))
         return visual
 
     def _embed(self, batch: Microbatch) -> Tensor:

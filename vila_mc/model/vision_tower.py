@@ -3,14 +3,32 @@
 import torch
 from megatron.core.models.vision.clip_vit_model import CLIPViTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+from torch.nn import functional as F
 
 from vila_mc.config.run import RunConfig
 from vila_mc.model.layer_specs import TorchNorm, vision_layer_spec
 from vila_mc.model.megatron_config import DTYPES, vision_config
 
 
+class PatchEmbedding(torch.nn.Module):
+    """A convolution that steps from patch to patch, as one product with the patches."""
+
+    def __init__(self, convolution: torch.nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = convolution.weight
+        self.bias = convolution.bias
+
+    def forward(self, patches_npc: Tensor) -> Tensor:
+        """[n, p, 3 * patch**2], channels (c, dy, dx) -> [n, e, p]."""
+        return F.linear(patches_npc, self.weight.flatten(1), self.bias).transpose(1, 2)
+
+
 def build_vision_tower(run: RunConfig, groups: ProcessGroupCollection) -> torch.nn.Module:
-    """[n, 3, y, x] normalised pixels -> [n, class tokens + p, e] features of the last layer built.
+    """[n, p, 3 * patch**2] normalised patches -> [n, class tokens + p, e] features.
+
+    The patches are those of ``kernels.ops.normalize_patchify``, the features those of the last
+    layer built.
 
     Args:
         run: the whole configuration.
@@ -32,6 +50,7 @@ def build_vision_tower(run: RunConfig, groups: ProcessGroupCollection) -> torch.
         model_subtype=vision.family,
         pg_collection=groups,
     )
+    tower.conv1 = PatchEmbedding(tower.conv1)
     tower.ln_post = None  # SigLIP's final norm comes after the last layer, which nobody reads
     tower.to(DTYPES[run.train.precision])
     return tower  # type: ignore[no-any-return]
