@@ -11,7 +11,7 @@ constexpr int kGatherThreads = 128;
 // One block for each token. V is what a thread moves at once, and neighbours.width counts in V.
 template <class V>
 __global__ void __launch_bounds__(kGatherThreads)
-    downsample_gather_forward(const V* __restrict__ patches, V* __restrict__ tokens,
+    gather_forward_kernel(const V* __restrict__ patches, V* __restrict__ tokens,
                               Neighbours neighbours) {
     const int64_t row = blockIdx.x;
     const int width = neighbours.merged_width();
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kGatherThreads)
 // Every patch stands in exactly one token; the class token in none, so its gradient is zero.
 template <class V>
 __global__ void __launch_bounds__(kGatherThreads)
-    downsample_gather_backward(const V* __restrict__ tokens_grad, V* __restrict__ patches_grad,
+    gather_backward_kernel(const V* __restrict__ tokens_grad, V* __restrict__ patches_grad,
                                Neighbours neighbours) {
     const int64_t row = blockIdx.x;
     const int width = neighbours.merged_width();
@@ -57,7 +57,7 @@ inline int launch_gather_forward(const void* patches, void* tokens, int element_
     return with_widest(
         int64_t(neighbours.width) * element_bytes, {patches, tokens}, [&](auto unit) {
             using V = decltype(unit);
-            return simt::launch(downsample_gather_forward<V>, dim3(unsigned(rows)),
+            return simt::launch(gather_forward_kernel<V>, dim3(unsigned(rows)),
                                 dim3(kGatherThreads), 0, stream, static_cast<const V*>(patches),
                                 static_cast<V*>(tokens), counted_in<V>(neighbours, element_bytes));
         });
@@ -71,7 +71,7 @@ inline int launch_gather_backward(const void* tokens_grad, void* patches_grad, i
     return with_widest(
         int64_t(neighbours.width) * element_bytes, {tokens_grad, patches_grad}, [&](auto unit) {
             using V = decltype(unit);
-            return simt::launch(downsample_gather_backward<V>, dim3(unsigned(rows)),
+            return simt::launch(gather_backward_kernel<V>, dim3(unsigned(rows)),
                                 dim3(kGatherThreads), 0, stream, static_cast<const V*>(tokens_grad),
                                 static_cast<V*>(patches_grad),
                                 counted_in<V>(neighbours, element_bytes));

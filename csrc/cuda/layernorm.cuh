@@ -37,7 +37,7 @@ struct NormForward {
 // kLoad numbers are loaded at once: 16 bytes' worth, or 1 where addresses do not allow it.
 template <class T, class Out, int kLoad>
 __global__ void __launch_bounds__(kMaxNormThreads)
-    downsample_layernorm_forward(NormForward<T, Out> a) {
+    norm_forward_kernel(NormForward<T, Out> a) {
     constexpr int kVectors = kItems / kLoad;
     SIMT_SHARED(float, sum_scratch, kMaxWarps);
     SIMT_SHARED(float, square_scratch, kMaxWarps);
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kMaxNormThreads)
             for (int k = 0; k < kLoad; ++k) {
                 const float normal = (to_float(x[v].at[k]) - mean) * rstd * to_float(gamma.at[k]) +
                                      to_float(beta.at[k]);
-                top = fmaxf(top, fabsf(normal));
+                top = max_or_nan(top, fabsf(normal));
                 y.at[k] = from_float<Out>(normal * scale);
             }
             store<Out, kLoad>(a.normal + row * width + first_of(v), y);
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kMaxNormThreads)
     }
     if (a.amax == nullptr) return;
     top = warp_max(top);
-    // Floats that are not negative order as their bits do.
+    // Floats that are not negative order as their bits do, with NaN above all.
     if (threadIdx.x % kWarpSize == 0)
         atomicMax(reinterpret_cast<int*>(a.amax), __float_as_int(top));
 }
@@ -122,8 +122,8 @@ int launch_norm_forward(const NormForward<T, Out>& a, simt::Stream stream) {
     };
     constexpr int kLoad = kVectorBytes / sizeof(T);
     if (takes_vectors<T>(a.neighbours.width, {a.patches, a.weight, a.bias, a.normal}))
-        return launch(downsample_layernorm_forward<T, Out, kLoad>);
-    return launch(downsample_layernorm_forward<T, Out, 1>);
+        return launch(norm_forward_kernel<T, Out, kLoad>);
+    return launch(norm_forward_kernel<T, Out, 1>);
 }
 
 }  // namespace vila_mc

@@ -27,7 +27,7 @@ struct NormBackward {
 
 template <class T, int kLoad>
 __global__ void __launch_bounds__(kMaxNormThreads)
-    downsample_layernorm_backward(NormBackward<T> a) {
+    norm_backward_kernel(NormBackward<T> a) {
     constexpr int kVectors = kItems / kLoad;
     constexpr int kFloats = kLoad < 4 ? kLoad : 4;
     SIMT_SHARED(float, scratch, 4 * kMaxWarps);
@@ -112,7 +112,7 @@ constexpr int kSumRows = 8;  // warps of a block, each over every kSumRows-th pa
 /// Adds up partial [parts, columns]; the first half of the columns is dweight, the second dbias.
 template <class T>
 __global__ void __launch_bounds__(kWarpSize* kSumRows)
-    sum_partial_grads(const float* __restrict__ partial, T* __restrict__ weight_grad,
+    sum_partial_kernel(const float* __restrict__ partial, T* __restrict__ weight_grad,
                       T* __restrict__ bias_grad, int parts, int width) {
     SIMT_SHARED(float, sums, kSumRows* kWarpSize);
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
@@ -136,11 +136,11 @@ using NormBackwardKernel = void (*)(NormBackward<T>);
 
 /// The kernel for these arguments: of 16-byte vectors if the addresses allow it.
 template <class T>
-NormBackwardKernel<T> norm_backward_kernel(const NormBackward<T>& a) {
+NormBackwardKernel<T> choose_norm_backward(const NormBackward<T>& a) {
     constexpr int kLoad = kVectorBytes / sizeof(T);
     const bool wide =
         takes_vectors<T>(a.neighbours.width, {a.grad, a.patches, a.weight, a.patches_grad});
-    return wide ? downsample_layernorm_backward<T, kLoad> : downsample_layernorm_backward<T, 1>;
+    return wide ? norm_backward_kernel<T, kLoad> : norm_backward_kernel<T, 1>;
 }
 
 /// How many blocks will run, and so how many parts `partial` must hold; or minus CUDA's error code.
@@ -152,7 +152,7 @@ int64_t norm_backward_parts(const NormBackward<T>& a) {
     constexpr int64_t kTokensEach = 32;
     const int width = a.neighbours.merged_width();
     simt::Room room;
-    const int refused = simt::make_room(norm_backward_kernel(a), norm_threads(width),
+    const int refused = simt::make_room(choose_norm_backward(a), norm_threads(width),
                                         size_t(width) * sizeof(T), room);
     if (refused != 0) return -refused;
     const int64_t worthwhile = std::max<int64_t>(room.multiprocessors, a.rows / kTokensEach);
@@ -165,11 +165,11 @@ int launch_norm_backward(const NormBackward<T>& a, int64_t parts, simt::Stream s
     const int width = a.neighbours.merged_width();
     if (parts > 0) {
         const int refused =
-            simt::launch(norm_backward_kernel(a), dim3(unsigned(parts)), dim3(norm_threads(width)),
+            simt::launch(choose_norm_backward(a), dim3(unsigned(parts)), dim3(norm_threads(width)),
                          size_t(width) * sizeof(T), stream, a);
         if (refused != 0) return refused;
     }
-    return simt::launch(sum_partial_grads<T>, dim3((2 * width + kWarpSize - 1) / kWarpSize),
+    return simt::launch(sum_partial_kernel<T>, dim3((2 * width + kWarpSize - 1) / kWarpSize),
                         dim3(kWarpSize * kSumRows), 0, stream, a.partial, a.weight_grad,
                         a.bias_grad, int(parts), width);
 }

@@ -8,6 +8,7 @@ namespace vila_mc {
 constexpr int kPatchifyThreads = 256;
 constexpr int kChannels = 3;
 constexpr int kLevels = 256;
+constexpr int kMaxStrip = 150 << 10;  // bytes of pixels; sm_80 has 163 KiB of shared memory a block
 
 template <class T>
 struct Patchify {
@@ -24,7 +25,7 @@ struct Patchify {
 // One block for each row of patches: its pixels come in by 16 bytes, wait in shared memory, and
 // leave as patches, which lie one after the other. Pixels beyond the last whole patch are dropped.
 template <class T, int kLoad, int kStore>
-__global__ void __launch_bounds__(kPatchifyThreads) normalize_patchify(Patchify<T> a) {
+__global__ void __launch_bounds__(kPatchifyThreads) patchify_kernel(Patchify<T> a) {
     uint8_t* const strip = simt::dynamic_shared<uint8_t>();  // [3, patch, width]
     SIMT_SHARED(T, table, kChannels * kLevels);
     const int row = blockIdx.x % a.rows();
@@ -78,8 +79,8 @@ int launch_patchify(const Patchify<T>& a, int64_t images, simt::Stream stream) {
     const bool reads_wide = takes_vectors<uint8_t>(a.patch * a.width, {a.images}) &&
                             takes_vectors<uint8_t>(int64_t(a.height) * a.width, {a.images});
     const bool writes_wide = takes_vectors<T>(count, {a.patches});
-    if (reads_wide && writes_wide) return launch(normalize_patchify<T, kVectorBytes, kStore>);
-    return launch(normalize_patchify<T, 1, 1>);
+    if (reads_wide && writes_wide) return launch(patchify_kernel<T, kVectorBytes, kStore>);
+    return launch(patchify_kernel<T, 1, 1>);
 }
 
 }  // namespace vila_mc

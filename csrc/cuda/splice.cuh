@@ -24,13 +24,13 @@ struct Sequence {
     }
 };
 
-/// Visual tokens [images, each] and the places of the images.
-struct Places {
+/// Visual tokens [images, each] and where the images start.
+struct VisualTokens {
     const int64_t* starts;  // [images, 2]: row and first position
     int64_t images;
     int each;
 
-    __host__ __device__ int64_t tokens() const { return images * each; }
+    __host__ __device__ int64_t count() const { return images * each; }
 
     __device__ __forceinline__ int64_t find(const Sequence& sequence, int64_t token) const {
         const int64_t image = token / each;
@@ -42,10 +42,10 @@ constexpr int kText = -1;  // in a map: no visual token stands here
 
 // map [embeddings], kText beforehand -> the visual token of each embedding.
 static __global__ void __launch_bounds__(kSpliceThreads)
-    map_visual_tokens(Places places, Sequence sequence, int* __restrict__ map) {
+    map_visual_tokens(VisualTokens tokens, Sequence sequence, int* __restrict__ map) {
     const int64_t token = int64_t(blockIdx.x) * kSpliceThreads + threadIdx.x;
-    if (token >= places.tokens()) return;
-    const int64_t found = places.find(sequence, token);
+    if (token >= tokens.count()) return;
+    const int64_t found = tokens.find(sequence, token);
     if (found >= 0) map[found] = int(token);
 }
 
@@ -70,7 +70,7 @@ __device__ __forceinline__ void clear_row(V* __restrict__ to, int width) {
 // One block for each embedding; widths count in V, as in gather.cuh.
 template <class V>
 __global__ void __launch_bounds__(kSpliceThreads)
-    splice_forward(const V* text, const V* visual, const int* map, V* spliced, int width) {
+    splice_kernel(const V* text, const V* visual, const int* map, V* spliced, int width) {
     const int64_t row = blockIdx.x;
     const int token = map[row];
     const V* const from = token == kText ? text + row * width : visual + int64_t(token) * width;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kSpliceThreads)
 
 template <class V>
 __global__ void __launch_bounds__(kSpliceThreads)
-    splice_text_grad(const V* grad, const int* map, V* text_grad, int width) {
+    splice_text_grad_kernel(const V* grad, const int* map, V* text_grad, int width) {
     const int64_t row = blockIdx.x;
     if (map[row] == kText)
         copy_row(grad + row * width, text_grad + row * width, width);
@@ -90,9 +90,9 @@ __global__ void __launch_bounds__(kSpliceThreads)
 // One block for each visual token. What stands in another shard gets zeros from this one.
 template <class V>
 __global__ void __launch_bounds__(kSpliceThreads)
-    splice_visual_grad(const V* grad, Places places, Sequence sequence, V* visual_grad, int width) {
+    splice_visual_grad_kernel(const V* grad, VisualTokens tokens, Sequence sequence, V* visual_grad, int width) {
     const int64_t token = blockIdx.x;
-    const int64_t found = places.find(sequence, token);
+    const int64_t found = tokens.find(sequence, token);
     if (found >= 0)
         copy_row(grad + found * width, visual_grad + token * width, width);
     else
@@ -104,13 +104,13 @@ inline dim3 splice_blocks(int64_t threads) {
 }
 
 /// Fills map [embeddings]. Returns CUDA's error code, as all launches do.
-inline int launch_splice_map(Places places, Sequence sequence, int* map, simt::Stream stream) {
+inline int launch_splice_map(VisualTokens tokens, Sequence sequence, int* map, simt::Stream stream) {
     if (sequence.embeddings() == 0) return 0;
     const int refused = simt::launch(map_only_text, splice_blocks(sequence.embeddings()),
                                      dim3(kSpliceThreads), 0, stream, sequence.embeddings(), map);
-    if (refused != 0 || places.tokens() == 0) return refused;
-    return simt::launch(map_visual_tokens, splice_blocks(places.tokens()), dim3(kSpliceThreads), 0,
-                        stream, places, sequence, map);
+    if (refused != 0 || tokens.count() == 0) return refused;
+    return simt::launch(map_visual_tokens, splice_blocks(tokens.count()), dim3(kSpliceThreads), 0,
+                        stream, tokens, sequence, map);
 }
 
 inline int launch_splice_forward(const void* text, const void* visual, const int* map,
@@ -119,7 +119,7 @@ inline int launch_splice_forward(const void* text, const void* visual, const int
     if (embeddings == 0 || row_bytes == 0) return 0;
     return with_widest(row_bytes, {text, visual, spliced}, [&](auto unit) {
         using V = decltype(unit);
-        return simt::launch(splice_forward<V>, dim3(unsigned(embeddings)), dim3(kSpliceThreads), 0,
+        return simt::launch(splice_kernel<V>, dim3(unsigned(embeddings)), dim3(kSpliceThreads), 0,
                             stream, static_cast<const V*>(text), static_cast<const V*>(visual), map,
                             static_cast<V*>(spliced), int(row_bytes / sizeof(V)));
     });
@@ -130,19 +130,19 @@ inline int launch_splice_text_grad(const void* grad, const int* map, void* text_
     if (embeddings == 0 || row_bytes == 0) return 0;
     return with_widest(row_bytes, {grad, text_grad}, [&](auto unit) {
         using V = decltype(unit);
-        return simt::launch(splice_text_grad<V>, dim3(unsigned(embeddings)), dim3(kSpliceThreads),
+        return simt::launch(splice_text_grad_kernel<V>, dim3(unsigned(embeddings)), dim3(kSpliceThreads),
                             0, stream, static_cast<const V*>(grad), map, static_cast<V*>(text_grad),
                             int(row_bytes / sizeof(V)));
     });
 }
 
-inline int launch_splice_visual_grad(const void* grad, Places places, Sequence sequence,
+inline int launch_splice_visual_grad(const void* grad, VisualTokens tokens, Sequence sequence,
                                      void* visual_grad, int64_t row_bytes, simt::Stream stream) {
-    if (places.tokens() == 0 || row_bytes == 0) return 0;
+    if (tokens.count() == 0 || row_bytes == 0) return 0;
     return with_widest(row_bytes, {grad, visual_grad}, [&](auto unit) {
         using V = decltype(unit);
-        return simt::launch(splice_visual_grad<V>, dim3(unsigned(places.tokens())),
-                            dim3(kSpliceThreads), 0, stream, static_cast<const V*>(grad), places,
+        return simt::launch(splice_visual_grad_kernel<V>, dim3(unsigned(tokens.count())),
+                            dim3(kSpliceThreads), 0, stream, static_cast<const V*>(grad), tokens,
                             sequence, static_cast<V*>(visual_grad), int(row_bytes / sizeof(V)));
     });
 }

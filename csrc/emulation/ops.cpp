@@ -21,7 +21,7 @@ Sequence sequence(const Case& c) {
             c.integer("sequence_first") != 0};
 }
 
-Places places(const Case& c) {
+VisualTokens visual_tokens(const Case& c) {
     return {c.tensor<const int64_t>("starts"), c.integer("images"), int(c.integer("each"))};
 }
 
@@ -72,7 +72,7 @@ int norm_backward(const Case& c) {
 
 int splice(const Case& c) {
     int* const map = c.tensor<int>("map");
-    const int refused = launch_splice_map(places(c), sequence(c), map, nullptr);
+    const int refused = launch_splice_map(visual_tokens(c), sequence(c), map, nullptr);
     if (refused != 0) return refused;
     const int64_t embeddings = sequence(c).embeddings(), row_bytes = c.integer("row_bytes");
     if (c.op() == "splice_visual")
@@ -84,7 +84,7 @@ int splice(const Case& c) {
 }
 
 int splice_visual_tokens_grad(const Case& c) {
-    return launch_splice_visual_grad(c.tensor<const void>("grad"), places(c), sequence(c),
+    return launch_splice_visual_grad(c.tensor<const void>("grad"), visual_tokens(c), sequence(c),
                                      c.tensor<void>("visual_grad"), c.integer("row_bytes"),
                                      nullptr);
 }
