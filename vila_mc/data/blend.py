@@ -24,6 +24,9 @@ _LARGEST_PERIOD = 2**40
 _LONGEST_STRETCH = 2**23
 """Of one call of ``choose``: their product stays below 2**64."""
 _ROUNDS = 6
+_TURNS = np.arange(_ROUNDS, dtype=np.uint64) * _GOLDEN
+_SHIFTS = np.asarray([30, 27, 31], np.uint64)
+_FACTORS = np.asarray([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 
 
 class Blend:
@@ -183,17 +186,21 @@ def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarra
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for turn in range(_ROUNDS):
-        noise = _mix(right + keys + _u64(turn) * _GOLDEN)
-        left, right = right, left ^ (noise & mask)
+        noise = _mix(right + keys + _TURNS[turn])
+        noise &= mask
+        noise ^= left
+        left, right = right, noise
     return (left << half) | right
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)."""
-    values = values + _GOLDEN
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    mixed = values + _GOLDEN
+    mixed ^= mixed >> _SHIFTS[0]
+    mixed *= _FACTORS[0]
+    mixed ^= mixed >> _SHIFTS[1]
+    mixed *= _FACTORS[1]
+    mixed ^= mixed >> _SHIFTS[2]
     return mixed
 
 

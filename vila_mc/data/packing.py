@@ -73,7 +73,7 @@ def spread_images(
     even_enough = max(np.ceil(count.mean()), count.mean() * _TOLERANCE)
     by_length = np.argsort(lengths, kind="stable")
     for _ in range(_SWEEPS):
-        num_swaps = 0
+        most = count.max()
         for stride in _STRIDES:
             if count.max() <= even_enough:
                 return rows
@@ -81,14 +81,15 @@ def spread_images(
             positions = lengths[longer] - lengths[shorter]
             pictures = images[longer] - images[shorter]
             chosen = _best_swaps(rows[shorter], rows[longer], positions, pictures, room, count)
+            if len(chosen) == 0:
+                continue
             one, other = rows[shorter[chosen]], rows[longer[chosen]]
             rows[shorter[chosen]], rows[longer[chosen]] = other, one
             room[one] -= positions[chosen]
             room[other] += positions[chosen]
             count[one] += pictures[chosen]
             count[other] -= pictures[chosen]
-            num_swaps += len(one)
-        if num_swaps == 0:
+        if count.max() == most:
             break
     return rows
 
@@ -115,6 +116,8 @@ def _best_swaps(
     # By how much the sum of squares of the two counts would fall, halved.
     gain = pictures * (count[other] - count[one] - pictures)
     useful = np.flatnonzero((gain > 0) & (positions <= room[one]))
+    if len(useful) == 0:
+        return useful
     useful = useful[np.argsort(gain[useful], kind="stable")]
     best = np.full(len(room), -1)
     both = np.stack([one[useful], other[useful]], axis=1)

@@ -20,6 +20,9 @@ Draw = tuple[int, int]
 _Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Datasets, samples, lengths and images of a stretch of the stream."""
 
+_BLOCK = 8192
+"""Samples drawn at a time: numpy costs the same for a few as for thousands."""
+
 
 @dataclass(frozen=True, slots=True)
 class GlobalBatch:
@@ -80,30 +83,35 @@ class Sampler:
         self._blend, self._readers = blend, readers
         self._num_rows, self._length = num_rows, sequence_length
         self._visual_tokens, self._packing = visual_tokens, packing
-        self._guess = num_rows
+        self._ahead_from = 0
+        self._ahead = self._draw(0, 0)
 
     def at(self, position: int) -> GlobalBatch:
         """The global batch that starts at ``position``, a number of samples seen before it."""
         if not self._packing:
-            drawn = self._draw(position, self._num_rows)
+            drawn = self._stretch(position, self._num_rows)
             return GlobalBatch(*drawn, rows=np.arange(self._num_rows), num_rows=self._num_rows)
-        drawn = self._draw_enough(position)
+        count = self._num_rows
+        while (drawn := self._stretch(position, count))[2].sum() <= self._num_rows * self._length:
+            count *= 2
         rows = best_fit(drawn[2].tolist(), self._num_rows, self._length)
         datasets, samples, lengths, images = (each[: len(rows)] for each in drawn)
-        self._guess = len(rows) + len(rows) // 32 + 1
         rows = spread_images(lengths, images, rows, self._num_rows, self._length)
         return GlobalBatch(datasets, samples, lengths, images, rows, self._num_rows)
 
-    def _draw_enough(self, position: int) -> _Drawn:
-        """More samples than fit into the rows."""
-        drawn = self._draw(position, self._guess)
-        while drawn[2].sum() <= self._num_rows * self._length:
-            more = self._draw(position + len(drawn[0]), len(drawn[0]))
-            datasets, samples, lengths, images = (
-                np.concatenate(pair) for pair in zip(drawn, more, strict=True)
-            )
-            drawn = datasets, samples, lengths, images
-        return drawn
+    def _stretch(self, start: int, count: int) -> _Drawn:
+        """``count`` samples from ``start`` on; some more are drawn and kept for the next call."""
+        kept = start - self._ahead_from
+        if not 0 <= kept <= len(self._ahead[0]):
+            self._ahead, self._ahead_from, kept = self._draw(start, 0), start, 0
+        missing = kept + count - len(self._ahead[0])
+        if missing > 0:
+            end = self._ahead_from + len(self._ahead[0])
+            more = self._draw(end, max(missing, _BLOCK))
+            self._ahead = _joined(tuple(each[kept:] for each in self._ahead), more)
+            self._ahead_from, kept = start, 0
+        datasets, samples, lengths, images = (each[kept : kept + count] for each in self._ahead)
+        return datasets, samples, lengths, images
 
     def _draw(self, position: int, count: int) -> _Drawn:
         """[count] each: datasets, samples, lengths, images."""
@@ -116,3 +124,8 @@ class Sampler:
             tokens, images[here] = reader.sizes(samples[here])
             lengths[here] = tokens + self._visual_tokens * images[here]
         return datasets, samples, np.minimum(lengths, self._length), images
+
+
+def _joined(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> _Drawn:
+    datasets, samples, lengths, images = map(np.concatenate, zip(first, second, strict=True))
+    return datasets, samples, lengths, images
