@@ -45,9 +45,9 @@ NUM_HELD_OUT = 360
 IMAGE_SIDE = 28
 GREY_LEVELS = 16  # the brightest value in scikit-learn's set
 
-NUM_VARIANTS = 3  # turned and shifted copies of each training picture
-MAX_TURN = 12.0  # degrees
-MAX_SHIFT = 2.0  # pixels of the 28x28 picture
+NUM_VARIANTS = 7  # turned and shifted copies of each training picture
+MAX_TURN = 15.0  # degrees
+MAX_SHIFT = 2.5  # pixels of the 28x28 picture
 NUM_DOCUMENTS = 2400
 NUM_TWO_IMAGE = 3300
 NUM_MULTI_TURN = 1000
