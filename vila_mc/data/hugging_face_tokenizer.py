@@ -81,6 +81,12 @@ class HuggingFaceTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
+    def token(self, token_id: int) -> str:
+        """See ``Backend.token``."""
+        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        name = str(self._tokenizer.id_to_token(token_id))
+        return f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text
+
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encoded]

@@ -1,12 +1,15 @@
 """A function over a stream, on several processes, in order and in bounded memory."""
 
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import Any
 
 from vila_mc.errors import SetupError
@@ -72,4 +75,13 @@ def _on_pool[T, R](
 def _initialise(initialiser: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     # Ctrl-C is for the parent to handle; it then ends the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     initialiser(*arguments)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end the pool, whose processes would wait forever."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -57,6 +57,10 @@ class SentencePieceTokenizer:
         text: str = self._processor.decode(ids)
         return text
 
+    def token(self, token_id: int) -> str:
+        """See ``Backend.token``."""
+        return str(self._processor.id_to_piece(token_id)).replace(SPACE, " ")
+
     def _special(self, name: str, token_id: int) -> int:
         if token_id < 0 or not self._processor.is_control(token_id):
             raise DataError(

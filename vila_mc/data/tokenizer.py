@@ -40,6 +40,10 @@ class Backend(Protocol):
         """Text of token ids within the vocabulary."""
         ...
 
+    def token(self, token_id: int) -> str:
+        """A token as people read it, its space included."""
+        ...
+
 
 class Tokenizer:
     """A tokenizer on disk, of SentencePiece or of Hugging Face.
@@ -99,6 +103,10 @@ class Tokenizer:
                 f"(0 to {self.vocab_size - 1}). Use the tokenizer that the model was trained with."
             )
         return self._backend.decode([int(i) for i in ids])
+
+    def token(self, token_id: int) -> str:
+        """One token for people to read, its space included; special ones by their names."""
+        return self._backend.token(token_id)
 
     def fingerprint(self) -> str:
         """SHA-256 of the ``.model`` or ``tokenizer.json`` file, in hexadecimal."""

@@ -64,7 +64,7 @@ def _group(file: Path) -> Iterator[tuple[str, dict[str, Member] | RejectionError
             return
         folder, _, name = member.name.rpartition("/")
         stem, _, ending = name.partition(".")
-        own_key = f"{folder}/{stem}" if folder else stem
+        own_key = member.name if not stem else f"{folder}/{stem}" if folder else stem
         if own_key != key:
             if members:
                 yield key, repeated or members, end
@@ -87,7 +87,8 @@ def _read_captions(file: Path, column: str) -> dict[str, Any]:
             "give the .tar itself, whose .txt or .json hold captions too."
         ) from None
     try:
-        table = parquet.read_table(file, columns=["key", column])
+        with file.open("rb") as raw:
+            table = parquet.read_table(raw, columns=["key", column])
         keys, captions = (table.column(name).to_pylist() for name in ("key", column))
     except OSError as error:
         if error.strerror is None:  # pyarrow's own way to say that it is no parquet file

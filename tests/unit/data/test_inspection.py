@@ -1,0 +1,217 @@
+"""Looking into datasets: pages escape everything, damage is named, export is the way back."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.indexed_writer import IndexedWriter
+from vila_mc.data.inspection.export import export
+from vila_mc.data.inspection.page import sample_page
+from vila_mc.data.inspection.verify import verify
+from vila_mc.data.preprocess import preprocess
+from vila_mc.data.sources.conversations import ConversationSource
+from vila_mc.data.sources.image_files import ImageFolder
+from vila_mc.data.sources.interleaved import InterleavedSource
+from vila_mc.data.sources.pairs import PairSource
+from vila_mc.data.sources.records import Source
+from vila_mc.data.sources.text import TextSource
+from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.errors import DataError
+from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
+
+ROOT = Path(__file__).parents[3]
+ATTACK = "<script>alert('x')</script> & \"quoted\" <image>"
+
+Write = Callable[..., Path]
+
+
+def tool(*arguments: object) -> int:
+    code: int = runpy.run_path(str(ROOT / "tools" / "inspect_data.py"))["main"](
+        [str(argument) for argument in arguments]
+    )
+    return code
+
+
+@pytest.fixture
+def conversations(tmp_path: Path, write_lines: Write, make_image: Callable[..., bytes]) -> Source:
+    for name, format in (("a.png", "PNG"), ("b.jpeg", "JPEG"), ("c.tiff", "TIFF")):
+        (tmp_path / name).write_bytes(make_image(format=format))
+    said = [{"from": "human", "value": f"{ATTACK}\nwhy?"}, {"from": "gpt", "value": "So <b>."}]
+    records = [{"image": name, "conversations": said} for name in ("a.png", "b.jpeg", "c.tiff")]
+    return ConversationSource([write_lines("a.jsonl", records)], ImageFolder(tmp_path))
+
+
+def test_page_is_self_contained_and_escapes_everything(
+    tmp_path: Path, conversations: Source, tokenizer_path: Path, tokenizer: Tokenizer
+) -> None:
+    preprocess(
+        conversations, tmp_path / "set", "multimodal", tokenizer_path, facts={"files": [ATTACK]}
+    )
+    reader = IndexedReader(tmp_path / "set")
+    for index, kind in enumerate(("png", "jpeg", "png")):  # browsers do not show TIFF
+        page = sample_page(reader, index, tokenizer)
+        assert "<script" not in page
+        assert "http" not in page.replace("http-equiv", "")
+        assert page.count(f'src="data:image/{kind};base64,') == page.count("<img") == 1
+    assert "&lt;" in page
+    trained = page[page.index('<span class="trained">', page.index("<main>")) :]
+    assert trained.count('class="token"') == len(tokenizer.encode("So <b>.")) + 1
+    assert "<b>" not in trained
+    assert f'title="{tokenizer.eos_id}">&lt;/s&gt;' in trained
+    assert f'<span class="token" title="{tokenizer.bos_id}">1</span>' in sample_page(
+        reader, 0, None
+    )
+
+
+def test_page_of_nothing_and_of_another_tokenizer(
+    tmp_path: Path, make_set: Callable[..., Path], write_lines: Write
+) -> None:
+    from vila_mc.data.tokenizer import train_tokenizer
+
+    reader = IndexedReader(make_set(tmp_path / "set", 2))
+    for index in (-1, 2):
+        with pytest.raises(DataError, match=f"there is no sample {index}"):
+            sample_page(reader, index, None)
+    train_tokenizer(["some other text"] * 9, tmp_path / "other.model", 275)
+    other = Tokenizer(tmp_path / "other.model")
+    with pytest.raises(DataError, match="made with another tokenizer"):
+        sample_page(reader, 0, other)
+    with pytest.raises(DataError, match="made with another tokenizer"):
+        export(reader, other, tmp_path / "out")
+
+
+def test_page_shows_damaged_images_as_such(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
+        writer.add(EncodedSample((EncodedText((1,), False), EncodedImage(b"junk", 1, 1))))
+        writer.finish({})
+    assert "4 bytes that are no image" in sample_page(IndexedReader(tmp_path / "set"), 0, tokenizer)
+
+
+def test_whole_set_is_verified(
+    tmp_path: Path, make_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = make_set(tmp_path / "set", 70)
+    assert tool("verify", prefix) == 0
+    assert "is whole: checksums agree, 70 images decode" in capsys.readouterr().out
+    file = Path(f"{prefix}.manifest.json")
+    facts = json.loads(file.read_text())
+    facts.pop("bin_sha256")
+    file.write_text(json.dumps(facts | {"format_version": 1}))
+    assert tool("verify", prefix) == 0
+    assert "version 1 has no checksum" in capsys.readouterr().out
+
+
+def test_damage_is_named(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = tmp_path / "set"
+    with IndexedWriter(prefix, "multimodal", tokenizer) as writer:
+        writer.add(EncodedSample((EncodedText((1, 399), False),)))
+        writer.add(EncodedSample((EncodedText((1, 400), False), EncodedImage(b"junk", 1, 1))))
+        writer.finish({})
+    found = verify(prefix)
+    assert [fault.partition(":")[0] for fault in found.faults] == ["sample 1", "sample 1"]
+    assert "token id lies outside" in found.faults[0]
+    assert "sample 1 is not an image" in found.faults[1]
+    data = bytearray(Path(f"{prefix}.bin").read_bytes())
+    data[0] ^= 2
+    Path(f"{prefix}.bin").write_bytes(data)
+    with pytest.raises(DataError, match="set has 3 faults"):
+        tool("verify", prefix)
+    assert "set.bin is damaged: its checksum differs" in capsys.readouterr().out
+
+
+def test_summary_counts_and_draws(
+    tmp_path: Path, make_set: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = make_set(tmp_path / "set", 5)
+    assert tool("summary", prefix, "--png", tmp_path / "a.png") == 0
+    printed = capsys.readouterr().out
+    assert "samples    5\n" in printed
+    assert "tokens     25; a sample: 5.0 on average, 5 to 5, median 5" in printed
+    assert Image.open(tmp_path / "a.png").format == "PNG"
+
+
+def test_text_sets_are_summed_up_too(
+    tmp_path: Path, tokenizer_path: Path, write_lines: Write
+) -> None:
+    source = TextSource([write_lines("a.jsonl", [{"text": "x"}])])
+    preprocess(source, tmp_path / "set", "text", tokenizer_path, facts={})
+    assert tool("summary", tmp_path / "set", "--png", tmp_path / "a.png") == 0
+    assert tool("show", tmp_path / "set", "0", "--output", tmp_path / "a.html") == 0
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+
+
+def again(kind: str, folder: Path) -> Source:
+    files = [folder / "samples.jsonl"]
+    if kind == "text":
+        return TextSource(files)
+    return (PairSource if kind == "pairs" else InterleavedSource)(files, ImageFolder(folder))
+
+
+def test_exported_sets_can_be_preprocessed_again(
+    tmp_path: Path, tokenizer_path: Path, write_lines: Write, make_image: Callable[..., bytes]
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(make_image(seed=number))
+
+    def document(sentences: list[str], *places: int) -> dict[str, object]:
+        infos = [
+            {"image_name": f"{n}.png", "matched_text_index": at} for n, at in enumerate(places)
+        ]
+        return {"text_list": sentences, "image_info": infos}
+
+    images = ImageFolder(tmp_path)
+    sources: dict[str, Source] = {
+        "text": TextSource([write_lines("t.jsonl", [{"text": ATTACK}, {"text": " two\n lines "}])]),
+        "pairs": PairSource(
+            [write_lines("p.jsonl", [{"image": f"{n}.png", "caption": ATTACK} for n in (0, 1)])],
+            images,
+        ),
+        "interleaved": InterleavedSource(
+            [
+                write_lines(
+                    "i.jsonl",
+                    [
+                        document(["One.", "Two.", "Three."], 1, 1, 2),
+                        document(["One.", "", "Two.", ""], 0, 1, 3),
+                    ],
+                )
+            ],
+            images,
+        ),
+    }
+    for kind, source in sources.items():
+        set_kind = "text" if kind == "text" else "multimodal"
+        first, second = tmp_path / f"{kind}1", tmp_path / f"{kind}2"
+        preprocess(source, first, set_kind, tokenizer_path, facts={})
+        folder = tmp_path / f"{kind}-out"
+        options = ("--output", folder, "--tokenizer", tokenizer_path)
+        assert tool("export", first, *options) == 0
+        preprocess(again(kind, folder), second, set_kind, tokenizer_path, facts={})
+        for suffix in (".bin", ".idx"):
+            assert Path(f"{first}{suffix}").read_bytes() == Path(f"{second}{suffix}").read_bytes()
+        with pytest.raises(DataError, match="exists already"):
+            tool("export", first, *options)
+
+
+def test_conversations_are_exported_as_parts(
+    tmp_path: Path, conversations: Source, tokenizer_path: Path, tokenizer: Tokenizer
+) -> None:
+    preprocess(conversations, tmp_path / "set", "multimodal", tokenizer_path, facts={})
+    assert export(IndexedReader(tmp_path / "set"), tokenizer, tmp_path / "out") == 3
+    line = json.loads((tmp_path / "out" / "samples.jsonl").read_text().splitlines()[0])
+    assert [sorted(part) for part in line["parts"]] == [
+        ["is_trained", "text"],
+        ["image"],
+        ["is_trained", "text"],
+        ["is_trained", "text"],
+    ]
+    assert line["parts"][-1] == {"text": "So <b>.", "is_trained": True}
+    name = line["parts"][1]["image"]
+    assert (tmp_path / "out" / name).read_bytes().startswith((tmp_path / "a.png").read_bytes())

@@ -1,0 +1,100 @@
+"""One sample as a self-contained HTML page: images in place, tokens, which are trained on."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from PIL import Image
+
+from vila_mc.data.indexed_format import StoredImage, StoredText
+from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.errors import DataError
+
+_SHOWN_BY_BROWSERS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A piece as the template shows it; ``tokens`` or ``image`` is set."""
+
+    tokens: tuple[_Token, ...] = ()
+    is_trained: bool = False
+    image: str | None = None
+    """A data: address."""
+    caption: str = ""
+
+
+def sample_page(reader: IndexedReader, index: int, tokenizer: Tokenizer | None) -> str:
+    """The page of sample ``index``.
+
+    Args:
+        reader: the dataset.
+        index: which sample, from 0.
+        tokenizer: what the set was made with; without one, tokens are shown as their ids.
+
+    Raises:
+        DataError: there is no such sample, or the tokenizer is another one.
+    """
+    if not 0 <= index < len(reader):
+        raise DataError(f"there is no sample {index} in {reader.prefix}; it has {len(reader):,}.")
+    if tokenizer is not None and tokenizer.fingerprint() != reader.manifest.tokenizer_sha256:
+        raise DataError(f"{reader.prefix} was made with another tokenizer than {tokenizer.path}.")
+    stored = reader.sample(index)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vila_mc.data.inspection"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    texts = [piece for piece in stored if isinstance(piece, StoredText)]
+    return environment.get_template("sample.html").render(
+        name=reader.prefix.name,
+        index=index,
+        samples=len(reader),
+        pieces=[_shown(piece, tokenizer) for piece in stored],
+        num_tokens=sum(len(piece.ids) for piece in texts),
+        num_trained=sum(len(piece.ids) for piece in texts if piece.is_trained),
+        num_images=len(stored) - len(texts),
+        source=reader.manifest.source,
+    )
+
+
+def write_page(page: str, output: Path) -> None:
+    """Write a page; it appears whole or not at all."""
+    partial = output.with_name(f".{output.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(output)
+
+
+def _shown(piece: StoredImage | StoredText, tokenizer: Tokenizer | None) -> _Piece:
+    if isinstance(piece, StoredImage):
+        return _shown_image(piece.data.tobytes())
+    ids = piece.ids.tolist()
+    texts = [str(i) if tokenizer is None else tokenizer.token(i) for i in ids]
+    tokens = tuple(_Token(i, text) for i, text in zip(ids, texts, strict=True))
+    return _Piece(tokens, piece.is_trained)
+
+
+def _shown_image(data: bytes) -> _Piece:
+    try:
+        image = Image.open(io.BytesIO(data))
+        kind, (width, height) = str(image.format), image.size
+        if kind not in _SHOWN_BY_BROWSERS:
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "PNG")
+            data = buffer.getvalue()
+    except Exception:  # Pillow's readers raise nearly anything on damaged data
+        return _Piece(image="data:,", caption=f"{len(data):,} bytes that are no image")
+    mime = kind if kind in _SHOWN_BY_BROWSERS else "PNG"
+    address = f"data:image/{mime.lower()};base64,{base64.b64encode(data).decode('ascii')}"
+    return _Piece(image=address, caption=f"{kind}, {width} x {height}, {len(data):,} bytes")

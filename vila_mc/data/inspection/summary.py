@@ -1,0 +1,70 @@
+"""What is in a dataset: counts, and how lengths and images are distributed."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vila_mc.data.indexed_format import StoredImage
+from vila_mc.data.indexed_reader import IndexedReader
+
+_LOOKED_AT = 2000
+"""Samples whose image headers are read for the histogram of image sizes."""
+
+
+def summary_lines(reader: IndexedReader) -> list[str]:
+    """The facts of a set, from its manifest and its index."""
+    facts = reader.manifest
+    tokens, images = reader.token_counts(), reader.image_counts()
+    lines = [
+        f"kind       {facts.kind}, format version {facts.format_version}",
+        f"samples    {facts.samples:,}",
+        f"tokens     {facts.tokens:,}; a sample: {_spread(tokens)}",
+        f"images     {facts.images:,}; a sample: {_spread(images)}",
+        f"bytes      {facts.bin_bytes:,}",
+        f"tokenizer  {facts.vocab_size:,} tokens, SHA-256 {facts.tokenizer_sha256[:16]}...",
+        f"written by vila_mc {facts.tool_version}",
+    ]
+    return lines + [f"source     {key}: {value}" for key, value in facts.source.items()]
+
+
+def plot_summary(reader: IndexedReader, output: Path) -> None:
+    """Histograms as a PNG: tokens and images of a sample, sides of images.
+
+    Image sides are those of ``_LOOKED_AT`` samples, spread evenly over the set.
+    """
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    axes = figure.subplots(1, 3)
+    tokens, images = reader.token_counts(), reader.image_counts()
+    axes[0].hist(tokens, bins=np.geomspace(1, max(2, tokens.max() + 1), 50))
+    axes[0].set(xscale="log", xlabel="text tokens of a sample", ylabel="samples")
+    axes[1].hist(images, bins=np.arange(images.max() + 2) - 0.5, rwidth=0.9)
+    axes[1].set(xlabel="images of a sample", ylabel="samples")
+    sides = _image_sides(reader)
+    if sides:
+        axes[2].hist(np.array(sides), bins=40, label=["width", "height"], histtype="step")
+        axes[2].legend()
+    axes[2].set(xlabel=f"pixels ({len(sides):,} images looked at)", ylabel="images")
+    partial = output.with_name(f".{output.name}.partial")
+    figure.savefig(partial, format="png", dpi=110)
+    partial.replace(output)
+
+
+def _spread(counts: np.ndarray) -> str:
+    low, middle, high = (int(value) for value in np.quantile(counts, [0, 0.5, 1]))
+    return f"{counts.mean():,.1f} on average, {low:,} to {high:,}, median {middle:,}"
+
+
+def _image_sides(reader: IndexedReader) -> list[tuple[int, int]]:
+    chosen = np.unique(np.linspace(0, len(reader) - 1, _LOOKED_AT).round().astype(np.int64))
+    sides = []
+    for index in chosen[reader.image_counts()[chosen] > 0]:
+        for piece in reader.sample(int(index)):
+            if isinstance(piece, StoredImage):
+                try:
+                    sides.append(Image.open(io.BytesIO(piece.data.tobytes())).size)
+                except Exception:  # Pillow raises nearly anything; verify names damaged images
+                    continue
+    return sides
