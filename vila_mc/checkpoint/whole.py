@@ -28,7 +28,7 @@ def whole_model(path: Path) -> Iterator[tuple[VilaModel, Manifest]]:
     """
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
-    run = _on_one_rank(manifest.run)
+    run = on_one_rank(manifest.run)
     with distributed(run.parallel, seed=run.train.seed) as ranks:
         stages = build_stages(run, ranks)
         load_weights(directory, stages)
@@ -40,6 +40,7 @@ def canonical_state(model: VilaModel) -> Mapping[str, Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
-def _on_one_rank(run: RunConfig) -> RunConfig:
+def on_one_rank(run: RunConfig) -> RunConfig:
+    """The same run in one process, in fp32, to evaluate."""
     train = dataclasses.replace(run.train, precision="fp32", recompute="none")
     return dataclasses.replace(run, parallel=ParallelConfig(), train=train)

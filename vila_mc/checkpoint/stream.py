@@ -1,0 +1,266 @@
+"""Weights of a training checkpoint one at a time: read from any layout, written for every layout.
+
+A checkpoint is read without building its model in memory and without unpickling tensors: torch
+stores each shard as an uncompressed archive, whose bytes are mapped. Nothing here needs a GPU or
+more than one process.
+"""
+
+import io
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+
+from vila_mc.checkpoint.lazy import LazyTensor, Shape
+from vila_mc.checkpoint.safe_index import read_index
+from vila_mc.checkpoint.state import weights_state
+from vila_mc.checkpoint.whole import on_one_rank
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import CheckpointError
+from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.groups import distributed
+from vila_mc.topology.stage_plan import plan_stages
+
+_LOCAL_HEADER = struct.Struct("<26xHH")
+"""Of a zip archive's entry: the lengths of its name and of its extra field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a piece of a parameter lies in a checkpoint."""
+
+    key: str
+    """Of the global tensor, which may hold all layers."""
+    start: Shape
+    size: Shape
+
+
+@contextmanager
+def weightless_model(run: RunConfig) -> Iterator[VilaModel]:
+    """The whole model of a run on one rank, its weights on torch's meta device: no memory."""
+    single = on_one_rank(run)
+    with distributed(single.parallel, seed=run.train.seed) as ranks:
+        (plan,) = plan_stages(single.model, single.parallel)
+        with torch.device("meta"):
+            model = VilaModel(single, plan, ranks.groups)
+        # Not a weight, so it is needed as it is.
+        vision: Any = model.vision
+        vision.position_ids = torch.arange(vision.seq_length).expand(1, -1)
+        yield model.eval()
+
+
+def places_of(model: VilaModel) -> dict[str, list[Place]]:
+    """Where a checkpoint keeps every parameter of a whole model, in pieces from top to bottom."""
+    (state,) = weights_state([model]).values()
+    places: dict[str, list[Place]] = {}
+    for name, entry in state.items():
+        pieces = entry.build() if isinstance(entry, ShardedTensorFactory) else entry
+        shards = [
+            shard
+            for shard in nested_values(pieces if isinstance(pieces, (dict, list)) else [pieces])
+            if isinstance(shard, ShardedTensor)
+        ]
+        if shards:
+            places[name] = [_place(shard) for shard in shards]
+    return places
+
+
+def objects_of(model: VilaModel) -> list[ShardedObject]:
+    """What a checkpoint keeps besides tensors (and Megatron-Core asks for when it loads)."""
+    (state,) = weights_state([model]).values()
+    return [entry for entry in nested_values(state) if isinstance(entry, ShardedObject)]
+
+
+def open_checkpoint(directory: Path, model: VilaModel) -> dict[str, LazyTensor]:
+    """Every parameter of a whole model, to be read from a checkpoint of any layout.
+
+    Args:
+        directory: a whole checkpoint (step-*).
+        model: of the checkpoint's own run; its weights may be on the meta device.
+
+    Raises:
+        CheckpointError: a parameter is missing or has another shape; when it is read, its bytes
+            are not those that were written.
+    """
+    index = read_index(directory)
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    tensors: dict[str, LazyTensor] = {}
+    shards = _Shards(directory, index)
+    for name, places in places_of(model).items():
+        entries = [index.state_dict_metadata.get(place.key) for place in places]
+        fits = all(_holds(entry, place) for entry, place in zip(entries, places, strict=True))
+        first = entries[0]
+        if not fits or not isinstance(first, TensorStorageMetadata):
+            raise CheckpointError(
+                f"{directory} does not hold {name} of its own model. It is damaged; use an older "
+                "step-* directory."
+            )
+        tensors[name] = LazyTensor(
+            shapes[name],
+            first.properties.dtype,
+            lambda places=places, shape=shapes[name]: shards.read(places, shape),  # type: ignore[misc]
+        )
+    return tensors
+
+
+def _holds(entry: Any, place: Place) -> bool:
+    """Whether a global tensor of an index reaches as far as ``place``."""
+    return isinstance(entry, TensorStorageMetadata) and all(
+        start + size <= reach
+        for start, size, reach in zip(place.start, place.size, entry.size, strict=True)
+    )
+
+
+def _place(shard: ShardedTensor) -> Place:
+    ones = (1,) * shard.prepend_axis_num
+    return Place(shard.key, tuple(shard.global_offset), (*ones, *shard.local_shape))
+
+
+class _Shards:
+    """The shard files of one checkpoint."""
+
+    def __init__(self, directory: Path, index: Metadata) -> None:
+        self._directory = directory
+        self._index = index
+        self._mapped = cache(self._map)
+
+    def read(self, places: list[Place], shape: Shape) -> Tensor:
+        """The pieces of a parameter, put together."""
+        pieces = [self._region(place) for place in places]
+        return (pieces[0] if len(pieces) == 1 else self._joined(pieces)).reshape(shape)
+
+    def _joined(self, pieces: list[Tensor]) -> Tensor:
+        # Pieces stand one below the other, behind the axis of layers if there is one.
+        layers = pieces[0].dim() - 2
+        return torch.cat(pieces, dim=layers)
+
+    def _region(self, place: Place) -> Tensor:
+        """A box of a global tensor: one chunk as it is, or copied from those that overlap it."""
+        entry = self._index.state_dict_metadata[place.key]
+        assert isinstance(entry, TensorStorageMetadata)
+        whole: Tensor | None = None
+        for chunk in entry.chunks:
+            if tuple(chunk.offsets) == place.start and tuple(chunk.sizes) == place.size:
+                return self._chunk(place.key, chunk, entry.properties.dtype)
+            cut = _overlap(place, chunk)
+            if cut is None:
+                continue
+            if whole is None:
+                whole = torch.empty(place.size, dtype=entry.properties.dtype)
+            target, source = cut
+            whole[target] = self._chunk(place.key, chunk, entry.properties.dtype)[source]
+        assert whole is not None, f"no chunk of {place.key} holds {place}"
+        return whole
+
+    def _chunk(self, key: str, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> Tensor:
+        info = self._find(key, chunk)
+        mapped = self._mapped(info.relative_path)
+        window = memoryview(mapped)[info.offset : info.offset + info.length]
+        try:
+            start, length = _stored_bytes(window)
+        except (zipfile.BadZipFile, struct.error, StopIteration):
+            start, length = 0, -1
+        count = torch.Size(chunk.sizes).numel()
+        if length != count * dtype.itemsize:
+            raise CheckpointError(
+                f"{self._directory / info.relative_path} is damaged: {key} is not the tensor that "
+                "was written. Use an older step-* directory."
+            )
+        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=info.offset + start)
+        return flat.reshape(tuple(chunk.sizes))
+
+    def _find(self, key: str, chunk: ChunkStorageMetadata) -> Any:
+        # The number of a chunk does not take part in comparisons.
+        found = self._index.storage_data.get(MetadataIndex(key, chunk.offsets))
+        if found is None:
+            raise CheckpointError(f"{self._directory}: the index is damaged at {key}.")
+        return found
+
+    def _map(self, name: str) -> mmap.mmap:
+        path = self._directory / name
+        if path.parent != self._directory:
+            raise CheckpointError(f"{self._directory}: the index names {name}, outside it.")
+        try:
+            with open(path, "rb") as file:
+                # Private: torch wants memory that could be written, and nobody writes into it.
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}. It is incomplete.") from None
+
+
+def _overlap(
+    place: Place, chunk: ChunkStorageMetadata
+) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """The common box, as slices of ``place`` and of ``chunk``; None if there is none."""
+    target, source = [], []
+    for start, size, offset, length in zip(
+        place.start, place.size, chunk.offsets, chunk.sizes, strict=True
+    ):
+        low, high = max(start, offset), min(start + size, offset + length)
+        if low >= high:
+            return None
+        target.append(slice(low - start, high - start))
+        source.append(slice(low - offset, high - offset))
+    return tuple(target), tuple(source)
+
+
+def _stored_bytes(window: memoryview) -> tuple[int, int]:
+    """First byte and length of the values in what torch.save made of one tensor.
+
+    Raises:
+        BadZipFile: the archive is damaged, or its checksum is not that of the values.
+    """
+    with zipfile.ZipFile(_View(window)) as archive:
+        entry = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+    name_length, extra_length = _LOCAL_HEADER.unpack_from(window, entry.header_offset)
+    start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    values = window[start : start + entry.file_size]
+    if entry.compress_type != zipfile.ZIP_STORED or zlib.crc32(values) != entry.CRC:
+        raise zipfile.BadZipFile
+    return start, entry.file_size
+
+
+class _View(io.RawIOBase):
+    """A part of mapped memory as a file, without copying all of it."""
+
+    def __init__(self, window: memoryview) -> None:
+        self._window = window
+        self._at = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._window)}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(min(len(buffer), len(self._window) - self._at), 0)
+        buffer[:count] = self._window[self._at : self._at + count]
+        self._at += count
+        return count

@@ -1,0 +1,156 @@
+"""A training checkpoint of weights alone, written one tensor at a time by one process.
+
+It is what ``load_weights`` reads at every layout: the shards of a single rank, torch's index of
+them, and the manifest. It has no optimizer state; a run starts from it with ``train.load``.
+"""
+
+import hashlib
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from vila_mc.checkpoint.lazy import LazyTensors, Reading
+from vila_mc.checkpoint.manifest import (
+    FileRecord,
+    Manifest,
+    checkpoint_name,
+    partial_path,
+    versions,
+)
+from vila_mc.checkpoint.safe_index import INDEX_NAME
+from vila_mc.checkpoint.state import content_metadata
+from vila_mc.checkpoint.stream import Place, objects_of, places_of, weightless_model
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import CheckpointError
+from vila_mc.model.megatron_config import DTYPES
+
+_SHARD_NAME = "__0_0.distcp"
+_COMMON = "common_state/shard_0_1"
+"""Where Megatron-Core looks for what is neither a tensor nor of one rank."""
+_STEP = 0
+
+
+def write_weights_checkpoint(run: RunConfig, tensors: LazyTensors, origin: str) -> Path:
+    """Write a checkpoint that any run of the same model can start from, at any layout.
+
+    Args:
+        run: what the manifest says; its ``train.output`` is where the checkpoint goes and its
+            ``train.precision`` the number format of the weights.
+        tensors: every parameter of a whole model.
+        origin: where they come from, for messages.
+
+    Returns:
+        The directory of the checkpoint, of step 0.
+
+    Raises:
+        CheckpointError: there is a checkpoint already, or a weight is no number.
+    """
+    final = run.train.output / checkpoint_name(_STEP)
+    if final.exists():
+        raise CheckpointError(f"{final} exists. Remove it, or choose another --output.")
+    partial = partial_path(final)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        with weightless_model(run) as model:
+            places, objects = places_of(model), objects_of(model)
+        state = Reading(tensors, origin)
+        with _Shard(partial / _SHARD_NAME) as shard:
+            for name, where in places.items():
+                shard.write_parameter(where, state[name].to(DTYPES[run.train.precision]))
+            for entry in objects:
+                shard.write_object(entry.unique_key, entry.data)
+            shard.write_object(_COMMON, {"content_metadata": content_metadata()})
+        with open(partial / INDEX_NAME, "wb") as file:
+            pickle.dump(shard.index(), file)
+        save_config(CheckpointingConfig("torch_dist", 1), str(partial))
+        files = {_SHARD_NAME: shard.record()}
+        files |= {
+            path.name: FileRecord.of(path) for path in partial.iterdir() if path.name not in files
+        }
+        Manifest(
+            step=_STEP, samples_seen=0, run=run, layout="", versions=versions(), files=files
+        ).write(partial)
+        partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+class _Shard:
+    """The one shard file; remembers where everything stands in it, and its checksum."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
+        self._digest = hashlib.sha256()
+        self._written = 0
+        self._stored: dict[MetadataIndex, _StorageInfo] = {}
+        self._tensors: dict[str, TensorStorageMetadata] = {}
+        self._objects: dict[str, BytesStorageMetadata] = {}
+
+    def write(self, data: Any) -> int:
+        """For torch.save."""
+        self._digest.update(data)
+        self._file.write(data)
+        self._written += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """For torch.save."""
+
+    def write_parameter(self, places: list[Place], tensor: Tensor) -> None:
+        """Write a whole parameter, in the pieces that a checkpoint keeps."""
+        rows = [place.size[-tensor.dim()] for place in places]
+        for place, piece in zip(places, tensor.split(rows), strict=True):  # type: ignore[no-untyped-call]
+            chunk = ChunkStorageMetadata(torch.Size(place.start), torch.Size(place.size))
+            entry = self._tensors.setdefault(
+                place.key,
+                TensorStorageMetadata(
+                    TensorProperties(dtype=tensor.dtype), torch.Size(place.start), []
+                ),
+            )
+            entry.chunks.append(chunk)
+            reached = (start + size for start, size in zip(place.start, place.size, strict=True))
+            entry.size = torch.Size(map(max, entry.size, reached))
+            # A view would be written with everything it is a view of.
+            values = piece.reshape(place.size).clone()
+            self._store(MetadataIndex(place.key, chunk.offsets), values)
+
+    def write_object(self, key: str, value: Any) -> None:
+        """Write something that is not a tensor, as Megatron-Core does: in a list."""
+        self._objects[key] = BytesStorageMetadata()
+        self._store(MetadataIndex(key), [value])
+
+    def _store(self, index: MetadataIndex, value: Any) -> None:
+        start = self._written
+        torch.save(value, self)  # type: ignore[arg-type]
+        self._stored[index] = _StorageInfo(self._path.name, start, self._written - start)
+
+    def index(self) -> Metadata:
+        """torch's index of the file."""
+        return Metadata({**self._tensors, **self._objects}, storage_data=self._stored)
+
+    def record(self) -> FileRecord:
+        """For the manifest."""
+        return FileRecord(self._written, self._digest.hexdigest())
+
+    def __enter__(self) -> "_Shard":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
