@@ -10,8 +10,9 @@ from tests.support import hugging_face
 from tests.support.hugging_face import GRID, PATCH, VOCABULARY, random_clip, random_llama
 from tests.support.tiny_data import random_sentences
 from vila_mc.checkpoint.hf.export import export_hf
-from vila_mc.checkpoint.hf.import_hf import read_hf_clip, read_hf_llama
+from vila_mc.checkpoint.hf.import_parts import read_language, read_vision
 from vila_mc.checkpoint.hf.verify import VerifyReference, verify_export
+from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.whole import canonical_state
 from vila_mc.config.load import run_from_dict
 from vila_mc.config.model import DOWNSAMPLE_FACTOR, ConnectorConfig, ModelConfig
@@ -43,12 +44,11 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     llama, clip = random_llama(), random_clip()
     hugging_face.save(folder, llama, clip)
-    vision, _ = read_hf_clip(folder / "clip")
-    language, _ = read_hf_llama(folder / "llama")
+    vision, tower = read_vision(folder / "clip")
+    language, decoder = read_language(folder / "llama")
     model = ModelConfig(vision=vision, language=language, connector=ConnectorConfig())
     assert language.padded_vocab() > VOCABULARY
-    state = read_hf_clip(folder / "clip")[1]
-    state |= read_hf_llama(folder / "llama", language.padded_vocab())[1]
+    state = {name: tensor.read() for name, tensor in (tower | decoder).items()}
     run = _run(model)
     with distributed(run.parallel, seed=1) as ranks:
         (ours,) = build_stages(run, ranks)
@@ -187,7 +187,8 @@ def test_an_export_computes_the_same(pair, tmp_path):
     batch = _batch(num_images=3)
     with torch.inference_mode():
         logits = pair.ours(batch, with_loss=False)
-    export_hf(canonical_state(pair.ours), pair.model, tokenizer, tmp_path / "export", torch.float32)
+    state = lazily(canonical_state(pair.ours))
+    export_hf(state, pair.model, tokenizer, tmp_path / "export", torch.float32)
     reference = VerifyReference.of_microbatch(batch, logits, pair.model)
     result = verify_export(tmp_path / "export", reference, tolerance=TOLERANCE)
     assert 0 <= result.max_difference < TOLERANCE

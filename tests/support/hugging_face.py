@@ -27,7 +27,7 @@ def random_llama(seed: int = 0) -> LlamaForCausalLM:
         rms_norm_eps=1e-4,
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     )
-    return _randomised(LlamaForCausalLM(config))
+    return randomised(LlamaForCausalLM(config))
 
 
 def random_clip(seed: int = 1) -> CLIPVisionModel:
@@ -41,7 +41,7 @@ def random_clip(seed: int = 1) -> CLIPVisionModel:
         image_size=GRID * PATCH,
         patch_size=PATCH,
     )
-    return _randomised(CLIPVisionModel(config))
+    return randomised(CLIPVisionModel(config))
 
 
 def save(folder: Path, llama: LlamaForCausalLM, clip: CLIPVisionModel) -> None:
@@ -50,7 +50,7 @@ def save(folder: Path, llama: LlamaForCausalLM, clip: CLIPVisionModel) -> None:
     clip.save_pretrained(folder / "clip")
 
 
-def _randomised[Model: torch.nn.Module](model: Model) -> Model:
+def randomised[Model: torch.nn.Module](model: Model) -> Model:
     """Fresh norms are all 1 and biases 0, where a forgotten or swapped one would not show."""
     with torch.no_grad():
         for parameter in model.parameters():

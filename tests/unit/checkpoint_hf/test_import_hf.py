@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 from independent_vila import PADDED, build, tiny_model
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
-from vila_mc.checkpoint.hf.import_hf import read_export, read_hf_clip, read_hf_llama
+from vila_mc.checkpoint.hf.import_hf import combine, read_whole
+from vila_mc.checkpoint.hf.import_parts import read_language, read_vision
 from vila_mc.errors import CheckpointError
 
 
@@ -37,21 +39,21 @@ def _edit_config(directory, **changes):
 
 
 def test_llama(vila, saved):
-    config, state = read_hf_llama(saved / "llama", PADDED)
+    config, state = read_language(saved / "llama")
     assert config == vila.model.language
     expected = {k: v for k, v in vila.canonical().items() if k.startswith("language.")}
     assert state.keys() == expected.keys()
     for name, tensor in expected.items():
         rows = slice(401 if tensor.shape[0] == PADDED else None)
-        assert torch.equal(state[name][rows], tensor[rows]), name
+        assert torch.equal(state[name].read()[rows], tensor[rows]), name
 
 
 def test_clip_vision_model(vila, saved):
-    config, state = read_hf_clip(saved / "clip")
+    config, state = read_vision(saved / "clip")
     assert config == vila.model.vision
     expected = {k: v for k, v in vila.canonical().items() if k.startswith("vision.")}
     assert state.keys() == expected.keys()
-    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert all(torch.equal(state[name].read(), tensor) for name, tensor in expected.items())
 
 
 def test_whole_clip_with_its_text_side(vila, tmp_path):
@@ -64,11 +66,11 @@ def test_whole_clip_with_its_text_side(vila, tmp_path):
     clip = CLIPModel(config)
     clip.vision_model.load_state_dict(vila.clip.state_dict())
     clip.save_pretrained(tmp_path / "clip")
-    config, state = read_hf_clip(tmp_path / "clip", "resize")
+    config, state = read_vision(tmp_path / "clip", "resize")
     assert config.image_mode == "resize"
     expected = vila.canonical()
     assert len(state) == sum(name.startswith("vision.") for name in expected)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+    assert all(torch.equal(tensor.read(), expected[name]) for name, tensor in state.items())
 
 
 def test_llama_2_era_config_is_understood(copies):
@@ -78,24 +80,23 @@ def test_llama_2_era_config_is_understood(copies):
         config.pop(key, None)
     path.write_text(json.dumps(config | {"rope_theta": 5000.0, "rope_scaling": None}))
     with pytest.raises(CheckpointError, match="mis-shaped"):  # this one has grouped queries
-        read_hf_llama(copies / "llama")
+        read_language(copies / "llama")
     _edit_config(copies / "llama", num_key_value_heads=2)
-    assert read_hf_llama(copies / "llama")[0].rope_theta == 5000.0
+    assert read_language(copies / "llama")[0].rope_theta == 5000.0
 
 
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
-        ("llama", "model_type", "mistral"),
-        ("llama", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
-        ("llama", "tie_word_embeddings", True),
+        ("llama", "model_type", "gemma"),
+        ("llama", "use_sliding_window", True),
         ("llama", "attention_bias", True),
         ("llama", "mlp_bias", True),
         ("llama", "hidden_act", "gelu"),
         ("llama", "head_dim", 24),
         ("llama", "hidden_size", None),
         ("llama", "quantization_config", {"bits": 4}),
-        ("clip", "model_type", "siglip_vision_model"),
+        ("clip", "model_type", "dinov2"),
         ("clip", "hidden_act", "gelu"),
         ("clip", "layer_norm_eps", 1e-6),
         ("clip", "patch_size", [7, 14]),
@@ -103,7 +104,7 @@ def test_llama_2_era_config_is_understood(copies):
 )
 def test_unsupported_configs_are_refused_by_key(part, key, value, copies):
     _edit_config(copies / part, **{key: value})
-    read = {"llama": read_hf_llama, "clip": read_hf_clip}[part]
+    read = {"llama": read_language, "clip": read_vision}[part]
     with pytest.raises(CheckpointError, match=key):
         read(copies / part)
 
@@ -111,16 +112,78 @@ def test_unsupported_configs_are_refused_by_key(part, key, value, copies):
 def test_scaled_rope_of_new_configs_is_refused(copies):
     _edit_config(copies / "llama", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4})
     with pytest.raises(CheckpointError, match="rope_type is yarn"):
-        read_hf_llama(copies / "llama")
+        read_language(copies / "llama")
 
 
-def test_pickles_are_never_read(copies):
+def test_pickles_are_read_only_where_they_are_trusted(vila, copies):
     (copies / "clip" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="neither"):
-        read_hf_clip(copies / "clip")
-    (copies / "clip" / "pytorch_model.bin").write_bytes(b"boom")
+        read_vision(copies / "clip")
+    pickle = copies / "clip" / "pytorch_model.bin"
+    torch.save(vila.clip.state_dict(), pickle)
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin, a pickle"):
-        read_hf_clip(copies / "clip")
+        read_vision(copies / "clip")
+    _, state = read_vision(copies / "clip", trust_pickle=True)
+    expected = vila.canonical()
+    assert all(torch.equal(tensor.read(), expected[name]) for name, tensor in state.items())
+
+
+class _Evil:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+@pytest.mark.parametrize("payload", ["evil", b"", b"boom"])
+def test_even_a_trusted_pickle_runs_nothing(payload, copies):
+    (copies / "clip" / "model.safetensors").unlink()
+    pickle, trace = copies / "clip" / "pytorch_model.bin", copies / "trace"
+    if payload == "evil":
+        torch.save({"embeddings": _Evil(trace)}, pickle)
+    else:
+        pickle.write_bytes(payload)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is damaged, .* Use safetensors"):
+        read_vision(copies / "clip", trust_pickle=True)
+    assert not trace.exists()
+
+
+def test_old_files_hold_a_tied_embedding_twice(vila, copies, tmp_path):
+    _edit_config(copies / "llama", tie_word_embeddings=True)
+    config, state = read_language(copies / "llama")
+    assert config.tied_embeddings
+    assert "language.output_layer.weight" not in state
+
+
+def test_a_short_sliding_window_is_the_longest_sequence(copies):
+    _edit_config(copies / "llama", model_type="mistral", sliding_window=64)
+    assert read_language(copies / "llama")[0].max_positions == 64
+    _edit_config(copies / "llama", sliding_window=None)
+    assert read_language(copies / "llama")[0].max_positions == 256
+
+
+def test_a_combination_is_whole_and_follows_its_seed(vila, saved):
+    first, again, other = (
+        combine(saved / "llama", saved / "clip", "mlp_downsample", seed=seed) for seed in (1, 1, 2)
+    )
+    expected = vila.canonical()
+    assert first.tensors.keys() == expected.keys()
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor.read(), again.tensors[name].read())
+        assert tensor.read().abs().max() > 0 or name.endswith("norm.bias")
+    weight = "connector.fc1.weight"
+    assert not torch.equal(first.tensors[weight].read(), other.tensors[weight].read())
+
+
+def test_nan_is_found_when_the_tensor_is_read(copies):
+    state = load_file(copies / "clip" / "model.safetensors")
+    name = next(name for name in state if name.endswith("layers.1.mlp.fc1.bias"))
+    state[name][0] = torch.nan
+    save_file(state, copies / "clip" / "model.safetensors", metadata={"format": "pt"})
+    _, tensors = read_vision(copies / "clip")
+    with pytest.raises(CheckpointError, match=r"mlp\.fc1\.bias holds NaN"):
+        tensors["vision.decoder.layers.1.mlp.linear_fc1.bias"].read()
 
 
 def test_damage_gives_one_clear_line(copies):
@@ -129,19 +192,35 @@ def test_damage_gives_one_clear_line(copies):
     for broken in (b"", data[:5], data[: len(data) // 2], b"\xff" * 8 + data[8:]):
         weights.write_bytes(broken)
         with pytest.raises(CheckpointError, match="damaged or cut short") as caught:
-            read_hf_clip(copies / "clip")
+            read_vision(copies / "clip")
         assert "\n" not in str(caught.value)
     shard = sorted((copies / "llama").glob("*.safetensors"))[0]
     shard.unlink()
     with pytest.raises(CheckpointError, match="which the index names"):
-        read_hf_llama(copies / "llama")
+        read_language(copies / "llama")
+    index = copies / "llama" / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    for bad, said in (
+        ({"weight_map": {"x": "../../etc/passwd"}}, "outside its directory"),
+        ({"weight_map": []}, "no weight_map"),
+        ({}, "no weight_map"),
+    ):
+        index.write_text(json.dumps(bad))
+        with pytest.raises(CheckpointError, match=said):
+            read_language(copies / "llama")
+    kept = [file for file in good["weight_map"].values() if (copies / "llama" / file).exists()]
+    index.write_text(json.dumps({"weight_map": {"model.nowhere": kept[0]}}))
+    with pytest.raises(CheckpointError, match=r"promises model\.nowhere"):
+        read_language(copies / "llama")
     (copies / "llama" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a JSON object"):
-        read_hf_llama(copies / "llama")
+        read_language(copies / "llama")
 
 
 def test_directories_that_are_not_models_are_refused(copies, tmp_path):
     with pytest.raises(CheckpointError, match="there is no"):
-        read_hf_llama(tmp_path / "nowhere")
+        read_language(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="there is no"):
-        read_export(copies / "llama")
+        read_whole(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="model_type is llama; a whole model is one of"):
+        read_whole(copies / "llama")

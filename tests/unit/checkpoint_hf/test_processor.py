@@ -9,6 +9,7 @@ from independent_vila import VOCABULARY, build, tiny_model
 from PIL import Image
 
 from vila_mc.checkpoint.hf.export import export_hf
+from vila_mc.checkpoint.lazy import lazily
 from vila_mc.data.conversation import Turn, conversation_parts, prompt
 from vila_mc.data.images import load_image
 from vila_mc.data.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ def processors(tokenizer_path, tmp_path_factory):
     for mode in ("crop", "pad", "resize"):
         model = tiny_model(image_mode=mode)
         directory = tmp_path_factory.mktemp("processor") / mode
-        export_hf(build(model).canonical(), model, tokenizer_path, directory)
+        export_hf(lazily(build(model).canonical()), model, tokenizer_path, directory)
         loaded[mode] = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
     return loaded
 

@@ -1,5 +1,6 @@
 """Verification passes what is right and catches what is wrong, in a fresh process."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -14,6 +15,7 @@ from vila_mc.checkpoint.hf import verify as verify_module
 from vila_mc.checkpoint.hf.export import export_hf
 from vila_mc.checkpoint.hf.verify import VerifyPrompt, VerifyReference, verify_export, write_request
 from vila_mc.checkpoint.hf.verify_child import verify
+from vila_mc.checkpoint.lazy import lazily
 from vila_mc.errors import CheckpointError
 from vila_mc.flow import Microbatch
 from vila_mc.kernels.reference import normalize_images
@@ -27,7 +29,7 @@ def case(tokenizer_path, tmp_path_factory, load_export, photo):
     model = tiny_model()
     vila = build(model)
     directory = tmp_path_factory.mktemp("verify") / "vila"
-    export_hf(vila.canonical(), model, tokenizer_path, directory, torch.float32)
+    export_hf(lazily(vila.canonical()), model, tokenizer_path, directory, torch.float32)
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(3, VOCABULARY, (2, 16), generator=generator)
     starts = torch.tensor([[0, 2], [1, 7]])
@@ -71,8 +73,10 @@ def test_a_good_export_passes(case):
 def in_process(monkeypatch):
     """Compare here and now: a fresh process takes seconds to start."""
 
-    def run(export, request, timeout_s):
-        return verify(export, request)
+    def run(exports, folder, timeout_s):
+        for number, export in enumerate(exports):
+            request = folder / str(number)
+            (request / "result.json").write_text(json.dumps(verify(export, request)))
 
     monkeypatch.setattr(verify_module, "_run_child", run)
 
@@ -91,8 +95,7 @@ def test_swapped_weights_are_caught(case, tmp_path, in_process):
 
 def _fault(export, reference, folder):
     """What the fresh process would report, without starting one."""
-    (folder / "request").mkdir()
-    write_request(folder / "request", reference)
+    write_request(folder / "request", reference, "hf-vila")
     return verify(export, folder / "request")["fault"]
 
 
@@ -120,7 +123,7 @@ def test_another_tokenizer_is_caught(case, tmp_path):
 
 def test_a_reference_of_another_vocabulary_is_caught(case, tmp_path):
     directory, reference = case
-    narrow = VerifyReference(reference.token_ids, reference.images, reference.logits[..., :9])
+    narrow = dataclasses.replace(reference, logits=reference.logits[..., :9])
     assert "logits of 9 tokens" in _fault(directory, narrow, tmp_path)
 
 
@@ -138,11 +141,8 @@ def test_another_answer_is_caught(case, in_process):
     directory, reference = case
     prompt = reference.prompts[0]
     wrong = (*prompt.greedy_ids[:-1], (prompt.greedy_ids[-1] + 1) % VOCABULARY)
-    changed = VerifyReference(
-        reference.token_ids,
-        reference.images,
-        reference.logits,
-        (VerifyPrompt(prompt.text, prompt.images, wrong),),
+    changed = dataclasses.replace(
+        reference, prompts=(VerifyPrompt(prompt.text, prompt.images, wrong),)
     )
     with pytest.raises(CheckpointError, match="prompt 1 gives tokens"):
         verify_export(directory, changed)
@@ -153,10 +153,10 @@ def test_not_finite_reference_and_wrong_shapes_are_refused(case):
     with pytest.raises(CheckpointError, match="not finite"):
         verify_export(
             directory,
-            VerifyReference(reference.token_ids, reference.images, reference.logits * torch.nan),
+            dataclasses.replace(reference, logits=reference.logits * torch.nan),
         )
     with pytest.raises(CheckpointError, match=r"logits \[2, 15"):
         verify_export(
             directory,
-            VerifyReference(reference.token_ids, reference.images, reference.logits[:, 1:]),
+            dataclasses.replace(reference, logits=reference.logits[:, 1:]),
         )

@@ -1,38 +1,29 @@
-"""config.json and its kin: a ModelConfig as Hugging Face writes it, and back."""
+"""The configs of whole models in each format that is written."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from vila_mc.config.model import (
-    CLIP_MEAN,
-    CLIP_STD,
-    ConnectorConfig,
-    ImageMode,
-    LanguageConfig,
-    ModelConfig,
-    VisionConfig,
-)
-from vila_mc.errors import CheckpointError
+from vila_mc.checkpoint.hf.language_configs import language_json
+from vila_mc.checkpoint.hf.vision_configs import preprocessor_json, vision_json
+from vila_mc.config.model import ImageMode, ModelConfig
 
 MODEL_TYPE = "vila_mc"
-"""``model_type`` of our exports."""
+"""``model_type`` of our own modelling file."""
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_BICUBIC = 3
-_CLIP_EPSILON = 1e-5
+
+TokenIds = Mapping[str, int | None]
+"""``bos_token_id``, ``eos_token_id``, ``pad_token_id``."""
 
 
-def model_json(
-    model: ModelConfig, dtype: torch.dtype, token_ids: Mapping[str, int]
-) -> dict[str, Any]:
-    """config.json of an exported model.
+def remote_code_json(model: ModelConfig, dtype: torch.dtype, token_ids: TokenIds) -> dict[str, Any]:
+    """config.json of a model that loads with our own modelling file.
 
     Args:
         model: its shape.
         dtype: number format of the weights.
-        token_ids: ``bos_token_id``, ``eos_token_id``, ``pad_token_id``.
+        token_ids: ids of special tokens.
     """
     configuration, modeling = (
         "configuration_vila.VilaConfig",
@@ -49,73 +40,15 @@ def model_json(
         "dtype": DTYPE_NAMES[dtype],
         "connector_kind": model.connector.kind,
         "image_token_id": model.language.vocab_size,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": model.language.tied_embeddings,
         **token_ids,
-        "text_config": _llama_json(model.language) | dict(token_ids),
-        "vision_config": _clip_json(model.vision),
+        "text_config": language_json(model.language) | dict(token_ids),
+        "vision_config": vision_json(model.vision, model.vision.built_layers()),
     }
 
 
-def _llama_json(language: LanguageConfig) -> dict[str, Any]:
-    return {
-        "model_type": "llama",
-        "vocab_size": language.vocab_size,
-        "hidden_size": language.width,
-        "intermediate_size": language.ffn,
-        "num_hidden_layers": language.layers,
-        "num_attention_heads": language.heads,
-        "num_key_value_heads": language.kv_heads,
-        "head_dim": language.head_width(),
-        "hidden_act": "silu",
-        "max_position_embeddings": language.max_positions,
-        "rms_norm_eps": language.norm_epsilon,
-        "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_theta},
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-    }
-
-
-def _clip_json(vision: VisionConfig) -> dict[str, Any]:
-    return {
-        "model_type": "clip_vision_model",
-        "hidden_size": vision.width,
-        "intermediate_size": vision.ffn,
-        "num_hidden_layers": vision.built_layers(),
-        "num_attention_heads": vision.heads,
-        "num_channels": 3,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": _CLIP_EPSILON,
-    }
-
-
-def preprocessor_json(vision: VisionConfig) -> dict[str, Any]:
-    """preprocessor_config.json: CLIP's keys, plus ``image_mode`` and our image processor."""
-    square = {"height": vision.image_size, "width": vision.image_size}
-    is_crop = vision.image_mode == "crop"
-    return {
-        "image_processor_type": "VilaImageProcessor",
-        "auto_map": {"AutoImageProcessor": "image_processing_vila.VilaImageProcessor"},
-        "processor_class": "VilaProcessor",
-        "image_mode": vision.image_mode,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": vision.image_size} if is_crop else square,
-        "resample": _BICUBIC,
-        "do_center_crop": is_crop,
-        "crop_size": square,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
-    }
-
-
-def processor_json(model: ModelConfig) -> dict[str, Any]:
-    """processor_config.json."""
+def remote_processor_json(model: ModelConfig) -> dict[str, Any]:
+    """processor_config.json beside our own modelling file."""
     return {
         "processor_class": "VilaProcessor",
         "auto_map": {"AutoProcessor": "processing_vila.VilaProcessor"},
@@ -124,111 +57,126 @@ def processor_json(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def language_from_hf(config: Mapping[str, Any], where: Path) -> LanguageConfig:
-    """The language model that a Llama's config.json describes.
+def remote_preprocessor_json(model: ModelConfig) -> dict[str, Any]:
+    """preprocessor_config.json beside our own modelling file."""
+    return {
+        "image_processor_type": "VilaImageProcessor",
+        "auto_map": {"AutoImageProcessor": "image_processing_vila.VilaImageProcessor"},
+        "processor_class": "VilaProcessor",
+        "image_mode": model.vision.image_mode,
+        **preprocessor_json(model.vision),
+    }
+
+
+def llava_json(
+    model: ModelConfig, dtype: torch.dtype, token_ids: TokenIds, image_token: int, rows: int
+) -> dict[str, Any]:
+    """config.json of a LlavaForConditionalGeneration.
 
     Args:
-        config: its content.
-        where: the file, for messages.
-
-    Raises:
-        CheckpointError: a key is missing, or asks for what this engine does not compute.
+        model: its shape.
+        dtype: number format of the weights.
+        token_ids: ids of special tokens.
+        image_token: id of the image placeholder.
+        rows: rows of the vocabulary tables.
     """
-    _require(config, where, "model_type", ("llama",))
-    for key, allowed in (
-        ("hidden_act", ("silu", None)),
-        ("tie_word_embeddings", (False, None)),
-        ("attention_bias", (False, None)),
-        ("mlp_bias", (False, None)),
-        ("rope_scaling", (None,)),
-        ("quantization_config", (None,)),
-    ):
-        _require(config, where, key, allowed)
-    rope = config.get("rope_parameters") or {}
-    _require(rope, where, "rope_type", ("default", None))
-    heads, width = _size(config, where, "num_attention_heads"), _size(config, where, "hidden_size")
-    _require(config, where, "head_dim", (width // heads, None))
-    return LanguageConfig(
-        layers=_size(config, where, "num_hidden_layers"),
-        width=width,
-        ffn=_size(config, where, "intermediate_size"),
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        vocab_size=_size(config, where, "vocab_size"),
-        max_positions=int(config.get("max_position_embeddings") or 2048),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-        norm_epsilon=float(config.get("rms_norm_eps") or 1e-6),
-    )
+    is_linear = model.connector.kind == "linear"
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "dtype": DTYPE_NAMES[dtype],
+        "image_token_index": image_token,
+        "image_seq_length": model.visual_tokens(),
+        "projector_hidden_act": "linear" if is_linear else "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": _selection(model),
+        "tie_word_embeddings": model.language.tied_embeddings,
+        **token_ids,
+        "text_config": language_json(model.language, rows) | dict(token_ids),
+        "vision_config": vision_json(model.vision, model.vision.layers),
+    }
 
 
-def vision_from_hf(config: Mapping[str, Any], where: Path, image_mode: ImageMode) -> VisionConfig:
-    """The vision tower that a CLIP's config.json describes.
-
-    Args:
-        config: the content of a ``clip`` or ``clip_vision_model`` config.
-        where: the file, for messages.
-        image_mode: how images become square; CLIP's config does not say.
-
-    Raises:
-        CheckpointError: a key is missing, or asks for what this engine does not compute.
-    """
-    if config.get("model_type") == "clip":
-        # CLIP's config.json leaves out what equals the defaults of its parts.
-        config = config.get("vision_config") or {}
-    else:
-        _require(config, where, "model_type", ("clip_vision_model",))
-    for key, allowed in (
-        ("hidden_act", ("quick_gelu", None)),
-        ("layer_norm_eps", (_CLIP_EPSILON, None)),
-        ("num_channels", (3, None)),
-        ("quantization_config", (None,)),
-    ):
-        _require(config, where, key, allowed)
-    return VisionConfig(
-        image_size=_size(config, where, "image_size"),
-        patch_size=_size(config, where, "patch_size"),
-        width=_size(config, where, "hidden_size"),
-        layers=_size(config, where, "num_hidden_layers"),
-        heads=_size(config, where, "num_attention_heads"),
-        ffn=_size(config, where, "intermediate_size"),
-        image_mode=image_mode,
-    )
+def llava_processor_json(model: ModelConfig) -> dict[str, Any]:
+    """processor_config.json of a LlavaProcessor."""
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": model.vision.patch_size,
+        "num_additional_image_tokens": model.vision.class_tokens(),
+        "vision_feature_select_strategy": _selection(model),
+    }
 
 
-def model_from_export(
-    config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: Path
-) -> ModelConfig:
-    """The model that one of our exports holds: the inverse of ``model_json``.
-
-    Raises:
-        CheckpointError: the config is not one of ours.
-    """
-    _require(config, where, "model_type", (MODEL_TYPE,))
-    vision = dict(config["vision_config"])
-    vision["num_hidden_layers"] += 1  # the export leaves out the layer nobody reads
-    return ModelConfig(
-        vision=vision_from_hf(vision, where, preprocessor["image_mode"]),
-        connector=ConnectorConfig(kind=config["connector_kind"]),
-        language=language_from_hf(config["text_config"], where),
-    )
+def llava_preprocessor_json(model: ModelConfig) -> dict[str, Any]:
+    """preprocessor_config.json of transformers' own image processors."""
+    is_pad = model.vision.image_mode == "pad"
+    return {
+        "image_processor_type": "LlavaImageProcessor" if is_pad else "CLIPImageProcessor",
+        "processor_class": "LlavaProcessor",
+        **({"do_pad": True} if is_pad else {}),
+        **preprocessor_json(model.vision),
+    }
 
 
-def _require(config: Mapping[str, Any], where: Path, key: str, allowed: tuple[object, ...]) -> None:
-    given = config.get(key)
-    if given not in allowed:
-        choices = " or ".join(str(value) for value in allowed if value is not None) or "absent"
-        raise CheckpointError(
-            f"{where}: {key} is {given}; only {choices} is supported. Choose another checkpoint."
-        )
+def _selection(model: ModelConfig) -> str:
+    """LLaVA's name for dropping the class token, or for keeping everything."""
+    return "default" if model.vision.class_tokens() else "full"
 
 
-def _size(config: Mapping[str, Any], where: Path, key: str) -> int:
-    value = config.get(key)
-    if isinstance(value, list) and len(set(value)) == 1:
-        value = value[0]
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError(
-            f"{where}: {key} is {value}; a positive whole number is needed. Restore the original "
-            "config.json."
-        )
-    return value
+def official_json(model: ModelConfig, dtype: torch.dtype, token_ids: TokenIds) -> dict[str, Any]:
+    """The top config.json of a directory of the public VILA code."""
+    return {
+        "architectures": ["LlavaLlamaModel"],
+        "model_type": "llava_llama",
+        # Its loader goes on only where this is set; it looks for the parts beside the file.
+        "resume_path": "./",
+        "hidden_size": model.language.width,
+        "mm_hidden_size": model.vision.width,
+        "image_aspect_ratio": _ASPECTS[model.vision.image_mode],
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        # Without this the newer loader puts a newline after every image.
+        "image_encoder": {
+            "_target_": "llava.model.encoders.BasicImageEncoder",
+            "end_tokens": None,
+        },
+        "model_dtype": f"torch.{DTYPE_NAMES[dtype]}",
+        "llm_cfg": official_language_json(model, dtype, token_ids),
+        "vision_tower_cfg": official_vision_json(model, dtype),
+        "mm_projector_cfg": official_projector_json(model, dtype),
+    }
+
+
+_ASPECTS: Mapping[ImageMode, str] = {"crop": "square", "pad": "pad", "resize": "resize"}
+
+
+def official_language_json(
+    model: ModelConfig, dtype: torch.dtype, token_ids: TokenIds
+) -> dict[str, Any]:
+    """llm/config.json; also of a language model exported alone."""
+    return language_json(model.language) | {"dtype": DTYPE_NAMES[dtype], **token_ids}
+
+
+def official_vision_json(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """vision_tower/config.json."""
+    return vision_json(model.vision, model.vision.layers) | {"dtype": DTYPE_NAMES[dtype]}
+
+
+def official_projector_json(model: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """mm_projector/config.json."""
+    return {
+        "architectures": ["MultimodalProjector"],
+        "model_type": "v2l_projector",
+        "mm_projector_type": model.connector.kind,
+        "dtype": DTYPE_NAMES[dtype],
+    }
+
+
+def official_preprocessor_json(model: ModelConfig) -> dict[str, Any]:
+    """vision_tower/preprocessor_config.json."""
+    kind = "CLIPImageProcessor" if model.vision.family == "clip" else "SiglipImageProcessor"
+    return {"image_processor_type": kind, **preprocessor_json(model.vision)}

@@ -1,58 +1,81 @@
-"""State dicts of whole models: training names <-> Hugging Face names."""
+"""Whole models between training names and Hugging Face names, one tensor at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from vila_mc.checkpoint.hf.names import WORD_EMBEDDINGS, tables
-from vila_mc.checkpoint.hf.transforms import Shape
-from vila_mc.config.model import ModelConfig
+from vila_mc.checkpoint.hf.names import WORD_EMBEDDINGS, Table
+from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors, Reading, Shape
 from vila_mc.errors import CheckpointError
 
 _NAMES_SHOWN = 4
 
 
-def to_hf(canonical: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """Rename and re-lay a whole training state dict for the exported model.
+def to_hf(source: LazyTensors, parts: Sequence[Table]) -> Iterator[tuple[str, Tensor]]:
+    """Rename and re-lay training tensors, row by row.
 
     Args:
-        canonical: every parameter of a whole ``VilaModel``. Vocabulary tables may be padded.
-        model: the shape of the model.
+        source: every parameter of these parts, and no other.
+        parts: their tables.
 
-    Returns:
-        Hugging Face names and tensors, views of the given ones where possible.
+    Yields:
+        Hugging Face names and tensors, in the order of ``Table.their_shapes``; views of what was
+        read where possible.
 
     Raises:
-        CheckpointError: names are missing or surplus, or a tensor has the wrong shape.
+        CheckpointError: names are missing or surplus, or a tensor has the wrong shape or no
+            numbers in it.
     """
-    embeddings = canonical.get(WORD_EMBEDDINGS)
-    parts = tables(model, None if embeddings is None else embeddings.shape[0])
-    expected = {name: shape for part in parts for name, shape in part.our_shapes().items()}
-    check_tensors(canonical, expected, "the training state")
-    return {name: tensor for part in parts for name, tensor in part.to_hf(canonical).items()}
+    check_tensors(source, our_shapes(parts), "the training state")
+    state = Reading(source, "the training state")
+    for table in parts:
+        for row in table.rows:
+            yield from row.split(state[row.ours], table.sizes).items()
 
 
-def from_hf(
-    hf: Mapping[str, Tensor], model: ModelConfig, padded_vocab_size: int | None = None
-) -> dict[str, Tensor]:
-    """The inverse of ``to_hf``, bit for bit.
+def from_hf(source: LazyTensors, parts: Sequence[Table], where: str) -> dict[str, LazyTensor]:
+    """The inverse of ``to_hf``, bit for bit; tensors are joined when they are read.
 
     Args:
-        hf: every tensor of an exported model.
-        model: the shape of the model.
-        padded_vocab_size: rows of the vocabulary tables to make; added rows are zero.
-            ``model.language.vocab_size`` if None.
+        source: every Hugging Face tensor of these parts, and no other.
+        parts: their tables.
+        where: what to call the source in messages.
 
     Raises:
-        CheckpointError: names are missing or surplus, or a tensor has the wrong shape.
+        CheckpointError: names are missing or surplus, or a tensor has the wrong shape; when it is
+            read, there are no numbers in it.
     """
-    parts = tables(model, padded_vocab_size)
-    expected = {name: shape for part in parts for name, shape in part.their_shapes().items()}
-    check_tensors(hf, expected, "the Hugging Face state")
-    return {name: tensor for part in parts for name, tensor in part.from_hf(hf).items()}
+    check_tensors(source, their_shapes(parts), where)
+    state = Reading(source, where)
+    result: dict[str, LazyTensor] = {}
+    for table in parts:
+        for row in table.rows:
+            first = next(iter(row.their_shapes(table.sizes)))
+            result[row.ours] = LazyTensor(
+                row.our_shape(table.sizes),
+                source[first].dtype,
+                lambda row=row, table=table: row.join(state, table.sizes),  # type: ignore[misc]
+            )
+    return result
 
 
-def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Shape], what: str) -> None:
+def our_shapes(parts: Sequence[Table]) -> dict[str, Shape]:
+    """Every training parameter of several parts, with its shape."""
+    return {name: shape for part in parts for name, shape in part.our_shapes().items()}
+
+
+def their_shapes(parts: Sequence[Table]) -> dict[str, Shape]:
+    """Every Hugging Face tensor of several parts, with its shape."""
+    return {name: shape for part in parts for name, shape in part.their_shapes().items()}
+
+
+def vocabulary_rows(source: LazyTensors) -> int | None:
+    """Rows of the vocabulary tables of a training state; None if it has none."""
+    embeddings = source.get(WORD_EMBEDDINGS)
+    return None if embeddings is None else embeddings.shape[0]
+
+
+def check_tensors(given: LazyTensors, expected: dict[str, Shape], what: str) -> None:
     """Refuse a state dict whose names or shapes are not those of the model.
 
     Args:
@@ -68,7 +91,7 @@ def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Shape], wh
     misshaped = [
         f"{name} {list(given[name].shape)} instead of {list(shape)}"
         for name, shape in expected.items()
-        if name in given and tuple(given[name].shape) != shape
+        if name in given and given[name].shape != shape
     ]
     faults = [
         f"{len(names)} {kind} ({_shorten(names)})"
@@ -77,8 +100,8 @@ def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Shape], wh
     ]
     if faults:
         raise CheckpointError(
-            f"{what} does not fit the model: {'; '.join(faults)}. Use the model section that the "
-            "checkpoint was made with."
+            f"{what} does not fit the model: {'; '.join(faults)}. Use the model section (or "
+            "config.json) that the weights were made with."
         )
 
 

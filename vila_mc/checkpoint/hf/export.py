@@ -1,191 +1,213 @@
-"""Write a whole model as a Hugging Face directory that transformers loads with remote code."""
+"""Write a whole model, or its language model alone, in a format that others load."""
 
-import json
-import shutil
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vila_mc.checkpoint.hf.configs import (
-    DTYPE_NAMES,
-    MODEL_TYPE,
-    model_json,
-    preprocessor_json,
-    processor_json,
+from vila_mc.checkpoint.hf import configs
+from vila_mc.checkpoint.hf.configs import DTYPE_NAMES
+from vila_mc.checkpoint.hf.convert import their_shapes, to_hf, vocabulary_rows
+from vila_mc.checkpoint.hf.model_card import model_card
+from vila_mc.checkpoint.hf.names import (
+    LLAVA,
+    OFFICIAL,
+    REMOTE_CODE,
+    Table,
+    connector_table,
+    language_table,
+    tables,
+    unread_shapes,
+    vision_table,
 )
-from vila_mc.checkpoint.hf.convert import to_hf
-from vila_mc.checkpoint.hf.tokenizer_files import BOS, EOS, load_convertible, write_tokenizer
+from vila_mc.checkpoint.hf.output_directory import output_directory, write_json
+from vila_mc.checkpoint.hf.tokenizer_source import TokenizerSource, open_tokenizer
 from vila_mc.checkpoint.hf.weights import write_weights
+from vila_mc.checkpoint.lazy import LazyTensors, Shape
 from vila_mc.config.model import ModelConfig
 from vila_mc.errors import CheckpointError
 
-MANIFEST = "vila_export.json"
-"""Lists the files of an export: what may be replaced, and nothing else."""
+Format = Literal["hf-vila", "hf-llava", "vila", "llm"]
+FORMATS: tuple[Format, ...] = ("hf-vila", "hf-llava", "vila", "llm")
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
+_CHAT_TEMPLATE = "chat_template.jinja"
 _REMOTE_CODE = (
     "configuration_vila.py",
     "modeling_vila.py",
     "image_processing_vila.py",
     "processing_vila.py",
-    "chat_template.jinja",
+    _CHAT_TEMPLATE,
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """Everything that a format writes from."""
+
+    tensors: LazyTensors
+    model: ModelConfig
+    tokenizer: TokenizerSource
+    dtype: torch.dtype
+    max_shard_bytes: int
+
+    def token_ids(self) -> dict[str, int | None]:
+        return self.tokenizer.token_ids()
+
+    def write_weights(
+        self, directory: Path, parts: Sequence[Table], unread: dict[str, Shape] | None = None
+    ) -> None:
+        """Weights of some parts, and of what no feature passes through."""
+        names = {row.ours for part in parts for row in part.rows}
+        # Only a whole model must use every tensor that is there.
+        is_whole = any(name.startswith("vision.") for name in names) and any(
+            name.startswith("language.") for name in names
+        )
+        source = {n: t for n, t in self.tensors.items() if is_whole or n in names}
+        unread = unread or {}
+        stream = itertools.chain(to_hf(source, parts), _unread_tensors(unread))
+        shapes = their_shapes(parts) | unread
+        write_weights(stream, shapes, directory, self.dtype, self.max_shard_bytes)
+
+    def language_part(self, prefix: str = "", placed_vocab: int | None = None) -> Table:
+        rows = vocabulary_rows(self.tensors)
+        return language_table(
+            self.model.language, prefix, padded_vocab=rows, placed_vocab=placed_vocab
+        )
+
+
 def export_hf(
-    canonical_state: Mapping[str, Tensor],
+    tensors: LazyTensors,
     model: ModelConfig,
     tokenizer_path: Path,
     output: Path,
     dtype: torch.dtype = torch.bfloat16,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    format: Format = "hf-vila",
 ) -> None:
-    """Write weights, configs, remote code, processor, tokenizer and model card.
+    """Write weights, configs, tokenizer, and what else a format has.
 
-    The directory appears whole or not at all. Run ``verify_export`` on it before relying on it.
+    The directory appears whole or not at all. Tensors are read and written one by one. Run
+    ``verify_export`` on it before relying on it.
 
     Args:
-        canonical_state: every parameter of a whole ``VilaModel``.
+        tensors: every parameter of a whole ``VilaModel``.
         model: its shape.
-        tokenizer_path: the SentencePiece ``.model`` that the data was made with.
+        tokenizer_path: the tokenizer that the data was made with, as ``open_tokenizer`` takes it.
         output: directory to write; an earlier export there is replaced.
         dtype: float32 or bfloat16.
         max_shard_bytes: most bytes in one weight file.
+        format: hf-vila (our modelling file, every connector), hf-llava
+            (LlavaForConditionalGeneration), vila (directory of the public VILA code), llm (the
+            language model alone).
 
     Raises:
-        CheckpointError: the state does not fit the model, the tokenizer cannot be converted, or
-            something that is not an export of ours stands at ``output``.
+        CheckpointError: the state does not fit the model, the format cannot hold it, the tokenizer
+            cannot be converted, or something that is not an export of ours stands at ``output``.
     """
     if dtype not in DTYPE_NAMES:
         raise CheckpointError(
             f"an export cannot be {dtype}; choose {' or '.join(DTYPE_NAMES.values())}."
         )
-    _check_replaceable(output)
-    tokenizer = load_convertible(tokenizer_path, model.language.vocab_size)
-    bos, eos = tokenizer.special(BOS), tokenizer.special(EOS)
-    assert bos is not None, "load_convertible checks it"
-    assert eos is not None, "load_convertible checks it"
-    # Padding is masked; EOS serves because Llama's tokenizer has no padding token.
-    token_ids = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos}
-    state = to_hf(canonical_state, model)
-
-    partial = output.with_name(f".{output.name}.partial")
-    _remove(partial)
-    partial.mkdir(parents=True)
-    try:
-        write_weights(state, partial, dtype, max_shard_bytes)
-        write_tokenizer(tokenizer, partial, model.language.max_positions)
-        shutil.copyfile(tokenizer_path, partial / "tokenizer.model")
-        for name in _REMOTE_CODE:
-            _write_text(partial / name, _packaged_text(name))
-        _write_json(partial / "config.json", model_json(model, dtype, token_ids))
-        _write_json(partial / "generation_config.json", {**token_ids, "do_sample": False})
-        _write_json(partial / "preprocessor_config.json", preprocessor_json(model.vision))
-        _write_json(partial / "processor_config.json", processor_json(model))
-        _write_text(partial / "README.md", _model_card(model, state))
-        files = sorted([path.name for path in partial.iterdir()] + [MANIFEST])
-        _write_json(partial / MANIFEST, {"model_type": MODEL_TYPE, "files": files})
-        _replace(partial, output)
-    finally:
-        _remove(partial)
+    tokenizer = open_tokenizer(tokenizer_path, model.language.vocab_size)
+    export = _Export(tensors, model, tokenizer, dtype, max_shard_bytes)
+    write = {"hf-vila": _hf_vila, "hf-llava": _hf_llava, "vila": _official, "llm": _language}
+    with output_directory(output, {"format": format}) as directory:
+        write[format](export, directory)
 
 
-def _check_replaceable(output: Path) -> None:
-    """Refuse to write over anything but an export of ours."""
-    if not output.exists() and not output.is_symlink():
-        return
-    advice = "Choose another directory, or remove it yourself."
-    if output.is_symlink() or not output.is_dir():
-        raise CheckpointError(f"{output} exists and is not a directory. {advice}")
-    present = {path.name for path in output.iterdir()}
-    if not present:
-        return
-    if MANIFEST not in present:
-        raise CheckpointError(f"{output} holds files that no export wrote. {advice}")
-    try:
-        ours = set(json.loads((output / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{output / MANIFEST} is damaged. {advice}") from None
-    if foreign := sorted(present - ours):
-        raise CheckpointError(
-            f"{output} holds {foreign[0]}, which no export wrote. Move it away, or choose another "
-            "directory."
-        )
+def _hf_vila(export: _Export, directory: Path) -> None:
+    """A directory that loads with its own modelling file (trust_remote_code)."""
+    model, token_ids = export.model, export.token_ids()
+    parts = tables(model, REMOTE_CODE, padded_vocab=vocabulary_rows(export.tensors))
+    export.write_weights(directory, parts)
+    export.tokenizer.write(
+        directory, model.language.max_positions, processor="VilaProcessor", with_image=False
+    )
+    for name in _REMOTE_CODE:
+        _write_packaged(directory, name)
+    config = configs.remote_code_json(model, export.dtype, token_ids)
+    write_json(directory / "config.json", config)
+    write_json(directory / "generation_config.json", {**token_ids, "do_sample": False})
+    preprocessor = configs.remote_preprocessor_json(model)
+    write_json(directory / "preprocessor_config.json", preprocessor)
+    write_json(directory / "processor_config.json", configs.remote_processor_json(model))
+    card = model_card(model, their_shapes(parts), needs_remote_code=True)
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _replace(partial: Path, output: Path) -> None:
-    """Put the finished directory in place; the old one stays if that fails."""
-    if not output.exists():
-        partial.rename(output)
-        return
-    old = output.with_name(f".{output.name}.old")
-    _remove(old)
-    output.rename(old)
-    try:
-        partial.rename(output)
-    except OSError:
-        old.rename(output)
-        raise
-    _remove(old)
+def _hf_llava(export: _Export, directory: Path) -> None:
+    """A LlavaForConditionalGeneration of transformers itself."""
+    model, token_ids = export.model, export.token_ids()
+    # The placeholder is looked up in the embedding, so it needs a row there.
+    image_token = export.tokenizer.image_token()
+    rows = max(model.language.vocab_size, image_token + 1)
+    parts = [
+        vision_table(model.vision, LLAVA.vision),
+        connector_table(model, LLAVA),
+        export.language_part(LLAVA.language, rows),
+    ]
+    export.write_weights(directory, parts, unread_shapes(model.vision, LLAVA.vision))
+    export.tokenizer.write(
+        directory, model.language.max_positions, processor="LlavaProcessor", with_image=True
+    )
+    _write_packaged(directory, _CHAT_TEMPLATE)
+    config = configs.llava_json(model, export.dtype, token_ids, image_token, rows)
+    write_json(directory / "config.json", config)
+    # Its row of the output layer is zeros, which must never win.
+    generation = {**token_ids, "do_sample": False, "suppress_tokens": [image_token]}
+    write_json(directory / "generation_config.json", generation)
+    preprocessor = configs.llava_preprocessor_json(model)
+    write_json(directory / "preprocessor_config.json", preprocessor)
+    write_json(directory / "processor_config.json", configs.llava_processor_json(model))
+    card = model_card(model, their_shapes(parts), needs_remote_code=False)
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _remove(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
+def _official(export: _Export, directory: Path) -> None:
+    """llm/, vision_tower/, mm_projector/ and a config above them, as the public VILA code has."""
+    model, token_ids, dtype = export.model, export.token_ids(), export.dtype
+    projector = connector_table(model, OFFICIAL)  # refuses before anything is written
+    for name in ("llm", "vision_tower", "mm_projector"):
+        (directory / name).mkdir()
+    _language(export, directory / "llm")
+    _write_packaged(directory / "llm", _CHAT_TEMPLATE)
+    tower = directory / "vision_tower"
+    unread = unread_shapes(model.vision, OFFICIAL.vision)
+    export.write_weights(tower, [vision_table(model.vision, OFFICIAL.vision)], unread)
+    write_json(tower / "config.json", configs.official_vision_json(model, dtype))
+    write_json(tower / "preprocessor_config.json", configs.official_preprocessor_json(model))
+    export.write_weights(directory / "mm_projector", [projector])
+    projector_config = configs.official_projector_json(model, dtype)
+    write_json(directory / "mm_projector" / "config.json", projector_config)
+    write_json(directory / "config.json", configs.official_json(model, dtype, token_ids))
 
 
-def _packaged_text(name: str) -> str:
+def _language(export: _Export, directory: Path) -> None:
+    """The language model alone."""
+    model, token_ids = export.model, export.token_ids()
+    export.write_weights(directory, [export.language_part()])
+    export.tokenizer.write(
+        directory, model.language.max_positions, processor=None, with_image=False
+    )
+    config = configs.official_language_json(model, export.dtype, token_ids)
+    write_json(directory / "config.json", config)
+    write_json(directory / "generation_config.json", {**token_ids, "do_sample": False})
+
+
+def _unread_tensors(shapes: dict[str, Shape]) -> Iterator[tuple[str, Tensor]]:
+    """Norms of ones, and zeros, with which the layer hands on what it gets."""
+    for name, shape in shapes.items():
+        is_norm = "norm" in name and name.endswith("weight")
+        yield name, torch.full(shape, float(is_norm))
+
+
+def _write_packaged(directory: Path, name: str) -> None:
     folder = resources.files("vila_mc.checkpoint.hf") / "remote_code"
-    return (folder / name).read_text(encoding="utf-8")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _model_card(model: ModelConfig, state: Mapping[str, Tensor]) -> str:
-    """README.md: what it is and how to run it."""
-    language, vision = model.language, model.vision
-    parameters = sum(tensor.numel() for tensor in state.values())
-    return f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [vila]
----
-# VILA
-
-A vision-language model after VILA (arXiv 2312.07533), {parameters:,} parameters: a CLIP tower
-({vision.built_layers()} layers, {vision.image_size} px, images made square by
-"{vision.image_mode}"), a `{model.connector.kind}` connector with {model.visual_tokens()} visual
-tokens per image, and a Llama ({language.layers} layers, width {language.width}).
-
-```python
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-directory = "."  # where this file is
-model = AutoModelForImageTextToText.from_pretrained(directory, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
-
-image = Image.open("photo.jpg")
-question = [{{"type": "image", "image": image}}, {{"type": "text", "text": "What is this?"}}]
-inputs = processor.apply_chat_template(
-    [{{"role": "user", "content": question}}],
-    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-)
-output = model.generate(**inputs, max_new_tokens=64)
-print(processor.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-
-For plain prompts call `processor(images=[...], text="<image>\\n...")`: each `<image>` stands for
-one image, and nothing else in the text is special. License, data and evaluation are for whoever
-trained the weights to state.
-"""
+    text = (folder / name).read_text(encoding="utf-8")
+    (directory / name).write_text(text, encoding="utf-8")

@@ -1,56 +1,66 @@
 """The one table of names between the training model and Hugging Face, read both ways.
 
 Training names are the parameter names of a whole ``VilaModel`` (no tensor or pipeline
-parallelism, global layer numbers). Hugging Face names are those of the exported model:
-``language_model.*`` is a LlamaForCausalLM, ``vision_tower.*`` a CLIPVisionModel, ``connector.*``
-our own. To support another tower or language model, write its rows here.
+parallelism, global layer numbers). Hugging Face names are those within a part: a language model as
+transformers' ...ForCausalLM has them, a vision tower without ``vision_model.``, a connector as each
+format spells it. A ``Naming`` says where a format puts the parts. To support another tower or
+language model, write its rows here.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from vila_mc.checkpoint.hf.transforms import (
+    BeforeIdentity,
     MergeGateUp,
     MergeQkv,
     PadVocab,
     Rename,
     Reshape,
     Row,
-    Shape,
     Sizes,
 )
+from vila_mc.checkpoint.lazy import Shape
 from vila_mc.config.model import (
-    ConnectorConfig,
     ConnectorKind,
     LanguageConfig,
+    LanguageFamily,
     ModelConfig,
     VisionConfig,
+    VisionFamily,
 )
 from vila_mc.errors import CheckpointError
 
 WORD_EMBEDDINGS = "language.embedding.word_embeddings.weight"
 
 _LAYER = "language.decoder.layers.{i}"
-_LLAMA = "language_model.model.layers.{i}"
-LANGUAGE: tuple[Row, ...] = (
-    PadVocab(WORD_EMBEDDINGS, "language_model.model.embed_tokens.weight"),
-    Rename(f"{_LAYER}.input_layernorm.weight", f"{_LLAMA}.input_layernorm.weight", "h"),
+_THEIRS = "model.layers.{i}"
+_LLAMA: tuple[Row, ...] = (
+    PadVocab(WORD_EMBEDDINGS, "model.embed_tokens.weight"),
+    Rename(f"{_LAYER}.input_layernorm.weight", f"{_THEIRS}.input_layernorm.weight", "h"),
     MergeQkv(
         f"{_LAYER}.self_attention.linear_qkv.weight",
-        f"{_LLAMA}.self_attn.{{part}}_proj.weight",
+        f"{_THEIRS}.self_attn.{{part}}_proj.weight",
         "h",
     ),
     Rename(
-        f"{_LAYER}.self_attention.linear_proj.weight", f"{_LLAMA}.self_attn.o_proj.weight", "h qd"
+        f"{_LAYER}.self_attention.linear_proj.weight", f"{_THEIRS}.self_attn.o_proj.weight", "h qd"
     ),
-    Rename(f"{_LAYER}.pre_mlp_layernorm.weight", f"{_LLAMA}.post_attention_layernorm.weight", "h"),
-    MergeGateUp(f"{_LAYER}.mlp.linear_fc1.weight", f"{_LLAMA}.mlp.{{part}}_proj.weight"),
-    Rename(f"{_LAYER}.mlp.linear_fc2.weight", f"{_LLAMA}.mlp.down_proj.weight", "h f"),
-    Rename("language.decoder.final_layernorm.weight", "language_model.model.norm.weight", "h"),
-    PadVocab("language.output_layer.weight", "language_model.lm_head.weight"),
+    Rename(f"{_LAYER}.pre_mlp_layernorm.weight", f"{_THEIRS}.post_attention_layernorm.weight", "h"),
+    MergeGateUp(f"{_LAYER}.mlp.linear_fc1.weight", f"{_THEIRS}.mlp.{{part}}_proj.weight"),
+    Rename(f"{_LAYER}.mlp.linear_fc2.weight", f"{_THEIRS}.mlp.down_proj.weight", "h f"),
+    Rename("language.decoder.final_layernorm.weight", "model.norm.weight", "h"),
 )
+_QKV_BIAS = MergeQkv(
+    f"{_LAYER}.self_attention.linear_qkv.bias", f"{_THEIRS}.self_attn.{{part}}_proj.bias", ""
+)
+LANGUAGE: Mapping[LanguageFamily, tuple[Row, ...]] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": (*_LLAMA, _QKV_BIAS),
+}
+HEAD = PadVocab("language.output_layer.weight", "lm_head.weight")
+"""Of language models whose embedding is not their output layer too."""
 
 
 def _affine(ours: str, theirs: str, weight: str, bias: str) -> tuple[Row, Row]:
@@ -62,44 +72,107 @@ def _affine(ours: str, theirs: str, weight: str, bias: str) -> tuple[Row, Row]:
 
 
 _BLOCK = "vision.decoder.layers.{i}"
-_CLIP = "vision_tower.encoder.layers.{i}"
-VISION: tuple[Row, ...] = (
-    Reshape("vision.class_token", "vision_tower.embeddings.class_embedding", "1 1 e", "e"),
+_ENCODER = "encoder.layers.{i}"
+_PATCHES = Rename("vision.conv1.weight", "embeddings.patch_embedding.weight", "e 3 patch patch")
+_VISION_LAYERS: tuple[Row, ...] = (
     Rename(
-        "vision.conv1.weight",
-        "vision_tower.embeddings.patch_embedding.weight",
-        "e 3 patch patch",
+        "vision.position_embeddings.weight", "embeddings.position_embedding.weight", "positions e"
     ),
-    Rename(
-        "vision.position_embeddings.weight",
-        "vision_tower.embeddings.position_embedding.weight",
-        "positions e",
-    ),
-    # "pre_layrnorm" is how the CLIP of transformers spells it.
-    *_affine("vision.ln_pre", "vision_tower.pre_layrnorm", "e", "e"),
-    *_affine(f"{_BLOCK}.input_layernorm", f"{_CLIP}.layer_norm1", "e", "e"),
+    *_affine(f"{_BLOCK}.input_layernorm", f"{_ENCODER}.layer_norm1", "e", "e"),
     MergeQkv(
-        f"{_BLOCK}.self_attention.linear_qkv.weight", f"{_CLIP}.self_attn.{{part}}_proj.weight", "e"
+        f"{_BLOCK}.self_attention.linear_qkv.weight",
+        f"{_ENCODER}.self_attn.{{part}}_proj.weight",
+        "e",
     ),
     MergeQkv(
-        f"{_BLOCK}.self_attention.linear_qkv.bias", f"{_CLIP}.self_attn.{{part}}_proj.bias", ""
+        f"{_BLOCK}.self_attention.linear_qkv.bias", f"{_ENCODER}.self_attn.{{part}}_proj.bias", ""
     ),
-    *_affine(f"{_BLOCK}.self_attention.linear_proj", f"{_CLIP}.self_attn.out_proj", "e e", "e"),
-    *_affine(f"{_BLOCK}.pre_mlp_layernorm", f"{_CLIP}.layer_norm2", "e", "e"),
-    *_affine(f"{_BLOCK}.mlp.linear_fc1", f"{_CLIP}.mlp.fc1", "f e", "f"),
-    *_affine(f"{_BLOCK}.mlp.linear_fc2", f"{_CLIP}.mlp.fc2", "e f", "e"),
+    *_affine(f"{_BLOCK}.self_attention.linear_proj", f"{_ENCODER}.self_attn.out_proj", "e e", "e"),
+    *_affine(f"{_BLOCK}.pre_mlp_layernorm", f"{_ENCODER}.layer_norm2", "e", "e"),
+    *_affine(f"{_BLOCK}.mlp.linear_fc1", f"{_ENCODER}.mlp.fc1", "f e", "f"),
+    *_affine(f"{_BLOCK}.mlp.linear_fc2", f"{_ENCODER}.mlp.fc2", "e f", "e"),
 )
-
-_NORM = _affine("connector.norm", "connector.norm", "c", "c")
-_FC1 = _affine("connector.fc1", "connector.fc1", "h c", "h")
-_FC2 = _affine("connector.fc2", "connector.fc2", "h h", "h")
-CONNECTOR: Mapping[ConnectorKind, tuple[Row, ...]] = {
-    "linear": _FC1,
-    "mlp2x_gelu": (*_FC1, *_FC2),
-    "downsample_linear": _FC1,
-    "mlp_downsample": (*_NORM, *_FC1, *_FC2),
+VISION: Mapping[VisionFamily, tuple[Row, ...]] = {
+    "clip": (
+        Reshape("vision.class_token", "embeddings.class_embedding", "1 1 e", "e"),
+        _PATCHES,
+        # "pre_layrnorm" is how the CLIP of transformers spells it.
+        *_affine("vision.ln_pre", "pre_layrnorm", "e", "e"),
+        *_VISION_LAYERS,
+    ),
+    "siglip": (
+        _PATCHES,
+        Rename("vision.conv1.bias", "embeddings.patch_embedding.bias", "e"),
+        *_VISION_LAYERS,
+    ),
 }
-"""c is the width of one merged block of patches."""
+
+
+def _connectors(
+    *, single: str, first: str, second: str, norm: str, norm_first: str, norm_second: str
+) -> dict[ConnectorKind, tuple[Row, ...]]:
+    """Rows of every connector, given how a format calls their layers; c is a merged block."""
+    first_shape, second_shape = ("h c", "h"), ("h h", "h")
+    return {
+        "linear": _affine("connector.fc1", single, *first_shape),
+        "mlp2x_gelu": (
+            *_affine("connector.fc1", first, *first_shape),
+            *_affine("connector.fc2", second, *second_shape),
+        ),
+        "downsample_linear": _affine("connector.fc1", single, *first_shape),
+        "mlp_downsample": (
+            *_affine("connector.norm", norm, "c", "c"),
+            *_affine("connector.fc1", norm_first, *first_shape),
+            *_affine("connector.fc2", norm_second, *second_shape),
+        ),
+    }
+
+
+OUR_CONNECTORS = _connectors(
+    single="fc1", first="fc1", second="fc2", norm="norm", norm_first="fc1", norm_second="fc2"
+)
+_OFFICIAL = _connectors(
+    single="layers",
+    first="layers.0",
+    second="layers.2",
+    norm="layers.1",
+    norm_first="layers.2",
+    norm_second="layers.4",
+)
+OFFICIAL_CONNECTORS: Mapping[ConnectorKind, tuple[Row, ...]] = {
+    kind: rows for kind, rows in _OFFICIAL.items() if kind != "downsample_linear"
+}
+"""The public VILA code has no name for the paper's downsample_linear."""
+LLAVA_CONNECTORS: Mapping[ConnectorKind, tuple[Row, ...]] = {
+    "linear": (
+        BeforeIdentity("connector.fc1.weight", "linear_1.weight", "h c", "linear_2.weight"),
+        BeforeIdentity("connector.fc1.bias", "linear_1.bias", "h", "linear_2.bias"),
+    ),
+    "mlp2x_gelu": (
+        *_affine("connector.fc1", "linear_1", "h c", "h"),
+        *_affine("connector.fc2", "linear_2", "h h", "h"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Where a format puts the parts of a model: what stands in front of their names."""
+
+    vision: str
+    connector: str
+    language: str
+    connectors: Mapping[ConnectorKind, tuple[Row, ...]]
+
+
+REMOTE_CODE = Naming("vision_tower.", "connector.", "language_model.", OUR_CONNECTORS)
+"""Our own modelling file."""
+LLAVA = Naming(
+    "vision_tower.vision_model.", "multi_modal_projector.", "language_model.", LLAVA_CONNECTORS
+)
+"""LlavaForConditionalGeneration as its published checkpoints name it."""
+OFFICIAL = Naming("vision_model.", "", "", OFFICIAL_CONNECTORS)
+"""The directories of the public VILA code, each part in one of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,35 +187,32 @@ class Table:
         return {row.ours: row.our_shape(self.sizes) for row in self.rows}
 
     def their_shapes(self) -> dict[str, Shape]:
-        """Every Hugging Face tensor and its shape."""
+        """Every Hugging Face tensor and its shape, row by row."""
         shapes: dict[str, Shape] = {}
         for row in self.rows:
             shapes.update(row.their_shapes(self.sizes))
         return shapes
 
-    def to_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Training tensors -> Hugging Face tensors (views where possible)."""
-        result: dict[str, Tensor] = {}
-        for row in self.rows:
-            result.update(row.split(state[row.ours], self.sizes))
-        return result
 
-    def from_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Hugging Face tensors -> training tensors."""
-        return {row.ours: row.join(state, self.sizes) for row in self.rows}
-
-
-def language_table(config: LanguageConfig, padded_vocab_size: int | None = None) -> Table:
+def language_table(
+    config: LanguageConfig,
+    prefix: str = "",
+    *,
+    padded_vocab: int | None = None,
+    placed_vocab: int | None = None,
+) -> Table:
     """Rows of the language model.
 
     Args:
         config: its shape.
-        padded_vocab_size: rows of our vocabulary tables; ``config.vocab_size`` if None.
+        prefix: what stands in front of Hugging Face names.
+        padded_vocab: rows of our vocabulary tables; those of training if None.
+        placed_vocab: rows of Hugging Face's; ``config.vocab_size`` if None.
 
     Raises:
         CheckpointError: the padded vocabulary is smaller than the vocabulary.
     """
-    padded = config.vocab_size if padded_vocab_size is None else padded_vocab_size
+    padded = config.padded_vocab() if padded_vocab is None else padded_vocab
     if padded < config.vocab_size:
         raise CheckpointError(
             f"the vocabulary table has {padded} rows, but model.language.vocab_size is "
@@ -151,47 +221,87 @@ def language_table(config: LanguageConfig, padded_vocab_size: int | None = None)
     sizes = {
         "v": config.vocab_size,
         "padded": padded,
+        "placed": config.vocab_size if placed_vocab is None else placed_vocab,
         "h": config.width,
         "f": config.ffn,
         "groups": config.kv_heads,
         "qd": config.heads * config.head_width(),
         "kd": config.kv_heads * config.head_width(),
     }
-    return Table(_expand(LANGUAGE, config.layers), sizes)
+    rows = LANGUAGE[config.family]
+    if not config.tied_embeddings:
+        rows = (*rows, HEAD)
+    return Table(_expand(rows, config.layers, prefix), sizes)
 
 
-def vision_table(config: VisionConfig) -> Table:
+def vision_table(config: VisionConfig, prefix: str = "") -> Table:
     """Rows of the vision tower, without the last layer, which no feature comes from."""
     sizes = {
         "e": config.width,
         "f": config.ffn,
         "patch": config.patch_size,
-        "positions": config.grid() ** 2 + 1,
+        "positions": config.grid() ** 2 + config.class_tokens(),
         "groups": config.heads,
         "qd": config.width,
         "kd": config.width,
     }
-    return Table(_expand(VISION, config.built_layers()), sizes)
+    return Table(_expand(VISION[config.family], config.built_layers(), prefix), sizes)
 
 
-def connector_table(model: ModelConfig) -> Table:
-    """Rows of the connector."""
-    connector: ConnectorConfig = model.connector
+def connector_table(model: ModelConfig, naming: Naming = REMOTE_CODE) -> Table:
+    """Rows of the connector.
+
+    Raises:
+        CheckpointError: the format has no such connector.
+    """
+    connector = model.connector
+    if connector.kind not in naming.connectors:
+        raise CheckpointError(
+            f"this format cannot hold the connector {connector.kind}; it knows "
+            f"{', '.join(naming.connectors)}. Use --format hf-vila, which holds every connector."
+        )
     sizes = {"c": model.vision.width * connector.factor() ** 2, "h": model.language.width}
-    return Table(CONNECTOR[connector.kind], sizes)
+    return Table(_expand(naming.connectors[connector.kind], 0, naming.connector), sizes)
 
 
-def tables(model: ModelConfig, padded_vocab_size: int | None = None) -> tuple[Table, Table, Table]:
+def tables(
+    model: ModelConfig,
+    naming: Naming = REMOTE_CODE,
+    *,
+    padded_vocab: int | None = None,
+    placed_vocab: int | None = None,
+) -> tuple[Table, Table, Table]:
     """The tables of a whole model: vision, connector, language."""
     return (
-        vision_table(model.vision),
-        connector_table(model),
-        language_table(model.language, padded_vocab_size),
+        vision_table(model.vision, naming.vision),
+        connector_table(model, naming),
+        language_table(
+            model.language, naming.language, padded_vocab=padded_vocab, placed_vocab=placed_vocab
+        ),
     )
 
 
-def _expand(rows: tuple[Row, ...], layers: int) -> tuple[Row, ...]:
+def unread_shapes(config: VisionConfig, prefix: str = "") -> dict[str, Shape]:
+    """Tensors of a complete tower that no feature passes through: its last layer and final norm.
+
+    Training leaves them out. A format whose reader builds the complete tower gets them as
+    ``unread_tensor`` fills them.
+    """
+    last = config.built_layers()
+    table = vision_table(config)
+    layer = {
+        name: shape
+        for row in VISION[config.family]
+        if "{i}" in row.ours
+        for name, shape in row.at(last).under(prefix).their_shapes(table.sizes).items()
+    }
+    norm = {f"{prefix}post_layernorm.{part}": (config.width,) for part in ("weight", "bias")}
+    return layer | norm
+
+
+def _expand(rows: tuple[Row, ...], layers: int, prefix: str) -> tuple[Row, ...]:
     """Repeat the rows that name a layer for each layer."""
     single = [row for row in rows if "{i}" not in row.ours]
     per_layer = [row for row in rows if "{i}" in row.ours]
-    return (*single, *(row.at(layer) for layer in range(layers) for row in per_layer))
+    expanded = (*single, *(row.at(layer) for layer in range(layers) for row in per_layer))
+    return tuple(row.under(prefix) for row in expanded)

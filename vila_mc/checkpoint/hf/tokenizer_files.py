@@ -8,6 +8,7 @@ not hold for are refused.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,23 @@ def load_convertible(path: Path, vocab_size: int) -> SentencePieceModel:
     return model
 
 
-def write_tokenizer(model: SentencePieceModel, output: Path, max_length: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json into ``output``."""
+def write_tokenizer(
+    model: SentencePieceModel,
+    output: Path,
+    max_length: int,
+    *,
+    processor: str | None = None,
+    more: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write tokenizer.json and tokenizer_config.json into ``output``.
+
+    Args:
+        model: the tokenizer.
+        output: an existing directory.
+        max_length: longest sequence of the model.
+        processor: class of the processor that it belongs to.
+        more: tokens besides those of the model, as ``added_token`` makes them.
+    """
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -68,28 +84,34 @@ def write_tokenizer(model: SentencePieceModel, output: Path, max_length: int) ->
         "padding_side": "left",
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
-        "processor_class": "VilaProcessor",
-    }
+    } | ({} if processor is None else {"processor_class": processor})
+    whole = tokenizer_json(model)
+    whole["added_tokens"] += more
     for name, content in (
-        ("tokenizer.json", tokenizer_json(model)),
+        ("tokenizer.json", whole),
         ("tokenizer_config.json", config),
     ):
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         (output / name).write_text(text, encoding="utf-8")
 
 
+def added_token(index: int, text: str) -> dict[str, Any]:
+    """A special token of tokenizer.json."""
+    return {
+        "id": index,
+        "content": text,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
 def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     """The model in the format of the tokenizers library."""
     specials = [
-        {
-            "id": index,
-            "content": piece.text,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
+        added_token(index, piece.text)
         for index, piece in enumerate(model.pieces)
         if piece.type in (PieceType.CONTROL, PieceType.UNKNOWN)
     ]

@@ -12,9 +12,11 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from vila_mc.checkpoint.lazy import Shape
+from vila_mc.errors import CheckpointError
+
 Sizes = Mapping[str, int]
 """Letter of a shape -> size, for example ``{"h": 4096, "v": 32000}``."""
-Shape = tuple[int, ...]
 
 
 class Row(Protocol):
@@ -26,6 +28,9 @@ class Row(Protocol):
 
     def at(self, layer: int) -> Self:
         """The same row for one layer."""
+
+    def under(self, prefix: str) -> Self:
+        """The same row, ``prefix`` in front of every Hugging Face name."""
 
     def our_shape(self, sizes: Sizes) -> Shape:
         """Shape in the training model."""
@@ -58,6 +63,9 @@ class _Pair:
             ours=self.ours.replace("{i}", str(layer)),
             theirs=self.theirs.replace("{i}", str(layer)),
         )
+
+    def under(self, prefix: str) -> Self:
+        return replace(self, theirs=prefix + self.theirs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +109,72 @@ class Reshape(_Pair):
 
 @dataclass(frozen=True, slots=True)
 class PadVocab(_Pair):
-    """A vocabulary table: ours ends in rows of padding that no token uses.
+    """A vocabulary table: both sides may end in rows that no token of ours uses.
 
-    Letters: ``v`` rows in Hugging Face, ``padded`` rows in ours, h columns. The padding is
-    dropped on export and zero on import.
+    Letters: ``v`` rows that mean something, ``padded`` rows in ours, ``placed`` rows in Hugging
+    Face (more than ``v`` where an image placeholder needs a row), h columns. The rest is dropped
+    and comes back as zeros.
     """
 
     def our_shape(self, sizes: Sizes) -> Shape:
         return shape_of("padded h", sizes)
 
     def their_shapes(self, sizes: Sizes) -> dict[str, Shape]:
-        return {self.theirs: shape_of("v h", sizes)}
+        return {self.theirs: shape_of("placed h", sizes)}
 
     def split(self, ours: Tensor, sizes: Sizes) -> dict[str, Tensor]:
-        return {self.theirs: ours[: sizes["v"]]}
+        return {self.theirs: _with_rows(ours[: sizes["v"]], sizes["placed"])}
 
     def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
-        table = theirs[self.theirs]
-        return torch.cat([table, table.new_zeros(sizes["padded"] - sizes["v"], sizes["h"])])
+        return _with_rows(theirs[self.theirs][: sizes["v"]], sizes["padded"])
+
+
+def _with_rows(table: Tensor, rows: int) -> Tensor:
+    """``table`` with zeros below it up to ``rows`` rows."""
+    missing = rows - table.shape[0]
+    return torch.cat([table, table.new_zeros(missing, table.shape[1])]) if missing else table
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeIdentity(_Pair):
+    """The same tensor, where Hugging Face has a second layer that must change nothing.
+
+    LlavaForConditionalGeneration always has two layers; with the identity as its second and no
+    activation between them it computes what one layer does. ``second`` is the tensor of that layer:
+    the identity for a weight ``h h``, zeros for a bias ``h``.
+    """
+
+    shape: str
+    second: str
+
+    def under(self, prefix: str) -> Self:
+        return replace(self, theirs=prefix + self.theirs, second=prefix + self.second)
+
+    def our_shape(self, sizes: Sizes) -> Shape:
+        return shape_of(self.shape, sizes)
+
+    def their_shapes(self, sizes: Sizes) -> dict[str, Shape]:
+        rank = len(shape_of(self.shape, sizes))
+        return {
+            self.theirs: shape_of(self.shape, sizes),
+            self.second: (sizes["h"],) * rank,
+        }
+
+    def split(self, ours: Tensor, sizes: Sizes) -> dict[str, Tensor]:
+        return {self.theirs: ours, self.second: self._neutral(ours)}
+
+    def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
+        first, second = theirs[self.theirs], theirs[self.second]
+        if not torch.equal(second, self._neutral(second)):
+            raise CheckpointError(
+                f"{self.second} is not the identity, so this is not a linear connector but two "
+                "layers without an activation between. Choose another checkpoint."
+            )
+        return first
+
+    def _neutral(self, like: Tensor) -> Tensor:
+        width = like.shape[0]
+        return like.new_zeros(width) if like.dim() == 1 else torch.eye(width, dtype=like.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vila_mc.checkpoint.hf.export import FORMATS
+from vila_mc.checkpoint.hf.output_directory import MANIFEST
+from vila_mc.checkpoint.hf.weights import read_json
 from vila_mc.config.model import ModelConfig
 from vila_mc.errors import CheckpointError
 from vila_mc.flow import Microbatch
@@ -46,16 +49,22 @@ class VerifyPrompt:
 class VerifyReference:
     """What the training model computes, on the CPU."""
 
+    vocab_size: int
+    """Tokens of the vocabulary; as a token id, the placeholder of a visual token."""
     token_ids: Tensor
-    """[b, s] int64; ``model.language.vocab_size`` at the positions of visual tokens."""
+    """[b, s] int64; ``vocab_size`` at the positions of visual tokens."""
     images: Tensor
     """[n, 3, y, x] uint8, in reading order over the rows."""
     logits: Tensor
     """[b, s, v], v at least the vocabulary; padded columns are not compared."""
+    greedy_ids: Tensor | None = None
+    """[b, k] int64: how each row goes on greedily, also beyond its end."""
     prompts: tuple[VerifyPrompt, ...] = ()
-    """Prompts to answer as well."""
+    """Prompts to answer as well, where the format has a processor of ours (hf-vila)."""
     max_new_tokens: int = 16
     """Length of the answers to prompts without ``greedy_ids``."""
+    is_streamed: bool = False
+    """Whether the export is too large for memory, so that its weights are read as they are used."""
 
     @classmethod
     def of_microbatch(
@@ -64,6 +73,8 @@ class VerifyReference:
         logits: Tensor,
         model: ModelConfig,
         prompts: tuple[VerifyPrompt, ...] = (),
+        greedy_ids: Tensor | None = None,
+        is_streamed: bool = False,
     ) -> Self:
         """The reference of one microbatch and the logits [b, s, v] that training computes on it.
 
@@ -72,7 +83,15 @@ class VerifyReference:
         tokens = batch.tokens.cpu().clone()
         for row, start in batch.image_starts.tolist():
             tokens[row, start : start + model.visual_tokens()] = model.language.vocab_size
-        return cls(tokens, batch.images.cpu(), logits.detach().float().cpu(), prompts)
+        return cls(
+            model.language.vocab_size,
+            tokens,
+            batch.images.cpu(),
+            logits.detach().float().cpu(),
+            greedy_ids,
+            prompts,
+            is_streamed=is_streamed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +103,7 @@ class VerifyResult:
     mean_difference: float
     """Mean absolute difference of the logits."""
     greedy_equal: bool
-    """Whether each answer is the ``greedy_ids`` of its prompt."""
+    """Whether every greedy continuation and answer is the training model's."""
     answers: tuple[str, ...]
     """Answers to the prompts, in order."""
 
@@ -93,12 +112,12 @@ def verify_export(
     export_dir: Path,
     reference: VerifyReference,
     tolerance: float = DEFAULT_TOLERANCE,
-    timeout_s: float = 1800.0,
+    timeout_s: float = 3600.0,
 ) -> VerifyResult:
     """Reload an export in a fresh, offline process and compare it with the training model.
 
-    The export computes in fp32 on the CPU, whatever its number format is. Its tokenizer is compared
-    with the SentencePiece model beside it, too.
+    The export computes in fp32 on the CPU, whatever its number format is. A tokenizer that was
+    converted is compared with the SentencePiece model beside it, too.
 
     Args:
         export_dir: what ``export_hf`` wrote.
@@ -113,11 +132,42 @@ def verify_export(
     Raises:
         CheckpointError: the export does not load cleanly, or computes something else.
     """
-    _check_reference(reference)
+    (result,) = verify_exports([(export_dir, reference)], tolerance, timeout_s)
+    return result
+
+
+def verify_exports(
+    pairs: Sequence[tuple[Path, VerifyReference]],
+    tolerance: float = DEFAULT_TOLERANCE,
+    timeout_s: float = 3600.0,
+) -> list[VerifyResult]:
+    """``verify_export`` of several exports in one fresh process, which is slow to start."""
+    for _, reference in pairs:
+        _check_reference(reference)
     with tempfile.TemporaryDirectory(prefix="vila-verify-") as folder:
-        request = Path(folder)
-        write_request(request, reference)
-        output = _run_child(export_dir, request, timeout_s)
+        requests = []
+        for number, (export_dir, reference) in enumerate(pairs):
+            requests.append(Path(folder) / str(number))
+            write_request(requests[-1], reference, export_format(export_dir))
+        exports = [export_dir for export_dir, _ in pairs]
+        _run_child(exports, Path(folder), timeout_s)
+        outputs = [_read_result(*pair) for pair in zip(exports, requests, strict=True)]
+    return [_judge(*pair, tolerance) for pair in zip(exports, outputs, strict=True)]
+
+
+def export_format(directory: Path) -> str:
+    """What an export says it is. Raises CheckpointError if it is none."""
+    content = read_json(directory / MANIFEST)
+    if content.get("format") not in FORMATS:
+        raise CheckpointError(
+            f"{directory / MANIFEST} names the format {content.get('format')}; it is one of "
+            f"{', '.join(FORMATS)}. Export again."
+        )
+    return str(content["format"])
+
+
+def _judge(export_dir: Path, output: dict[str, Any], tolerance: float) -> VerifyResult:
+    """Refuse what differs too much."""
     result = VerifyResult(
         max_difference=output["max_difference"],
         mean_difference=output["mean_difference"],
@@ -154,12 +204,15 @@ def _check_reference(reference: VerifyReference) -> None:
         )
 
 
-def write_request(folder: Path, reference: VerifyReference) -> None:
+def write_request(folder: Path, reference: VerifyReference, format: str) -> None:
     """Write what the fresh process reads: request.json, reference.safetensors and the images."""
+    folder.mkdir()
+    greedy_ids = reference.greedy_ids
     tensors = {
         "token_ids": reference.token_ids.contiguous(),
         "images": reference.images.contiguous(),
         "logits": reference.logits.float().contiguous(),
+        "greedy_ids": torch.zeros(0) if greedy_ids is None else greedy_ids.contiguous(),
     }
     save_file(tensors, folder / "reference.safetensors")
     prompts: list[dict[str, Any]] = []
@@ -170,16 +223,23 @@ def write_request(folder: Path, reference: VerifyReference) -> None:
         prompts.append(
             {"text": prompt.text, "images": names, "greedy_ids": list(prompt.greedy_ids)}
         )
-    request = {"prompts": prompts, "max_new_tokens": reference.max_new_tokens}
+    request = {
+        "format": format,
+        "vocab_size": reference.vocab_size,
+        "is_streamed": reference.is_streamed,
+        "prompts": prompts,
+        "max_new_tokens": reference.max_new_tokens,
+    }
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
 
 
-def _run_child(export_dir: Path, request: Path, timeout_s: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", _CHILD, str(export_dir.absolute()), str(request)]
+def _run_child(exports: Sequence[Path], folder: Path, timeout_s: float) -> None:
+    """Compare every export with the request of its number."""
+    command = [sys.executable, "-m", _CHILD, str(folder)]
     try:
         finished = subprocess.run(
-            command,
-            env=_offline_environment(os.environ, request),
+            [*command, *(str(export.absolute()) for export in exports)],
+            env=_offline_environment(os.environ, folder),
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -187,15 +247,17 @@ def _run_child(export_dir: Path, request: Path, timeout_s: float) -> dict[str, A
         )
     except subprocess.TimeoutExpired:
         raise CheckpointError(
-            f"verifying {export_dir} took more than {timeout_s:.0f} s. Use a shorter reference."
+            f"verifying {exports[0]} took more than {timeout_s:.0f} s. Use a shorter reference."
         ) from None
-    result = request / "result.json"
-    if finished.returncode or not result.exists():
-        lines = [line for line in finished.stderr.splitlines() if line.strip()][-_SHOWN_LINES:]
-        raise CheckpointError(
-            f"{export_dir} does not load in a fresh process: {' | '.join(lines)[-600:]}"
-        )
-    output: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    for number, export in enumerate(exports):
+        if not (folder / str(number) / "result.json").exists():
+            lines = [line for line in finished.stderr.splitlines() if line.strip()]
+            shown = " | ".join(lines[-_SHOWN_LINES:])[-600:]
+            raise CheckpointError(f"{export} does not load in a fresh process: {shown}")
+
+
+def _read_result(export_dir: Path, request: Path) -> dict[str, Any]:
+    output: dict[str, Any] = json.loads((request / "result.json").read_text(encoding="utf-8"))
     if fault := output.get("fault"):
         raise CheckpointError(f"{export_dir} does not verify: {fault}")
     if output["max_difference"] is None:

@@ -1,7 +1,7 @@
 """The fresh process of verify.py: load an export as a user would, compute, compare, report.
 
-Usage: ``python -m vila_mc.checkpoint.hf.verify_child EXPORT_DIR REQUEST_DIR``. Writes result.json
-into the request directory.
+Usage: ``python -m vila_mc.checkpoint.hf.verify_child REQUEST_DIR EXPORT_DIR...``. Each export has a
+folder of its number in the request directory, which gets a result.json.
 """
 
 import io
@@ -17,6 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vila_mc.checkpoint.hf.verify_models import ExportFaultError, LoadedExport, load_export
+
 _SEED = 0
 _NUM_PROBES = 500
 _PROBE_CHARACTERS = (
@@ -26,8 +28,10 @@ _PROBE_CHARACTERS = (
 
 def main() -> None:
     """Entry point."""
-    export, request = Path(sys.argv[1]), Path(sys.argv[2])
-    (request / "result.json").write_text(json.dumps(verify(export, request)), encoding="utf-8")
+    for number, export in enumerate(sys.argv[2:]):
+        request = Path(sys.argv[1]) / str(number)
+        result = verify(Path(export), request)
+        (request / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def verify(export: Path, request: Path) -> dict[str, Any]:
@@ -38,37 +42,36 @@ def verify(export: Path, request: Path) -> dict[str, Any]:
         ``greedy_faults``; or ``fault``, a sentence.
     """
     try:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        import transformers  # noqa: F401
     except ImportError:
         return {"fault": "transformers is not installed. Install it: pip install 'vila_mc[hf]'."}
-    processor = AutoProcessor.from_pretrained(export, trust_remote_code=True)
-    model, report = AutoModelForImageTextToText.from_pretrained(
-        export, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
-    )
-    faults = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
-    if faults:
-        return {"fault": f"the weights do not match the remote code: {faults}"}
-    if fault := _compare_tokenizers(export, processor.tokenizer):
-        return {"fault": fault}
-    model.eval()
-    with torch.inference_mode():
-        output = _compare_logits(model, processor, load_file(request / "reference.safetensors"))
-        return output | _answer(model, processor, request)
+    wanted = json.loads((request / "request.json").read_text(encoding="utf-8"))
+    reference = load_file(request / "reference.safetensors")
+    try:
+        with torch.inference_mode():
+            loaded = load_export(
+                export,
+                wanted["format"],
+                is_streamed=wanted["is_streamed"],
+                vocab_size=wanted["vocab_size"],
+            )
+            output = _compare_logits(loaded, reference)
+            output["greedy_faults"] = _compare_greedy(loaded, reference)
+            return output | _answer(loaded, export, request, wanted)
+    except ExportFaultError as fault:
+        return {"fault": str(fault)}
 
 
-def _compare_logits(model: Any, processor: Any, reference: dict[str, Tensor]) -> dict[str, Any]:
-    images = reference["images"]
-    pixels = [processor.image_processor.normalise(image) for image in images]
-    logits = model(
-        input_ids=reference["token_ids"], pixel_values=torch.stack(pixels) if pixels else None
-    ).logits
-    expected = reference["logits"]
-    if expected.shape[-1] < logits.shape[-1]:
-        return {
-            "fault": f"the reference has logits of {expected.shape[-1]} tokens, the export of "
-            f"{logits.shape[-1]}. Give the logits of the whole vocabulary."
-        }
-    difference = (logits - expected[..., : logits.shape[-1]]).abs()
+def _compare_logits(loaded: LoadedExport, reference: dict[str, Tensor]) -> dict[str, Any]:
+    logits = loaded.logits(reference["token_ids"], reference["images"])
+    expected, used = reference["logits"], loaded.vocab_size
+    for name, given in (("reference", expected), ("export", logits)):
+        if given.shape[-1] < used:
+            raise ExportFaultError(
+                f"the {name} has logits of {given.shape[-1]} tokens, the model of {used}. Give "
+                "the logits of the whole vocabulary."
+            )
+    difference = (logits[..., :used] - expected[..., :used]).abs()
     largest, mean = difference.max().item(), difference.mean().item()
     is_finite = math.isfinite(largest) and math.isfinite(mean)
     return {
@@ -77,30 +80,61 @@ def _compare_logits(model: Any, processor: Any, reference: dict[str, Tensor]) ->
     }
 
 
-def _answer(model: Any, processor: Any, request: Path) -> dict[str, Any]:
-    content = json.loads((request / "request.json").read_text(encoding="utf-8"))
+def _compare_greedy(loaded: LoadedExport, reference: dict[str, Tensor]) -> list[str]:
+    """What differs in the greedy continuation of each row of the reference."""
+    expected = reference["greedy_ids"]
+    if not expected.numel():
+        return []
+    given = loaded.greedy(reference["token_ids"], reference["images"], expected.shape[1])
+    return [
+        f"row {row} goes on with tokens {theirs} instead of {ours}"
+        for row, (theirs, ours) in enumerate(
+            zip(given.tolist(), expected.tolist(), strict=True), start=1
+        )
+        if theirs != ours
+    ]
+
+
+def _answer(
+    loaded: LoadedExport, export: Path, request: Path, wanted: dict[str, Any]
+) -> dict[str, Any]:
+    """Answers to prompts through the export's own processor, and how they differ if they do."""
     answers: list[str] = []
     faults: list[str] = []
-    for number, prompt in enumerate(content["prompts"], start=1):
+    if wanted["format"] != "hf-vila":
+        return {"answers": answers}
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(export, trust_remote_code=True)
+    _compare_tokenizers(export, processor.tokenizer)
+    model: Any = loaded.model  # type: ignore[attr-defined]
+    for number, prompt in enumerate(wanted["prompts"], start=1):
         images = [
             Image.open(io.BytesIO((request / name).read_bytes())) for name in prompt["images"]
         ]
         inputs = processor(text=prompt["text"], images=images or None, return_tensors="pt")
         expected = prompt["greedy_ids"]
-        length = len(expected) or content["max_new_tokens"]
+        length = len(expected) or wanted["max_new_tokens"]
         ids = model.generate(**inputs, max_new_tokens=length, do_sample=False)
         given = ids[0, inputs["input_ids"].shape[1] :].tolist()
         answers.append(processor.decode(given, skip_special_tokens=True))
         if expected and given != expected:
             faults.append(f"prompt {number} gives tokens {given} instead of {expected}")
-    return {"answers": answers, "greedy_faults": faults}
+    return {"answers": answers} | ({"greedy_faults": faults} if faults else {})
 
 
-def _compare_tokenizers(export: Path, tokenizer: Any) -> str | None:
-    """What differs between the tokenizer and the SentencePiece model beside it, if anything."""
+def _compare_tokenizers(export: Path, tokenizer: Any) -> None:
+    """Compare a converted tokenizer with the SentencePiece model it was made of.
+
+    Raises:
+        ExportFaultError: they read some text differently.
+    """
+    path = export / "tokenizer.model"
+    if not path.exists():
+        return  # copied from Hugging Face
     import sentencepiece
 
-    original = sentencepiece.SentencePieceProcessor(model_file=str(export / "tokenizer.model"))
+    original = sentencepiece.SentencePieceProcessor(model_file=str(path))
     choose = random.Random(_SEED)
     pieces = [original.id_to_piece(i).replace("\u2581", " ") for i in range(len(original))]
     probes = ["", " ", "  two  ", "</s> <s>", "\n\n"]
@@ -110,8 +144,9 @@ def _compare_tokenizers(export: Path, tokenizer: Any) -> str | None:
     for text in probes:
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if ids != original.encode(text):
-            return f"the tokenizer reads {text!r} as {ids} instead of {original.encode(text)}."
-    return None
+            raise ExportFaultError(
+                f"the tokenizer reads {text!r} as {ids} instead of {original.encode(text)}."
+            )
 
 
 if __name__ == "__main__":

@@ -1,34 +1,47 @@
-"""Configuration of an exported VILA: a CLIP tower, a connector, a Llama."""
+"""Configuration of an exported VILA: a vision tower, a connector, a language model."""
 
 # transformers is not typed:
 # mypy: allow-subclassing-any, no-warn-return-any
 
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 
 CONNECTOR_KINDS = ("linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample")
+TEXT_CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+VISION_CONFIGS = {
+    "clip_vision_model": CLIPVisionConfig,
+    "siglip_vision_model": SiglipVisionConfig,
+}
 
 
 class VilaConfig(PreTrainedConfig):
     """What ``VilaForConditionalGeneration`` is built from.
 
     Args:
-        text_config: the language model, as a LlamaConfig or its dict.
-        vision_config: the vision tower, as a CLIPVisionConfig or its dict. It counts the layers
-            that run: the layer after the one whose output is read does not exist.
+        text_config: the language model, as one of ``TEXT_CONFIGS`` or its dict.
+        vision_config: the vision tower, as one of ``VISION_CONFIGS`` or its dict. It counts the
+            layers that run: the layer after the one whose output is read does not exist.
         connector_kind: one of ``CONNECTOR_KINDS``.
         image_token_id: placeholder of one visual token in ``input_ids``. It lies outside the
             vocabulary, so that no text contains it and the model never generates it.
     """
 
     model_type = "vila_mc"
-    sub_configs = {"text_config": LlamaConfig, "vision_config": CLIPVisionConfig}  # noqa: RUF012
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
 
     def __init__(
         self,
-        text_config: LlamaConfig | dict[str, Any] | None = None,
-        vision_config: CLIPVisionConfig | dict[str, Any] | None = None,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
         connector_kind: str = "mlp_downsample",
         image_token_id: int | None = None,
         **kwargs: Any,
@@ -38,8 +51,8 @@ class VilaConfig(PreTrainedConfig):
                 f"connector_kind is {connector_kind!r}; it must be one of "
                 f"{', '.join(CONNECTOR_KINDS)}."
             )
-        self.text_config = _as_config(text_config, LlamaConfig)
-        self.vision_config = _as_config(vision_config, CLIPVisionConfig)
+        self.text_config = _as_config(text_config, TEXT_CONFIGS)
+        self.vision_config = _as_config(vision_config, VISION_CONFIGS)
         self.connector_kind = connector_kind
         vocab_size = self.text_config.vocab_size
         self.image_token_id = vocab_size if image_token_id is None else image_token_id
@@ -52,9 +65,12 @@ class VilaConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-def _as_config(given: Any, kind: type[PreTrainedConfig]) -> Any:
+def _as_config(given: Any, kinds: dict[str, type[PreTrainedConfig]]) -> Any:
+    """The config itself, or one made of its dict; of the first kind where nothing says which."""
     if isinstance(given, PreTrainedConfig):
         return given
     values = dict(given or {})
-    values.pop("model_type", None)
-    return kind(**values)
+    name = values.pop("model_type", next(iter(kinds)))
+    if name not in kinds:
+        raise ValueError(f"model_type is {name!r}; it must be one of {', '.join(kinds)}.")
+    return kinds[name](**values)

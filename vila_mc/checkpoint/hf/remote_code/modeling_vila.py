@@ -1,4 +1,4 @@
-"""VILA (arXiv 2312.07533): CLIP tower -> connector -> visual tokens among Llama's text tokens.
+"""VILA (arXiv 2312.07533): vision tower -> connector -> visual tokens among text tokens.
 
 Shape letters: b rows, s positions, h language width, n images, p patches, e tower width, q visual
 tokens per image.
@@ -11,7 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    CLIPVisionModel,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    SiglipVisionModel,
+)
 from transformers.generation import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -19,6 +26,12 @@ from .configuration_vila import VilaConfig
 
 IGNORE_LABEL = -100
 _MERGE_FACTOR = {"linear": 1, "mlp2x_gelu": 1, "downsample_linear": 2, "mlp_downsample": 2}
+_LANGUAGE_MODELS = {
+    "llama": LlamaForCausalLM,
+    "mistral": MistralForCausalLM,
+    "qwen2": Qwen2ForCausalLM,
+}
+_TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 
 
 def merge_neighbours(patches_npe: Tensor, factor: int) -> Tensor:
@@ -76,7 +89,13 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        "CLIPEncoderLayer",
+        "SiglipEncoderLayer",
+        "LlamaDecoderLayer",
+        "MistralDecoderLayer",
+        "Qwen2DecoderLayer",
+    ]
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -85,11 +104,12 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: VilaConfig) -> None:
         super().__init__(config)
         text, vision = config.text_config, config.vision_config
-        self.vision_tower = CLIPVisionModel._from_config(vision)
+        self.vision_tower = _TOWERS[vision.model_type]._from_config(vision)
+        self.class_tokens = 1 if vision.model_type == "clip_vision_model" else 0
         # Features are patch states before any final norm, so the tower has none.
         self.vision_tower.post_layernorm = nn.Identity()
         self.connector = VilaConnector(config.connector_kind, vision.hidden_size, text.hidden_size)
-        self.language_model = LlamaForCausalLM._from_config(text)
+        self.language_model = _LANGUAGE_MODELS[text.model_type]._from_config(text)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -101,7 +121,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels [n, 3, y, x] -> visual tokens [n, q, h]."""
         states = self.vision_tower(pixel_values=pixel_values).last_hidden_state
-        visual: Tensor = self.connector(states[:, 1:])  # without the class token
+        visual: Tensor = self.connector(states[:, self.class_tokens :])
         return visual
 
     def forward(
@@ -175,7 +195,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 class _WithoutPlaceholder(LogitsProcessorList):
-    """Shows each processor the prompt with placeholders turned into token 0, ``<unk>``."""
+    """Shows each processor the prompt with placeholders turned into token 0."""
 
     def __init__(self, processors: LogitsProcessorList, vocab_size: int) -> None:
         super().__init__(processors)

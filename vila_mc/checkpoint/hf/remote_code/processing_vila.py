@@ -1,8 +1,8 @@
 """Text with ``<image>`` markers and images -> what the model reads.
 
 Tokens are those of training: each run of text between images is tokenised on its own, and nothing
-in the text becomes a special token. The Hugging Face tokenizer in this directory gives exactly the
-ids of the SentencePiece model it was made from (the exporter's verification compares them).
+in the text becomes a special token. Where the tokenizer in this directory was made from a
+SentencePiece model, it gives exactly that model's ids (the exporter's verification compares them).
 """
 
 # transformers is not typed:
@@ -75,7 +75,7 @@ class VilaProcessor(ProcessorMixin):
             return_tensors: "pt", "np" or None for lists.
             padding: as in tokenizers: False, True ("longest") or "max_length".
             padding_side: "left" or "right"; the tokenizer's own if None.
-            add_special_tokens: whether a BOS token starts each prompt.
+            add_special_tokens: whether a BOS token starts each prompt, if the tokenizer has one.
 
         Returns:
             ``input_ids``, ``attention_mask`` [b, s] and, with images, ``pixel_values``
@@ -106,7 +106,8 @@ class VilaProcessor(ProcessorMixin):
                 f"The prompt holds {self.tokenizer.eos_token!r}, which is read as plain text. For "
                 "a conversation with earlier answers, use apply_chat_template(..., tokenize=True)."
             )
-        ids = [self.tokenizer.bos_token_id] if add_special_tokens else []
+        bos = self.tokenizer.bos_token_id
+        ids = [bos] if add_special_tokens and bos is not None else []
         turns = prompt.split(self._turn_end)
         for index, turn in enumerate(turns):
             for part in turn.split(self._part_end):
