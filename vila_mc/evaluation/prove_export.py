@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vila_mc.checkpoint.hf.names import WORD_EMBEDDINGS
 from vila_mc.checkpoint.hf.verify import VerifyPrompt, VerifyReference
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
@@ -69,10 +70,10 @@ def proving_model(
         if is_streamed is None:
             is_streamed = num_bytes > _SHARE_OF_MEMORY * psutil.virtual_memory().available
         if is_streamed:
-            tied = run.model.language.tied_embeddings
-            embedding = "language.embedding.word_embeddings.weight"
             stream_weights(
-                model, lambda name: tensors[name].read().to(dtype), (embedding,) if tied else ()
+                model,
+                lambda name: tensors[name].read().to(dtype),
+                resident=_read_by_others(model),
             )
             yield ProvingModel(model, is_streamed)
             return
@@ -81,6 +82,16 @@ def proving_model(
             for weight in model.parameters():
                 weight.copy_(weight.to(dtype))
         yield ProvingModel(model, is_streamed)
+
+
+def _read_by_others(model: VilaModel) -> list[str]:
+    """Weights that are used outside the forward pass of the module that owns them.
+
+    The connector's kernels take all of its weights at once; a tied embedding is the output layer's.
+    """
+    names = [name for name, _ in model.named_parameters() if name.startswith("connector.")]
+    is_tied = model.run.model.language.tied_embeddings
+    return [*names, *([WORD_EMBEDDINGS] if is_tied else [])]
 
 
 def reference_of(

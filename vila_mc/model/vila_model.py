@@ -89,18 +89,24 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
 
     def encode_images(self, images_n3yx: Tensor) -> Tensor:
         """uint8 images [n, 3, y, x] -> visual tokens [n, q, h]."""
+        assert self.connector is not None, "this stage has no vision"
+        visual: Tensor = self.connector(self.patch_features(images_n3yx))
+        return visual
+
+    def patch_features(self, images_n3yx: Tensor) -> Tensor:
+        """uint8 images [n, 3, y, x] -> features [n, class tokens + p, e]."""
         assert self.vision is not None, "this stage has no vision"
-        assert self.connector is not None
         vision = self.run.model.vision
+        seen = vision.grid() * vision.patch_size  # SigLIP's patches leave pixels over
         patches = normalize_patchify(
-            images_n3yx,
+            images_n3yx[..., :seen, :seen].contiguous(),
             vision.patch_size,
             self.config.params_dtype,
             vision.channel_mean(),
             vision.channel_std(),
         )
-        visual: Tensor = self.connector(self.vision(patches))
-        return visual
+        features: Tensor = self.vision(patches)
+        return features
 
     def _embed(self, batch: Microbatch) -> Tensor:
         """Token embeddings with visual tokens spliced in: [s/tp, b, h]."""

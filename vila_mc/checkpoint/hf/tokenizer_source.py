@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-from vila_mc.checkpoint.hf.sentencepiece_model import SentencePieceModel
 from vila_mc.checkpoint.hf.tokenizer_files import (
     BOS,
     EOS,
@@ -14,6 +13,7 @@ from vila_mc.checkpoint.hf.tokenizer_files import (
     write_tokenizer,
 )
 from vila_mc.checkpoint.hf.weights import read_json
+from vila_mc.data.sentencepiece_model import SentencePieceModel
 from vila_mc.errors import CheckpointError
 
 IMAGE_TOKEN = "<image>"
