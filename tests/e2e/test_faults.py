@@ -140,6 +140,28 @@ def test_ranks_end_with_a_killed_launcher(recipe, tmp_path):
     assert Manifest.read(resolve_checkpoint(tmp_path)).step >= 2
 
 
+def test_ranks_that_still_start_end_with_a_killed_launcher(recipe, tmp_path):
+    command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path)
+    with training(*command) as process:
+        wait_until(lambda: len(ranks_of(process)) == 2, "two ranks")
+        ranks = ranks_of(process)
+        try:
+            process.kill()
+            wait_until(
+                lambda: not any(rank.is_running() for rank in ranks), "the end of the ranks", 20
+            )
+        finally:
+            kill_all(ranks)
+    assert not whole_checkpoints(tmp_path)
+
+
+def test_fewer_steps_than_are_done(recipe, unbroken):
+    steps = NUM_STEPS - 1
+    output = ("--train.output", unbroken[1])
+    run = train("--config", recipe, *LAYOUT, *output, "--train.steps", steps)
+    _assert_one_error(run, f"train.steps is {steps}, but", f"has trained {NUM_STEPS} steps")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of a few MiB of its own."""

@@ -7,9 +7,12 @@ test pays for the import once and not once per rank.
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
@@ -54,6 +57,34 @@ def run_ranks(
                 process.kill()
 
 
+@contextmanager
+def ranks_that_may_die(
+    world_size: int, function: Callable[..., int], *arguments: Any
+) -> Iterator[list[BaseProcess]]:
+    """Processes that end with the exit code that ``function`` returns; none is left at the end."""
+    port = _free_port()
+    task = partial(function, *arguments)
+    processes: list[BaseProcess] = [
+        _context.Process(target=_exit_with, args=(rank, world_size, port, task), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.join(timeout=30)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _exit_with(rank: int, world_size: int, port: int, function: Callable[[], int]) -> None:
+    _be_rank(rank, world_size, port)
+    sys.exit(function())
+
+
 def _rank_main(
     rank: int,
     world_size: int,
@@ -61,6 +92,14 @@ def _rank_main(
     results: Any,
     function: Callable[[], Any],
 ) -> None:
+    _be_rank(rank, world_size, port)
+    try:
+        results.put((rank, None, function()))
+    except BaseException:
+        results.put((rank, traceback.format_exc(), None))
+
+
+def _be_rank(rank: int, world_size: int, port: int) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -68,10 +107,6 @@ def _rank_main(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    try:
-        results.put((rank, None, function()))
-    except BaseException:
-        results.put((rank, traceback.format_exc(), None))
 
 
 def _free_port() -> int:

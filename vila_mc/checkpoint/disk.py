@@ -22,8 +22,10 @@ class Failure:
     """Why a rank could not do its part; can be sent to the other ranks."""
 
     what: str
-    errno: int | None
-    filename: str | None
+    errno: int | None = None
+    filename: str | None = None
+    explanation: VilaError | None = None
+    """What it is to a person, where that is known already."""
 
     @staticmethod
     def of(error: BaseException, directory: Path) -> "Failure":
@@ -32,13 +34,15 @@ class Failure:
         Writers above the file system often replace it by an error of their own, so the chain of
         causes is searched; where even that is lost, a disk without room is taken for the cause.
         """
+        if isinstance(error, VilaError):
+            return Failure(repr(error), explanation=error)
         for cause in _causes(error):
             if isinstance(cause, OSError) and cause.errno is not None:
                 return Failure(repr(error), cause.errno, cause.filename)
         with contextlib.suppress(OSError):
             if shutil.disk_usage(directory).free < _ALMOST_NOTHING_BYTES:
-                return Failure(repr(error), errno.ENOSPC, None)
-        return Failure(repr(error), None, None)
+                return Failure(repr(error), errno.ENOSPC)
+        return Failure(repr(error))
 
     def explained(self, directory: Path) -> VilaError | None:
         """The failure as something a person can put right; None if it is a fault of ours."""
@@ -48,7 +52,7 @@ class Failure:
                 "Free some space and start again: the run resumes from the newest one."
             )
         if self.errno is None:
-            return None
+            return self.explanation
         where = self.filename or str(directory)
         return user_error(OSError(self.errno, os.strerror(self.errno), where))
 
@@ -88,11 +92,16 @@ def raise_on_every_rank(failure: Failure | None, directory: Path) -> None:
 
 
 def on_first_rank(ranks: Ranks, action: Callable[[], None], directory: Path) -> None:
-    """Do something on rank 0; if that fails, every rank fails with its error."""
+    """Do something on rank 0; if that fails, every rank fails with its error.
+
+    Raises:
+        VilaError: it was a mistake, or a disk that is full or cannot be written.
+        RuntimeError: another failure.
+    """
     failure = None
     if ranks.is_first():
         try:
             action()
-        except (OSError, RuntimeError) as error:
+        except (VilaError, OSError, RuntimeError) as error:
             failure = Failure.of(error, directory)
     raise_on_every_rank(failure, directory)

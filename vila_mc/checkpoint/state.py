@@ -64,7 +64,7 @@ def random_state(ranks: Ranks) -> ShardedObject:
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """Set every generator to where ``random_state`` found it."""
-    random.setstate(state["python"])
+    random.setstate((3, tuple(state["python"]["words"].tolist()), state["python"]["gauss"]))
     numpy = state["numpy"]
     key = numpy["key"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", key, numpy["pos"], numpy["has_gauss"], numpy["cached"]))
@@ -76,9 +76,10 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 def _generators() -> dict[str, Any]:
     """Tensors and plain values only, so that they can be read without unpickling objects."""
+    _, words, gauss = random.getstate()
     _, key, pos, has_gauss, cached = np.random.get_state(legacy=True)
     return {
-        "python": random.getstate(),
+        "python": {"words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
         "numpy": {
             "key": torch.from_numpy(key.astype(np.int64)),
             "pos": int(pos),

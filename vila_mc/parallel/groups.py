@@ -1,11 +1,13 @@
 """Start and end the process groups of a run."""
 
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -67,6 +69,9 @@ def distributed(
         )
         model_parallel_cuda_manual_seed(seed)
         rank = dist.get_rank()
+        # Nothing draws from these two today; what does tomorrow is repeatable.
+        random.seed(seed + rank)
+        np.random.seed(seed + rank)
         yield Ranks(
             layout=layout,
             at=layout.coordinates(rank),

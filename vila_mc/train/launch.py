@@ -37,7 +37,7 @@ def launch(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ[LAUNCHED_BY_US] = "1"
+    os.environ[LAUNCHED_BY_US] = str(os.getpid())
     # What a failed rank means is said below, in one line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Lets sequence-parallel communication start before the matrix product that hides it.

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import Manifest, versions
 from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
@@ -19,6 +20,7 @@ from vila_mc.observe.console import StepPrinter
 from vila_mc.observe.metrics import MetricsLog
 from vila_mc.parallel.groups import Ranks
 from vila_mc.train.faults import StopRequest
+from vila_mc.train.output_lock import OutputLock
 from vila_mc.train.resume import changed_settings, checkpoint_to_resume
 from vila_mc.train.step import Trainer
 
@@ -46,7 +48,8 @@ class Run:
     def __init__(self, config: RunConfig, ranks: Ranks, stop: StopRequest) -> None:
         self.config, self.ranks, self.stop = config, ranks, stop
         stages = build_stages(config, ranks)
-        self._check_room(stages)
+        self.lock: OutputLock | None = None
+        self._take_output(stages)
         self.data = TrainingData(
             config.data,
             config.model,
@@ -81,12 +84,14 @@ class Run:
         return self.state
 
     def close(self) -> None:
-        """Stop the loader's threads, close the log, and give up a save that was not finished."""
+        """Stop the loader's threads, close the log, give up an unfinished save and the output."""
         self.data.close()
         if self.metrics is not None:
             self.metrics.close()
         if self.saving is not None:
             self.saving.abandon()
+        if self.lock is not None:
+            self.lock.release()
 
     def _train_step(self, steps: Iterator[StepData]) -> StepResult:
         started = time.monotonic()
@@ -130,20 +135,23 @@ class Run:
             self._say("all train.steps are done; nothing is left to train")
         return TrainState(manifest.step, manifest.samples_seen)
 
-    def _check_room(self, stages: list) -> None:  # type: ignore[type-arg]
-        """Say what is trained, and refuse to start if its checkpoints have no room."""
+    def _take_output(self, stages: list) -> None:  # type: ignore[type-arg]
+        """Refuse to start where checkpoints have no room or another run writes."""
         train, layout = self.config.train, self.ranks.layout
         num_weights = count_weights(stages, self.ranks)
         num_trained = count_weights(stages, self.ranks, trained_only=True)
-        if not self.ranks.is_first():
-            return
         num_tensors = sum(1 for stage in stages for _ in stage.parameters()) * layout.world_size()
         weight_bytes = DTYPES[train.precision].itemsize
         one = checkpoint_bytes(num_weights, num_trained, num_tensors, weight_bytes)
-        warning = check_room(train, one)
+
+        def take_output() -> None:
+            warning = check_room(train, one)
+            self.lock = OutputLock(train.output)
+            if warning is not None:
+                self._say(f"warning: {warning}")
+
+        on_first_rank(self.ranks, take_output, train.output)
         self._say(f"{num_weights:,} weights, {layout}")
-        if warning is not None:
-            self._say(f"warning: {warning}")
 
     def _is_save_due(self) -> bool:
         step = self.state.step

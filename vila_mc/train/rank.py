@@ -13,10 +13,10 @@ from vila_mc.errors import (
     VilaError,
     user_error,
 )
-from vila_mc.train.faults import StopRequest, end_with_launcher
+from vila_mc.train.faults import StopRequest, end_at_once_when_stopped, end_with_launcher
 
 LAUNCHED_BY_US = "VILA_MC_LAUNCHER"
-"""Set by our launcher, which then reports a rank's error in the rank's stead."""
+"""Set by our launcher to its process id; it then reports a rank's error in the rank's stead."""
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
@@ -28,11 +28,11 @@ def train_rank(config: RunConfig) -> int:
         the exit code: 0 trained to the end, 130 stopped on request after saving, 2 a user's
         mistake, 1 anything else, among it the death of another rank.
     """
-    stop = StopRequest()
-    stop.listen()
-    end_with_launcher()
+    end_at_once_when_stopped()
+    launcher = os.environ.get(LAUNCHED_BY_US)
+    end_with_launcher(int(launcher) if launcher else None)
     try:
-        return _train(config, stop)
+        return _train(config, StopRequest())
     except Exception as error:
         explained = user_error(error)
         if explained is not None:
@@ -57,6 +57,7 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
         if ranks.is_first():
             print(f"{optional_packages()}; device {ranks.device.type}", flush=True)
         run = Run(config, ranks, stop)
+        stop.listen()
         try:
             state = run.fit()
         finally:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from vila_mc.train.faults import STOP_SIGNALS, StopRequest
+from vila_mc.train.faults import STOP_SIGNALS, StopRequest, end_at_once_when_stopped
 
 
 @pytest.fixture
@@ -32,3 +32,9 @@ def test_nothing_is_taken_over_before_listening():
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     StopRequest()
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_a_rank_that_starts_up_ends_at_once(handlers):
+    StopRequest().listen()
+    end_at_once_when_stopped()
+    assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_DFL}
