@@ -4,14 +4,12 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import LAYOUT
 from tests.support.launching import (
     finish,
-    kill_all,
     ranks_of,
     steps_done,
     trace_of,
@@ -54,7 +52,8 @@ def _assert_usable(checkpoints):
 
 
 def _partials(output):
-    return {path.stat().st_ino for path in output.glob(".step-*.partial")}
+    with os.scandir(output) as entries:
+        return {entry.inode() for entry in entries if entry.name.startswith(".step-")}
 
 
 @pytest.mark.slow
@@ -65,23 +64,27 @@ def test_twenty_kills_at_random_moments_change_nothing(recipe, tmp_path):
     choose = random.Random(20)
     during_saves = 0
     for number in range(NUM_KILLS):
-        run = _run(recipe, output, in_background=number % 2 == 0)
-        before, partials = whole_checkpoints(output), _partials(output)
-        with ranks_that_may_die(2, train_rank, run) as ranks:
-            if choose.random() < 0.5:
-                wait_until(lambda: _partials(output) - partials, "a save that begins")
-            else:
-                wait_until(lambda: whole_checkpoints(output) != before, "a new checkpoint")
-            time.sleep(choose.uniform(0.0, 0.15))
-            victim = choose.choice(ranks)
-            assert victim.is_alive(), "the run was over before it could be killed"
-            os.kill(victim.pid, signal.SIGKILL)
-        during_saves += bool(list(output.glob(".step-*.partial")))
+        _kill_a_rank(_run(recipe, output, in_background=number % 2 == 0), choose)
+        during_saves += bool(_partials(output))
         _assert_usable(whole_checkpoints(output))
     assert during_saves >= 5
     _train_to_end(_run(recipe, output, in_background=True))
     assert trace_of(output) == trace_of(unbroken)
     assert _shards(whole_checkpoints(output)[-1]) == _shards(whole_checkpoints(unbroken)[-1])
+
+
+def _kill_a_rank(run, choose):
+    output = run.train.output
+    before, partials = whole_checkpoints(output), _partials(output)
+    with ranks_that_may_die(2, train_rank, run) as ranks:
+        if choose.random() < 0.5:
+            wait_until(lambda: _partials(output) - partials, "a save that begins")
+        else:
+            wait_until(lambda: whole_checkpoints(output) != before, "a new checkpoint")
+        time.sleep(choose.uniform(0.0, 0.15))
+        victim = choose.choice(ranks)
+        assert victim.is_alive(), "the run was over before it could be killed"
+        os.kill(victim.pid, signal.SIGKILL)
 
 
 def _train_to_end(run):
@@ -96,19 +99,22 @@ def test_kills_of_the_launcher_and_its_ranks_change_nothing(recipe, unbroken, tm
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, "--train.save_every", 2)
     choose = random.Random(4)
     for victim in ("launcher", 0, 1):
-        before = steps_done(tmp_path)
-        with training(*command) as process:
-            wait_until(lambda: steps_done(tmp_path) > before, "a step")
-            ranks = ranks_of(process)
-            time.sleep(choose.uniform(0.0, 0.1))
-            if victim == "launcher":
-                process.kill()
-                wait_until(lambda: not any(rank.is_running() for rank in ranks), "their end")
-            else:
-                ranks[victim].kill()
-                finish(process)
-            kill_all(ranks)
+        _kill_through_launcher(victim, command, tmp_path, choose)
         _assert_usable(whole_checkpoints(tmp_path))
     assert train(*command).code == EXIT_OK
     assert trace_of(tmp_path) == trace_of(unbroken[1])
     assert _shards(whole_checkpoints(tmp_path)[-1]) == _shards(whole_checkpoints(unbroken[1])[-1])
+
+
+def _kill_through_launcher(victim, command, output, choose):
+    before = steps_done(output)
+    with training(*command) as process:
+        wait_until(lambda: steps_done(output) > before, "a step")
+        ranks = ranks_of(process)
+        time.sleep(choose.uniform(0.0, 0.1))
+        if victim == "launcher":
+            process.kill()
+            wait_until(lambda: not any(rank.is_running() for rank in ranks), "the end of the ranks")
+        else:
+            ranks[victim].kill()
+            finish(process)

@@ -106,11 +106,15 @@ def _load(state: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 
 def _load_moments(optimizer: Any, state: dict[str, Any]) -> None:
-    """Megatron-Core loads settings along with the moments; those of the run are put back."""
-    settings = [
-        {name: value for name, value in group.items() if name not in ("params", "step")}
+    """Take moments and their step from the checkpoint, and settings from the run.
+
+    Megatron-Core finds a parameter group by its settings and would fail on a changed learning rate.
+    All groups have taken the same steps.
+    """
+    steps = [group["step"] for group in state["optimizer"]["param_groups"] if "step" in group]
+    progress = {"step": steps[0]} if steps else {}
+    state["optimizer"]["param_groups"] = [
+        {name: value for name, value in group.items() if name != "params"} | progress
         for group in optimizer.param_groups
     ]
     optimizer.load_state_dict(state)
-    for group, ours in zip(optimizer.param_groups, settings, strict=True):
-        group.update(ours)

@@ -75,7 +75,8 @@ def check_room(train: TrainConfig, one_checkpoint: int) -> str | None:
     done = here[-1] if here else 0
     to_come = [s for s in range(done + 1, train.steps + 1) if _is_saved(s, train)]
     rolling = [step for step in here if not kept_for_good(step, train)]
-    needed = max(0, min(len(to_come), train.keep_last + 1 - len(rolling))) * one_checkpoint
+    at_a_time = max(1, train.keep_last + 1 - len(rolling))  # older ones make room only afterwards
+    needed = min(len(to_come), at_a_time) * one_checkpoint
     free = shutil.disk_usage(train.output).free
     if free < needed:
         raise SetupError(

@@ -1,0 +1,47 @@
+"""Checkpoints of the tiny model, written once by one rank."""
+
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.tiny import tiny_microbatches, tiny_run
+from vila_mc.checkpoint.manifest import Manifest, versions
+from vila_mc.checkpoint.save import save_checkpoint
+from vila_mc.model.build import build_stages
+from vila_mc.parallel.groups import distributed
+from vila_mc.train.step import Trainer
+
+
+@contextmanager
+def trainer(**sections):
+    """A trainer of the tiny model in this process."""
+    run = tiny_run(**sections)
+    with distributed(run.parallel, seed=run.train.seed) as ranks:
+        yield Trainer(run, ranks, build_stages(run, ranks))
+
+
+def save(trainer, step):
+    """Save what a trainer holds as the state after ``step`` steps."""
+    manifest = Manifest(
+        step=step,
+        samples_seen=8 * step,
+        run=trainer.run,
+        layout=str(trainer.ranks.layout),
+        versions=versions(),
+    )
+    return save_checkpoint(manifest, trainer.ranks, trainer.stages, trainer.optimizer)
+
+
+@pytest.fixture(scope="session")
+def _one_step(tmp_path_factory):
+    output = tmp_path_factory.mktemp("one-step")
+    with trainer(train={"output": str(output)}) as made:
+        made.step(tiny_microbatches(made.run, 0, 1))
+        return save(made, step=1)
+
+
+@pytest.fixture
+def checkpoint(_one_step, tmp_path):
+    """A whole checkpoint after one step, to be spoiled at will."""
+    return shutil.copytree(_one_step, tmp_path / "saved" / _one_step.name)

@@ -1,0 +1,98 @@
+"""Which checkpoints stay, and what is refused before training time is lost."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from vila_mc.checkpoint import retention
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, checkpoint_name, step_of, whole_checkpoints
+from vila_mc.checkpoint.retention import check_room, check_writable, delete_superseded
+from vila_mc.config.train import TrainConfig
+from vila_mc.errors import ConfigError, SetupError
+
+GIB = 2**30
+
+
+def _train(output, **options):
+    return TrainConfig(**{"output": output, "steps": 100, "save_every": 10, **options})
+
+
+def _make(output, *steps):
+    for step in steps:
+        directory = output / checkpoint_name(step)
+        directory.mkdir()
+        (directory / MANIFEST_NAME).write_text("{}")
+
+
+def _steps(output):
+    return [step_of(path) for path in whole_checkpoints(output)]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"keep_last": 2}, [50, 60]),
+        ({"keep_last": 1, "keep_every": 20}, [20, 40, 60]),
+        ({"keep_last": 2, "keep_every": 30}, [30, 50, 60]),
+        ({"keep_last": 9}, [10, 20, 30, 40, 50, 60]),
+    ],
+)
+def test_what_is_kept(options, kept, tmp_path):
+    _make(tmp_path, 10, 20, 30, 40, 50, 60)
+    (tmp_path / ".step-00000070.partial").mkdir()
+    delete_superseded(_train(tmp_path, **options))
+    assert _steps(tmp_path) == kept
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_keep_every_must_meet_saves():
+    with pytest.raises(ConfigError, match=r"keep_every 15 is not a multiple of train\.save_every"):
+        TrainConfig(save_every=10, keep_every=15)
+
+
+@pytest.fixture
+def free_gib(monkeypatch):
+    """Sets the free space that the disk reports."""
+
+    def set_free(gib):
+        usage = SimpleNamespace(free=gib * GIB)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+    assert retention.shutil is shutil
+    return set_free
+
+
+@pytest.mark.parametrize(
+    ("here", "options", "needed"),
+    [
+        ((), {"keep_last": 2}, 3),  # two and the one being written
+        ((10, 20), {"keep_last": 2}, 1),
+        ((10, 20, 30), {"keep_last": 2}, 1),  # all are there until the next is whole
+        ((), {"keep_last": 5, "save_every": 100}, 1),  # there will not be more
+        ((100,), {"keep_last": 5}, 0),  # the run is over
+    ],
+)
+def test_room_for_those_that_exist_at_a_time(here, options, needed, free_gib, tmp_path):
+    _make(tmp_path, *here)
+    train = _train(tmp_path, **options)
+    free_gib(needed)
+    assert check_room(train, GIB) is None
+    if needed:
+        free_gib(needed - 0.1)
+        with pytest.raises(SetupError, match=rf"this run needs {needed}.00 GiB.*keep_last"):
+            check_room(train, GIB)
+
+
+def test_those_kept_for_good_are_warned_of(free_gib, tmp_path):
+    train = _train(tmp_path, keep_last=1, keep_every=50)
+    free_gib(4)
+    assert check_room(train, GIB) is None
+    free_gib(3.9)
+    assert "will need 4.00 GiB there" in check_room(train, GIB)
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="file"):
+        check_writable(tmp_path / "file" / "out")
