@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from vila_mc.checkpoint.training import load_weights
+from vila_mc.checkpoint.load import load_weights
 
 from tests.parity.layout_trace import NUM_STEPS, Trace
 from tests.support.tiny import VOCABULARY, tiny_run
