@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from vila_mc.checkpoint.load import load_weights
 
 from tests.parity.layout_trace import NUM_STEPS, Trace
 from tests.support.tiny import VOCABULARY, tiny_run
+from vila_mc.checkpoint.load import load_weights
 from vila_mc.config.run import RunConfig
 from vila_mc.data.collate import Sample, collate
 from vila_mc.data.indexed_format import StoredImage, StoredText
