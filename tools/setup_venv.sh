@@ -24,7 +24,8 @@ _setup_key() {
     (
         cd "$_setup_root" || exit
         printf '%s\n' "$_setup_root" "$_setup_extras"
-        find pyproject.toml setup.py csrc -type f ! -name '*.md' -exec sha256sum {} + | sort -k 2
+        find pyproject.toml setup.py csrc -type f ! -name '*.md' ! -path 'csrc/emulation/*' \
+            -exec sha256sum {} + | sort -k 2
     ) | sha256sum | cut -d ' ' -f 1
 }
 
@@ -96,15 +97,37 @@ _setup_progress() {
         printf '%s\n' "$line" >>"$_setup_log"
         case "$line" in
             *"Downloading "*"("[1-9][0-9][0-9]*" MB)"*) echo "  downloading ${line##* Downloading }" ;;
+            "Building csrc") echo "  building csrc (20 s) ..." ;;
+            *" library, for there is no "*) echo "  ${line#"${line%%[![:space:]]*}"}" ;;
+            *"Installing collected packages: vila_mc"*) ;;
             *"Installing collected packages:"*) echo "  unpacking $(wc -w <<<"${line#*:}") packages ..." ;;
         esac
     done
 }
 
+# What vila_mc needs to be built and to run, one requirement a line, as pyproject.toml says.
+_setup_requirements() {
+    "$VENV_PYTHON" - "$_setup_root/pyproject.toml" "$_setup_extras" <<'PYTHON'
+import sys, tomllib
+with open(sys.argv[1], "rb") as file:
+    said = tomllib.load(file)
+extras = said["project"]["optional-dependencies"]
+needed = [extras[name] for name in sys.argv[2].split(",")]
+print(*said["build-system"]["requires"], *said["project"]["dependencies"], *sum(needed, []), sep="\n")
+PYTHON
+}
+
+# First what is needed, then vila_mc itself: built in isolation it would fetch a second torch.
+_setup_pip() {
+    local pip=("$VENV_PYTHON" -m pip install --progress-bar off --disable-pip-version-check)
+    "${pip[@]}" -r <(_setup_requirements) || return
+    echo "Building csrc"
+    "${pip[@]}" --no-build-isolation --no-deps -v -e .
+}
+
 _setup_install() {
     echo "  installing vila_mc and what it needs (log: .venv/setup.log)"
-    if ! (cd "$_setup_root" && PYTHONUNBUFFERED=1 "$VENV_PYTHON" -m pip install --progress-bar off \
-        --disable-pip-version-check -e ".[$_setup_extras]" 2>&1 | _setup_progress
+    if ! (cd "$_setup_root" && PYTHONUNBUFFERED=1 _setup_pip 2>&1 | _setup_progress
         exit "${PIPESTATUS[0]}"); then
         tail -n 15 "$_setup_log" >&2
         _setup_fail "setting up .venv failed; the whole log is $_setup_log. Check the network \

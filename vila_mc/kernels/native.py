@@ -19,17 +19,30 @@ def loaded() -> frozenset[str]:
         path = Path(__file__).with_name(name)
         if kind == "cuda" and ("cpu" not in kinds or not torch.cuda.is_available()):
             continue
-        if path.exists() and _load(path):
+        if path.exists() and _load(kind, path):
             kinds.append(kind)
     if kinds:
         _register()
     return frozenset(kinds)
 
 
-def _load(path: Path) -> bool:
+def missing(kind: str) -> str | None:
+    """A sentence for people if this kind of device has no native operations, else None."""
+    if kind in loaded():
+        return None
+    why = _unloadable.get(kind, "csrc/ is not built for it")
+    return f"no native kernels on {kind}, plain torch does their work: {why} (docs/kernels.md)"
+
+
+_unloadable: dict[str, str] = {}
+"""Why a library that is there does not load: built for a newer torch, or another system."""
+
+
+def _load(kind: str, path: Path) -> bool:
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-    except OSError:  # built for a newer torch, or another system
+    except OSError as error:
+        _unloadable[kind] = str(error).splitlines()[0]
         return False
     return True
 

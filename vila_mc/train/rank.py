@@ -45,6 +45,7 @@ def train_rank(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, stop: StopRequest) -> int:
+    from vila_mc.kernels import native
     from vila_mc.parallel.groups import distributed
     from vila_mc.parallel.quiet import optional_packages
     from vila_mc.train.loop import Run
@@ -56,6 +57,9 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
         config.check_world(ranks.layout.world_size())
         if ranks.is_first():
             print(f"{optional_packages()}; device {ranks.device.type}", flush=True)
+            missing = native.missing(ranks.device.type)
+            if missing is not None:
+                print(f"warning: {missing}", file=sys.stderr)
         run = Run(config, ranks, stop)
         stop.listen()
         try:

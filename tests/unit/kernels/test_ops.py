@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 
 from tests.unit.kernels.shapes import WIDE, Fold, folds
-from vila_mc.kernels import ops, reference
+from vila_mc.kernels import native, ops, reference
 
 ODD = Fold(n=2, grid=3, e=4, factor=2, has_cls=True)
 HIDDEN, WIDTH = 10, 6
@@ -237,3 +237,15 @@ def test_a_patch_embedding_is_a_product_with_the_patches(backend, patch):
 def test_refusals_say_what_was_given_and_what_is_allowed(call, said):
     with pytest.raises(ValueError, match=said):
         call(ODD.features())
+
+
+def test_a_library_that_is_absent_or_does_not_load_is_said_and_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(native, "_unloadable", {})
+    look_for_them = native.loaded.__wrapped__  # without what an earlier call found
+    monkeypatch.setattr(native, "loaded", look_for_them)
+    assert native.loaded() == frozenset()
+    assert "csrc/ is not built" in native.missing("cpu")
+    assert ops.downsample_gather(ODD.features(), 2, has_cls=True).shape == (2, 4, 16)
+    (tmp_path / "libvila_mc_cpu.so").write_bytes(b"of another system")
+    assert "libvila_mc_cpu.so" in native.missing("cpu")
