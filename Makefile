@@ -1,5 +1,6 @@
 # Every target sets .venv up first if need be. CI runs the same targets.
 PYTHON_BIN := .venv/bin
+NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: setup fix check test parity e2e bench docs
 
@@ -9,10 +10,12 @@ setup:  ## make or update .venv
 fix: setup  ## put right what can be put right by machine
 	$(PYTHON_BIN)/ruff check --fix .
 	$(PYTHON_BIN)/ruff format .
+	$(PYTHON_BIN)/clang-format -i $(NATIVE)
 
 check: setup  ## everything that needs no run: lint, format, types, layers
 	$(PYTHON_BIN)/ruff check .
 	$(PYTHON_BIN)/ruff format --check .
+	$(PYTHON_BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(PYTHON_BIN)/mypy
 	$(PYTHON_BIN)/lint-imports
 

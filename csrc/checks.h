@@ -85,9 +85,9 @@ inline ScalarType wide(ScalarType dtype) {
 
 // Text embeddings as rows of `width`, and how visual tokens find their row.
 struct Places {
-    int64_t positions, rows, width;     // of the text, or of a shard of it
-    int64_t position_step, row_step;    // in rows of `width`
-    int64_t images, num_visual;         // visual tokens per image
+    int64_t positions, rows, width;   // of the text, or of a shard of it
+    int64_t position_step, row_step;  // in rows of `width`
+    int64_t images, num_visual;       // visual tokens per image
     int64_t first_position, sequence_length;
 
     int64_t total() const { return positions * rows; }
@@ -97,8 +97,7 @@ inline Places places_in(const Tensor& text, const Tensor& image_starts, int64_t 
                         bool sequence_first, int64_t first_position, int64_t sequence_length) {
     if (text.dim() != 3) refuse("the text is ", said(text), "; give [b, s, h] or [s, b, h].");
     if (image_starts.dim() != 2 || image_starts.size(1) != 2 ||
-        image_starts.scalar_type() != ScalarType::Long ||
-        image_starts.device() != text.device())
+        image_starts.scalar_type() != ScalarType::Long || image_starts.device() != text.device())
         refuse("image_starts is ", said(image_starts),
                "; give Long [n, 2], row and first position, on the text's device.");
     const int64_t positions = text.size(sequence_first ? 0 : 1);

@@ -10,8 +10,7 @@ STABLE_TORCH_LIBRARY(vila_mc, m) {
     // features [n, cls + g * g, e] -> [n, t, f * f * e], channels ordered (dy, dx, e).
     m.def("downsample_gather(Tensor features, int factor, bool has_cls) -> Tensor");
     // grad [n, t, f * f * e] -> [n, cls + g * g, e]; `grid` is g. The CLS row gets zeros.
-    m.def(
-        "downsample_gather_backward(Tensor grad, int grid, int factor, bool has_cls) -> Tensor");
+    m.def("downsample_gather_backward(Tensor grad, int grid, int factor, bool has_cls) -> Tensor");
 
     // The gather, then LayerNorm over f * f * e with `weight` and `bias` of that length.
     // -> out [n, t, f * f * e]; mean and rstd [n, t], fp32 (fp64 for fp64 features).

@@ -18,8 +18,8 @@ using torch::headeronly::Float8_e4m3fn;
 
 constexpr float kFp8Max = 448.0f;
 
-// Calls term(i) for i < width and sums what it returns, in four running sums of 16 numbers each: one
-// would wait for itself. The order of the additions is the same for every instruction set.
+// Calls term(i) for i < width and sums what it returns, in four running sums of 16 numbers each:
+// one would wait for itself. The order of the additions is the same for every instruction set.
 template <class W, class Term>
 VILA_MC_INLINE W sum_of(int64_t width, Term term) {
     constexpr int64_t kLanes = 64;
@@ -37,9 +37,8 @@ VILA_MC_INLINE W sum_of(int64_t width, Term term) {
 
 template <class T>
 VILA_MC_CLONES Wide<T> widen_and_sum(const T* from, Wide<T>* to, int64_t width) {
-    return sum_of<Wide<T>>(width, [=](int64_t i) __attribute__((always_inline)) {
-        return to[i] = widen<T>(from[i]);
-    });
+    return sum_of<Wide<T>>(
+        width, [=](int64_t i) __attribute__((always_inline)) { return to[i] = widen<T>(from[i]); });
 }
 
 template <class W>
@@ -187,8 +186,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> downsample_layernorm_fp8(
     const float factor_in = *static_cast<const float*>(scale.const_data_ptr());
     std::vector<float> tops(rows);
     with_float(features.scalar_type(), [&](auto number) {
-        using T = std::conditional_t<std::is_same_v<decltype(number), double>, float,
-                                     decltype(number)>;
+        using T =
+            std::conditional_t<std::is_same_v<decltype(number), double>, float, decltype(number)>;
         const T* gamma = static_cast<const T*>(inputs.weight.const_data_ptr());
         const T* beta = static_cast<const T*>(inputs.bias.const_data_ptr());
         inputs.for_tokens<T>(eps, [&](int64_t token, float* row, float mean, float rstd) {
@@ -197,8 +196,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> downsample_layernorm_fp8(
             tops[token] = std::isnan(mean) ? mean : largest(row, channels);
             for (int64_t i = 0; i < channels; ++i) {
                 const float scaled = row[i] * factor_in;
-                to[token * channels + i] =
-                    Float8_e4m3fn(scaled > kFp8Max ? kFp8Max : scaled < -kFp8Max ? -kFp8Max : scaled);
+                to[token * channels + i] = Float8_e4m3fn(scaled > kFp8Max    ? kFp8Max
+                                                         : scaled < -kFp8Max ? -kFp8Max
+                                                                             : scaled);
             }
         });
     });

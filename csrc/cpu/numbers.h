@@ -15,8 +15,7 @@
 // What it calls must be inlined to be part of it: VILA_MC_INLINE.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     __GNUC__ >= 12
-#define VILA_MC_CLONES \
-    __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define VILA_MC_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define VILA_MC_CLONES
 #endif

@@ -65,8 +65,8 @@ Tensor splice_visual(const Tensor& given_text, const Tensor& given_visual,
 Tensor splice_visual_text_grad(const Tensor& given, const Tensor& image_starts, int64_t num_visual,
                                bool sequence_first, int64_t first_position,
                                int64_t sequence_length) {
-    const Places places = places_in(given, image_starts, num_visual, sequence_first, first_position,
-                                    sequence_length);
+    const Places places =
+        places_in(given, image_starts, num_visual, sequence_first, first_position, sequence_length);
     const std::vector<int64_t> token_of = visual_token_of_rows(places, image_starts);
     const Tensor grad = torch::stable::contiguous(given);
     Tensor out = torch::stable::empty_like(grad);
@@ -87,8 +87,8 @@ Tensor splice_visual_text_grad(const Tensor& given, const Tensor& image_starts, 
 Tensor splice_visual_visual_grad(const Tensor& given, const Tensor& image_starts,
                                  int64_t num_visual, bool sequence_first, int64_t first_position,
                                  int64_t sequence_length) {
-    const Places places = places_in(given, image_starts, num_visual, sequence_first, first_position,
-                                    sequence_length);
+    const Places places =
+        places_in(given, image_starts, num_visual, sequence_first, first_position, sequence_length);
     std::vector<int64_t> row_of(places.images * num_visual, -1);
     for_visual_tokens(places, image_starts,
                       [&](int64_t token, int64_t row) { row_of[token] = row; });

@@ -12,7 +12,7 @@ constexpr int kGatherThreads = 128;
 template <class V>
 __global__ void __launch_bounds__(kGatherThreads)
     gather_forward_kernel(const V* __restrict__ patches, V* __restrict__ tokens,
-                              Neighbours neighbours) {
+                          Neighbours neighbours) {
     const int64_t row = blockIdx.x;
     const int width = neighbours.merged_width();
     const Neighbours::Token token = neighbours.token(row);
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kGatherThreads)
 template <class V>
 __global__ void __launch_bounds__(kGatherThreads)
     gather_backward_kernel(const V* __restrict__ tokens_grad, V* __restrict__ patches_grad,
-                               Neighbours neighbours) {
+                           Neighbours neighbours) {
     const int64_t row = blockIdx.x;
     const int width = neighbours.merged_width();
     const Neighbours::Token token = neighbours.token(row);

@@ -1,11 +1,10 @@
 // downsample_layernorm, its FP8 form and its backward on CUDA tensors.
-#include "layernorm.cuh"
-
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
 #include "device.h"
+#include "layernorm.cuh"
 #include "layernorm_backward.cuh"
 
 namespace vila_mc {
@@ -129,8 +128,8 @@ std::tuple<Tensor, Tensor, Tensor> downsample_layernorm_backward(
                                   neighbours_of(blocks)};
         const int64_t parts = norm_backward_parts(arguments);
         if (parts < 0) check_launch("downsample_layernorm_backward", int(-parts));
-        Tensor partial = torch::stable::new_empty(features, {parts, 2, blocks.channels()},
-                                                  ScalarType::Float);
+        Tensor partial =
+            torch::stable::new_empty(features, {parts, 2, blocks.channels()}, ScalarType::Float);
         arguments.partial = out<float>(partial);
         check_launch("downsample_layernorm_backward",
                      launch_norm_backward(arguments, parts, device.stream()));

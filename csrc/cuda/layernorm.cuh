@@ -36,8 +36,7 @@ struct NormForward {
 
 // kLoad numbers are loaded at once: 16 bytes' worth, or 1 where addresses do not allow it.
 template <class T, class Out, int kLoad>
-__global__ void __launch_bounds__(kMaxNormThreads)
-    norm_forward_kernel(NormForward<T, Out> a) {
+__global__ void __launch_bounds__(kMaxNormThreads) norm_forward_kernel(NormForward<T, Out> a) {
     constexpr int kVectors = kItems / kLoad;
     SIMT_SHARED(float, sum_scratch, kMaxWarps);
     SIMT_SHARED(float, square_scratch, kMaxWarps);

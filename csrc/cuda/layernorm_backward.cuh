@@ -26,8 +26,7 @@ struct NormBackward {
 };
 
 template <class T, int kLoad>
-__global__ void __launch_bounds__(kMaxNormThreads)
-    norm_backward_kernel(NormBackward<T> a) {
+__global__ void __launch_bounds__(kMaxNormThreads) norm_backward_kernel(NormBackward<T> a) {
     constexpr int kVectors = kItems / kLoad;
     constexpr int kFloats = kLoad < 4 ? kLoad : 4;
     SIMT_SHARED(float, scratch, 4 * kMaxWarps);
@@ -113,7 +112,7 @@ constexpr int kSumRows = 8;  // warps of a block, each over every kSumRows-th pa
 template <class T>
 __global__ void __launch_bounds__(kWarpSize* kSumRows)
     sum_partial_kernel(const float* __restrict__ partial, T* __restrict__ weight_grad,
-                      T* __restrict__ bias_grad, int parts, int width) {
+                       T* __restrict__ bias_grad, int parts, int width) {
     SIMT_SHARED(float, sums, kSumRows* kWarpSize);
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
     const int column = blockIdx.x * kWarpSize + lane;

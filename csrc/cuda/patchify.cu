@@ -1,9 +1,8 @@
 // normalize_patchify on CUDA tensors.
-#include "patchify.cuh"
-
 #include <torch/csrc/stable/library.h>
 
 #include "device.h"
+#include "patchify.cuh"
 
 namespace vila_mc {
 namespace {
@@ -23,12 +22,11 @@ Tensor normalize_patchify(const Tensor& given, const Tensor& given_table, int64_
     const Tensor table = torch::stable::contiguous(given_table);
     const int64_t rows = y / patch, cols = x / patch;
     small("rows of patches", n * rows);
-    Tensor patches =
-        torch::stable::new_empty(table, {n, rows * cols, kChannels * patch * patch});
+    Tensor patches = torch::stable::new_empty(table, {n, rows * cols, kChannels * patch * patch});
     const OnDevice device(images);
     with_cuda_float(table.scalar_type(), [&](auto number) {
         using T = decltype(number);
-        const Patchify<T> arguments{in<uint8_t>(images), in<T>(table), out<T>(patches),
+        const Patchify<T> arguments{in<uint8_t>(images), in<T>(table),       out<T>(patches),
                                     small("pixels", y),  small("pixels", x), int(patch)};
         check_launch("normalize_patchify", launch_patchify(arguments, n, device.stream()));
     });

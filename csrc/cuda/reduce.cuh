@@ -28,9 +28,7 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
 }
 
 /// The larger number; NaN if either is, unlike fmaxf.
-__device__ __forceinline__ float max_or_nan(float a, float b) {
-    return a > b || a != a ? a : b;
-}
+__device__ __forceinline__ float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
 /// The largest `value` of the warp, for every lane; NaN if any is.
 __device__ __forceinline__ float warp_max(float value) {

@@ -2,11 +2,10 @@
 //
 // The starts of images stay on the device: reading them here would make the host wait. One that
 // lies outside the sequence is skipped, so memory is safe; kernels/ops.py checks the counts.
-#include "splice.cuh"
-
 #include <torch/csrc/stable/library.h>
 
 #include "device.h"
+#include "splice.cuh"
 
 namespace vila_mc {
 namespace {
@@ -47,44 +46,43 @@ Tensor splice_visual(const Tensor& given_text, const Tensor& given_visual,
     Tensor spliced = torch::stable::empty_like(text);
     const OnDevice device(text);
     const Tensor map = splice.map(device.stream());
-    check_launch("splice_visual",
-                 launch_splice_forward(in<void>(text), in<void>(visual), in<int>(map),
-                                       out<void>(spliced), splice.sequence.embeddings(),
-                                       splice.row_bytes, device.stream()));
+    check_launch(
+        "splice_visual",
+        launch_splice_forward(in<void>(text), in<void>(visual), in<int>(map), out<void>(spliced),
+                              splice.sequence.embeddings(), splice.row_bytes, device.stream()));
     return spliced;
 }
 
 Tensor splice_visual_text_grad(const Tensor& given, const Tensor& image_starts, int64_t num_visual,
                                bool sequence_first, int64_t first_position,
                                int64_t sequence_length) {
-    const Splice splice(places_in(given, image_starts, num_visual, sequence_first, first_position,
-                                  sequence_length),
-                        image_starts, sequence_first, given.element_size());
+    const Splice splice(
+        places_in(given, image_starts, num_visual, sequence_first, first_position, sequence_length),
+        image_starts, sequence_first, given.element_size());
     const Tensor grad = torch::stable::contiguous(given);
     Tensor text_grad = torch::stable::empty_like(grad);
     const OnDevice device(grad);
     const Tensor map = splice.map(device.stream());
-    check_launch("splice_visual_text_grad",
-                 launch_splice_text_grad(in<void>(grad), in<int>(map), out<void>(text_grad),
-                                         splice.sequence.embeddings(), splice.row_bytes,
-                                         device.stream()));
+    check_launch(
+        "splice_visual_text_grad",
+        launch_splice_text_grad(in<void>(grad), in<int>(map), out<void>(text_grad),
+                                splice.sequence.embeddings(), splice.row_bytes, device.stream()));
     return text_grad;
 }
 
 Tensor splice_visual_visual_grad(const Tensor& given, const Tensor& image_starts,
                                  int64_t num_visual, bool sequence_first, int64_t first_position,
                                  int64_t sequence_length) {
-    const Places places = places_in(given, image_starts, num_visual, sequence_first, first_position,
-                                    sequence_length);
+    const Places places =
+        places_in(given, image_starts, num_visual, sequence_first, first_position, sequence_length);
     const Splice splice(places, image_starts, sequence_first, given.element_size());
     const Tensor grad = torch::stable::contiguous(given);
-    Tensor visual_grad =
-        torch::stable::new_empty(grad, {places.images, num_visual, places.width});
+    Tensor visual_grad = torch::stable::new_empty(grad, {places.images, num_visual, places.width});
     const OnDevice device(grad);
-    check_launch("splice_visual_visual_grad",
-                 launch_splice_visual_grad(in<void>(grad), splice.tokens, splice.sequence,
-                                           out<void>(visual_grad), splice.row_bytes,
-                                           device.stream()));
+    check_launch(
+        "splice_visual_visual_grad",
+        launch_splice_visual_grad(in<void>(grad), splice.tokens, splice.sequence,
+                                  out<void>(visual_grad), splice.row_bytes, device.stream()));
     return visual_grad;
 }
 

@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(kSpliceThreads)
 // One block for each visual token. What stands in another shard gets zeros from this one.
 template <class V>
 __global__ void __launch_bounds__(kSpliceThreads)
-    splice_visual_grad_kernel(const V* grad, VisualTokens tokens, Sequence sequence, V* visual_grad, int width) {
+    splice_visual_grad_kernel(const V* grad, VisualTokens tokens, Sequence sequence, V* visual_grad,
+                              int width) {
     const int64_t token = blockIdx.x;
     const int64_t found = tokens.find(sequence, token);
     if (found >= 0)
@@ -104,7 +105,8 @@ inline dim3 splice_blocks(int64_t threads) {
 }
 
 /// Fills map [embeddings]. Returns CUDA's error code, as all launches do.
-inline int launch_splice_map(VisualTokens tokens, Sequence sequence, int* map, simt::Stream stream) {
+inline int launch_splice_map(VisualTokens tokens, Sequence sequence, int* map,
+                             simt::Stream stream) {
     if (sequence.embeddings() == 0) return 0;
     const int refused = simt::launch(map_only_text, splice_blocks(sequence.embeddings()),
                                      dim3(kSpliceThreads), 0, stream, sequence.embeddings(), map);
@@ -130,9 +132,9 @@ inline int launch_splice_text_grad(const void* grad, const int* map, void* text_
     if (embeddings == 0 || row_bytes == 0) return 0;
     return with_widest(row_bytes, {grad, text_grad}, [&](auto unit) {
         using V = decltype(unit);
-        return simt::launch(splice_text_grad_kernel<V>, dim3(unsigned(embeddings)), dim3(kSpliceThreads),
-                            0, stream, static_cast<const V*>(grad), map, static_cast<V*>(text_grad),
-                            int(row_bytes / sizeof(V)));
+        return simt::launch(splice_text_grad_kernel<V>, dim3(unsigned(embeddings)),
+                            dim3(kSpliceThreads), 0, stream, static_cast<const V*>(grad), map,
+                            static_cast<V*>(text_grad), int(row_bytes / sizeof(V)));
     });
 }
 

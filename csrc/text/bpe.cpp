@@ -40,7 +40,7 @@ uint64_t hash_of(std::string_view text) {
 
 // Strings to small numbers; open addressing, never more than half full.
 class Table {
-public:
+  public:
     explicit Table(size_t capacity) {
         size_t size = 16;
         while (size < 2 * capacity) size *= 2;
@@ -50,8 +50,7 @@ public:
     // The slot of `key`, or the free one where it belongs.
     size_t find(std::string_view key, uint64_t hash) const {
         size_t slot = hash & (slots_.size() - 1);
-        while (slots_[slot].value >= 0 &&
-               (slots_[slot].hash != hash || view(slots_[slot]) != key))
+        while (slots_[slot].value >= 0 && (slots_[slot].hash != hash || view(slots_[slot]) != key))
             slot = (slot + 1) & (slots_.size() - 1);
         return slot;
     }
@@ -69,7 +68,7 @@ public:
         bytes_.clear();
     }
 
-private:
+  private:
     struct Slot {
         uint64_t hash = 0;
         uint32_t start = 0, size = 0;
@@ -111,7 +110,7 @@ struct Candidate {
 };
 
 class Encoder {
-public:
+  public:
     Encoder(const char* pieces, const int32_t* sizes, const float* scores, const uint8_t* is_normal,
             int32_t count, const int32_t* byte_ids)
         : pieces_(count), scores_(scores, scores + count), known_(kMostRemembered) {
@@ -144,7 +143,7 @@ public:
         return out;
     }
 
-private:
+  private:
     // Which pairs of ASCII characters some piece holds side by side.
     void note_neighbours(std::string_view piece) {
         unsigned char before = 0x80;
@@ -315,9 +314,10 @@ __attribute__((visibility("default"))) void vila_mc_bpe_delete(void* encoder) {
 
 // Texts side by side in UTF-8, ending at `text_ends`. `ids` has room for one id per byte and one
 // per text; `id_ends` says where each text's end.
-__attribute__((visibility("default"))) void vila_mc_bpe_encode(
-    void* encoder, const char* texts, const int64_t* text_ends, int64_t count, int32_t* ids,
-    int64_t* id_ends) {
+__attribute__((visibility("default"))) void vila_mc_bpe_encode(void* encoder, const char* texts,
+                                                               const int64_t* text_ends,
+                                                               int64_t count, int32_t* ids,
+                                                               int64_t* id_ends) {
     int32_t* out = ids;
     int64_t start = 0;
     for (int64_t i = 0; i < count; ++i) {
