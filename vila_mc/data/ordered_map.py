@@ -53,8 +53,11 @@ def ordered_map[T, R](
 def _on_pool[T, R](
     function: Callable[[T], R], items: Iterator[T], workers: int, initialising: tuple[Any, ...]
 ) -> Generator[R]:
-    # Started afresh rather than forked: this process may have threads (the progress bar).
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _initialise, initialising)
+    # Not forked from this process, which may have threads (the progress bar), but from one that
+    # has imported what the workers need.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["__main__"])
+    pool = ProcessPoolExecutor(workers, context, _initialise, initialising)
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from vila_mc.errors import CheckpointError
 
@@ -31,8 +32,12 @@ class PieceType(IntEnum):
     BYTE = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+_PIECE_TYPES = {b"": PieceType.NORMAL} | {bytes((0x18, kind)): kind for kind in PieceType}
+"""By the last bytes of a piece."""
+_SCORE = struct.Struct("<f")
+
+
+class Piece(NamedTuple):
     """One token of the vocabulary."""
 
     text: str
@@ -105,6 +110,11 @@ def parse(data: bytes) -> SentencePieceModel:
 
 
 def _piece(data: int | bytes) -> Piece:
+    if isinstance(data, bytes) and data[:1] == b"\x0a" and (end := 2 + data[1]) < 130:
+        # A text of up to 127 bytes, then the score, then perhaps the type: nearly all pieces.
+        known = _PIECE_TYPES.get(data[end + 5 :])
+        if known is not None and data[end : end + 1] == b"\x15":
+            return Piece(data[2:end].decode(), _SCORE.unpack_from(data, end + 1)[0], known)
     fields = dict(_fields(data))
     text, score = fields[1], fields.get(2, b"\0\0\0\0")
     if not isinstance(text, bytes) or not isinstance(score, bytes):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,12 @@ class SentencePieceTokenizer:
         first = self._processor.encode("a")[0]
         self.adds_space = self._processor.id_to_piece(first).startswith(SPACE)
 
-        self._fast = _byte_pair_encoder(content)
+        self._content = content
+
+    @cached_property
+    def _fast(self) -> BytePairEncoder | None:
+        # Not every user of a tokenizer encodes, and this takes a tenth of a second.
+        return _byte_pair_encoder(self._content)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Backend.encode_batch``."""
