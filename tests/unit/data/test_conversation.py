@@ -10,10 +10,11 @@ from vila_mc.data.conversation import (
     TemplateName,
     Turn,
     conversation_parts,
+    find_template,
     prompt,
 )
 from vila_mc.data.tokenizer import Tokenizer
-from vila_mc.errors import DataError
+from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import ImagePart, TextPart
 
 A = ImagePart(Path("a.jpg"), "a.jpg")
@@ -121,3 +122,33 @@ def test_plain_needs_an_image() -> None:
 def test_prompt_with_too_few_markers() -> None:
     with pytest.raises(DataError, match="1 <image> markers, but 2 images"):
         prompt("vicuna_v1", "<image> Q", [A, B])
+
+
+def test_template_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "chat.yaml"
+    file.write_text(
+        'system: Be kind.\nfirst: "{system}|U: "\nnext: "|U: "\nclose: "|A:"\n', encoding="utf-8"
+    )
+    template = find_template(file)
+    said = turns("<image> What?", "A fox.", "Why?", "So.")
+    assert shown(conversation_parts(template, said, [A])) == (
+        "Be kind.|U: <a.jpg>\nWhat?|A:{A fox.$}|U: Why?|A:{So.$}"
+    )
+    assert shown(conversation_parts(template, said, [A], system="Own {system}.")).startswith(
+        "Own {system}.|U: "
+    )
+    assert shown(prompt(template, "What?", [A])) == "Be kind.|U: <a.jpg>\nWhat?|A:"
+    assert find_template("llama_2") == find_template("llama_2")
+
+
+@pytest.mark.parametrize(
+    "content", ["a: [", "[]", "first: x", "first: x\nnext: x\nclose: 1", b"\xff", "{x: y}"]
+)
+def test_files_that_are_no_templates(tmp_path: Path, content: str | bytes) -> None:
+    file = tmp_path / "chat.yaml"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ConfigError, match=r"chat\.yaml is not (YAML|a template)") as caught:
+        find_template(file)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"no template vicuna\. Give plain, vicuna_v1, llama_2"):
+        find_template("vicuna")

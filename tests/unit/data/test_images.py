@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vila_mc.config.model import CLIP_MEAN, CLIP_STD
-from vila_mc.data.images import check_image, check_max_pixels, load_image
+from vila_mc.data.images import check_image, check_max_pixels, load_image, shrink_image
 from vila_mc.errors import ConfigError, DataError
 
 Make = Callable[..., bytes]
@@ -141,3 +141,18 @@ def test_load_names_the_image(make_image: Make) -> None:
 def test_impossible_limits(value: int) -> None:
     with pytest.raises(ConfigError, match="--max-pixels is"):
         check_max_pixels(value)
+
+
+def test_shrinking_makes_the_shorter_side_small_and_keeps_small_images(make_image: Make) -> None:
+    small = make_image(30, 40, "JPEG")
+    assert shrink_image(small, 30, "pic") == (small, 30, 40)
+    data, width, height = shrink_image(make_image(400, 300), 56, "pic")
+    assert (width, height) == (75, 56)
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.size) == ("JPEG", (75, 56))
+    expected = Image.open(io.BytesIO(make_image(400, 300))).resize((75, 56), Image.BICUBIC)
+    difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int))
+    assert difference.mean() < 1.5
+    assert shrink_image(make_image(400, 300), 56, "pic")[0] == data
+    with pytest.raises(DataError, match="at most 1,199 are allowed"):
+        shrink_image(make_image(), 9, "pic", 1199)

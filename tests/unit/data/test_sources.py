@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -293,3 +294,133 @@ def test_conversations_that_are_none(
     (result,) = read(ConversationSource([write_lines("a.jsonl", [record])], FOLDER))
     assert isinstance(result, Rejected)
     assert detail in result.detail
+
+
+def documents(write_lines: Write, *records: dict[str, object], **options: Any) -> list[Any]:
+    return list(read(InterleavedSource([write_lines("a.jsonl", records)], FOLDER, **options)))
+
+
+def shown(sample: RawSample) -> list[str]:
+    return [part.name if isinstance(part, ImagePart) else part.text for part in sample.parts]
+
+
+def test_interleaved_keeps_other_numbers_of_images(write_lines: Write) -> None:
+    document = mmc4(["S", "T"], ("a", 1), ("b", 0), ("c", 0))
+    assert shown(documents(write_lines, document, most_images=2)[0]) == ["b", "S", "a", "T"]
+
+
+def test_interleaved_leaves_out_unlike_images_before_it_counts(write_lines: Write) -> None:
+    document = mmc4(["S", "T"], ("a", 1), ("b", 0), ("c", 0))
+    infos: Any = document["image_info"]
+    infos[0]["matched_sim"] = 0.1
+    del infos[1]["matched_sim"]
+    document["similarity_matrix"] = [[0, 0], [0.25, 0], [0, 0]]
+    options = {"most_images": 1, "least_similarity": 0.25}
+    assert shown(documents(write_lines, document, **options)[0]) == ["b", "S T"]
+    document["similarity_matrix"] = [[0, 0]]
+    assert reasons(documents(write_lines, document, **options)) == ["bad image_info"]
+    infos[1]["matched_sim"] = infos[2]["matched_sim"] = -1
+    assert reasons(documents(write_lines, document, **options)) == ["no similar image"]
+
+
+def test_interleaved_as_pairs(write_lines: Write) -> None:
+    document = mmc4(["One.", " Two. ", ""], ("c", 1), ("../x", 0), ("d", 2), ("a", 0))
+    results = documents(write_lines, document, as_pairs=True)
+    samples = [result for result in results if isinstance(result, RawSample)]
+    assert [sample.parts for sample in samples] == [
+        (image("c"), end("Two.")),
+        (image("a"), end("One.")),
+    ]
+    assert reasons(results) == ["bad image name", "empty text"]
+
+
+def talks(write_lines: Write, *records: object, **options: Any) -> list[Any]:
+    images = options.pop("images", FOLDER)
+    file = write_lines("talks.jsonl", records)
+    return list(read(ConversationSource([file], images, **options)))
+
+
+def words(sample: RawSample) -> str:
+    """Trained text in braces, images as <name>, without the template's system text."""
+    out = ""
+    for part in sample.parts:
+        if isinstance(part, ImagePart):
+            out += f"<{part.name}>"
+        else:
+            out += f"{{{part.text}}}" if part.is_trained else part.text
+    return out.partition("USER: ")[2]
+
+
+def test_messages(write_lines: Write) -> None:
+    asked = [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "Q "}, {"type": "image"}]
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
+        {"role": "user", "content": "More"},
+        {"role": "assistant", "content": "B"},
+    ]
+    (sample,) = talks(write_lines, {"messages": messages, "images": []} | {"images": ["b.jpg"]})
+    assert isinstance(sample.parts[0], TextPart)
+    assert sample.parts[0].text == "Be kind. USER: "
+    assert [part.name for part in sample.parts if isinstance(part, ImagePart)] == ["b.jpg", "a.jpg"]
+
+
+def test_share_gpt_and_questions(write_lines: Write) -> None:
+    turns = [
+        {"from": "system", "value": "S"},
+        {"from": "user", "value": "Q"},
+        {"from": "assistant", "value": "A"},
+    ]
+    samples = talks(write_lines, {"conversations": turns}, {"question": "Q", "answer": "A"})
+    assert [words(sample) for sample in samples] == ["Q ASSISTANT:{A}"] * 2
+
+
+def test_frames_of_a_video(write_lines: Write, tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    for number in range(20):
+        (tmp_path / "clip" / f"{number:02}.jpg").touch()
+    (tmp_path / "clip" / "notes.txt").touch()
+    records = [
+        {"video": ["x.jpg", "y.jpg"], "conversations": said("<video>\nQ", "A")},
+        {"video": "clip", "conversations": said("Q <video>", "A")},
+    ]
+    listed, folder = talks(write_lines, *records, images=ImageFolder(tmp_path), most_frames=3)
+    assert words(listed) == "<x.jpg>\n<y.jpg>\nQ ASSISTANT:{A}"
+    assert words(folder) == "Q <clip/00.jpg>\n<clip/10.jpg>\n<clip/19.jpg>\n ASSISTANT:{A}"
+    one, _ = talks(write_lines, records[1], records[0], images=ImageFolder(tmp_path), most_frames=1)
+    assert "<clip/10.jpg>" in words(one)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"video": "a.mp4", "conversations": said("<video>", "A")}, "video file"),
+        ({"video": "none", "conversations": said("<video>", "A")}, "missing image"),
+        ({"video": "../up", "conversations": said("<video>", "A")}, "bad image name"),
+        ({"video": [], "conversations": said("<video>", "A")}, "bad conversation"),
+        ({"video": ["a"], "conversations": said("Q", "A")}, "bad conversation"),
+        ({"video": ["a"], "conversations": said("<video><image>", "A")}, "bad conversation"),
+        ({"image": "http://x.org/a.jpg", "conversations": said("<image>", "A")}, "bad image name"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "bad conversation"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "bad conversation"),
+        ({"messages": "x"}, "missing key"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}, "bad conversation"),
+        (
+            {
+                "image": "a",
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image"}, {"type": "text", "text": "<image>"}],
+                    }
+                ],
+            },
+            "bad conversation",
+        ),
+    ],
+)
+def test_more_conversations_that_are_none(
+    write_lines: Write, tmp_path: Path, record: dict[str, object], reason: str
+) -> None:
+    assert reasons(talks(write_lines, record, images=ImageFolder(tmp_path))) == [reason]
