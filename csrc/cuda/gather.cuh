@@ -1,45 +1,45 @@
 // downsample_gather: merged tokens are copies of patches, so the kernels move bytes of any format.
 #pragma once
 
+#include "copy.cuh"
 #include "neighbours.cuh"
 #include "numbers.cuh"
 
 namespace vila_mc {
 
-constexpr int kGatherThreads = 128;
-
 // One block for each token. V is what a thread moves at once, and neighbours.width counts in V.
 template <class V>
-__global__ void __launch_bounds__(kGatherThreads)
+__global__ void __launch_bounds__(kCopyThreads)
     gather_forward_kernel(const V* __restrict__ patches, V* __restrict__ tokens,
                           Neighbours neighbours) {
-    const int64_t row = blockIdx.x;
+    const Neighbours::Token token = neighbours.token(blockIdx.x);
     const int width = neighbours.merged_width();
-    const Neighbours::Token token = neighbours.token(row);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < width; i += kGatherThreads) {
-        const Neighbours::Channel channel = neighbours.channel(i);
-        tokens[row * width + i] = token.has(channel) ? patches[token.first + channel.offset] : V{};
-    }
+    V* const merged = tokens + int64_t(blockIdx.x) * width;
+    copy_row<V>(
+        width,
+        [&](int i) {
+            const Neighbours::Channel channel = neighbours.channel(i);
+            return token.has(channel) ? patches[token.first + channel.offset] : V{};
+        },
+        [&](int i, const V& value) { merged[i] = value; });
 }
 
 // Every patch stands in exactly one token; the class token in none, so its gradient is zero.
 template <class V>
-__global__ void __launch_bounds__(kGatherThreads)
+__global__ void __launch_bounds__(kCopyThreads)
     gather_backward_kernel(const V* __restrict__ tokens_grad, V* __restrict__ patches_grad,
                            Neighbours neighbours) {
-    const int64_t row = blockIdx.x;
+    const Neighbours::Token token = neighbours.token(blockIdx.x);
     const int width = neighbours.merged_width();
-    const Neighbours::Token token = neighbours.token(row);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < width; i += kGatherThreads) {
-        const Neighbours::Channel channel = neighbours.channel(i);
-        if (token.has(channel))
-            patches_grad[token.first + channel.offset] = tokens_grad[row * width + i];
-    }
-    if (!neighbours.starts_image(row)) return;
-    for (int i = threadIdx.x; i < neighbours.prefix * neighbours.width; i += kGatherThreads)
-        patches_grad[token.image + i] = V{};
+    const V* const merged = tokens_grad + int64_t(blockIdx.x) * width;
+    copy_row<V>(
+        width, [&](int i) { return token.has(neighbours.channel(i)) ? merged[i] : V{}; },
+        [&](int i, const V& value) {
+            const Neighbours::Channel channel = neighbours.channel(i);
+            if (token.has(channel)) patches_grad[token.first + channel.offset] = value;
+        });
+    if (neighbours.starts_image(blockIdx.x))
+        clear_row(patches_grad + token.image, neighbours.prefix * neighbours.width);
 }
 
 /// The same neighbours with their width in units of V.
@@ -57,9 +57,9 @@ inline int launch_gather_forward(const void* patches, void* tokens, int element_
     return with_widest(
         int64_t(neighbours.width) * element_bytes, {patches, tokens}, [&](auto unit) {
             using V = decltype(unit);
-            return simt::launch(gather_forward_kernel<V>, dim3(unsigned(rows)),
-                                dim3(kGatherThreads), 0, stream, static_cast<const V*>(patches),
-                                static_cast<V*>(tokens), counted_in<V>(neighbours, element_bytes));
+            return simt::launch(gather_forward_kernel<V>, dim3(unsigned(rows)), dim3(kCopyThreads),
+                                0, stream, static_cast<const V*>(patches), static_cast<V*>(tokens),
+                                counted_in<V>(neighbours, element_bytes));
         });
 }
 
@@ -71,8 +71,8 @@ inline int launch_gather_backward(const void* tokens_grad, void* patches_grad, i
     return with_widest(
         int64_t(neighbours.width) * element_bytes, {tokens_grad, patches_grad}, [&](auto unit) {
             using V = decltype(unit);
-            return simt::launch(gather_backward_kernel<V>, dim3(unsigned(rows)),
-                                dim3(kGatherThreads), 0, stream, static_cast<const V*>(tokens_grad),
+            return simt::launch(gather_backward_kernel<V>, dim3(unsigned(rows)), dim3(kCopyThreads),
+                                0, stream, static_cast<const V*>(tokens_grad),
                                 static_cast<V*>(patches_grad),
                                 counted_in<V>(neighbours, element_bytes));
         });

@@ -1,11 +1,10 @@
 // splice_visual: visual tokens into the rows of text embeddings, or into a shard of them.
 #pragma once
 
+#include "copy.cuh"
 #include "numbers.cuh"
 
 namespace vila_mc {
-
-constexpr int kSpliceThreads = 128;
 
 /// Where position `s` of row `b` lies in text [rows, positions, h] or [positions, rows, h].
 ///
@@ -41,67 +40,61 @@ struct VisualTokens {
 constexpr int kText = -1;  // in a map: no visual token stands here
 
 // map [embeddings], kText beforehand -> the visual token of each embedding.
-static __global__ void __launch_bounds__(kSpliceThreads)
+static __global__ void __launch_bounds__(kCopyThreads)
     map_visual_tokens(VisualTokens tokens, Sequence sequence, int* __restrict__ map) {
-    const int64_t token = int64_t(blockIdx.x) * kSpliceThreads + threadIdx.x;
+    const int64_t token = int64_t(blockIdx.x) * kCopyThreads + threadIdx.x;
     if (token >= tokens.count()) return;
     const int64_t found = tokens.find(sequence, token);
     if (found >= 0) map[found] = int(token);
 }
 
-static __global__ void __launch_bounds__(kSpliceThreads)
+static __global__ void __launch_bounds__(kCopyThreads)
     map_only_text(int64_t embeddings, int* __restrict__ map) {
-    const int64_t embedding = int64_t(blockIdx.x) * kSpliceThreads + threadIdx.x;
+    const int64_t embedding = int64_t(blockIdx.x) * kCopyThreads + threadIdx.x;
     if (embedding < embeddings) map[embedding] = kText;
-}
-
-template <class V>
-__device__ __forceinline__ void copy_row(const V* __restrict__ from, V* __restrict__ to,
-                                         int width) {
-#pragma unroll 4
-    for (int i = threadIdx.x; i < width; i += kSpliceThreads) to[i] = from[i];
-}
-
-template <class V>
-__device__ __forceinline__ void clear_row(V* __restrict__ to, int width) {
-    for (int i = threadIdx.x; i < width; i += kSpliceThreads) to[i] = V{};
 }
 
 // One block for each embedding; widths count in V, as in gather.cuh.
 template <class V>
-__global__ void __launch_bounds__(kSpliceThreads)
+__global__ void __launch_bounds__(kCopyThreads)
     splice_kernel(const V* text, const V* visual, const int* map, V* spliced, int width) {
     const int64_t row = blockIdx.x;
     const int token = map[row];
     const V* const from = token == kText ? text + row * width : visual + int64_t(token) * width;
-    copy_row(from, spliced + row * width, width);
+    copy_row<V>(
+        width, [&](int i) { return from[i]; },
+        [&](int i, const V& value) { spliced[row * width + i] = value; });
 }
 
 template <class V>
-__global__ void __launch_bounds__(kSpliceThreads)
+__global__ void __launch_bounds__(kCopyThreads)
     splice_text_grad_kernel(const V* grad, const int* map, V* text_grad, int width) {
     const int64_t row = blockIdx.x;
     if (map[row] == kText)
-        copy_row(grad + row * width, text_grad + row * width, width);
+        copy_row<V>(
+            width, [&](int i) { return grad[row * width + i]; },
+            [&](int i, const V& value) { text_grad[row * width + i] = value; });
     else
         clear_row(text_grad + row * width, width);
 }
 
 // One block for each visual token. What stands in another shard gets zeros from this one.
 template <class V>
-__global__ void __launch_bounds__(kSpliceThreads)
+__global__ void __launch_bounds__(kCopyThreads)
     splice_visual_grad_kernel(const V* grad, VisualTokens tokens, Sequence sequence, V* visual_grad,
                               int width) {
     const int64_t token = blockIdx.x;
     const int64_t found = tokens.find(sequence, token);
     if (found >= 0)
-        copy_row(grad + found * width, visual_grad + token * width, width);
+        copy_row<V>(
+            width, [&](int i) { return grad[found * width + i]; },
+            [&](int i, const V& value) { visual_grad[token * width + i] = value; });
     else
         clear_row(visual_grad + token * width, width);
 }
 
 inline dim3 splice_blocks(int64_t threads) {
-    return dim3(unsigned((threads + kSpliceThreads - 1) / kSpliceThreads));
+    return dim3(unsigned((threads + kCopyThreads - 1) / kCopyThreads));
 }
 
 /// Fills map [embeddings]. Returns CUDA's error code, as all launches do.
@@ -109,9 +102,9 @@ inline int launch_splice_map(VisualTokens tokens, Sequence sequence, int* map,
                              simt::Stream stream) {
     if (sequence.embeddings() == 0) return 0;
     const int refused = simt::launch(map_only_text, splice_blocks(sequence.embeddings()),
-                                     dim3(kSpliceThreads), 0, stream, sequence.embeddings(), map);
+                                     dim3(kCopyThreads), 0, stream, sequence.embeddings(), map);
     if (refused != 0 || tokens.count() == 0) return refused;
-    return simt::launch(map_visual_tokens, splice_blocks(tokens.count()), dim3(kSpliceThreads), 0,
+    return simt::launch(map_visual_tokens, splice_blocks(tokens.count()), dim3(kCopyThreads), 0,
                         stream, tokens, sequence, map);
 }
 
@@ -121,7 +114,7 @@ inline int launch_splice_forward(const void* text, const void* visual, const int
     if (embeddings == 0 || row_bytes == 0) return 0;
     return with_widest(row_bytes, {text, visual, spliced}, [&](auto unit) {
         using V = decltype(unit);
-        return simt::launch(splice_kernel<V>, dim3(unsigned(embeddings)), dim3(kSpliceThreads), 0,
+        return simt::launch(splice_kernel<V>, dim3(unsigned(embeddings)), dim3(kCopyThreads), 0,
                             stream, static_cast<const V*>(text), static_cast<const V*>(visual), map,
                             static_cast<V*>(spliced), int(row_bytes / sizeof(V)));
     });
@@ -133,7 +126,7 @@ inline int launch_splice_text_grad(const void* grad, const int* map, void* text_
     return with_widest(row_bytes, {grad, text_grad}, [&](auto unit) {
         using V = decltype(unit);
         return simt::launch(splice_text_grad_kernel<V>, dim3(unsigned(embeddings)),
-                            dim3(kSpliceThreads), 0, stream, static_cast<const V*>(grad), map,
+                            dim3(kCopyThreads), 0, stream, static_cast<const V*>(grad), map,
                             static_cast<V*>(text_grad), int(row_bytes / sizeof(V)));
     });
 }
@@ -144,7 +137,7 @@ inline int launch_splice_visual_grad(const void* grad, VisualTokens tokens, Sequ
     return with_widest(row_bytes, {grad, visual_grad}, [&](auto unit) {
         using V = decltype(unit);
         return simt::launch(splice_visual_grad_kernel<V>, dim3(unsigned(tokens.count())),
-                            dim3(kSpliceThreads), 0, stream, static_cast<const V*>(grad), tokens,
+                            dim3(kCopyThreads), 0, stream, static_cast<const V*>(grad), tokens,
                             sequence, static_cast<V*>(visual_grad), int(row_bytes / sizeof(V)));
     });
 }
