@@ -4,6 +4,8 @@
 // with weight and bias still in shared memory: x is read once and y is written once.
 #pragma once
 
+#include <algorithm>
+
 #include "neighbours.cuh"
 #include "numbers.cuh"
 #include "reduce.cuh"
@@ -106,6 +108,13 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_forward_kernel(NormForwa
         atomicMax(reinterpret_cast<int*>(a.amax), __float_as_int(top));
 }
 
+/// How many blocks share `rows` tokens. To start a block costs what weight and bias cost to read,
+/// so once every multiprocessor has `least_each` of them, more come with `tokens_each` tokens only.
+inline int64_t norm_blocks(int64_t rows, const simt::Room& room, int least_each, int tokens_each) {
+    const int64_t busy = int64_t(room.multiprocessors) * least_each;
+    return std::min({rows, room.blocks(), std::max(busy, rows / tokens_each)});
+}
+
 /// Returns CUDA's error code.
 template <class T, class Out>
 int launch_norm_forward(const NormForward<T, Out>& a, simt::Stream stream) {
@@ -116,7 +125,7 @@ int launch_norm_forward(const NormForward<T, Out>& a, simt::Stream stream) {
         simt::Room room;
         const int refused = simt::make_room(kernel, threads, shared, room);
         if (refused != 0) return refused;
-        const int64_t blocks = a.rows < room.blocks() ? a.rows : room.blocks();
+        const int64_t blocks = norm_blocks(a.rows, room, 4, 16);
         return simt::launch(kernel, dim3(unsigned(blocks)), dim3(threads), shared, stream, a);
     };
     constexpr int kLoad = kVectorBytes / sizeof(T);

@@ -4,8 +4,6 @@
 // registers, then over the blocks. Equal runs on one device give equal bits; atomics would not.
 #pragma once
 
-#include <algorithm>
-
 #include "layernorm.cuh"
 
 namespace vila_mc {
@@ -144,18 +142,15 @@ NormBackwardKernel<T> choose_norm_backward(const NormBackward<T>& a) {
 
 /// How many blocks will run, and so how many parts `partial` must hold; or minus CUDA's error code.
 ///
-/// A part costs as much traffic as three tokens, so once every multiprocessor has a block, further
-/// blocks come only with kTokensEach tokens for each.
+/// A part costs as much traffic as three tokens, which is why blocks are fewer than forward's.
 template <class T>
 int64_t norm_backward_parts(const NormBackward<T>& a) {
-    constexpr int64_t kTokensEach = 32;
     const int width = a.neighbours.merged_width();
     simt::Room room;
     const int refused = simt::make_room(choose_norm_backward(a), norm_threads(width),
                                         size_t(width) * sizeof(T), room);
     if (refused != 0) return -refused;
-    const int64_t worthwhile = std::max<int64_t>(room.multiprocessors, a.rows / kTokensEach);
-    return std::min({a.rows, room.blocks(), worthwhile});
+    return norm_blocks(a.rows, room, 1, 32);
 }
 
 /// Returns CUDA's error code. Without rows the gradients of weight and bias are zero.

@@ -34,7 +34,7 @@ _FLAGS: dict[Build, list[str]] = {
     "thread": ["-O1", "-g", "-fsanitize=thread"],
     # The flag makes the compiler announce every access; what it links in place of the sanitizer
     # counts them.
-    "traffic": ["-O1", "-fsanitize=thread", "-DVILA_MC_TRAFFIC"],
+    "traffic": ["-O1", "-fsanitize=thread"],
 }
 _WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # unroll is nvcc's
 _ENVIRONMENT = {
