@@ -268,10 +268,12 @@ def _assemble(
     kind: str,
     placed_vocab: int | None = None,
 ) -> ForeignModel:
-    where = str(directory)
-    tensors = join_vision(parts["vision"], model.vision, where)
-    tensors |= from_hf(parts["connector"], [connector_table(model, naming)], where)
-    tensors |= join_language(parts["language"], model.language, where, placed_vocab)
+    table = connector_table(model, naming)
+    tensors = join_vision(parts["vision"], model.vision, f"{directory} (vision)")
+    tensors |= from_hf(parts["connector"], [table], f"{directory} (connector)")
+    tensors |= join_language(
+        parts["language"], model.language, f"{directory} (language)", placed_vocab
+    )
     return ForeignModel(model, tensors, directory, kind)
 
 
