@@ -72,13 +72,14 @@ def encode_samples(
             return
         yield RejectionError("special token", str(error))
         return
+    bos, eos = (np.array([i], np.int32) for i in (tokenizer.bos_id, tokenizer.eos_id))
     for number, sample in enumerate(samples):
         if number in faults:
             yield faults[number]
             continue
         ids = [next(encoded) for part in sample.parts if isinstance(part, TextPart)]
         try:
-            yield _assemble(sample, ids, tokenizer, images)
+            yield _assemble(sample, ids, bos, eos, images)
         except RejectionError as error:
             yield error
 
@@ -103,10 +104,14 @@ def _texts(sample: RawSample, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _assemble(
-    sample: RawSample, encoded: Sequence[np.ndarray], tokenizer: Tokenizer, images: ImagePolicy
+    sample: RawSample,
+    encoded: Sequence[np.ndarray],
+    bos: np.ndarray,
+    eos: np.ndarray,
+    images: ImagePolicy,
 ) -> EncodedSample:
+    """``encoded`` are the ids of its texts, ``bos`` and ``eos`` arrays of one."""
     pieces: list[EncodedText | EncodedImage] = []
-    bos, eos = (np.array([i], np.int32) for i in (tokenizer.bos_id, tokenizer.eos_id))
     first = sample.parts[0]
     run = [bos]
     is_trained = isinstance(first, TextPart) and first.is_trained

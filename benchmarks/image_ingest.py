@@ -1,0 +1,107 @@
+"""Image ingest against the decoder alone: pairs in WebDataset archives, every image checked.
+
+    python benchmarks/image_ingest.py [--json FILE]
+
+The images are synthetic JPEGs of 640 x 480 pixels and about 60 KB. The decoder is Pillow, as in
+the check itself, over the same bytes in memory.
+"""
+
+import io
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.claims import Claim, median_ratio, paired_seconds, parser, report
+from vila_mc.data.preprocess import preprocess
+from vila_mc.data.sources.image_files import ImageFolder
+from vila_mc.data.sources.pairs import PairSource
+from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.errors import run_cli
+
+CAPTION = "A picture of coloured noise, number {}, as no camera would ever see it."
+ARCHIVES = 4
+
+
+def main() -> int:
+    """Measure and print."""
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=1200, help="in all (default: 1200)")
+    options.add_argument("--rounds", type=int, default=5, help="default: 5")
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        images = [picture(seed) for seed in range(64)]
+        files = write_archives(work, images, arguments.images)
+        train_tokenizer([CAPTION.format(n) for n in range(500)], work / "t.model", 300)
+
+        def ingest(workers: int) -> None:
+            shutil.rmtree(work / "out", ignore_errors=True)
+            preprocess(
+                PairSource(files, ImageFolder(work)),
+                work / "out" / "set",
+                "multimodal",
+                work / "t.model",
+                facts={},
+                workers=workers,
+            )
+
+        def decode() -> None:
+            for number in range(arguments.images):
+                Image.open(io.BytesIO(images[number % len(images)])).convert("RGB")
+
+        alone, one, two = paired_seconds(
+            [decode, lambda: ingest(1), lambda: ingest(2)], rounds=arguments.rounds
+        )
+    size = sum(map(len, images)) / len(images) / 1000
+    how = f"{arguments.images:,} JPEGs, {size:.0f} KB; median of {arguments.rounds} rounds"
+    claims = [
+        Claim(
+            "rate of ingest over the decoder's, one process",
+            median_ratio(alone, one),
+            "",
+            0.85,
+            how=how,
+        ),
+        Claim(
+            "rate per worker over the decoder's, two workers and their start",
+            median_ratio(alone, two) / 2,
+            "",
+            how=how,
+        ),
+        Claim("ingest, one process", arguments.images / float(np.median(one)), "images/s", how=how),
+        Claim("decoder alone", arguments.images / float(np.median(alone)), "images/s", how=how),
+    ]
+    return report(claims, arguments)
+
+
+def picture(seed: int) -> bytes:
+    """Smooth noise with grain, which compresses about as photographs do."""
+    rng = np.random.default_rng(seed)
+    smooth = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
+    pixels = np.asarray(smooth.resize((640, 480), Image.Resampling.BICUBIC), np.int16)
+    noisy = (pixels + rng.normal(0, 7, pixels.shape)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def write_archives(folder: Path, images: list[bytes], count: int) -> list[Path]:
+    """``count`` pairs spread over ``ARCHIVES`` files."""
+    files = [folder / f"{number:05}.tar" for number in range(ARCHIVES)]
+    for number, file in enumerate(files):
+        with tarfile.open(file, "w") as archive:
+            for key in range(number, count, ARCHIVES):
+                members = ("jpg", images[key % len(images)]), ("txt", CAPTION.format(key).encode())
+                for ending, data in members:
+                    info = tarfile.TarInfo(f"{key:09}.{ending}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    return files
+
+
+if __name__ == "__main__":
+    run_cli(main)
