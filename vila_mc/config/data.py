@@ -44,7 +44,8 @@ class DataConfig:
     blend: tuple[BlendEntry, ...] = ()
     """Datasets, as a YAML list of {path, weight} or {path, epochs}."""
     tokenizer: Path | None = None
-    """SentencePiece .model that the datasets were made with."""
+    """What the datasets were made with: a SentencePiece .model, or a Hugging Face tokenizer.json or
+    its folder."""
     sequence_length: int = 4096
     """Positions in a row, visual tokens included."""
     packing: bool = False

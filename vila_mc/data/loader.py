@@ -167,14 +167,14 @@ def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...
         raise ConfigError("data.blend is empty. Name at least one dataset: [{path: PREFIX}].")
     if data.tokenizer is None:
         raise ConfigError(
-            "data.tokenizer is not set. Give the SentencePiece .model that the datasets were made "
-            "with."
+            "data.tokenizer is not set. Give the tokenizer that the datasets were made with."
         )
     tokenizer = Tokenizer(data.tokenizer)
-    if tokenizer.vocab_size != model.language.vocab_size:
+    # Hugging Face models often have more rows than their tokenizers have tokens.
+    if tokenizer.vocab_size > model.language.vocab_size:
         raise DataError(
             f"data.tokenizer {data.tokenizer} has {tokenizer.vocab_size} tokens, but "
-            f"model.language.vocab_size is {model.language.vocab_size}. Set the second to "
+            f"model.language.vocab_size is {model.language.vocab_size}. Raise the second to "
             "the first, or use the model's tokenizer."
         )
     readers = tuple(IndexedReader(entry.path) for entry in data.blend)

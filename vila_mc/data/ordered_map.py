@@ -78,6 +78,8 @@ def _on_pool[T, R](
 def _initialise(initialiser: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     # Ctrl-C is for the parent to handle; it then ends the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Hugging Face's tokenizers would start a thread per core in every process.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     threading.Thread(target=_end_with_parent, daemon=True).start()
     initialiser(*arguments)
 

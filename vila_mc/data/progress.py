@@ -57,7 +57,8 @@ class Progress:
         """
         if self._bar.disable:
             return
-        position = self._starts[file] + end
+        # A parquet file is smaller than the archive that it stands for.
+        position = min(self._starts[file] + end, self._starts[file + 1])
         if self._first is None:  # a run that goes on did not read what came before
             self._first = tally.seen
             self._bar.initial = self._bar.n = position

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,6 +217,29 @@ def test_leftovers_of_a_crash_are_overwritten(
     with pytest.raises(DataError, match="set is incomplete"):
         IndexedReader(tmp_path / "set")
     assert len(IndexedReader(make_set(tmp_path / "set", 2))) == 2
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    count = 20_000
+    documents = indexed_pack.Packed(
+        data=bytes(2 * count),
+        lengths=np.ones(count, np.int32),
+        modes=np.empty(0, np.int8),
+        pieces=np.ones(count, np.int64),
+        tokens=count,
+        images=0,
+    )
+    with IndexedWriter(tmp_path / "set", "text", tokenizer) as writer:
+        tracemalloc.start()
+        for _ in range(100):
+            writer.append(documents)
+        _, while_adding = tracemalloc.get_traced_memory()
+        writer.finish({})
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert (tmp_path / "set.idx").stat().st_size > 40e6
+    assert while_adding < 2e6
+    assert peak < 40e6  # a few chunks of a million entries
 
 
 def test_text_set_refuses_images(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,52 @@
+"""The progress bar: where it stands, how fast it goes, and that a resumed run counts its own."""
+
+import io
+from pathlib import Path
+
+import pytest
+import tqdm as tqdm_module
+
+from vila_mc.data import progress
+from vila_mc.data.rejection import Tally
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a terminal would get to see."""
+    screen = io.StringIO()
+
+    def shown(**options: object) -> tqdm_module.tqdm:
+        return tqdm_module.tqdm(**options | {"disable": False, "file": screen, "mininterval": 0})
+
+    monkeypatch.setattr(progress, "tqdm", shown)
+    return screen
+
+
+def test_bar(tmp_path: Path, terminal: io.StringIO) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    for file in files:
+        file.write_bytes(bytes(500_000))
+    tally = Tally(seen=1000)
+    with progress.Progress(files) as bar:
+        bar.show(0, 250_000, tally, 0)  # a run that went on: 1,000 items are not its own
+        tally.seen = 3000
+        tally.rejected["x"] = 7
+        bar.show(1, 250_000, tally, 3_000_000)
+        bar.show(1, 9_999_999, tally, 3_000_000)
+    last = terminal.getvalue().split("\r")
+    middle = next(line for line in last if " 75%" in line)
+    assert "750k/1.00M" in middle
+    assert "7 rejected, 3 MB written" in middle
+    assert "items/s" in middle
+    assert "B/s" in middle
+    assert "left" in middle
+    assert "100%" in last[-1]
+
+
+def test_nothing_is_shown_where_nobody_looks_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    with progress.Progress([tmp_path / "a"]) as bar:
+        bar.show(0, 1, Tally(seen=1), 1)
+    assert capsys.readouterr() == ("", "")
