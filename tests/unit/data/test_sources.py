@@ -12,7 +12,6 @@ import pytest
 import zstandard
 
 from vila_mc.data.sources import record_files
-from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
@@ -257,45 +256,6 @@ def test_documents_that_are_none(
     assert reasons(results) == [reason]
 
 
-def said(*values: str) -> list[dict[str, str]]:
-    return [{"from": "gpt" if n % 2 else "human", "value": v} for n, v in enumerate(values)]
-
-
-def test_conversations_from_an_array(tmp_path: Path) -> None:
-    file = tmp_path / "a.json"
-    one = {"id": 1, "image": "a.jpg", "conversations": said("<image>\nQ", "A")}
-    two = {"id": 2, "conversations": said("Q", "A")}
-    three = {"id": 3, "images": ["a", "b"], "conversations": said("<image><image>Q", "A")}
-    file.write_text(json.dumps([one, two, three]))
-    samples = list(read(ConversationSource([file], FOLDER)))
-    found = [
-        [part.name for part in sample.parts if isinstance(part, ImagePart)] for sample in samples
-    ]
-    assert found == [["a.jpg"], [], ["a", "b"]]
-    assert [sample.place for sample in samples] == [1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("record", "detail"),
-    [
-        ({"conversations": said("<image>Q", "A")}, "1 <image> markers but 0 images"),
-        ({"image": "a", "conversations": said("Q", "A")}, "0 <image> markers but 1 images"),
-        ({"image": "a", "images": ["a"], "conversations": said("Q", "A")}, "both 'image'"),
-        ({"conversations": said("Q")}, "the turns are user"),
-        ({"conversations": [{"from": "system", "value": "x"}]}, "the turns are none"),
-        ({"conversations": ["x"]}, "no text under 'value'"),
-        ({"conversations": said("Q", "<image>")}, "a gpt turn holds <image>"),
-        ({}, "no 'conversations', 'messages'"),
-    ],
-)
-def test_conversations_that_are_none(
-    write_lines: Write, record: dict[str, object], detail: str
-) -> None:
-    (result,) = read(ConversationSource([write_lines("a.jsonl", [record])], FOLDER))
-    assert isinstance(result, Rejected)
-    assert detail in result.detail
-
-
 def documents(write_lines: Write, *records: dict[str, object], **options: Any) -> list[Any]:
     return list(read(InterleavedSource([write_lines("a.jsonl", records)], FOLDER, **options)))
 
@@ -332,95 +292,3 @@ def test_interleaved_as_pairs(write_lines: Write) -> None:
         (image("a"), end("One.")),
     ]
     assert reasons(results) == ["bad image name", "empty text"]
-
-
-def talks(write_lines: Write, *records: object, **options: Any) -> list[Any]:
-    images = options.pop("images", FOLDER)
-    file = write_lines("talks.jsonl", records)
-    return list(read(ConversationSource([file], images, **options)))
-
-
-def words(sample: RawSample) -> str:
-    """Trained text in braces, images as <name>, without the template's system text."""
-    out = ""
-    for part in sample.parts:
-        if isinstance(part, ImagePart):
-            out += f"<{part.name}>"
-        else:
-            out += f"{{{part.text}}}" if part.is_trained else part.text
-    return out.partition("USER: ")[2]
-
-
-def test_messages(write_lines: Write) -> None:
-    asked = [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "Q "}, {"type": "image"}]
-    messages = [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": asked},
-        {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
-        {"role": "user", "content": "More"},
-        {"role": "assistant", "content": "B"},
-    ]
-    (sample,) = talks(write_lines, {"messages": messages, "images": []} | {"images": ["b.jpg"]})
-    assert isinstance(sample.parts[0], TextPart)
-    assert sample.parts[0].text == "Be kind. USER: "
-    assert [part.name for part in sample.parts if isinstance(part, ImagePart)] == ["b.jpg", "a.jpg"]
-
-
-def test_share_gpt_and_questions(write_lines: Write) -> None:
-    turns = [
-        {"from": "system", "value": "S"},
-        {"from": "user", "value": "Q"},
-        {"from": "assistant", "value": "A"},
-    ]
-    samples = talks(write_lines, {"conversations": turns}, {"question": "Q", "answer": "A"})
-    assert [words(sample) for sample in samples] == ["Q ASSISTANT:{A}"] * 2
-
-
-def test_frames_of_a_video(write_lines: Write, tmp_path: Path) -> None:
-    (tmp_path / "clip").mkdir()
-    for number in range(20):
-        (tmp_path / "clip" / f"{number:02}.jpg").touch()
-    (tmp_path / "clip" / "notes.txt").touch()
-    records = [
-        {"video": ["x.jpg", "y.jpg"], "conversations": said("<video>\nQ", "A")},
-        {"video": "clip", "conversations": said("Q <video>", "A")},
-    ]
-    listed, folder = talks(write_lines, *records, images=ImageFolder(tmp_path), most_frames=3)
-    assert words(listed) == "<x.jpg>\n<y.jpg>\nQ ASSISTANT:{A}"
-    assert words(folder) == "Q <clip/00.jpg>\n<clip/10.jpg>\n<clip/19.jpg>\n ASSISTANT:{A}"
-    one, _ = talks(write_lines, records[1], records[0], images=ImageFolder(tmp_path), most_frames=1)
-    assert "<clip/10.jpg>" in words(one)
-
-
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        ({"video": "a.mp4", "conversations": said("<video>", "A")}, "video file"),
-        ({"video": "none", "conversations": said("<video>", "A")}, "missing image"),
-        ({"video": "../up", "conversations": said("<video>", "A")}, "bad image name"),
-        ({"video": [], "conversations": said("<video>", "A")}, "bad conversation"),
-        ({"video": ["a"], "conversations": said("Q", "A")}, "bad conversation"),
-        ({"video": ["a"], "conversations": said("<video><image>", "A")}, "bad conversation"),
-        ({"image": "http://x.org/a.jpg", "conversations": said("<image>", "A")}, "bad image name"),
-        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "bad conversation"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "bad conversation"),
-        ({"messages": "x"}, "missing key"),
-        ({"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}, "bad conversation"),
-        (
-            {
-                "image": "a",
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [{"type": "image"}, {"type": "text", "text": "<image>"}],
-                    }
-                ],
-            },
-            "bad conversation",
-        ),
-    ],
-)
-def test_more_conversations_that_are_none(
-    write_lines: Write, tmp_path: Path, record: dict[str, object], reason: str
-) -> None:
-    assert reasons(talks(write_lines, record, images=ImageFolder(tmp_path))) == [reason]

@@ -42,6 +42,7 @@ def plot_summary(reader: IndexedReader, output: Path) -> None:
     axes[0].set(xscale="log", xlabel="text tokens of a sample", ylabel="samples")
     axes[1].hist(images, bins=np.arange(images.max() + 2) - 0.5, rwidth=0.9)
     axes[1].set(xlabel="images of a sample", ylabel="samples")
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
     sides = _image_sides(reader)
     if sides:
         axes[2].hist(np.array(sides), bins=40, label=["width", "height"], histtype="step")
