@@ -27,7 +27,8 @@ template <class T, int kLoad>
 __global__ void __launch_bounds__(kMaxNormThreads) norm_backward_kernel(NormBackward<T> a) {
     constexpr int kVectors = kItems / kLoad;
     constexpr int kFloats = kLoad < 4 ? kLoad : 4;
-    SIMT_SHARED(float, scratch, 4 * kMaxWarps);
+    SIMT_SHARED(float, sum_scratch, kMaxWarps);
+    SIMT_SHARED(float, product_scratch, kMaxWarps);
     T* const weight = simt::dynamic_shared<T>();  // [merged width]: registers are for the sums
     const int width = a.neighbours.merged_width();
     const auto first_of = [](int v) { return int(v * blockDim.x + threadIdx.x) * kLoad; };
@@ -38,8 +39,7 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_backward_kernel(NormBack
         if (first_of(v) < width)
             store<T, kLoad>(weight + first_of(v), load<T, kLoad>(a.weight + first_of(v)));
 
-    int turn = 0;
-    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         const Neighbours::Token token = a.neighbours.token(row);
         const float mean = a.mean[row], rstd = a.rstd[row];
         Vector<T, kLoad> x[kVectors], dy[kVectors];
@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_backward_kernel(NormBack
                 product += upstream * to_float(gamma.at[k]) * normal;
             }
         }
-        sum = block_sum(sum, scratch + (2 * turn) * kMaxWarps) / width;
-        product = block_sum(product, scratch + (2 * turn + 1) * kMaxWarps) / width;
+        sum = block_sum(sum, sum_scratch) / width;
+        product = block_sum(product, product_scratch) / width;
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
             if (first_of(v) >= width) continue;

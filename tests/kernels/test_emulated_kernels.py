@@ -77,9 +77,10 @@ def test_splice_kernels_equal_their_twins(
         dict(images=2, y=28, x=32, patch=4),
         dict(images=1, y=42, x=28, patch=14),
         dict(images=1, y=6, x=9, patch=3),
+        dict(images=2, y=8, x=11, patch=3),
         dict(images=0, y=28, x=28, patch=14),
     ],
-    ids=["whole vectors", "CLIP", "single numbers", "no image"],
+    ids=["whole vectors", "CLIP", "single numbers", "ragged", "no image"],
 )
 def test_patchify_equals_its_twin(
     emulator: Emulator, shape: dict[str, int], dtype: torch.dtype

@@ -1,11 +1,14 @@
 """Every kernel under the sanitizers at tiny shapes, and mistakes that each check has to catch."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.kernels.calls import assert_close, patch_calls, patchify_call, splice_calls
 from tests.support.emulated_ops import EmulatedOps
-from tests.support.emulation import Build, Emulator, KernelFaultError
+from tests.support.emulation import CSRC, Build, Emulator, KernelFaultError
 
 CALLS = {
     f"{call.op}-{layout}": call
@@ -82,3 +85,28 @@ def test_shared_memory_read_before_it_is_written_is_nan(emulator: Emulator, bug:
 @pytest.mark.parametrize("build", ["plain", "address", "thread"])
 def test_the_same_without_the_mistake_passes(emulator: Emulator, right: str, build: Build) -> None:
     _run(emulator, right, build, order=3)
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "op"),
+    [
+        ("reduce.cuh", "    __syncthreads();\n", "", "downsample_layernorm"),
+        (
+            "layernorm_backward.cuh",
+            "SIMT_SHARED(float, product_scratch, kMaxWarps);",
+            "float* const product_scratch = sum_scratch;",
+            "downsample_layernorm_backward",
+        ),
+    ],
+    ids=["no barrier in the sum", "one scratch for two sums"],
+)
+def test_a_mistake_in_a_real_kernel_is_a_race(
+    tmp_path: Path, file: str, right: str, wrong: str, op: str
+) -> None:
+    csrc = shutil.copytree(CSRC, tmp_path / "csrc")
+    source = csrc / "cuda" / file
+    assert right in source.read_text()
+    source.write_text(source.read_text().replace(right, wrong))
+    emulated = EmulatedOps(Emulator(tmp_path / "build", csrc), build="thread", multiprocessors=1)
+    with pytest.raises(KernelFaultError, match="data race"):
+        CALLS[f"{op}-warps"].on(emulated)

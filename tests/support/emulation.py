@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
-EMULATION = ROOT / "csrc" / "emulation"
+CSRC = ROOT / "csrc"
 
 Build = Literal["plain", "address", "thread", "traffic"]
 
@@ -69,10 +69,16 @@ class Run:
 
 
 class Emulator:
-    """The emulated kernels in a directory of their own. Builds are made when first asked for."""
+    """The emulated kernels, built in a directory of their own when they are first asked for.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: where builds and calls go.
+        csrc: the sources; a changed copy shows what a mistake in a kernel would lead to.
+    """
+
+    def __init__(self, directory: Path, csrc: Path = CSRC) -> None:
         self.directory = directory
+        self.sources = csrc / "emulation"
         self._calls = count()
 
     def run(
@@ -127,12 +133,12 @@ class Emulator:
     def _compile(self, build: Build, program: Path) -> None:
         system = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
         base = [str(COMPILER), "-std=c++17", *_WARNINGS, *system]
-        kernels = [EMULATION / name for name in ("ops.cpp", "seeded_bugs.cpp")]
+        kernels = [self.sources / name for name in ("ops.cpp", "seeded_bugs.cpp")]
         # What the emulator itself does is no traffic of a kernel, so no sanitizer watches it.
-        unwatched = [EMULATION / name for name in ("fiber.cpp", "emulator.cpp", "case.cpp")]
-        unwatched += [EMULATION / "main.cpp"]
+        unwatched = [self.sources / name for name in ("fiber.cpp", "emulator.cpp", "case.cpp")]
+        unwatched += [self.sources / "main.cpp"]
         is_counting = build == "traffic"
-        unwatched += [EMULATION / "traffic.cpp"] if is_counting else []
+        unwatched += [self.sources / "traffic.cpp"] if is_counting else []
         objects = []
         for source in (*kernels, *unwatched):
             made = self.directory / f"{build}_{source.stem}.o"

@@ -44,10 +44,3 @@ def least_bytes(call: Call, made: tuple[Tensor, ...]) -> int:
     if call.op == "splice_visual_visual_grad":
         total -= inputs[0].nbytes - made[0].nbytes  # the gradient where text stands
     return total
-
-
-def like_64_images(emulator_ops: EmulatedOps) -> EmulatedOps:
-    """Play two of an H100's 132 multiprocessors, which get one of 64 images between them."""
-    emulator_ops.build = "traffic"
-    emulator_ops.multiprocessors, emulator_ops.blocks_each = 2, 8
-    return emulator_ops
