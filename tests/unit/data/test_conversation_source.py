@@ -20,6 +20,11 @@ def reasons(results: list[RawSample | Rejected]) -> list[str]:
     return [result.reason for result in results if isinstance(result, Rejected)]
 
 
+def test_details_do_not_grow_with_the_record(write_lines: Write) -> None:
+    (result,) = talks(write_lines, {"conversations": said(*["Q"] * 9999)})
+    assert 500 < len(result.detail) < 510
+
+
 def said(*values: str) -> list[dict[str, str]]:
     return [{"from": "gpt" if n % 2 else "human", "value": v} for n, v in enumerate(values)]
 

@@ -1,6 +1,7 @@
 """Looking into datasets: pages escape everything, damage is named, export is the way back."""
 
 import json
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +145,12 @@ def test_text_sets_are_summed_up_too(
     preprocess(source, tmp_path / "set", "text", tokenizer_path, facts={})
     assert tool("summary", tmp_path / "set", "--png", tmp_path / "a.png") == 0
     assert tool("show", tmp_path / "set", "0", "--output", tmp_path / "a.html") == 0
-    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+    page = (tmp_path / "a.html").read_text()
+    assert page.startswith("<!doctype html>")
+    # BOS is in a trained piece, but nothing could predict it.
+    ids = [int(i) for i in re.findall(r'title="(\d+)"', page)]
+    assert f'<span class="read"><span class="token" title="{ids[0]}">' in page
+    assert f"{len(ids) - 1} are trained on" in page
 
 
 def again(kind: str, folder: Path) -> Source:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -56,15 +56,17 @@ def sample_page(reader: IndexedReader, index: int, tokenizer: Tokenizer | None) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    texts = [piece for piece in stored if isinstance(piece, StoredText)]
+    pieces = [_shown(piece, tokenizer) for piece in stored]
+    first = pieces[0]  # nothing stands before its first token that could predict it
+    pieces[:1] = [_Piece(first.tokens[:1]), replace(first, tokens=first.tokens[1:])]
     return environment.get_template("sample.html").render(
         name=reader.prefix.name,
         index=index,
         samples=len(reader),
-        pieces=[_shown(piece, tokenizer) for piece in stored],
-        num_tokens=sum(len(piece.ids) for piece in texts),
-        num_trained=sum(len(piece.ids) for piece in texts if piece.is_trained),
-        num_images=len(stored) - len(texts),
+        pieces=pieces,
+        num_tokens=sum(len(piece.tokens) for piece in pieces),
+        num_trained=sum(len(piece.tokens) for piece in pieces if piece.is_trained),
+        num_images=sum(piece.image is not None for piece in pieces),
         source=reader.manifest.source,
     )
 

@@ -13,6 +13,9 @@ from vila_mc.flow import RawSample
 
 Record = dict[str, Any]
 
+_LONGEST_DETAIL = 500
+"""Characters. Records may hold anything, and messages quote from them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -54,7 +57,10 @@ class RejectionError(Exception):
 
     def at(self, file: Path, place: int | str) -> Rejected:
         """The rejected record, now that its place is known."""
-        return Rejected(str(file), place, self.reason, self.detail)
+        detail = self.detail
+        if len(detail) > _LONGEST_DETAIL:
+            detail = f"{detail[:_LONGEST_DETAIL]}..."
+        return Rejected(str(file), place, self.reason, detail)
 
 
 @dataclass(frozen=True, slots=True)
