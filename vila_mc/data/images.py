@@ -12,6 +12,9 @@ from PIL import Image
 from vila_mc.config.model import ImageMode
 from vila_mc.errors import ConfigError, DataError
 
+# The readers of the common formats now rather than when the first image needs them.
+Image.preinit()
+
 DEFAULT_MAX_PIXELS = 64_000_000
 """Images with more pixels are refused: a small file can unfold into more than fits in memory."""
 MAX_MAX_PIXELS = 2 * 89_478_485
@@ -175,7 +178,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+    image.load()  # before the comparison: convert would copy what is in RGB already
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:

@@ -1,0 +1,97 @@
+"""Time to open a set of 1 million samples and read its first batch.
+
+Each measurement is a fresh process with a warm page cache; imports are not counted, since they are
+the same for a set of one sample. The index of the set is whole, its samples share their bytes.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from claims import Claim, parser, report
+from mixes import jpeg, make_tokenizer, pairs, write_set
+
+SAMPLES = 1_000_000
+PROCESSES = 9
+
+
+def main() -> int:
+    """Measure in fresh processes and print the table."""
+    made = parser(__doc__)
+    made.add_argument(
+        "--child", type=Path, help="measure in this process, for the benchmark itself"
+    )
+    arguments = made.parse_args()
+    if arguments.child is not None:
+        print(json.dumps(_measure(arguments.child)))
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes = pairs(np.random.default_rng(0), SAMPLES)
+        write_set(folder / "set", sizes, make_tokenizer(folder), [jpeg(0)])
+        index_mb = (folder / "set.idx").stat().st_size / 1e6
+        runs = [_child(folder) for _ in range(PROCESSES)]
+    how = f"median of {PROCESSES} processes, best {{:.0f}} ms; index of {index_mb:.0f} MB"
+    return report(
+        [
+            _claim("open and first batch", [run["batch"] for run in runs], how, 50),
+            _claim("  of which open and check the index", [run["open"] for run in runs], how),
+            _claim("open and first packed batch planned", [run["packed"] for run in runs], how, 50),
+            _claim("imports, for comparison", [run["imports"] for run in runs], how),
+        ],
+        arguments,
+    )
+
+
+def _claim(what: str, values: list[float], how: str, target: float | None = None) -> Claim:
+    median = statistics.median(values)
+    return Claim(what, median, "ms", target, "lower", how.format(min(values)))
+
+
+def _child(folder: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", str(folder)]
+    times: dict[str, float] = json.loads(subprocess.check_output(command))
+    return times
+
+
+def _measure(folder: Path) -> dict[str, float]:
+    started = time.perf_counter()
+    from vila_mc.config.data import BlendEntry, DataConfig
+    from vila_mc.config.model import LanguageConfig, ModelConfig
+    from vila_mc.data.indexed_reader import IndexedReader
+    from vila_mc.data.loader import TrainingData
+
+    imports = time.perf_counter() - started
+    model = ModelConfig(language=LanguageConfig(vocab_size=300))
+    where = dict(blend=(BlendEntry(path=folder / "set"),), tokenizer=folder / "tokenizer.model")
+    batch = dict(micro_batch=1, data_rank=0, data_size=1)
+    started = time.perf_counter()
+    with TrainingData(
+        DataConfig(workers=0, **where), model, global_batch=1, needs_images=True, **batch
+    ) as data:
+        next(data.iterate(0))
+    whole = time.perf_counter() - started
+    started = time.perf_counter()
+    IndexedReader(folder / "set")
+    opened = time.perf_counter() - started
+    started = time.perf_counter()
+    with TrainingData(
+        DataConfig(workers=0, packing=True, **where),
+        model,
+        global_batch=128,
+        needs_images=False,
+        **batch,
+    ) as data:
+        data._draws(0)
+    packed = time.perf_counter() - started
+    times = {"imports": imports, "batch": whole, "open": opened, "packed": packed}
+    return {name: 1000 * seconds for name, seconds in times.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
