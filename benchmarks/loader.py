@@ -1,10 +1,10 @@
 """The loader against its own decoder, against webdataset and against megatron-energon.
 
 Random order, decode, resize to 336, collate to batches of 8; JPEGs of 640 x 480, quality 85. All
-run in one process and one thread, take turns, and are compared by CPU time, so that neither the number
-of cores nor other load decides. The peers are installed into a folder of the benchmark
-(``--peers``), never into the project's environment. They read tar files of the same images, with
-Pillow, and give normalised float32 images, as their users do; lines marked u8 leave that out.
+run in one process and one thread, take turns, and are compared by CPU time, so that neither the
+number of cores nor other load decides. The peers are installed into a folder of the benchmark
+(``--peers``), never into the project's environment. They read tar files of the same images with
+Pillow and give normalised float32 images, as their users do; lines marked u8 leave that out.
 """
 
 import io

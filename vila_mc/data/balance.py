@@ -11,7 +11,7 @@ import numpy as np
 _ROUNDS = 24
 _MOST_COMPARED = 32
 """Members of a group that a round looks at."""
-_TOLERANCE = 1.02
+_TOLERANCE = 1.03
 """A group with so many times the mean of every cost is even enough."""
 
 

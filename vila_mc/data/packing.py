@@ -12,8 +12,8 @@ import numpy as np
 
 _ROW_BITS = 24
 """Space left and row stand in one integer, space first, so that one sorted list holds both."""
-_STRIDES = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
-"""How far apart, in the order of their lengths, samples are that may be swapped."""
+_STRIDES = ((1, 2, 3, 5), (8, 13, 21), (34, 55, 89))
+"""How far apart, in the order of their lengths, samples are that may be swapped in a round."""
 _SWEEPS = 4
 _TOLERANCE = 1.08
 """A row with so many times the mean number of images is even enough."""
@@ -72,14 +72,12 @@ def spread_images(
     count = np.bincount(rows, images, minlength=num_rows).astype(np.int64)
     even_enough = max(np.ceil(count.mean()), count.mean() * _TOLERANCE)
     by_length = np.argsort(lengths, kind="stable")
+    rounds = [_swaps_worth_a_look(by_length, strides, lengths, images) for strides in _STRIDES]
     for _ in range(_SWEEPS):
         most = count.max()
-        for stride in _STRIDES:
+        for shorter, longer, positions, pictures in rounds:
             if count.max() <= even_enough:
                 return rows
-            shorter, longer = by_length[:-stride], by_length[stride:]
-            positions = lengths[longer] - lengths[shorter]
-            pictures = images[longer] - images[shorter]
             chosen = _best_swaps(rows[shorter], rows[longer], positions, pictures, room, count)
             if len(chosen) == 0:
                 continue
@@ -92,6 +90,22 @@ def spread_images(
         if count.max() == most:
             break
     return rows
+
+
+def _swaps_worth_a_look(
+    by_length: np.ndarray, strides: Sequence[int], lengths: np.ndarray, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of samples so far apart in the order of lengths that do not hold the same images.
+
+    Returns:
+        [k] each: the shorter and the longer sample; positions and images the longer has more.
+    """
+    shorter = np.concatenate([by_length[:-stride] for stride in strides])
+    longer = np.concatenate([by_length[stride:] for stride in strides])
+    pictures = images[longer] - images[shorter]
+    kept = np.flatnonzero(pictures)
+    shorter, longer = shorter[kept], longer[kept]
+    return shorter, longer, lengths[longer] - lengths[shorter], pictures[kept]
 
 
 def _best_swaps(
