@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from vila_mc.data.blend import Blend
 from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.indexed_writer import IndexedWriter
 from vila_mc.data.sampler import Sampler
+from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.flow import EncodedSample, EncodedText
 
 
 class FakeReader:
@@ -70,6 +73,14 @@ def test_interruptions_leave_no_trace(parts: list[tuple[int, int]]) -> None:
             position += len(found.samples)
 
 
+def test_what_was_drawn_ahead_changes_nothing() -> None:
+    wanders = sampler()
+    for position in (0, 40, 41, 20_000, 12, 0, 9000):
+        found, expected = wanders.at(position), sampler().at(position)
+        np.testing.assert_array_equal(found.samples, expected.samples)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+
+
 def test_long_samples_count_as_one_row() -> None:
     batch = Sampler(
         Blend([1], [50], 5),
@@ -98,3 +109,12 @@ def test_sizes_are_read_from_the_index(
     tokens, images = reader.sizes(np.asarray(order))
     assert tokens.tolist() == reader.token_counts()[order].tolist()
     assert images.tolist() == reader.image_counts()[order].tolist()
+
+
+def test_sizes_of_a_text_set(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with IndexedWriter(tmp_path / "set", "text", tokenizer) as writer:
+        for length in (3, 1, 7):
+            writer.add(EncodedSample((EncodedText((5,) * length, is_trained=True),)))
+        writer.finish({})
+    tokens, images = IndexedReader(tmp_path / "set").sizes(np.asarray([2, 0]))
+    assert (tokens.tolist(), images.tolist()) == ([7, 3], [0, 0])
