@@ -1,7 +1,9 @@
 """Tensors that are read only when they are needed, so that a model need not fit in memory."""
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +55,19 @@ class Reading(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def ahead[Item](items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, the next one made in a thread while the last is used.
+
+    Reading and checking a tensor takes about as long as writing it.
+    """
+    end: Any = object()
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        following = reader.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = reader.submit(next, items, end)
+            yield item
 
 
 def require_finite(tensor: Tensor, name: str, where: str) -> None:

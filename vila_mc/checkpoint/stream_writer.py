@@ -7,6 +7,7 @@ them, and the manifest. It has no optimizer state; a run starts from it with ``t
 import hashlib
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from vila_mc.checkpoint.lazy import LazyTensors, Reading
+from vila_mc.checkpoint.lazy import LazyTensors, Reading, ahead
 from vila_mc.checkpoint.manifest import (
     FileRecord,
     Manifest,
@@ -42,6 +43,7 @@ _SHARD_NAME = "__0_0.distcp"
 _COMMON = "common_state/shard_0_1"
 """Where Megatron-Core looks for what is neither a tensor nor of one rank."""
 _STEP = 0
+_HASHED_AT_ONCE = 2**24
 
 
 def write_weights_checkpoint(run: RunConfig, tensors: LazyTensors, origin: str) -> Path:
@@ -68,10 +70,11 @@ def write_weights_checkpoint(run: RunConfig, tensors: LazyTensors, origin: str) 
     try:
         with weightless_model(run) as model:
             places, objects = places_of(model), objects_of(model)
-        state = Reading(tensors, origin)
+        state, dtype = Reading(tensors, origin), DTYPES[run.train.precision]
+        arriving = ahead((where, state[name].to(dtype)) for name, where in places.items())
         with _Shard(partial / _SHARD_NAME) as shard:
-            for name, where in places.items():
-                shard.write_parameter(where, state[name].to(DTYPES[run.train.precision]))
+            for where, tensor in arriving:
+                shard.write_parameter(where, tensor)
             for entry in objects:
                 shard.write_object(entry.unique_key, entry.data)
             shard.write_object(_COMMON, {"content_metadata": content_metadata()})
@@ -98,14 +101,14 @@ class _Shard:
         self._path = path
         self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
         self._digest = hashlib.sha256()
-        self._written = 0
+        self._written = self._hashed = 0
+        self._hasher = ThreadPoolExecutor(max_workers=1)
         self._stored: dict[MetadataIndex, _StorageInfo] = {}
         self._tensors: dict[str, TensorStorageMetadata] = {}
         self._objects: dict[str, BytesStorageMetadata] = {}
 
     def write(self, data: Any) -> int:
         """For torch.save."""
-        self._digest.update(data)
         self._file.write(data)
         self._written += len(data)
         return len(data)
@@ -127,8 +130,7 @@ class _Shard:
             entry.chunks.append(chunk)
             reached = (start + size for start, size in zip(place.start, place.size, strict=True))
             entry.size = torch.Size(map(max, entry.size, reached))
-            # A view would be written with everything it is a view of.
-            values = piece.reshape(place.size).clone()
+            values = _alone(piece.reshape(place.size))
             self._store(MetadataIndex(place.key, chunk.offsets), values)
 
     def write_object(self, key: str, value: Any) -> None:
@@ -140,17 +142,37 @@ class _Shard:
         start = self._written
         torch.save(value, self)  # type: ignore[arg-type]
         self._stored[index] = _StorageInfo(self._path.name, start, self._written - start)
+        self._file.flush()
+        self._hasher.submit(self._hash_to, self._written)
+
+    def _hash_to(self, end: int) -> None:
+        """Read what was written up to here, from memory still, and add it to the checksum."""
+        with open(self._path, "rb") as file:
+            file.seek(self._hashed)
+            while self._hashed < end:
+                data = file.read(min(end - self._hashed, _HASHED_AT_ONCE))
+                self._digest.update(data)
+                self._hashed += len(data)
 
     def index(self) -> Metadata:
         """torch's index of the file."""
         return Metadata({**self._tensors, **self._objects}, storage_data=self._stored)
 
     def record(self) -> FileRecord:
-        """For the manifest."""
+        """For the manifest, once the file is closed."""
+        assert self._hashed == self._written, "the checksum is not that of the whole file"
         return FileRecord(self._written, self._digest.hexdigest())
 
     def __enter__(self) -> "_Shard":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._hasher.shutdown()
         self._file.close()
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The same values in memory of their own extent: a view is saved with all it is a view of."""
+    flat = tensor.contiguous().reshape(-1)
+    own = memoryview(flat.view(torch.uint8).numpy())
+    return torch.frombuffer(own, dtype=tensor.dtype).reshape(tensor.shape)
