@@ -59,7 +59,17 @@ def test_published_weights_to_a_proven_export(published, tmp_path):
     Image.fromarray(pixels).save(image, "PNG")
     (tmp_path / "photo.png").write_bytes(image.getvalue())
     run = _convert(
-        *("export", "--checkpoint", imported, "--output", exported, "--shard-size", "100KB"),
+        *(
+            "export",
+            "--checkpoint",
+            imported,
+            "--output",
+            exported,
+            "--shard-size",
+            "100KB",
+            "--dtype",
+            "bf16",
+        ),
         *("--question", "What is this?", "--image", tmp_path / "photo.png", "--result", result),
     )
     assert run.returncode == 0, run.stderr
