@@ -19,22 +19,30 @@
 namespace {
 
 constexpr char kSpace[] = "\xe2\x96\x81";  // U+2581 stands for a space inside pieces
-constexpr size_t kLongestRemembered = 48;  // bytes of a segment
-constexpr size_t kMostRemembered = 1 << 18;
+constexpr size_t kRemembered = 1 << 17;  // segments; 8 MB
+constexpr size_t kLongestRemembered = 22, kMostIds = 8;  // so that one fills a cache line
 constexpr size_t kFewSymbols = 48;  // up to here a plain search beats a heap
 
 uint64_t hash_of(std::string_view text) {
     uint64_t hash = 0x9E3779B97F4A7C15ull ^ text.size();
-    size_t i = 0;
-    for (; i + 8 <= text.size(); i += 8) {
-        uint64_t word;
-        std::memcpy(&word, text.data() + i, 8);
-        hash = (hash ^ word) * 0xff51afd7ed558ccdull;
-        hash ^= hash >> 32;
+    const char* data = text.data();
+    uint64_t word = 0;
+    if (text.size() >= 8) {
+        for (size_t i = 0; i + 8 < text.size(); i += 8) {
+            std::memcpy(&word, data + i, 8);
+            hash = (hash ^ word) * 0xff51afd7ed558ccdull;
+            hash ^= hash >> 32;
+        }
+        std::memcpy(&word, data + text.size() - 8, 8);
+    } else if (text.size() >= 4) {
+        uint32_t first, last;
+        std::memcpy(&first, data, 4);
+        std::memcpy(&last, data + text.size() - 4, 4);
+        word = (uint64_t{first} << 32) | last;
+    } else {
+        for (unsigned char byte : text) word = (word << 8) | byte;
     }
-    uint64_t rest = 0;
-    std::memcpy(&rest, text.data() + i, text.size() - i);
-    hash = (hash ^ rest) * 0xc4ceb9fe1a85ec53ull;
+    hash = (hash ^ word) * 0xc4ceb9fe1a85ec53ull;
     return hash ^ (hash >> 29);
 }
 
@@ -61,11 +69,6 @@ class Table {
         slots_[slot] = {hash, static_cast<uint32_t>(bytes_.size()),
                         static_cast<uint32_t>(key.size()), value};
         bytes_.append(key);
-    }
-
-    void clear() {
-        for (Slot& slot : slots_) slot.value = -1;
-        bytes_.clear();
     }
 
   private:
@@ -99,6 +102,13 @@ struct Symbol {
     int32_t before, after;
 };
 
+// A segment and its ids. The one that comes later takes the place of an earlier one.
+struct alignas(64) Remembered {
+    uint8_t size = 0, num_ids = 0;
+    char text[kLongestRemembered];
+    int32_t ids[kMostIds];
+};
+
 struct Candidate {
     float score;
     int32_t left, right;
@@ -113,7 +123,7 @@ class Encoder {
   public:
     Encoder(const char* pieces, const int32_t* sizes, const float* scores, const uint8_t* is_normal,
             int32_t count, const int32_t* byte_ids)
-        : pieces_(count), scores_(scores, scores + count), known_(kMostRemembered) {
+        : pieces_(count), scores_(scores, scores + count), remembered_(kRemembered) {
         std::memcpy(byte_ids_, byte_ids, sizeof(byte_ids_));
         for (int32_t id = 0; id < count; pieces += sizes[id], ++id) {
             if (!is_normal[id]) continue;
@@ -125,7 +135,7 @@ class Encoder {
         }
     }
 
-    // Ids of one text, appended to `out`, which has room for one id per byte and one more.
+    // Ids of one text, written to `out`, which has room for one id per byte and kMostIds more.
     int32_t* encode(std::string_view text, int32_t* out) {
         if (text.empty()) return out;
         // The space that SentencePiece puts in front.
@@ -158,6 +168,12 @@ class Encoder {
     }
 
     size_t segment_end(std::string_view text, size_t position, unsigned char before) const {
+        for (; position < text.size() && before < 0x80; ++position) {  // most text by far
+            const unsigned char now = text[position];
+            if (now >= 0x80) break;
+            if (!neighbours_[before][now]) return position;
+            before = now;
+        }
         size_t size;
         for (; position < text.size(); position += size) {
             const unsigned char now = character_at(text, position, &size);
@@ -171,23 +187,19 @@ class Encoder {
 
     int32_t* encode_segment(std::string_view segment, int32_t* out) {
         if (segment.size() > kLongestRemembered) return merge(segment, out);
-        const uint64_t hash = hash_of(segment);
-        size_t slot = known_.find(segment, hash);
-        if (const int32_t at = known_.value(slot); at >= 0) {
-            const int32_t* ids = ids_.data() + at;
-            std::memcpy(out, ids + 1, sizeof(int32_t) * ids[0]);
-            return out + ids[0];
+        Remembered& slot = remembered_[hash_of(segment) % kRemembered];
+        if (slot.size == segment.size() && !std::memcmp(slot.text, segment.data(), slot.size)) {
+            std::memcpy(out, slot.ids, sizeof(slot.ids));  // all of them: a fixed size is faster
+            return out + slot.num_ids;
         }
         int32_t* end = merge(segment, out);
-        if (++num_known_ > kMostRemembered) {
-            known_.clear();
-            ids_.clear();
-            num_known_ = 1;
-            slot = known_.find(segment, hash);
+        const size_t num_ids = end - out;
+        if (num_ids <= kMostIds) {
+            slot.size = static_cast<uint8_t>(segment.size());
+            slot.num_ids = static_cast<uint8_t>(num_ids);
+            std::memcpy(slot.text, segment.data(), segment.size());
+            std::copy(out, end, slot.ids);
         }
-        known_.put(slot, segment, hash, static_cast<int32_t>(ids_.size()));
-        ids_.push_back(static_cast<int32_t>(end - out));
-        ids_.insert(ids_.end(), out, end);
         return end;
     }
 
@@ -289,9 +301,7 @@ class Encoder {
     bool neighbours_[128][128] = {};
     bool spaces_end_words_ = true;
 
-    Table known_;
-    size_t num_known_ = 0;
-    std::vector<int32_t> ids_;  // for each known segment: how many ids, then the ids
+    std::vector<Remembered> remembered_;
 
     std::string scratch_, text_;
     std::vector<Symbol> symbols_;
@@ -312,8 +322,8 @@ __attribute__((visibility("default"))) void vila_mc_bpe_delete(void* encoder) {
     delete static_cast<Encoder*>(encoder);
 }
 
-// Texts side by side in UTF-8, ending at `text_ends`. `ids` has room for one id per byte and one
-// per text; `id_ends` says where each text's end.
+// Texts side by side in UTF-8, ending at `text_ends`. `ids` has room for one id per byte, one per
+// text and 8 more; `id_ends` says where each text's end.
 __attribute__((visibility("default"))) void vila_mc_bpe_encode(void* encoder, const char* texts,
                                                                const int64_t* text_ends,
                                                                int64_t count, int32_t* ids,

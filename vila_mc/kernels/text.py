@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+_ROOM = 8
+"""Ids that the library may write beyond the last one."""
 _LIBRARY = Path(__file__).with_name("libvila_mc_text.so")
 
 
@@ -67,7 +69,7 @@ class BytePairEncoder:
             return []
         encoded = [text.encode() for text in texts]
         text_ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        ids = np.empty(int(text_ends[-1]) + len(texts), np.int32)
+        ids = np.empty(int(text_ends[-1]) + len(texts) + _ROOM, np.int32)
         id_ends = np.empty(len(texts), np.int64)
         self._encode(
             self._handle,
