@@ -16,10 +16,11 @@ from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 from vila_mc.train.step import Trainer
 
-LAYOUTS = {
-    "tp2-pp2": (4, {"tensor": 2, "pipeline": 2}),
-    "tp2-dp2": (4, {"tensor": 2}),
+CASES = {
+    "qwen2 on SigLIP": {"tensor": 2, "pipeline": 2},
+    "llama 3 on CLIP": {"tensor": 2},  # twice, data parallel
 }
+NUM_RANKS = 4
 
 
 def _load_and_save(imported, output, parallel):
@@ -37,15 +38,13 @@ def _load_and_save(imported, output, parallel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["qwen2 on SigLIP", "llama 3 on CLIP"])
-def test_an_import_passes_through_every_layout_unchanged(name, layout, tmp_path):
+@pytest.mark.parametrize("name", CASES)
+def test_an_import_passes_through_a_layout_unchanged(name, tmp_path):
     family = families.make(name)
     family.save(tmp_path)
     source = combine(tmp_path / "llm", tmp_path / "vision", family.connector)
     import_checkpoint(source, tmp_path / "imported")
-    world_size, parallel = LAYOUTS[layout]
-    run_ranks(world_size, _load_and_save, tmp_path / "imported", tmp_path / "saved", parallel)
+    run_ranks(NUM_RANKS, _load_and_save, tmp_path / "imported", tmp_path / "saved", CASES[name])
     directory = resolve_checkpoint(tmp_path / "saved")
     with weightless_model(Manifest.read(directory).run) as model:
         tensors = open_checkpoint(directory, model)

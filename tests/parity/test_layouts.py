@@ -102,7 +102,7 @@ QWEN2 = {
 }
 
 
-@pytest.mark.parametrize("layout", ["tp2-sp", "tp2-pp2-shared", "pp2-virtual2-dedicated"])
+@pytest.mark.parametrize("layout", ["tp2-pp2-sp", "pp2-virtual2-dedicated"])
 def test_a_tied_embedding_learns_as_one_whatever_the_stages(layout, tied_seed):
     seed, expected = tied_seed
     world_size, parallel = LAYOUTS[layout]
