@@ -1,0 +1,23 @@
+"""What a rank does in the tests of imports, apart from them: it needs no transformers."""
+
+from vila_mc.checkpoint.load import load_weights
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, versions
+from vila_mc.checkpoint.save import save_checkpoint
+from vila_mc.config.load import run_from_dict, run_to_dict
+from vila_mc.model.build import build_stages
+from vila_mc.parallel.groups import distributed
+from vila_mc.train.step import Trainer
+
+
+def load_and_save(imported, output, parallel):
+    """What a rank does: start from the import at a layout, save at once."""
+    values = run_to_dict(Manifest.read(resolve_checkpoint(imported)).run)
+    values["parallel"] |= parallel
+    values["train"] |= {"output": str(output), "global_batch": 4}
+    run = run_from_dict(values)
+    with distributed(run.parallel, seed=1, timeout_minutes=2) as ranks:
+        stages = build_stages(run, ranks)
+        load_weights(imported, stages)
+        trainer = Trainer(run, ranks, stages)
+        manifest = Manifest(step=1, samples_seen=0, run=run, layout="", versions=versions())
+        save_checkpoint(manifest, ranks, stages, trainer.optimizer)
