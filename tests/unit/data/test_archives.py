@@ -187,7 +187,10 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def stored(tmp_path: Path) -> ImageTars:
     one = write_tar(tmp_path / "1.tar", {"./images/a.jpg": b"A", "b.jpg": b"B" * 700})
-    two = write_tar(tmp_path / "2.tar", {"deep/er/c.jpg": b"C", "b.jpg": b"not this"})
+    two = write_tar(
+        tmp_path / "2.tar",
+        {"deep/er/c.jpg": b"C", "x/b.jpg": b"X", "x/d.jpg": b"D", "y/d.jpg": b"E", "e": b"1"},
+    )
     return index_tars([one, two], tmp_path / "index")
 
 
@@ -196,11 +199,18 @@ def test_images_in_archives(stored: ImageTars, tmp_path: Path) -> None:
         ("a.jpg", b"A"),
         ("images/a.jpg", b"A"),
         ("b.jpg", b"B" * 700),
+        ("x/b.jpg", b"X"),
         ("c.jpg", b"C"),
     ):
         assert stored.part(name) == ImagePart(data, name)
     with pytest.raises(RejectionError, match="none of the archives"):
+        stored.part("f.jpg")
+    assert stored.part("x/d.jpg").source == b"D"
+    with pytest.raises(RejectionError, match=r"d\.jpg is in the archives more than once"):
         stored.part("d.jpg")
+    again = index_tars([*stored.tars, stored.tars[1]], tmp_path / "again")
+    with pytest.raises(RejectionError, match="ambiguous image"):
+        again.part("e")
     document = {
         "text_list": ["One."],
         "image_info": [{"image_name": "c.jpg", "matched_text_index": 0}],

@@ -15,9 +15,17 @@ from vila_mc.errors import DataError
 from vila_mc.flow import ImagePart
 
 _ENTRY = np.dtype(
-    [("key", "<u8"), ("check", "<u8"), ("tar", "<u4"), ("offset", "<u8"), ("size", "<u8")]
+    [
+        ("key", "<u8"),
+        ("check", "<u8"),
+        ("offset", "<u8"),
+        ("size", "<u8"),
+        ("tar", "<u4"),
+        ("is_short", "<u4"),
+    ]
 )
-"""A name as 128 bits of its hash: 30 million names take 1 GB, which is mapped, not loaded."""
+"""A name as 128 bits of its hash, and whether folders were left out of it. 30 million names take
+1.2 GB, which is mapped, not loaded."""
 
 
 class Images(Protocol):
@@ -76,11 +84,17 @@ class ImageTars:
         entries = _mapped(self.index)
         key, check = _hash(name)
         first = int(np.searchsorted(entries["key"], key))
-        for entry in entries[first : first + 8]:  # names that share half of their hash: never 8
-            if (int(entry["key"]), int(entry["check"])) == (key, check):
-                member = Member(name, int(entry["offset"]), int(entry["size"]))
-                return ImagePart(read_member(self.tars[int(entry["tar"])], member), name)
-        raise RejectionError("missing image", f"{name} is in none of the archives")
+        found = [
+            entry
+            for entry in entries[first : first + 2]
+            if (int(entry["key"]), int(entry["check"])) == (key, check)
+        ]
+        if not found:
+            raise RejectionError("missing image", f"{name} is in none of the archives")
+        if len(found) > 1 and found[0]["is_short"] == found[1]["is_short"]:
+            raise RejectionError("ambiguous image", f"{name} is in the archives more than once")
+        member = Member(name, int(found[0]["offset"]), int(found[0]["size"]))
+        return ImagePart(read_member(self.tars[int(found[0]["tar"])], member), name)
 
     def folder(self, name: str) -> list[str]:
         """Archives are found by whole names only. Raises RejectionError."""
@@ -90,8 +104,8 @@ class ImageTars:
 def index_tars(tars: Sequence[Path], index: Path) -> ImageTars:
     """Write the index of all files in some archives.
 
-    A name may be given as it stands in the archive, or without its folders. Where two files have
-    one name, the first counts.
+    A name may be given as it stands in the archive, or without its folders. Names that several
+    files have are good for none of them.
 
     Args:
         tars: the archives.
@@ -106,7 +120,8 @@ def index_tars(tars: Sequence[Path], index: Path) -> ImageTars:
         for number, tar in enumerate(tars):
             np.array(_rows(number, tar), _ENTRY).tofile(file)
     entries = np.fromfile(partial, _ENTRY)
-    entries[np.argsort(entries["key"], kind="stable")].tofile(partial)
+    # Whole names before short ones, which give way to them.
+    entries[np.lexsort((entries["is_short"], entries["key"]))].tofile(partial)
     partial.replace(index)
     return ImageTars(tuple(tars), index)
 
@@ -117,8 +132,10 @@ def _rows(number: int, tar: Path) -> list[tuple[int, ...]]:
         if isinstance(member, RejectionError):
             raise DataError(f"{tar} is damaged: {member.detail}. Copy it again.")
         name = member.name.removeprefix("./")
-        for alias in {name, name.rpartition("/")[2]}:
-            rows.append((*_hash(alias), number, member.offset, member.size))
+        place = (member.offset, member.size, number)
+        rows.append((*_hash(name), *place, False))
+        if "/" in name:
+            rows.append((*_hash(name.rpartition("/")[2]), *place, True))
     return rows
 
 
