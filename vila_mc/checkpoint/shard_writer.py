@@ -17,9 +17,11 @@ import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
@@ -52,22 +54,26 @@ class ShardPlan:
     """What this rank writes to ``directory``, and on rank 0 the index of all ranks' shards."""
 
     directory: Path
-    writer: FileSystemWriterAsync
+    writer: "_LateCollector"
     index: Any
     finalize_fns: list[Any] = field(default_factory=list)
     """Megatron-Core appends to it; what is to be done is done in save.py."""
 
     def copy_to_host(self) -> None:
-        """Bring tensors to the host's memory; those that are there already are not copied."""
-        self.writer.write_buckets = FileSystemWriterAsync.preload_tensors(
-            self.writer.write_buckets, True
-        )
+        """Bring a GPU's tensors to the host's memory, which a forked process can read."""
+        if torch.cuda.is_available():
+            self.writer.collect()
+            self.writer.write_buckets = FileSystemWriterAsync.preload_tensors(
+                self.writer.write_buckets, True
+            )
 
     def write(self) -> Written:
         """Write, flush and hash this rank's files. Never raises."""
         results: list[Any] = []
         files: dict[str, FileRecord] = {}
         try:
+            if self.writer.write_buckets is None:
+                self.writer.collect()
             for number, bucket in enumerate(self.writer.write_buckets):
                 _, outcome = FileSystemWriterAsync.write_preloaded_data(
                     [self.writer.transforms], number, bucket, None, None, use_fsync=True
@@ -86,6 +92,26 @@ class ShardPlan:
         self.writer.finish(self.index, results)
 
 
+class _LateCollector(FileSystemWriterAsync):  # type: ignore[misc]
+    """Collects the tensors to be written not with the plan, but where they are written.
+
+    Collecting copies every tensor that is a part of a greater one, as weights are: in a forked
+    process that costs training nothing.
+    """
+
+    def prepare_write_data(self, plan: Any, planner: Any) -> None:
+        collect: Any = super().prepare_write_data
+        self._collect = partial(collect, plan, planner)
+
+    def get_save_function_and_args(self) -> tuple[None, None, list[Any]]:
+        return None, None, []  # what is to be done is ShardPlan.write
+
+    def collect(self) -> None:
+        """Fill ``write_buckets``."""
+        with _no_manager_process():
+            self._collect()
+
+
 class _PlanOnly(TorchDistSaveShardedStrategy):  # type: ignore[misc]
     """Megatron-Core's plan without its execution."""
 
@@ -101,7 +127,7 @@ class _PlanOnly(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 
 def plan_shards(state: dict[str, Any], directory: Path, ranks: Ranks) -> ShardPlan:
     """Divide the writing of ``state`` among ranks; every rank must call this together."""
-    with _no_manager_process():
+    with _collecting_late():
         plan = dist_checkpointing.save(
             state,
             str(directory),
@@ -115,8 +141,19 @@ def plan_shards(state: dict[str, Any], directory: Path, ranks: Ranks) -> ShardPl
 
 
 @contextlib.contextmanager
+def _collecting_late() -> Iterator[None]:
+    """Let Megatron-Core plan with our writer."""
+    original = filesystem_async.FileSystemWriterAsync
+    filesystem_async.FileSystemWriterAsync = _LateCollector
+    try:
+        yield
+    finally:
+        filesystem_async.FileSystemWriterAsync = original
+
+
+@contextlib.contextmanager
 def _no_manager_process() -> Iterator[None]:
-    """Planning asks for a queue for results, which would start a process. It stays unused."""
+    """Collecting asks for a queue for results, which would start a process. It stays unused."""
     filesystem_async._results_queue = queue.Queue()
     try:
         yield
