@@ -64,6 +64,11 @@ def _mix(name: str, folder: Path) -> list[Claim]:
             name, "attention per rank and step", [load["attention", "rank"] for load in loads], 1.05
         ),
         _straggler(
+            name,
+            "  with the lightest rows around the heaviest",
+            [load["attention", "least"] for load in loads],
+        ),
+        _straggler(
             name, "images per micro-batch", [load["images", "pass"] for load in loads], 1.15
         ),
         _straggler(
@@ -144,6 +149,9 @@ def _loads(batch: GlobalBatch) -> dict[tuple[str, str], float]:
     for name, cost in (("images", images), ("attention", squares), ("decoder", decoder)):
         found[name, "rank"] = _max_over_mean(cost[dealt].sum(axis=(1, 2)))
         found[name, "pass"] = _max_over_mean(cost)
+    ascending = np.sort(squares)
+    heaviest = ascending[-1] + ascending[: PASSES - 1].sum()
+    found["attention", "least"] = max(1.0, float(heaviest / (PASSES * squares.mean())))
     found["attention", "longest"] = float(batch.lengths.max()) ** 2 / squares.mean()
     return found
 
