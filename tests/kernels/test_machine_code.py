@@ -1,5 +1,8 @@
 """nvcc compiles the CUDA operations, and the code it makes is what the kernels were written for."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from tests.support.cuda_toolkit import (
     ARCHITECTURES,
     HAS_DISASSEMBLER,
     NVCC,
+    ROOT,
     Kernel,
     compile_objects,
     kernels_in,
@@ -40,8 +44,22 @@ def kernels(request: pytest.FixtureRequest, objects: list[Path]) -> list[Kernel]
     return found
 
 
-def test_the_operations_link(objects: list[Path], tmp_path: Path) -> None:
-    link(objects, tmp_path / "libvila_mc_cuda.so")
+def test_the_library_links_and_registers_every_operation(
+    objects: list[Path], tmp_path: Path
+) -> None:
+    library = tmp_path / "libvila_mc_cuda.so"
+    link(objects, library)
+    # In a process of its own, where no other library has registered the operations.
+    program = (
+        "import sys, torch; torch.ops.load_library(sys.argv[1]); "
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key; "
+        "print(*[name for name in sys.argv[2:] if not has(f'vila_mc::{name}', 'CUDA')])"
+    )
+    names = re.findall(r'"(\w+)\(', (ROOT / "csrc" / "ops.cpp").read_text())
+    assert len(names) == 9
+    words = [sys.executable, "-c", program, str(library), *names]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @needs_disassembler

@@ -8,7 +8,16 @@ import torch
 
 from tests.kernels.calls import assert_close, patch_calls, patchify_call, splice_calls
 from tests.support.emulated_ops import EmulatedOps
-from tests.support.emulation import CSRC, Build, Emulator, KernelFaultError
+from tests.support.emulation import CSRC, Build, Emulator, KernelFaultError, works
+
+
+@pytest.fixture(autouse=True)
+def _needs_its_sanitizer(request: pytest.FixtureRequest, emulator: Emulator) -> None:
+    callspec = getattr(request.node, "callspec", None)
+    build = callspec.params.get("build", "thread") if callspec else "plain"
+    if not works(build):
+        pytest.skip(f"needs a compiler whose sanitizer of the {build} build works here")
+
 
 CALLS = {
     f"{call.op}-{layout}": call

@@ -14,6 +14,8 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("sm_80", "sm_90")
+TORCH_TARGET = "0x020d000000000000"
+"""torch 2.13, as in setup.py."""
 
 
 def _folders() -> list[Path]:
@@ -76,7 +78,7 @@ def compile_objects(
     def compile_one(source: Path) -> Path:
         made = directory / f"{source.stem}.o"
         words = [str(NVCC), "-c", str(source), "-o", str(made), "-std=c++20", "-O3", *codes]
-        words += ["-DTORCH_TARGET_VERSION=0x020d000000000000", "-Werror=all-warnings", *system]
+        words += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-Werror=all-warnings", *system]
         _run([*words, "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror"])
         return made
 
@@ -85,11 +87,15 @@ def compile_objects(
 
 
 def link(objects: list[Path], library: Path) -> None:
-    """Link the objects to the library of CUDA operations; every symbol must be found."""
+    """Link the objects and the signatures to one library; every symbol must be found."""
+    signatures = library.with_suffix(".signatures.o")
+    system = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
+    words = ["g++", "-std=c++20", "-fPIC", "-c", str(ROOT / "csrc" / "ops.cpp"), *system]
+    _run([*words, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-o", str(signatures)])
     folders = [f"-L{path}" for path in cpp_extension.library_paths()]
     folders += [f"-L{NVCC.parents[1] / 'lib64'}"] if NVCC else []
     libraries = ["-lcudart", "-ltorch", "-ltorch_cpu", "-lc10"]
-    names = [str(path) for path in objects]
+    names = [str(path) for path in (*objects, signatures)]
     _run(["g++", "-shared", *names, "-o", str(library), *folders, *libraries, "-Wl,--no-undefined"])
 
 

@@ -7,8 +7,10 @@ The builds: ``plain``; ``address`` (AddressSanitizer and UndefinedBehaviorSaniti
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -45,6 +47,18 @@ _ENVIRONMENT = {
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 """The C++ compiler; None where there is none."""
+
+
+@cache
+def works(build: Build) -> bool:
+    """Whether this machine can build and start a program so: sanitizers may lack their library, or
+    refuse a kernel that scatters memory further than they expect."""
+    with tempfile.TemporaryDirectory(prefix="vila_mc_sanitizer_") as directory:
+        source, program = Path(directory, "empty.cpp"), Path(directory, "empty")
+        source.write_text("int main() { return 0; }\n")
+        words = [str(COMPILER), *_FLAGS[build], str(source), "-o", str(program)]
+        built = subprocess.run(words, capture_output=True, check=False)
+        return not built.returncode and not subprocess.run([program], check=False).returncode
 
 
 class KernelFaultError(Exception):
