@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from vila_mc.config.load import ErrorRaisingParser
-from vila_mc.data.conversation import TEMPLATES
+from vila_mc.data.conversation import TEMPLATES, find_template
 from vila_mc.errors import ConfigError, run_cli
 
 
@@ -19,7 +19,12 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True, help="folder of their images")
     parser.add_argument("--output", type=Path, required=True, help="JSON Lines of answers to write")
     parser.add_argument("--tokenizer", type=Path, help="default: the one it was trained with")
-    parser.add_argument("--template", choices=TEMPLATES, default="vicuna_v1")
+    parser.add_argument(
+        "--template",
+        default="vicuna_v1",
+        metavar="NAME",
+        help=f"{', '.join(TEMPLATES)}, or a YAML file (default: vicuna_v1)",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=8, metavar="N")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="questions at a time")
     arguments = parser.parse_args()
@@ -33,6 +38,7 @@ def main() -> int:
     from vila_mc.evaluation.questions import answer_record, ask, read_questions
     from vila_mc.evaluation.scores import score
 
+    template = find_template(arguments.template)
     questions = read_questions(arguments.questions, arguments.images)
     with whole_model(arguments.checkpoint) as (model, manifest):
         tokenizer_path = arguments.tokenizer or manifest.run.data.tokenizer
@@ -43,7 +49,7 @@ def main() -> int:
             Tokenizer(tokenizer_path),
             questions,
             arguments.images,
-            template=arguments.template,
+            template=template,
             max_new_tokens=arguments.max_new_tokens,
             batch=arguments.batch,
         )

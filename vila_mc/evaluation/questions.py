@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vila_mc.data.conversation import TemplateName, prompt
+from vila_mc.data.conversation import Template, TemplateName, prompt
 from vila_mc.data.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 from vila_mc.evaluation.generate import generate
@@ -85,7 +85,7 @@ def ask(
     questions: Sequence[Question],
     images: Path,
     *,
-    template: TemplateName = "vicuna_v1",
+    template: Template | TemplateName = "vicuna_v1",
     max_new_tokens: int = 8,
     batch: int = 32,
 ) -> Iterator[Answer]:
