@@ -8,10 +8,12 @@
 namespace vila_mc {
 namespace {
 
-// One row of patches of one image: `patch` lines of x pixels in each of 3 channels.
-template <class T>
+// One row of patches of one image: `patch` lines of x pixels in each of 3 channels. Where kPatch is
+// not 0 it is the patch, known to the compiler, which then unrolls the innermost loop.
+template <int64_t kPatch, class T>
 void patchify_row(const uint8_t* image, const T* table, T* out, int64_t y, int64_t x, int64_t line,
-                  int64_t patch) {
+                  int64_t any_patch) {
+    const int64_t patch = kPatch ? kPatch : any_patch;
     const int64_t columns = x / patch, width = 3 * patch * patch;
     for (int64_t channel = 0; channel < 3; ++channel) {
         const T* values = table + 256 * channel;
@@ -41,10 +43,13 @@ Tensor normalize_patchify(const Tensor& given, const Tensor& given_table, int64_
         using T = decltype(number);
         const T* values = static_cast<const T*>(table.const_data_ptr());
         T* to = static_cast<T*>(out.mutable_data_ptr());
+        const auto run = patch == 14   ? patchify_row<14, T>
+                         : patch == 16 ? patchify_row<16, T>
+                                       : patchify_row<0, T>;
         for_rows(n * lines, line_width, [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row)
-                patchify_row(from + row / lines * 3 * y * x, values, to + row * line_width, y, x,
-                             row % lines, patch);
+                run(from + row / lines * 3 * y * x, values, to + row * line_width, y, x,
+                    row % lines, patch);
         });
     });
     return out;

@@ -142,12 +142,12 @@ def _norm_and_fc1_grads(
     """
     wide = torch.float64 if fc1.dtype == torch.float64 else torch.float32
     scale, shift = norm_weight.to(wide), norm_bias.to(wide)
-    scale_grad, shift_grad = torch.zeros_like(scale), torch.zeros_like(shift)
+    scale_grad, shift_grad = torch.zeros_like(scale), fc1_bias_grad @ fc1
     for start in range(0, len(fc1), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        part, weight = product[rows].to(wide), fc1[rows].to(wide)
-        bias_grad = fc1_bias_grad[rows].to(wide)
-        scale_grad += (part * weight).sum(0)
-        shift_grad += bias_grad @ weight
-        product[rows] = torch.addcmul(torch.outer(bias_grad, shift), part, scale)
+        part = product[rows].to(wide)  # for wide formats the product itself
+        scale_grad += (part * fc1[rows]).sum(0)
+        part.mul_(scale).addr_(fc1_bias_grad[rows].to(wide), shift)
+        if product.dtype != wide:
+            product[rows] = part
     return product, scale_grad.to(norm_weight.dtype), shift_grad.to(norm_bias.dtype)

@@ -122,7 +122,9 @@ def test_fp8_amax_shows_a_nan(built):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("y", "x", "patch"), [(28, 42, 14), (8, 8, 8), (6, 4, 1), (29, 17, 14)])
+@pytest.mark.parametrize(
+    ("y", "x", "patch"), [(28, 42, 14), (8, 8, 8), (6, 4, 1), (29, 17, 14), (16, 32, 16)]
+)
 def test_patches_are_bit_equal_to_the_twin(built, dtype, y, x, patch):
     images = torch.randint(0, 256, (2, 3, y, x), dtype=torch.uint8)
     table = reference.normalization_table(dtype, images.device)
