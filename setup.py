@@ -1,7 +1,7 @@
 """Builds the native operations in csrc/ where that is possible. The rest stands in pyproject.toml.
 
 Two libraries of torch's stable ABI, free of Python's: csrc/cpu wherever there is a C++ compiler,
-csrc/cuda where there is an NVIDIA GPU and nvcc. With the first comes csrc/text, a C library.
+csrc/cuda where there is an NVIDIA GPU and nvcc. With the first comes csrc/text, a pybind11 module.
 VILA_MC_BUILD_CPU and VILA_MC_BUILD_CUDA overrule that: 0 leaves a library out, 1 fails where it
 cannot be built. Without a library vila_mc uses plain torch. docs/kernels.md says more.
 """
@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from setuptools import Extension, setup
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
 
 DEFINES = [("TORCH_TARGET_VERSION", "0x020d000000000000")]
 """The oldest torch that the libraries run on: 2.13, as in pyproject.toml."""
@@ -88,11 +89,11 @@ def libraries() -> dict[str, Any]:
             extra_compile_args=[*OPTIMISED, *WARNINGS, *system],
             py_limited_api=True,
         )
-        text = Extension(
-            "vila_mc.kernels.libvila_mc_text",
+        text = Pybind11Extension(
+            "vila_mc.kernels._text",
             sources("text", ".cpp"),
-            extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", *WARNINGS],
-            py_limited_api=True,
+            cxx_std=17,
+            extra_compile_args=["-O3", "-g0", *WARNINGS],
         )
         extensions += [cpu, text]
     needs_gpu = os.environ.get("VILA_MC_BUILD_CUDA") != "1"
@@ -110,4 +111,4 @@ def libraries() -> dict[str, Any]:
     return {"ext_modules": extensions, "cmdclass": {"build_ext": build}}
 
 
-setup(options={"bdist_wheel": {"py_limited_api": "cp312"}}, **libraries())
+setup(**libraries())

@@ -5,23 +5,29 @@
 // falls apart into segments that have nothing to do with each other; words, mostly. The ids of a
 // segment are worked out once and remembered. The result is the same, id by id.
 //
-// A C interface for ctypes: no Python, no torch. vila_mc/kernels/text.py is its face.
+// No torch. vila_mc/kernels/text.py is its face.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <new>
 #include <queue>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
+
+namespace py = pybind11;
 
 namespace {
 
-constexpr char kSpace[] = "\xe2\x96\x81";  // U+2581 stands for a space inside pieces
-constexpr size_t kRemembered = 1 << 17;  // segments; 8 MB
+constexpr char kSpace[] = "\xe2\x96\x81";                // U+2581 stands for a space inside pieces
+constexpr size_t kRemembered = 1 << 17;                  // segments; 8 MB
 constexpr size_t kLongestRemembered = 22, kMostIds = 8;  // so that one fills a cache line
-constexpr size_t kFewSymbols = 48;  // up to here a plain search beats a heap
+constexpr size_t kFewSymbols = 48;                       // up to here a plain search beats a heap
 
 uint64_t hash_of(std::string_view text) {
     uint64_t hash = 0x9E3779B97F4A7C15ull ^ text.size();
@@ -121,16 +127,16 @@ struct Candidate {
 
 class Encoder {
   public:
-    Encoder(const char* pieces, const int32_t* sizes, const float* scores, const uint8_t* is_normal,
-            int32_t count, const int32_t* byte_ids)
-        : pieces_(count), scores_(scores, scores + count), remembered_(kRemembered) {
-        std::memcpy(byte_ids_, byte_ids, sizeof(byte_ids_));
-        for (int32_t id = 0; id < count; pieces += sizes[id], ++id) {
+    Encoder(const std::vector<std::string>& pieces, const std::vector<float>& scores,
+            const std::vector<bool>& is_normal, const std::vector<int32_t>& byte_ids)
+        : pieces_(pieces.size()), scores_(scores), remembered_(kRemembered) {
+        std::copy_n(byte_ids.begin(), 256, byte_ids_);
+        for (size_t id = 0; id < pieces.size(); ++id) {
             if (!is_normal[id]) continue;
-            std::string_view piece(pieces, sizes[id]);
+            const std::string& piece = pieces[id];
             const uint64_t hash = hash_of(piece);
             const size_t slot = pieces_.find(piece, hash);
-            if (pieces_.value(slot) < 0) pieces_.put(slot, piece, hash, id);
+            if (pieces_.value(slot) < 0) pieces_.put(slot, piece, hash, static_cast<int32_t>(id));
             note_neighbours(piece);
         }
     }
@@ -307,34 +313,38 @@ class Encoder {
     std::vector<Symbol> symbols_;
 };
 
+// Ids of all texts side by side, and where each text's end.
+//
+// The first array has room for what `encode` may write, and for the space before each text.
+std::pair<py::array_t<int32_t>, py::array_t<int64_t>> encode_batch(Encoder& encoder,
+                                                                   const py::sequence& texts) {
+    std::vector<std::string_view> views;
+    size_t room = kMostIds + texts.size();
+    for (py::handle text : texts) {
+        Py_ssize_t size;
+        const char* bytes = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+        if (bytes == nullptr) throw py::error_already_set();
+        views.emplace_back(bytes, size);
+        room += size;
+    }
+    py::array_t<int32_t> ids(room);
+    py::array_t<int64_t> ends(views.size());
+    int32_t* const first = ids.mutable_data();
+    int64_t* end = ends.mutable_data();
+    int32_t* out = first;
+    for (std::string_view view : views) {
+        out = encoder.encode(view, out);
+        *end++ = out - first;
+    }
+    return {std::move(ids), std::move(ends)};
+}
+
 }  // namespace
 
-extern "C" {
-
-// `pieces` side by side, their sizes in bytes; `byte_ids` of the 256 byte pieces.
-__attribute__((visibility("default"))) void* vila_mc_bpe_new(
-    const char* pieces, const int32_t* sizes, const float* scores, const uint8_t* is_normal,
-    int32_t count, const int32_t* byte_ids) {
-    return new (std::nothrow) Encoder(pieces, sizes, scores, is_normal, count, byte_ids);
-}
-
-__attribute__((visibility("default"))) void vila_mc_bpe_delete(void* encoder) {
-    delete static_cast<Encoder*>(encoder);
-}
-
-// Texts side by side in UTF-8, ending at `text_ends`. `ids` has room for one id per byte, one per
-// text and 8 more; `id_ends` says where each text's end.
-__attribute__((visibility("default"))) void vila_mc_bpe_encode(void* encoder, const char* texts,
-                                                               const int64_t* text_ends,
-                                                               int64_t count, int32_t* ids,
-                                                               int64_t* id_ends) {
-    int32_t* out = ids;
-    int64_t start = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        const std::string_view text(texts + start, text_ends[i] - start);
-        out = static_cast<Encoder*>(encoder)->encode(text, out);
-        id_ends[i] = out - ids;
-        start = text_ends[i];
-    }
-}
+PYBIND11_MODULE(_text, module) {
+    py::class_<Encoder>(module, "Encoder")
+        .def(py::init<const std::vector<std::string>&, const std::vector<float>&,
+                      const std::vector<bool>&, const std::vector<int32_t>&>(),
+             py::arg("pieces"), py::arg("scores"), py::arg("is_normal"), py::arg("byte_ids"))
+        .def("encode_batch", &encode_batch, py::arg("texts"));
 }
