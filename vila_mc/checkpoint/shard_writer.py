@@ -132,6 +132,7 @@ def plan_shards(state: dict[str, Any], directory: Path, ranks: Ranks) -> ShardPl
             state,
             str(directory),
             FullyParallelSaveStrategyWrapper(_PlanOnly(), ranks.groups.dp_cp),
+            validate_access_integrity=False,  # the wrapper does the same
             async_sharded_save=True,
             content_metadata=content_metadata(),
             async_strategy="mcore",
