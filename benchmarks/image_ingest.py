@@ -7,7 +7,6 @@ the check itself, over the same bytes in memory.
 """
 
 import io
-import shutil
 import tarfile
 import tempfile
 import time
@@ -43,10 +42,9 @@ def main() -> int:
         train_tokenizer([CAPTION.format(n) for n in range(500)], work / "t.model", 300)
 
         def ingest(workers: int) -> None:
-            shutil.rmtree(work / "out", ignore_errors=True)
             preprocess(
                 PairSource(files, ImageFolder(work)),
-                work / "out" / "set",
+                Path(tempfile.mkdtemp(dir=work)) / "set",
                 "multimodal",
                 work / "t.model",
                 facts={},
