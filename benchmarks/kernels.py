@@ -1,8 +1,8 @@
 """Native operations against the same steps in plain torch: time, and memory kept for backward.
 
 VILA-7B's shapes: 336-pixel images (4, the mean of an MMC4 sample), patches of 14, ViT width 1024,
-LLM width 4096. On a machine with
-an NVIDIA GPU it goes on to the GPU and compares with what that GPU copies and multiplies at best.
+LLM width 4096. On a machine with an NVIDIA GPU it goes on to the GPU and compares with what that
+GPU copies and multiplies at best; that part has never run.
 """
 
 import statistics
