@@ -1,6 +1,8 @@
 """Which checkpoints are kept, and whether there is room for those to come."""
 
 import shutil
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from vila_mc.checkpoint.disk import disk_errors_explained
@@ -19,15 +21,28 @@ def kept_for_good(step: int, train: TrainConfig) -> bool:
     return train.keep_every is not None and step % train.keep_every == 0
 
 
-def delete_superseded(train: TrainConfig) -> None:
-    """Delete what is not to be kept in ``train.output``, and what dead runs left half-written."""
-    for path in train.output.glob(".step-*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+def delete_superseded(train: TrainConfig, *, in_background: bool = False) -> None:
+    """Delete what is not to be kept in ``train.output``, and what dead runs left half-written.
+
+    Args:
+        train: where checkpoints are and which are kept.
+        in_background: return as soon as they are out of sight. Their bytes go in a thread, which
+            the process waits for at its end.
+    """
+    doomed = list(train.output.glob(".step-*.partial"))
     for path in whole_checkpoints(train.output)[: -train.keep_last]:
         if not kept_for_good(step_of(path), train):
             # First out of sight, so that a deletion cut short leaves nothing that looks whole.
-            doomed = path.rename(partial_path(path))
-            shutil.rmtree(doomed, ignore_errors=True)
+            doomed.append(path.rename(partial_path(path)))
+    if in_background:
+        threading.Thread(target=_delete, args=(doomed,)).start()
+    else:
+        _delete(doomed)
+
+
+def _delete(directories: Sequence[Path]) -> None:
+    for path in directories:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check_writable(directory: Path) -> None:

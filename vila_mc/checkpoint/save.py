@@ -49,7 +49,7 @@ class PendingSave:
         *,
         in_background: bool,
     ) -> None:
-        self._manifest, self._ranks = manifest, ranks
+        self._manifest, self._ranks, self._in_background = manifest, ranks, in_background
         self._final = manifest.run.train.output / checkpoint_name(manifest.step)
         self._partial = partial_path(self._final)
         self._on_first_rank(self._start_directory)
@@ -71,7 +71,7 @@ class PendingSave:
         """Wait for all shards and make the checkpoint visible.
 
         Returns:
-            Its directory. Older checkpoints that are not to be kept are gone.
+            Its directory. Older checkpoints that are not to be kept are out of sight.
 
         Raises:
             SetupError: the disk is full or cannot be written; older checkpoints are untouched.
@@ -114,7 +114,7 @@ class PendingSave:
             self._final.rename(self._final.with_name(f".{self._final.name}.old.partial"))
         self._partial.rename(self._final)
         _flush_directory(self._final.parent)
-        delete_superseded(self._manifest.run.train)
+        delete_superseded(self._manifest.run.train, in_background=self._in_background)
 
 
 def save_checkpoint(
