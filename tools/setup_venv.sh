@@ -92,13 +92,16 @@ PYTHON=/path/to/python3.12."
 
 # Shows the few lines of pip's output that take long.
 _setup_progress() {
-    local line
+    local line said=""
     while IFS= read -r line; do
         printf '%s\n' "$line" >>"$_setup_log"
         case "$line" in
             *"Downloading "*"("[1-9][0-9][0-9]*" MB)"*) echo "  downloading ${line##* Downloading }" ;;
             "Building csrc") echo "  building csrc (20 s) ..." ;;
-            *" library, for there is no "*) echo "  ${line#"${line%%[![:space:]]*}"}" ;;
+            *" library, for there is no "*) # pip runs setup.py more than once
+                [[ $line == "$said" ]] || echo "  ${line#"${line%%[![:space:]]*}"}"
+                said="$line"
+                ;;
             *"Installing collected packages: vila_mc"*) ;;
             *"Installing collected packages:"*) echo "  unpacking $(wc -w <<<"${line#*:}") packages ..." ;;
         esac
