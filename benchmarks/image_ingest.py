@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from claims import Claim, median_ratio, parser, report
 from PIL import Image
 
-from benchmarks.claims import Claim, median_ratio, parser, report
 from vila_mc.data.preprocess import preprocess
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.pairs import PairSource

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from claims import Claim, parser, report
 
-from benchmarks.claims import Claim, parser, report
 from vila_mc.data.indexed_pack import Packed
 from vila_mc.data.indexed_writer import IndexedWriter
 from vila_mc.data.manifest import read_manifest

@@ -24,8 +24,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from claims import Claim, median_ratio, parser, report
 
-from benchmarks.claims import Claim, median_ratio, parser, report
 from vila_mc.data.indexed_reader import IndexedReader
 from vila_mc.data.tokenizer import Tokenizer, train_tokenizer
 from vila_mc.errors import ConfigError, run_cli

@@ -25,7 +25,7 @@ def main() -> int:
         metavar="NAME",
         help=f"{', '.join(TEMPLATES)}, or a YAML file (default: vicuna_v1)",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=8, metavar="N")
+    parser.add_argument("--max-new-tokens", type=int, default=8, metavar="N", help="default: 8")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="questions at a time")
     arguments = parser.parse_args()
     if arguments.batch < 1 or arguments.max_new_tokens < 1:
@@ -40,6 +40,7 @@ def main() -> int:
 
     template = find_template(arguments.template)
     questions = read_questions(arguments.questions, arguments.images)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
     with whole_model(arguments.checkpoint) as (model, manifest):
         tokenizer_path = arguments.tokenizer or manifest.run.data.tokenizer
         if tokenizer_path is None:

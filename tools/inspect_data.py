@@ -62,6 +62,7 @@ def _summary(options: Any) -> int:
     print("\n".join(summary_lines(reader)))
     if options.png is not None:
         plot_summary(reader, options.png)
+        print(f"histograms {options.png}")
     return 0
 
 
@@ -73,6 +74,7 @@ def _show(options: Any) -> int:
     tokenizer = None if options.tokenizer is None else Tokenizer(options.tokenizer)
     page = sample_page(IndexedReader(options.prefix), options.sample, tokenizer)
     write_page(page, options.output)
+    print(f"wrote {options.output}")
     return 0
 
 

@@ -8,7 +8,10 @@ import os
 import sys
 
 from vila_mc.config.load import ErrorRaisingParser, add_config_options, load_run_from_args
-from vila_mc.errors import SetupError, run_cli
+from vila_mc.errors import ConfigError, SetupError, run_cli
+
+ALONE = "localhost:0"
+"""The rendezvous of one machine: any free port."""
 
 
 def main() -> int:
@@ -21,7 +24,7 @@ def main() -> int:
     launching.add_argument("--nodes", type=int, default=1, help="machines in all (default: 1)")
     launching.add_argument(
         "--rendezvous",
-        default="localhost:0",
+        default=ALONE,
         metavar="HOST:PORT",
         help="where machines meet, the same on all of them (default: this machine alone)",
     )
@@ -37,6 +40,7 @@ def main() -> int:
     from vila_mc.train.launch import launch
     from vila_mc.train.preflight import check_before_launch
 
+    _check_launch(arguments.ranks, arguments.nodes, arguments.rendezvous)
     ranks = arguments.ranks or _gpus()
     check_before_launch(config, ranks * arguments.nodes)
     return launch(
@@ -45,6 +49,16 @@ def main() -> int:
         nodes=arguments.nodes,
         rendezvous=arguments.rendezvous,
     )
+
+
+def _check_launch(ranks: int | None, nodes: int, rendezvous: str) -> None:
+    if (ranks is not None and ranks < 1) or nodes < 1:
+        raise ConfigError(f"--ranks is {ranks} and --nodes is {nodes}; each must be at least 1.")
+    if nodes > 1 and rendezvous == ALONE:
+        raise ConfigError(
+            f"--nodes is {nodes}, but without --rendezvous the machines cannot meet. Give the same "
+            "HOST:PORT on all of them, with one of them as HOST and a free port of it."
+        )
 
 
 def _gpus() -> int:

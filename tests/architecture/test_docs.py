@@ -80,3 +80,8 @@ def test_make_targets_exist(document: Path) -> None:
         for target in re.findall(r"\s([a-z0-9]+)\b", command.split("#")[0])
     ]
     assert set(named) <= targets
+
+
+@pytest.mark.parametrize("benchmark", sorted(ROOT.glob("benchmarks/*.py")), ids=name)
+def test_benchmarks_start(benchmark: Path) -> None:
+    help_of(str(benchmark))

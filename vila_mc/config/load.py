@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from vila_mc.config.data import BlendEntry
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError
 
@@ -172,15 +173,30 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             into[name] = value
 
 
+_ALLOWED = {
+    "tuple_type": "give a list, such as [a, b] or, for data.blend, [{path: PREFIX}]",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "int_parsing": "give a whole number",
+    "int_type": "give a whole number",
+    "bool_parsing": "give true or false",
+    "bool_type": "give true or false",
+}
+"""What to give instead, by pydantic's name of the mistake."""
+
+
 def _explain(error: ValidationError) -> str:
     """The first complaint of pydantic as one line in our own terms."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "unexpected_keyword_argument":
-        return unknown_option(name, _all_names())
+        within = name.rpartition(".")[0]
+        is_entry = within.rpartition(".")[2].isdecimal()  # of data.blend, the one list of mappings
+        entry = [f"{within}.{field.name}" for field in dataclasses.fields(BlendEntry)]
+        return unknown_option(name, entry if is_entry else _all_names())
     if first["type"] in ("missing", "missing_argument"):
         return f"{name} is missing. Give it a value."
-    allowed = first["msg"][0].lower() + first["msg"][1:]
+    allowed = _ALLOWED.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
     return f"{name} is {_shown(first['input'])}; {allowed}."
 
 

@@ -191,6 +191,7 @@ def train_tokenizer(sentences: Iterable[str], output: Path, vocab_size: int) -> 
         )
     except RuntimeError as error:
         raise DataError(_explain(error, vocab_size)) from None
+    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     with partial.open("wb") as file:
         file.write(model.getvalue())

@@ -73,6 +73,7 @@ def sample_page(reader: IndexedReader, index: int, tokenizer: Tokenizer | None) 
 
 def write_page(page: str, output: Path) -> None:
     """Write a page; it appears whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(output)

@@ -48,6 +48,7 @@ def plot_summary(reader: IndexedReader, output: Path) -> None:
         axes[2].hist(np.array(sides), bins=40, label=["width", "height"], histtype="step")
         axes[2].legend()
     axes[2].set(xlabel=f"pixels ({len(sides):,} images looked at)", ylabel="images")
+    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     figure.savefig(partial, format="png", dpi=110)
     partial.replace(output)
