@@ -58,9 +58,9 @@ def main() -> int:
 
 def _arguments() -> Namespace:
     made = parser(__doc__)
-    made.add_argument("--width", type=int, default=512, help="width of the language model")
-    made.add_argument("--layers", type=int, default=6, help="layers of the language model")
-    made.add_argument("--rounds", type=int, default=7, help="saves of each kind")
+    made.add_argument("--width", type=int, default=768, help="width of the language model")
+    made.add_argument("--layers", type=int, default=8, help="layers of the language model")
+    made.add_argument("--rounds", type=int, default=4, help="saves of each kind")
     made.add_argument("--directory", type=Path, help="where to save (default: the temporary one)")
     return made.parse_args()
 
