@@ -66,7 +66,7 @@ def write_corpus(raw: Path, output: Path) -> None:
             output / name,
             "multimodal",
             tokenizer,
-            facts={"kind": name, "files": ["synthetic"]},
+            facts={"kind": name},
             limit=RejectionLimit.parse("0"),
         )
 

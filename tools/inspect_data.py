@@ -85,9 +85,10 @@ def _verify(options: Any) -> int:
     if found.faults:
         for fault in found.faults[:_SHOWN_FAULTS]:
             print(fault)
+        count = len(found.faults)
         raise DataError(
-            f"{options.prefix} has {len(found.faults):,} faults. Copy the set again or re-run "
-            "tools/preprocess_data.py."
+            f"{options.prefix} has {count:,} fault{'s' if count > 1 else ''}. Copy the set again "
+            "or re-run tools/preprocess_data.py."
         )
     checked = "checksums agree" if found.has_checksum else "version 1 has no checksum of .bin"
     print(f"{options.prefix} is whole: {checked}, {found.images:,} images decode")

@@ -1,8 +1,8 @@
 """Turn raw corpora into an indexed dataset for training. See docs/data_format.md."""
 
 import sys
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vila_mc.data.images import DEFAULT_MAX_PIXELS
 from vila_mc.data.preprocess import expand_inputs, preprocess
 from vila_mc.data.rejection import RejectionLimit
 from vila_mc.data.sources.conversations import MOST_FRAMES, ConversationSource
-from vila_mc.data.sources.image_files import ImageFolder, Images, index_tars
+from vila_mc.data.sources.image_files import ImageFolder, Images, ImageTars
 from vila_mc.data.sources.interleaved import MOST_IMAGES, InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Source
@@ -41,48 +41,36 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
     kind = top.parse_args(arguments[:1]).kind
     options = _parser(kind).parse_args(arguments[1:])
     files = expand_inputs(options.input)
-    index = options.output.with_name(options.output.name + ".images.partial")
-    try:
-        made = preprocess(
-            _source(kind, options, files, index),
-            options.output,
-            "text" if kind == "text" else "multimodal",
-            options.tokenizer,
-            facts=_facts(kind, options, files),
-            workers=options.workers,
-            limit=RejectionLimit.parse(options.max_rejected),
-            images=_images_policy(options),
-            resume=options.resume,
-        )
-    finally:
-        index.unlink(missing_ok=True)
+    images = None if kind == "text" else _images(options, files)
+    made = preprocess(
+        _source(kind, options, files, images),
+        options.output,
+        "text" if kind == "text" else "multimodal",
+        options.tokenizer,
+        facts=_facts(kind, options, images),
+        workers=options.workers,
+        limit=RejectionLimit.parse(options.max_rejected),
+        images=_images_policy(options),
+        resume=options.resume,
+    )
     print("\n".join(made.lines()))
     return 0
 
 
-def _source(kind: str, options: Any, files: list[Path], index: Path) -> Source:
-    makers: dict[str, Callable[[], Source]] = {
-        "text": lambda: TextSource(files, options.text_key),
-        "pairs": lambda: PairSource(files, _images(options, files, index), options.caption_key),
-        "interleaved": lambda: InterleavedSource(
-            files,
-            _images(options, files, index),
-            options.max_images,
-            options.min_similarity,
-            options.as_pairs,
-        ),
-        "conversations": lambda: ConversationSource(
-            files,
-            _images(options, files, index),
-            find_template(options.template),
-            options.max_frames,
-        ),
-    }
-    return makers[kind]()
+def _source(kind: str, options: Any, files: list[Path], images: Images | None) -> Source:
+    if images is None:
+        return TextSource(files, options.text_key)
+    if kind == "pairs":
+        return PairSource(files, images, options.caption_key)
+    if kind == "interleaved":
+        return InterleavedSource(
+            files, images, options.max_images, options.min_similarity, options.as_pairs
+        )
+    return ConversationSource(files, images, find_template(options.template), options.max_frames)
 
 
-def _images(options: Any, files: list[Path], index: Path) -> Images:
-    """The folder of the images, or an index of the archives that hold them."""
+def _images(options: Any, files: list[Path]) -> Images:
+    """The folder of the images, or the archives that hold them."""
     if options.images is None:
         return ImageFolder(files[0].parent)
     if len(options.images) == 1 and Path(options.images[0]).is_dir():
@@ -90,7 +78,7 @@ def _images(options: Any, files: list[Path], index: Path) -> Images:
     tars = expand_inputs(options.images, "--images")
     if others := [tar for tar in tars if tar.suffix != ".tar"]:
         raise ConfigError(f"--images {others[0]} is neither a folder nor a .tar. Give one of them.")
-    return index_tars(tars, index)
+    return ImageTars(tuple(tars))
 
 
 def _images_policy(options: Any) -> ImagePolicy:
@@ -112,7 +100,7 @@ def _parser(kind: str) -> ErrorRaisingParser:
         metavar="MODEL",
         help="SentencePiece .model, Hugging Face tokenizer.json, or a folder with either",
     )
-    add("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     add("--resume", action="store_true", help="go on with a run that was stopped, if there is one")
     add(
         "--max-rejected",
@@ -197,26 +185,25 @@ def _add_interleaved_options(parser: ErrorRaisingParser) -> None:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise ValueError
+        raise ArgumentTypeError(f"{number} is too small; it must be at least 1")
     return number
 
 
 _positive.__name__ = "positive number"
 
 
-def _facts(kind: str, options: Any, files: list[Path]) -> dict[str, Any]:
-    """What the manifest says about the source: names only, so that the place does not matter."""
-    facts: dict[str, Any] = {"kind": kind, "files": [file.name for file in files]}
+def _facts(kind: str, options: Any, images: Images | None) -> dict[str, Any]:
+    """What the manifest says about the source, beside its files."""
     own = {
         "text": ("text_key",),
-        "pairs": ("caption_key", "resize"),
-        "interleaved": ("max_images", "min_similarity", "as_pairs", "resize"),
-        "conversations": ("template", "max_frames", "resize"),
+        "pairs": ("caption_key",),
+        "interleaved": ("max_images", "min_similarity", "as_pairs"),
+        "conversations": ("template", "max_frames"),
     }
-    facts |= {name: getattr(options, name) for name in own[kind]}
+    facts = {"kind": kind} | {name: getattr(options, name) for name in own[kind]}
     if kind == "conversations" and options.template not in TEMPLATES:
         facts["template"] = asdict(find_template(options.template))
-    return facts
+    return facts if images is None else facts | {"images": images.describe()}
 
 
 if __name__ == "__main__":

@@ -46,12 +46,14 @@ class TrainingError(VilaError):
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_NO_PLACE = (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV, errno.ENXIO)
 
 
 def user_error(error: BaseException) -> VilaError | None:
     """The error as something a person can act on; None if it is a fault of ours.
 
-    Besides ``VilaError`` that is a disk that is full or cannot be written.
+    Besides ``VilaError`` that is a disk that is full or cannot be written, and a path that does not
+    exist or cannot be made.
     """
     if isinstance(error, VilaError):
         return error
@@ -67,6 +69,10 @@ def user_error(error: BaseException) -> VilaError | None:
     if error.errno in _IN_THE_WAY:
         return SetupError(
             f"{where} cannot be used: {error.strerror}. Move it away or choose another place."
+        )
+    if error.errno in _NO_PLACE and error.filename:
+        return SetupError(
+            f"{where} cannot be used: {error.strerror}. Check the path or choose another place."
         )
     return None
 

@@ -56,6 +56,11 @@ def test_a_users_mistake_is_2_with_one_line() -> None:
             "OSError(errno.EROFS, 'Read-only file system', '/out/a')",
             "Choose a place you can write to",
         ),
+        (
+            "FileNotFoundError(errno.ENOENT, 'No such file or directory', '/proc/out')",
+            "/proc/out cannot be used: No such file or directory. Check the path",
+        ),
+        ("OSError(errno.ENAMETOOLONG, 'File name too long', 'aaa')", "File name too long. Check"),
     ],
 )
 def test_a_disk_that_cannot_be_written_is_2_with_one_line(error: str, words: str) -> None:

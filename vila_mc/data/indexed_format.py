@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vila_mc.errors import DataError
+
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 """Magic, version, dtype code, number of sequences, number of document indices."""
@@ -69,5 +71,7 @@ def dtype_code(dtype: np.dtype) -> int:
 
 
 def with_suffix(prefix: Path, suffix: str) -> Path:
-    """``PREFIX`` + ``suffix``; dots in the prefix are kept."""
+    """``PREFIX`` + ``suffix``; dots in the prefix are kept. Raises DataError: it has no name."""
+    if not prefix.name:
+        raise DataError(f"{prefix} is a folder. Give a folder and a name, such as data/pairs.")
     return prefix.with_name(prefix.name + suffix)

@@ -39,7 +39,6 @@ from vila_mc.data.manifest import (
     SUFFIX,
     Manifest,
     SetKind,
-    read_manifest,
     sha256_of,
     to_json,
 )
@@ -87,7 +86,8 @@ class IndexedWriter:
         self, prefix: Path, kind: SetKind, tokenizer: Tokenizer, *, resume: bool = False
     ) -> None:
         self._prefix = prefix
-        self._folder = with_suffix(prefix, PARTIAL_SUFFIX)
+        self.folder = with_suffix(prefix, PARTIAL_SUFFIX)
+        """Where the set grows. Other files in it go when the set is finished."""
         self.kind: SetKind = kind
         self._tokenizer = tokenizer
         self.dtype = text_dtype(tokenizer.vocab_size) if kind == "text" else DTYPE_CODES[1]
@@ -96,13 +96,13 @@ class IndexedWriter:
         self.committed: dict[str, Any] | None = None
         """What the last ``commit`` was given; None before the first."""
         refuse_existing(prefix)
-        with _as_data_error(self._folder), contextlib.ExitStack() as on_failure:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock: BinaryIO = on_failure.enter_context((self._folder / "lock").open("ab"))
+        with _as_data_error(self._prefix), contextlib.ExitStack() as on_failure:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock: BinaryIO = on_failure.enter_context((self.folder / "lock").open("ab"))
             _lock(self._lock, prefix)
             saved = self._read_progress(resume)
             self._files: dict[str, BinaryIO] = {
-                suffix: on_failure.enter_context((self._folder / f"set{suffix}").open("ab"))
+                suffix: on_failure.enter_context((self.folder / f"set{suffix}").open("ab"))
                 for suffix in _PARTS
             }
             self._rewind(saved)
@@ -132,7 +132,7 @@ class IndexedWriter:
         """Append samples that are packed for this kind of set. Raises DataError: disk full."""
         counts = self._counts
         ends = counts.pieces + np.cumsum(packed.pieces)
-        with _as_data_error(self._folder):
+        with _as_data_error(self._prefix):
             self._files[".bin"].write(packed.data)
             self._files[".lengths"].write(packed.lengths.astype(LENGTH).tobytes())
             self._files[".modes"].write(packed.modes.astype(MODE).tobytes())
@@ -145,7 +145,7 @@ class IndexedWriter:
 
     def reject(self, line: str) -> None:
         """Append a line to PREFIX.rejected.jsonl. Raises DataError: disk full."""
-        with _as_data_error(self._folder):
+        with _as_data_error(self._prefix):
             self._files[REJECTED_SUFFIX].write(line.encode() + b"\n")
 
     def bytes_written(self) -> int:
@@ -158,12 +158,12 @@ class IndexedWriter:
         Args:
             state: what the caller needs to go on; a later writer finds it in ``committed``.
         """
-        with _as_data_error(self._folder):
+        with _as_data_error(self._prefix):
             for file in self._files.values():
                 _flush(file)
             sizes = {suffix: file.tell() for suffix, file in self._files.items()}
             saved = {"sizes": sizes, "counts": asdict(self._counts), "state": state}
-            _write_atomically(self._folder / _PROGRESS, json.dumps(saved))
+            _write_atomically(self.folder / _PROGRESS, json.dumps(saved))
         self.committed = state
 
     def finish(self, source: dict[str, Any]) -> Manifest:
@@ -178,16 +178,16 @@ class IndexedWriter:
         with _as_data_error(self._prefix):
             for file in self._files.values():
                 _flush(file)
-            index_file = self._folder / "set.idx"
+            index_file = self.folder / "set.idx"
             with index_file.open("wb") as index:
                 self._write_index(index)
                 _flush(index)
             if not self._files[REJECTED_SUFFIX].tell():
-                (self._folder / f"set{REJECTED_SUFFIX}").unlink()
+                (self.folder / f"set{REJECTED_SUFFIX}").unlink()
                 # There may be one of an earlier run, which failed.
                 with_suffix(self._prefix, REJECTED_SUFFIX).unlink(missing_ok=True)
             manifest = self._manifest(source, sha256_of(index_file))
-            _write_atomically(self._folder / f"set{SUFFIX}", to_json(manifest))
+            _write_atomically(self.folder / f"set{SUFFIX}", to_json(manifest))
             _move_into_place(self._prefix)
         self.committed = None
         self.close()
@@ -201,7 +201,7 @@ class IndexedWriter:
             with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
                 file.close()
         if self.committed is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def give_rejected(self) -> Path:
@@ -210,25 +210,25 @@ class IndexedWriter:
         with _as_data_error(target):
             self._files[REJECTED_SUFFIX].flush()
             partial = target.with_name(target.name + ".partial")
-            shutil.copyfile(self._folder / f"set{REJECTED_SUFFIX}", partial)
+            shutil.copyfile(self.folder / f"set{REJECTED_SUFFIX}", partial)
             partial.replace(target)
         return target
 
     def _read_progress(self, resume: bool) -> dict[str, Any] | None:
-        file = self._folder / _PROGRESS
+        file = self.folder / _PROGRESS
         if not file.exists():
-            (self._folder / f"set{SUFFIX}").unlink(missing_ok=True)
+            (self.folder / f"set{SUFFIX}").unlink(missing_ok=True)
             return None
         if not resume:
             raise DataError(
-                f"there is an unfinished run in {self._folder}. Add --resume to go on with it, or "
+                f"there is an unfinished run in {self.folder}. Add --resume to go on with it, or "
                 "delete that folder to start anew."
             )
         try:
             saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             self._counts = _Counts(**saved["counts"])
         except (ValueError, KeyError, TypeError):
-            raise DataError(_cannot_resume(self._folder, f"{file.name} is damaged")) from None
+            raise DataError(_cannot_resume(self.folder, f"{file.name} is damaged")) from None
         return saved
 
     def _rewind(self, saved: dict[str, Any] | None) -> None:
@@ -236,12 +236,12 @@ class IndexedWriter:
         for suffix, file in self._files.items():
             size = saved["sizes"][suffix] if saved else 0
             if file.tell() < size:
-                raise DataError(_cannot_resume(self._folder, f"set{suffix} is too short"))
+                raise DataError(_cannot_resume(self.folder, f"set{suffix} is too short"))
             file.truncate(size)
             file.seek(size)
         if saved:
             self.committed = saved["state"]
-            with (self._folder / "set.bin").open("rb") as data:
+            with (self.folder / "set.bin").open("rb") as data:
                 while block := data.read(_CHUNK):
                     self._bin_sha256.update(block)
 
@@ -262,7 +262,7 @@ class IndexedWriter:
                 index.write(chunk.tobytes())
 
     def _chunks(self, suffix: str, dtype: np.dtype) -> Iterator[np.ndarray]:
-        with (self._folder / f"set{suffix}").open("rb") as file:
+        with (self.folder / f"set{suffix}").open("rb") as file:
             while block := file.read(_CHUNK * dtype.itemsize):
                 yield np.frombuffer(block, dtype)
 
@@ -283,24 +283,33 @@ class IndexedWriter:
         )
 
 
+def is_finished(prefix: Path) -> bool:
+    """Whether there is a finished set."""
+    return with_suffix(prefix, SUFFIX).exists()
+
+
 def refuse_existing(prefix: Path) -> None:
     """Never overwrite a finished set. Raises DataError."""
-    if with_suffix(prefix, SUFFIX).exists():
+    if is_finished(prefix):
         raise DataError(
-            f"the dataset {prefix} exists already. Delete its .bin, .idx and .manifest.json, or "
-            "choose another --output."
+            f"the dataset {prefix} exists already. Delete its .bin, .idx and .manifest.json, "
+            "choose another --output, or add --resume to keep what is finished."
         )
 
 
-def complete_moves(prefix: Path) -> Manifest | None:
-    """Complete a ``finish`` that was killed while it moved files; None if there is none."""
+def complete_moves(prefix: Path) -> None:
+    """Complete a ``finish`` that was killed while it moved files, if there is one.
+
+    Raises:
+        DataError: another run is moving them, or the disk refuses.
+    """
     folder = with_suffix(prefix, PARTIAL_SUFFIX)
     if not (folder / f"set{SUFFIX}").exists():
-        return None
-    with _as_data_error(prefix):
+        return
+    with _as_data_error(prefix), (folder / "lock").open("ab") as lock:
+        _lock(lock, prefix)
         _move_into_place(prefix)
         shutil.rmtree(folder, ignore_errors=True)
-    return read_manifest(prefix)
 
 
 def _move_into_place(prefix: Path) -> None:
@@ -348,9 +357,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _as_data_error(path: Path) -> Iterator[None]:
+def _as_data_error(prefix: Path) -> Iterator[None]:
+    """Speak of the set, not of the files that it is put together from."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
-        raise user_error(error) or DataError(f"{error.filename}: {error}.") from None
+        error.filename = str(prefix)
+        raise user_error(error) or DataError(f"{prefix} cannot be written: {error}.") from None

@@ -104,6 +104,10 @@ _REMAKE = "Copy the set again or re-run tools/preprocess_data.py."
 
 
 def _explain_missing(prefix: Path, file: Path) -> str:
+    for suffix in (".bin", ".idx", SUFFIX):
+        whole = Path(str(prefix).removesuffix(suffix))
+        if whole != prefix and with_suffix(whole, SUFFIX).exists():
+            return f"{prefix} is one file of a dataset. Give the prefix of its files: {whole}."
     if with_suffix(prefix, ".bin").exists() or with_suffix(prefix, ".idx").exists():
         return (
             f"{prefix} is incomplete: there is no {file}. Its preprocessing or copying did not "

@@ -12,7 +12,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any
 
-from vila_mc.errors import SetupError
+from vila_mc.errors import ConfigError, SetupError
 
 _AHEAD = 3
 """Items per process that may be under way or waiting."""
@@ -48,6 +48,12 @@ def ordered_map[T, R](
         yield from map(function, stream)
         return
     yield from _on_pool(function, stream, workers, (initialiser, arguments))
+
+
+def check_workers(workers: int) -> None:
+    """Refuse a number of processes that is none. Raises ConfigError."""
+    if workers < 1:
+        raise ConfigError(f"--workers is {workers}; it must be at least 1.")
 
 
 def _on_pool[T, R](

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -18,15 +18,19 @@ from typing import Any
 from vila_mc.data.encode import AS_IS, ImagePolicy, encode_samples
 from vila_mc.data.indexed_format import DTYPE_CODES, text_dtype, with_suffix
 from vila_mc.data.indexed_pack import Packed, pack
+from vila_mc.data.indexed_reader import IndexedReader
 from vila_mc.data.indexed_writer import (
+    PARTIAL_SUFFIX,
     REJECTED_SUFFIX,
     IndexedWriter,
     complete_moves,
+    is_finished,
     refuse_existing,
 )
 from vila_mc.data.manifest import Manifest, SetKind
-from vila_mc.data.ordered_map import ordered_map
+from vila_mc.data.ordered_map import check_workers, ordered_map
 from vila_mc.data.progress import Progress
+from vila_mc.data.provenance import describe_files, differences
 from vila_mc.data.rejection import DEFAULT_LIMIT, RejectionLimit, Tally
 from vila_mc.data.sources.records import Block, Rejected, RejectionError, Source
 from vila_mc.data.tokenizer import Tokenizer
@@ -47,11 +51,14 @@ class Preprocessed:
     """Rejected records by reason."""
     seconds: float
     """Of this run; one that went on from another does not know the other's."""
+    was_complete: bool = False
+    """Whether an earlier run had made it already."""
 
     def lines(self) -> list[str]:
         """The closing table of the tool."""
         made = self.manifest
-        lines = [
+        lines = ["complete already: nothing was left to do"] if self.was_complete else []
+        lines += [
             f"kept      {made.samples:,} samples",
             f"rejected  {sum(self.rejected.values()):,} records",
         ]
@@ -84,33 +91,41 @@ def preprocess(
         output: prefix of the dataset.
         kind: text for text-only sets, multimodal for all others.
         tokenizer: see ``Tokenizer``.
-        facts: what the samples come from, for the manifest. A run goes on only where an earlier
-            one with the same facts stopped.
+        facts: kind and options of the source, for the manifest, beside its files and ``images``.
+            A run goes on only where an earlier one of the same facts and tokenizer stopped.
         workers: processes that encode.
         limit: rejected records beyond which there is no dataset.
         images: which images are taken, and as what.
-        resume: go on where an earlier run was stopped; if there is none, start.
+        resume: go on where an earlier run was stopped; if there is none, start; if it had
+            finished, do nothing.
 
     Raises:
         DataError: too many records are rejected, none is left, the set exists already, an
             unfinished run is in the way, or files cannot be read or written.
-        ConfigError: ``workers`` is out of range, or the unfinished run had other settings.
+        ConfigError: ``workers`` is out of range, or the earlier run had other settings.
     """
     started = time.monotonic()
-    if workers < 1:
-        raise ConfigError(f"--workers is {workers}; it must be at least 1.")
-    refuse_existing(output)
-    if resume and (manifest := complete_moves(output)) is not None:
-        return Preprocessed(manifest, _count_rejected(output), time.monotonic() - started)
+    check_workers(workers)
+    if resume:
+        complete_moves(output)
+    else:
+        refuse_existing(output)
     opened = Tokenizer(tokenizer)
+    made_from = _made_from(source, facts, images if kind == "multimodal" else None)
+    settings = made_from | {"tokenizer": opened.fingerprint()}
+    if is_finished(output):
+        return _finished_before(output, settings, started)
     with IndexedWriter(output, kind, opened, resume=resume) as writer:
-        run = _Run(writer, source, limit, _settings(source, facts, opened, images))
+        if writer.committed is not None:
+            _require_same(output, writer.committed["settings"], settings)
+        source = source.prepared(writer.folder)
+        run = _Run(writer, source, limit, settings)
         work = _Work(source, kind, tokenizer, images)
         with closing(ordered_map(_encode, run.blocks(), workers, _initialise, (work,))) as results:
             run.write(results)
         if run.tally.seen == run.tally.rejected.total():
             raise DataError(f"no sample is left for {output}. {run.first()}")
-        manifest = writer.finish(facts)
+        manifest = writer.finish(made_from)
     return Preprocessed(
         manifest, dict(run.tally.rejected.most_common()), time.monotonic() - started
     )
@@ -157,7 +172,6 @@ class _Run:
         self.tally = Tally()
         self._file = self._block = 0  # the next block: of which file, and which of it
         if writer.committed is not None:
-            _check_settings(writer.committed["settings"], settings)
             self.tally = Tally.from_json(writer.committed["tally"])
             self._file, self._block = writer.committed["next"]
 
@@ -221,27 +235,35 @@ class _Run:
             )
 
 
-def _settings(
-    source: Source, facts: dict[str, Any], tokenizer: Tokenizer, images: ImagePolicy
-) -> dict[str, Any]:
-    """Everything that the bytes of the dataset depend on, as JSON gives it back."""
-    settings = {
-        "files": [[file.name, file.stat().st_size] for file in source.files],
-        "facts": facts,
-        "tokenizer": tokenizer.fingerprint(),
-        "max_pixels": images.max_pixels,
-        "resize": images.resize,
-    }
-    return dict(json.loads(json.dumps(settings)))
+def _made_from(source: Source, facts: dict[str, Any], images: ImagePolicy | None) -> dict[str, Any]:
+    """With the tokenizer, everything that the bytes of the dataset depend on, as JSON gives it
+    back."""
+    made_from = facts | {"files": describe_files(source.files)}
+    made_from |= {} if images is None else asdict(images)
+    return dict(json.loads(json.dumps(made_from)))
 
 
-def _check_settings(earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    differing = [key for key in now if earlier.get(key) != now[key]]
-    if differing:
+def _require_same(output: Path, earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+    if found := differences(earlier, settings):
         raise ConfigError(
-            f"the unfinished run had other settings ({', '.join(differing)}), so it cannot go on "
-            "with these. Use the command that started it, or delete the .partial folder."
+            f"the unfinished run of {output} had other input or options, so it cannot go on with "
+            f"these: {'; '.join(found)}. Use the command that started it, or delete "
+            f"{with_suffix(output, PARTIAL_SUFFIX)} to start anew."
         )
+
+
+def _finished_before(output: Path, settings: dict[str, Any], started: float) -> Preprocessed:
+    manifest = IndexedReader(output).manifest
+    earlier = manifest.source | {"tokenizer": manifest.tokenizer_sha256}
+    if found := differences(earlier, settings):
+        raise ConfigError(
+            f"the dataset {output} is complete, but was made from other input or with other "
+            f"options: {'; '.join(found)}. Use the command that made it, choose another --output, "
+            "or delete its .bin, .idx and .manifest.json to make it anew."
+        )
+    return Preprocessed(
+        manifest, _count_rejected(output), time.monotonic() - started, was_complete=True
+    )
 
 
 def _count_rejected(output: Path) -> dict[str, int]:

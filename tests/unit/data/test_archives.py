@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data.archives import tar_of, write_tar
+from vila_mc.data.preprocess import preprocess
 from vila_mc.data.sources import tars
 from vila_mc.data.sources.image_files import ImageFolder, ImageTars, check_name, index_tars
 from vila_mc.data.sources.interleaved import InterleavedSource
@@ -218,6 +219,18 @@ def test_images_in_archives(stored: ImageTars, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(document))
     (sample,) = read(InterleavedSource([tmp_path / "a.jsonl"], stored))
     assert sample.parts[0] == ImagePart(b"C", "c.jpg")
+
+
+def test_archives_are_indexed_within_the_unfinished_set(
+    tmp_path: Path, tokenizer_path: Path, make_image: Callable[..., bytes]
+) -> None:
+    tar = write_tar(tmp_path / "i.tar", {"c.jpg": make_image(format="JPEG")})
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "c.jpg", "caption": "One."}))
+    source = PairSource([tmp_path / "a.jsonl"], ImageTars((tar,)))
+    assert source.images.describe() == [{"name": "i.tar", "bytes": tar.stat().st_size}]
+    output = tmp_path / "out" / "set"
+    assert preprocess(source, output, "multimodal", tokenizer_path, facts={}).manifest.images == 1
+    assert sorted(path.suffix for path in output.parent.iterdir()) == [".bin", ".idx", ".json"]
 
 
 def test_index_of_a_damaged_archive(tmp_path: Path) -> None:

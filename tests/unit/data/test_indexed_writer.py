@@ -196,7 +196,7 @@ def test_finish_that_is_killed_between_its_moves(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, moves: int
 ) -> None:
     prefix = tmp_path / "set"
-    assert complete_moves(prefix) is None
+    complete_moves(prefix)  # there are none
     done: list[Path] = []
     replace = Path.replace
 
@@ -219,9 +219,8 @@ def test_finish_that_is_killed_between_its_moves(
     monkeypatch.undo()
     with pytest.raises(DataError, match=r"incomplete|there is no dataset"):
         IndexedReader(prefix)
-    made = complete_moves(prefix)
-    assert made is not None
-    assert len(IndexedReader(prefix)) == made.samples == 1
+    complete_moves(prefix)
+    assert len(IndexedReader(prefix)) == 1
     assert sorted(os.listdir(tmp_path)) == [
         f"set{suffix}" for suffix in (".bin", ".idx", ".manifest.json", ".rejected.jsonl")
     ]

@@ -15,6 +15,7 @@ from vila_mc.data.inspection.export import export
 from vila_mc.data.inspection.page import sample_page
 from vila_mc.data.inspection.verify import verify
 from vila_mc.data.preprocess import preprocess
+from vila_mc.data.provenance import in_short
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
@@ -22,7 +23,7 @@ from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Source
 from vila_mc.data.sources.text import TextSource
 from vila_mc.data.tokenizer import Tokenizer
-from vila_mc.errors import DataError
+from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
 ROOT = Path(__file__).parents[3]
@@ -51,7 +52,7 @@ def test_page_is_self_contained_and_escapes_everything(
     tmp_path: Path, conversations: Source, tokenizer_path: Path, tokenizer: Tokenizer
 ) -> None:
     preprocess(
-        conversations, tmp_path / "set", "multimodal", tokenizer_path, facts={"files": [ATTACK]}
+        conversations, tmp_path / "set", "multimodal", tokenizer_path, facts={"kind": ATTACK}
     )
     reader = IndexedReader(tmp_path / "set")
     for index, kind in enumerate(("png", "jpeg", "png")):  # browsers do not show TIFF
@@ -125,6 +126,32 @@ def test_damage_is_named(
     with pytest.raises(DataError, match="set has 3 faults"):
         tool("verify", prefix)
     assert "set.bin is damaged: its checksum differs" in capsys.readouterr().out
+
+
+def test_one_fault_and_no_workers(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
+        writer.add(EncodedSample((EncodedText((1, 400), False),)))
+        writer.finish({})
+    with pytest.raises(DataError, match=r"set has 1 fault\. Copy"):
+        tool("verify", tmp_path / "set")
+    with pytest.raises(ConfigError, match="--workers is 0; it must be at least 1"):
+        tool("verify", tmp_path / "set", "--workers", "0")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".manifest.json"])
+def test_a_file_in_place_of_the_prefix(
+    tmp_path: Path, make_set: Callable[..., Path], suffix: str
+) -> None:
+    prefix = make_set(tmp_path / "set", 1)
+    with pytest.raises(DataError, match=rf"one file of a dataset\. Give .*: {prefix}\."):
+        tool("summary", f"{prefix}{suffix}")
+
+
+def test_files_of_a_source_in_short() -> None:
+    files = [{"name": f"{n}.tar", "bytes": 1000} for n in range(2000)]
+    assert in_short(files).startswith("2,000, 2,000,000 bytes: 0.tar, 1.tar")
+    assert len(in_short(files)) < 80
+    assert in_short({"a": [1]}) == "{'a': [1]}"
 
 
 def test_summary_counts_and_draws(

@@ -160,6 +160,8 @@ def test_existing_set_is_refused_before_any_work(
     prefix = make_set(tmp_path / "set", 1)
     with pytest.raises(DataError, match="exists already"):
         preprocess(NEVER, prefix, "multimodal", tokenizer_path, facts={})
+    with pytest.raises(DataError, match=r"/ is a folder\. Give a folder and a name"):
+        preprocess(NEVER, Path("/"), "multimodal", tokenizer_path, facts={})
 
 
 def test_full_disk_leaves_no_set(
@@ -313,9 +315,11 @@ def test_tools_from_raw_files_to_sets(
         assert len(IndexedReader(output)) == samples
     assert IndexedReader(output).manifest.source == {
         "kind": "conversations",
-        "files": ["llava.json"],
         "template": "plain",
         "max_frames": 8,
+        "images": "images",
+        "files": [{"name": "llava.json", "bytes": llava.stat().st_size}],
+        "max_pixels": 64_000_000,
         "resize": None,
     }
 

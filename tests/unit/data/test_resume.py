@@ -21,6 +21,7 @@ from vila_mc.data.rejection import RejectionLimit
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Source
+from vila_mc.data.tokenizer import train_tokenizer
 from vila_mc.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[3]
@@ -141,11 +142,48 @@ def test_unfinished_run_is_not_lost_by_forgetting_resume(
 
 
 def test_other_settings_do_not_go_on(stopped: Path, source: Source, tokenizer_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"other settings \(resize\)"):
+    with pytest.raises(ConfigError, match=r"cannot go on with these: resize: null -> 9\. Use"):
         make(source, stopped, tokenizer_path, images=ImagePolicy(resize=9))
-    source.files[1].write_text("longer than before, or shorter\n")
-    with pytest.raises(ConfigError, match=r"other settings \(files\).*delete the \.partial folder"):
+    before = source.files[1].stat().st_size
+    source.files[1].write_text("shorter\n")
+    changed = rf"1\.jsonl of {before:,} bytes -> 1\.jsonl of 8 bytes\. .*delete .*set\.partial"
+    with pytest.raises(ConfigError, match=changed):
         make(source, stopped, tokenizer_path)
+
+
+def test_complete_set_is_said_and_left_alone(
+    tmp_path: Path, source: Source, tokenizer_path: Path
+) -> None:
+    made = make(source, tmp_path / "set", tokenizer_path)
+    before = contents(tmp_path / "set")
+    again = make(source, tmp_path / "set", tokenizer_path)
+    assert again.was_complete
+    assert again.lines()[:3] == [
+        "complete already: nothing was left to do",
+        "kept      186 samples",
+        "rejected  24 records",
+    ]
+    assert (again.manifest, again.rejected) == (made.manifest, made.rejected)
+    assert contents(tmp_path / "set") == before
+
+
+def test_complete_set_of_other_settings_is_refused(
+    tmp_path: Path, source: Source, tokenizer_path: Path
+) -> None:
+    make(source, tmp_path / "set", tokenizer_path)
+    with pytest.raises(ConfigError, match=r"set is complete, but .*: max_pixels: 64000000 -> 5000"):
+        make(source, tmp_path / "set", tokenizer_path, images=ImagePolicy(max_pixels=5000))
+    other = tmp_path / "other.model"
+    train_tokenizer(["another text"] * 9, other, 270)
+    with pytest.raises(ConfigError, match=r"options: tokenizer: .* -> "):
+        make(source, tmp_path / "set", other)
+    fewer = PairSource(source.files[:2], ImageFolder(tmp_path))
+    with pytest.raises(ConfigError, match="options: files: 3 -> 2 of them"):
+        make(fewer, tmp_path / "set", tokenizer_path)
+    with (tmp_path / "set.bin").open("ab") as data:
+        data.truncate(100)
+    with pytest.raises(DataError, match=r"set\.bin holds 100 bytes"):
+        make(source, tmp_path / "set", tokenizer_path)
 
 
 def test_higher_limit_goes_on_where_the_lower_one_stopped(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vila_mc.data.indexed_format import StoredImage, StoredText
 from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.provenance import in_short
 from vila_mc.data.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 
@@ -67,7 +68,7 @@ def sample_page(reader: IndexedReader, index: int, tokenizer: Tokenizer | None) 
         num_tokens=sum(len(piece.tokens) for piece in pieces),
         num_trained=sum(len(piece.tokens) for piece in pieces if piece.is_trained),
         num_images=sum(piece.image is not None for piece in pieces),
-        source=reader.manifest.source,
+        source={key: in_short(value) for key, value in reader.manifest.source.items()},
     )
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vila_mc.data.indexed_format import StoredImage
 from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.provenance import in_short
 
 _LOOKED_AT = 2000
 """Samples whose image headers are read for the histogram of image sizes."""
@@ -27,7 +28,7 @@ def summary_lines(reader: IndexedReader) -> list[str]:
         f"tokenizer  {facts.vocab_size:,} tokens, SHA-256 {facts.tokenizer_sha256[:16]}...",
         f"written by vila_mc {facts.tool_version}",
     ]
-    return lines + [f"source     {key}: {value}" for key, value in facts.source.items()]
+    return lines + [f"source     {key}: {in_short(value)}" for key, value in facts.source.items()]
 
 
 def plot_summary(reader: IndexedReader, output: Path) -> None:

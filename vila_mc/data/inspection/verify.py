@@ -10,7 +10,7 @@ from tqdm import tqdm
 from vila_mc.data.images import MAX_MAX_PIXELS, check_image
 from vila_mc.data.indexed_format import StoredImage, StoredPiece, with_suffix
 from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.ordered_map import ordered_map
+from vila_mc.data.ordered_map import check_workers, ordered_map
 from vila_mc.errors import DataError
 
 _SAMPLES = 64
@@ -39,7 +39,9 @@ def verify(prefix: Path, workers: int = 1) -> Verified:
 
     Raises:
         DataError: the set cannot even be opened, see ``IndexedReader``.
+        ConfigError: ``workers`` is out of range.
     """
+    check_workers(workers)
     reader = IndexedReader(prefix)
     expected = reader.manifest.bin_sha256
     faults: list[str] = []

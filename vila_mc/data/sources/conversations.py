@@ -26,8 +26,7 @@ from vila_mc.data.conversation import (
     conversation_parts,
     find_template,
 )
-from vila_mc.data.sources.image_files import Images
-from vila_mc.data.sources.record_files import RecordSource
+from vila_mc.data.sources.record_files import ImageRecordSource
 from vila_mc.data.sources.records import Record, RejectionError, require_string
 from vila_mc.errors import DataError
 from vila_mc.flow import RawSample
@@ -42,11 +41,9 @@ _SYSTEM = "system"
 
 
 @dataclass(frozen=True)
-class ConversationSource(RecordSource):
+class ConversationSource(ImageRecordSource):
     """One sample per conversation; only the assistant's words are trained."""
 
-    images: Images
-    """Where names of images are looked up."""
     template: Template = field(default_factory=lambda: find_template("vicuna_v1"))
     """How turns become text."""
     most_frames: int = MOST_FRAMES

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from vila_mc.data.provenance import describe_files
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.sources.tars import Member, read_member, scan
 from vila_mc.errors import DataError
@@ -37,6 +38,14 @@ class Images(Protocol):
 
     def folder(self, name: str) -> list[str]:
         """Names of all files in a folder of them, sorted. Raises RejectionError."""
+        ...
+
+    def prepared(self, folder: Path) -> "Images":
+        """Ready to find images. ``folder`` is for files of its own. Raises DataError."""
+        ...
+
+    def describe(self) -> Any:
+        """For the manifest, as JSON takes it: names, not where they lie."""
         ...
 
 
@@ -70,16 +79,26 @@ class ImageFolder:
             raise RejectionError("missing image", f"folder {name}: {error.strerror}") from None
         return [f"{name}/{file}" for file in found]
 
+    def prepared(self, folder: Path) -> "ImageFolder":
+        """See ``Images.prepared``."""
+        return self
+
+    def describe(self) -> str:
+        """See ``Images.describe``."""
+        return self.root.resolve().name
+
 
 @dataclass(frozen=True, slots=True)
 class ImageTars:
-    """Images in tar archives, found through an index file that ``index_tars`` made."""
+    """Images in tar archives, found through an index file that ``index_tars`` makes."""
 
     tars: tuple[Path, ...]
-    index: Path
+    index: Path | None = None
+    """None until ``prepared``."""
 
     def part(self, name: object) -> ImagePart:
         """See ``Images.part``."""
+        assert self.index is not None
         name = check_name(name)
         entries = _mapped(self.index)
         key, check = _hash(name)
@@ -99,6 +118,14 @@ class ImageTars:
     def folder(self, name: str) -> list[str]:
         """Archives are found by whole names only. Raises RejectionError."""
         raise RejectionError("missing image", f"{name}: give the names of frames within archives")
+
+    def prepared(self, folder: Path) -> "ImageTars":
+        """See ``Images.prepared``."""
+        return index_tars(self.tars, folder / "images.index")
+
+    def describe(self) -> list[dict[str, Any]]:
+        """See ``Images.describe``."""
+        return describe_files(self.tars)
 
 
 def index_tars(tars: Sequence[Path], index: Path) -> ImageTars:

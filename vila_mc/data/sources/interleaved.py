@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vila_mc.data.sources.image_files import Images
-from vila_mc.data.sources.record_files import RecordSource
+from vila_mc.data.sources.record_files import ImageRecordSource
 from vila_mc.data.sources.records import Record, Rejected, RejectionError
 from vila_mc.flow import ImagePart, RawSample, TextPart
 
@@ -19,7 +18,7 @@ MOST_IMAGES = 6
 
 
 @dataclass(frozen=True)
-class InterleavedSource(RecordSource):
+class InterleavedSource(ImageRecordSource):
     """One sample per document: each image before its sentence, all text trained, EOS at the end.
 
     Sentences are joined by one space; where an image stands between two of them, it takes the
@@ -29,8 +28,6 @@ class InterleavedSource(RecordSource):
         VILA, arXiv 2312.07533, section 4; MMC4, arXiv 2304.06939.
     """
 
-    images: Images
-    """Where ``image_name`` is looked up."""
     most_images: int = MOST_IMAGES
     """Images of a document that are kept, in the order of ``image_info``."""
     least_similarity: float | None = None

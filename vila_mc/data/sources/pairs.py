@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vila_mc.data.sources.image_files import Images
-from vila_mc.data.sources.record_files import RecordSource, decode
+from vila_mc.data.sources.record_files import ImageRecordSource, decode
 from vila_mc.data.sources.records import (
     Block,
     Record,
@@ -23,19 +22,18 @@ _ARCHIVES = (".tar", ".parquet")
 
 
 @dataclass(frozen=True)
-class PairSource(RecordSource):
+class PairSource(ImageRecordSource):
     """One sample per pair: the image, then the caption and EOS, both trained.
 
     A ``.tar`` is a WebDataset archive: files with one key are a sample, of which the image and the
     ``.txt`` (or the caption in the ``.json``) are read. A ``.parquet`` file gives the captions of
-    the ``.tar`` beside it, as img2dataset writes them. Any other file holds JSON records.
+    the ``.tar`` beside it, as img2dataset writes them. Any other file holds JSON records; only they
+    look for their image in ``images``.
 
     Source:
         VILA, arXiv 2312.07533, section 4 (COYO).
     """
 
-    images: Images
-    """Where records find their images; archives bring their own."""
     caption_key: str | None = None
     """Where captions stand in records and parquet files; None: ``caption``, else ``text``."""
 

@@ -12,12 +12,13 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 import zstandard
 
+from vila_mc.data.sources.image_files import Images
 from vila_mc.data.sources.records import (
     Block,
     Record,
@@ -50,6 +51,10 @@ class RecordSource:
     """Records a block holds at most. Few, because a record may bring several images."""
     block_bytes = 1 << 20
 
+    def prepared(self, folder: Path) -> Self:
+        """See ``Source.prepared``."""
+        return self
+
     def blocks(self, file: Path) -> Iterator[Block]:
         """See ``Source.blocks``."""
         return in_blocks(file, read_entries(file), self.block_records, self.block_bytes)
@@ -66,6 +71,18 @@ class RecordSource:
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample | Rejected]:
         """The samples of one record. Raises RejectionError when there are none."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ImageRecordSource(RecordSource):
+    """Base of the sources whose records name images."""
+
+    images: Images
+    """Where the names are looked up."""
+
+    def prepared(self, folder: Path) -> Self:
+        """See ``Source.prepared``."""
+        return replace(self, images=self.images.prepared(folder))
 
 
 def decode(raw: bytes | RejectionError | Record) -> Record:

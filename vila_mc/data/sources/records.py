@@ -91,6 +91,17 @@ class Source(Protocol):
         """
         ...
 
+    def prepared(self, folder: Path) -> "Source":
+        """The source, ready to be read.
+
+        Args:
+            folder: for files that it needs while it is read.
+
+        Raises:
+            DataError: what it reads besides its files is missing or damaged.
+        """
+        ...
+
     def samples(self, block: Block) -> Iterator[RawSample | Rejected]:
         """Every record of a block, as samples or with the reason why it is none."""
         ...
