@@ -1,5 +1,6 @@
 """Tensors that are read only when they are needed, so that a model need not fit in memory."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from torch import Tensor
 from vila_mc.errors import CheckpointError
 
 Shape = tuple[int, ...]
+
+_ITEMS_AHEAD = 3
+"""A small tensor, such as a norm's, must not keep a large one behind it from being read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +62,15 @@ class Reading(Mapping[str, Tensor]):
 
 
 def ahead[Item](items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, the next one made in a thread while the last is used.
+    """The same items, the next few made in a thread while one is used.
 
     Reading and checking a tensor takes about as long as writing it.
     """
     end: Any = object()
     with ThreadPoolExecutor(max_workers=1) as reader:
-        following = reader.submit(next, items, end)
-        while (item := following.result()) is not end:
-            following = reader.submit(next, items, end)
+        following = deque(reader.submit(next, items, end) for _ in range(_ITEMS_AHEAD))
+        while (item := following.popleft().result()) is not end:
+            following.append(reader.submit(next, items, end))
             yield item
 
 

@@ -1,12 +1,12 @@
 """Weights of a training checkpoint one at a time: read from any layout, written for every layout.
 
 A checkpoint is read without building its model in memory and without unpickling tensors: torch
-stores each shard as an uncompressed archive, whose bytes are mapped. Nothing here needs a GPU or
+stores each tensor in an uncompressed archive, whose bytes are read. Nothing here needs a GPU or
 more than one process.
 """
 
 import io
-import mmap
+import os
 import struct
 import zipfile
 import zlib
@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -41,6 +42,8 @@ from vila_mc.topology.stage_plan import plan_stages
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a zip archive's entry: the lengths of its name and of its extra field."""
+_READ_AT_ONCE = 2**21
+"""Few enough bytes that their checksum finds them in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,7 @@ class _Shards:
     def __init__(self, directory: Path, index: Metadata) -> None:
         self._directory = directory
         self._index = index
-        self._mapped = cache(self._map)
+        self._open = cache(self._opened)
 
     def read(self, places: list[Place], shape: Shape) -> Tensor:
         """The pieces of a parameter, put together."""
@@ -172,20 +175,16 @@ class _Shards:
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> Tensor:
         info = self._find(key, chunk)
-        mapped = self._mapped(info.relative_path)
-        window = memoryview(mapped)[info.offset : info.offset + info.length]
+        archive = _Window(self._open(info.relative_path), info.offset, info.length)
+        size = torch.Size(chunk.sizes).numel() * dtype.itemsize
         try:
-            start, length = _stored_bytes(window)
-        except (zipfile.BadZipFile, struct.error, StopIteration):
-            start, length = 0, -1
-        count = torch.Size(chunk.sizes).numel()
-        if length != count * dtype.itemsize:
+            values = _stored_values(archive, size)
+        except (zipfile.BadZipFile, struct.error, StopIteration, EOFError):
             raise CheckpointError(
                 f"{self._directory / info.relative_path} is damaged: {key} is not the tensor that "
                 "was written. Use an older step-* directory."
-            )
-        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=info.offset + start)
-        return flat.reshape(tuple(chunk.sizes))
+            ) from None
+        return torch.from_numpy(values).view(dtype).reshape(tuple(chunk.sizes))
 
     def _find(self, key: str, chunk: ChunkStorageMetadata) -> Any:
         # The number of a chunk does not take part in comparisons.
@@ -194,15 +193,13 @@ class _Shards:
             raise CheckpointError(f"{self._directory}: the index is damaged at {key}.")
         return found
 
-    def _map(self, name: str) -> mmap.mmap:
+    def _opened(self, name: str) -> io.FileIO:
         path = self._directory / name
         if path.parent != self._directory:
             raise CheckpointError(f"{self._directory}: the index names {name}, outside it.")
         try:
-            with open(path, "rb") as file:
-                # Private: torch wants memory that could be written, and nobody writes into it.
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
+            return io.FileIO(path)
+        except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error}. It is incomplete.") from None
 
 
@@ -222,27 +219,38 @@ def _overlap(
     return tuple(target), tuple(source)
 
 
-def _stored_bytes(window: memoryview) -> tuple[int, int]:
-    """First byte and length of the values in what torch.save made of one tensor.
+def _stored_values(archive: "_Window", size: int) -> np.ndarray:
+    """[size] uint8: the values in what torch.save made of one tensor.
+
+    They are read, not mapped: page faults would take longer than the copy.
 
     Raises:
-        BadZipFile: the archive is damaged, or its checksum is not that of the values.
+        BadZipFile: the archive is damaged, or holds other values than were written.
+        EOFError: the file ends too early.
     """
-    with zipfile.ZipFile(_View(window)) as archive:
-        entry = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
-    name_length, extra_length = _LOCAL_HEADER.unpack_from(window, entry.header_offset)
-    start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-    values = window[start : start + entry.file_size]
-    if entry.compress_type != zipfile.ZIP_STORED or zlib.crc32(values) != entry.CRC:
+    with zipfile.ZipFile(archive) as entries:
+        entry = next(info for info in entries.infolist() if info.filename.endswith("/data/0"))
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size:
         raise zipfile.BadZipFile
-    return start, entry.file_size
+    header = bytearray(_LOCAL_HEADER.size)
+    archive.read_into(entry.header_offset, header)
+    start = entry.header_offset + len(header) + sum(_LOCAL_HEADER.unpack(header))
+    values = np.empty(size, np.uint8)
+    checksum = 0
+    for begin in range(0, size, _READ_AT_ONCE):
+        part = values[begin : begin + _READ_AT_ONCE].data
+        archive.read_into(start + begin, part)
+        checksum = zlib.crc32(part, checksum)
+    if checksum != entry.CRC:
+        raise zipfile.BadZipFile
+    return values
 
 
-class _View(io.RawIOBase):
-    """A part of mapped memory as a file, without copying all of it."""
+class _Window(io.RawIOBase):
+    """A part of an open file as a file of its own, which several threads may have open."""
 
-    def __init__(self, window: memoryview) -> None:
-        self._window = window
+    def __init__(self, file: io.FileIO, start: int, length: int) -> None:
+        self._file, self._start, self._length = file, start, length
         self._at = 0
 
     def seekable(self) -> bool:
@@ -252,7 +260,7 @@ class _View(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._window)}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
         self._at = base + offset
         return self._at
 
@@ -260,7 +268,21 @@ class _View(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        count = max(min(len(buffer), len(self._window) - self._at), 0)
-        buffer[:count] = self._window[self._at : self._at + count]
+        wanted = min(len(buffer), max(self._length - self._at, 0))
+        count = os.preadv(
+            self._file.fileno(), [memoryview(buffer)[:wanted]], self._start + self._at
+        )
         self._at += count
         return count
+
+    def read_into(self, offset: int, buffer: Any) -> None:
+        """Fill ``buffer`` from ``offset`` on. Raises EOFError where that is outside."""
+        if offset < 0:
+            raise EOFError
+        self.seek(offset)
+        view = memoryview(buffer)
+        while view:
+            count = self.readinto(view)
+            if count == 0:
+                raise EOFError
+            view = view[count:]

@@ -4,14 +4,12 @@ It is what ``load_weights`` reads at every layout: the shards of a single rank, 
 them, and the manifest. It has no optimizer state; a run starts from it with ``train.load``.
 """
 
-import hashlib
 import math
-import os
 import pickle
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
@@ -26,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from vila_mc.checkpoint.direct_file import DirectFile
 from vila_mc.checkpoint.lazy import LazyTensors, Reading, ahead
 from vila_mc.checkpoint.manifest import (
     FileRecord,
@@ -45,7 +44,6 @@ _SHARD_NAME = "__0_0.distcp"
 _COMMON = "common_state/shard_0_1"
 """Where Megatron-Core looks for what is neither a tensor nor of one rank."""
 _STEP = 0
-_HASHED_AT_ONCE = 2**24
 
 
 def write_weights_checkpoint(run: RunConfig, tensors: LazyTensors, origin: str) -> Path:
@@ -101,22 +99,15 @@ class _Shard:
     """The one shard file; remembers where everything stands in it, and its checksum."""
 
     def __init__(self, path: Path, least_bytes: int) -> None:
-        self._path = path
-        self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
-        # Blocks in one go: a full disk shows at once, and writing into them is cheaper.
-        os.posix_fallocate(self._file.fileno(), 0, least_bytes)
-        self._digest = hashlib.sha256()
-        self._written = self._hashed = 0
-        self._hasher = ThreadPoolExecutor(max_workers=1)
+        self._name = path.name
+        self._file = DirectFile(path, least_bytes, with_sha256=True)
         self._stored: dict[MetadataIndex, _StorageInfo] = {}
         self._tensors: dict[str, TensorStorageMetadata] = {}
         self._objects: dict[str, BytesStorageMetadata] = {}
 
     def write(self, data: Any) -> int:
         """For torch.save."""
-        self._file.write(data)
-        self._written += len(data)
-        return len(data)
+        return self._file.write(data)
 
     def flush(self) -> None:
         """For torch.save."""
@@ -144,20 +135,9 @@ class _Shard:
         self._store(MetadataIndex(key), [value])
 
     def _store(self, index: MetadataIndex, value: Any) -> None:
-        start = self._written
+        start = self._file.num_bytes
         torch.save(value, self)  # type: ignore[arg-type]
-        self._stored[index] = _StorageInfo(self._path.name, start, self._written - start)
-        self._file.flush()
-        self._hasher.submit(self._hash_to, self._written)
-
-    def _hash_to(self, end: int) -> None:
-        """Read what was written up to here, from memory still, and add it to the checksum."""
-        with open(self._path, "rb") as file:
-            file.seek(self._hashed)
-            while self._hashed < end:
-                data = file.read(min(end - self._hashed, _HASHED_AT_ONCE))
-                self._digest.update(data)
-                self._hashed += len(data)
+        self._stored[index] = _StorageInfo(self._name, start, self._file.num_bytes - start)
 
     def index(self) -> Metadata:
         """torch's index of the file."""
@@ -165,15 +145,18 @@ class _Shard:
 
     def record(self) -> FileRecord:
         """For the manifest, once the file is closed."""
-        assert self._hashed == self._written, "the checksum is not that of the whole file"
-        return FileRecord(self._written, self._digest.hexdigest())
+        return FileRecord(self._file.num_bytes, self._file.sha256())
 
-    def __enter__(self) -> "_Shard":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._hasher.shutdown()
-        self._file.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
 
 
 def _alone(tensor: Tensor) -> Tensor:

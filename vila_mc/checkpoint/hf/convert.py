@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from vila_mc.checkpoint.hf.names import WORD_EMBEDDINGS, Table
-from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors, Reading, Shape
+from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors, Reading, Shape, ahead
 from vila_mc.errors import CheckpointError
 
 _NAMES_SHOWN = 4
@@ -28,9 +28,9 @@ def to_hf(source: LazyTensors, parts: Sequence[Table]) -> Iterator[tuple[str, Te
     """
     check_tensors(source, our_shapes(parts), "the training state")
     state = Reading(source, "the training state")
-    for table in parts:
-        for row in table.rows:
-            yield from row.split(state[row.ours], table.sizes).items()
+    rows = (row.split(state[row.ours], table.sizes) for table in parts for row in table.rows)
+    for tensors in ahead(rows):
+        yield from tensors.items()
 
 
 def from_hf(source: LazyTensors, parts: Sequence[Table], where: str) -> dict[str, LazyTensor]:

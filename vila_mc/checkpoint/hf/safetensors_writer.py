@@ -8,7 +8,6 @@ Source:
 """
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vila_mc.checkpoint.direct_file import DirectFile
 from vila_mc.checkpoint.lazy import Shape
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -36,11 +36,9 @@ class SafetensorsWriter:
     def __init__(self, path: Path, shapes: Mapping[str, Shape], dtype: torch.dtype) -> None:
         self._shapes = shapes
         self._dtype = dtype
-        self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
         header = json.dumps(self._header(), separators=(",", ":")).encode()
         header += b" " * (-len(header) % _ALIGNMENT)
-        # Blocks in one go: a full disk shows at once, and writing into them is cheaper.
-        os.posix_fallocate(self._file.fileno(), 0, 8 + len(header) + self._num_bytes())
+        self._file = DirectFile(path, 8 + len(header) + self._num_bytes())
         self._file.write(struct.pack("<Q", len(header)) + header)
 
     def _num_bytes(self) -> int:
@@ -64,7 +62,7 @@ class SafetensorsWriter:
         """Append the next tensor."""
         assert tuple(tensor.shape) == self._shapes[name], f"{name} is {list(tensor.shape)}"
         values = tensor.detach().to("cpu", self._dtype).contiguous()
-        self._file.write(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+        self._file.write(values.reshape(-1).view(torch.uint8).numpy())
 
     def __enter__(self) -> Self:
         return self
@@ -75,4 +73,4 @@ class SafetensorsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._file.__exit__(kind, error, trace)

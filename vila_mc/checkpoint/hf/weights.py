@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vila_mc.checkpoint.hf.safetensors_writer import SafetensorsWriter
-from vila_mc.checkpoint.lazy import LazyTensor, Shape, ahead
+from vila_mc.checkpoint.lazy import LazyTensor, Shape
 from vila_mc.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -96,7 +96,7 @@ def write_weights(
         max_shard_bytes: most bytes of tensors in one file; a larger tensor gets a file of its own.
     """
     shards = _plan_shards(shapes, dtype.itemsize, max_shard_bytes)
-    arriving = ahead(iter(tensors))
+    arriving = iter(tensors)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         is_single = len(shards) == 1
