@@ -19,9 +19,11 @@ from vila_mc import __version__
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.config.train import PARTS, Part
+from vila_mc.data.manifest import Manifest as DatasetManifest
+from vila_mc.data.manifest import contents_sha256
 from vila_mc.errors import CheckpointError, ConfigError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
@@ -41,6 +43,23 @@ class FileRecord:
             return FileRecord(os.fstat(file.fileno()).st_size, digest)
 
 
+@dataclass(frozen=True, slots=True)
+class DatasetRecord:
+    """What a dataset held when it was read."""
+
+    samples: int
+    sha256: str
+    """Of its contents, see ``vila_mc.data.manifest.contents_sha256``."""
+
+    @staticmethod
+    def of(manifest: DatasetManifest) -> "DatasetRecord":
+        """Describe a dataset by its own manifest."""
+        return DatasetRecord(manifest.samples, contents_sha256(manifest))
+
+    def __str__(self) -> str:
+        return f"{self.samples:,} samples, SHA-256 {self.sha256[:12]}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything besides the tensors."""
@@ -55,6 +74,8 @@ class Manifest:
     """Layout that wrote it, for people; any layout can read it."""
     versions: dict[str, str]
     """Versions of vila_mc, Python and the packages that wrote it."""
+    datasets: tuple[DatasetRecord, ...] = ()
+    """What ``run.data.blend`` held, in its order; the position counts in these samples."""
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     """Every other file of the directory; known only once all are written."""
 
@@ -64,6 +85,7 @@ class Manifest:
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
         values["run"] = run_to_dict(self.run)
+        values["datasets"] = [dataclasses.asdict(dataset) for dataset in self.datasets]
         values["files"] = {name: dataclasses.asdict(file) for name, file in self.files.items()}
         with open(directory / MANIFEST_NAME, "w", encoding="utf-8") as file:
             json.dump(values, file, indent=2)
@@ -113,7 +135,8 @@ class Manifest:
         try:
             run = run_from_dict(values["run"])
             files = {name: FileRecord(**record) for name, record in values["files"].items()}
-            return Manifest(**{**values, "run": run, "files": files})
+            datasets = tuple(DatasetRecord(**record) for record in values["datasets"])
+            return Manifest(**{**values, "run": run, "datasets": datasets, "files": files})
         except (ConfigError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged or was edited: {error}") from None
 

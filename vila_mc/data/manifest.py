@@ -57,6 +57,15 @@ class Manifest:
     """SHA-256 of PREFIX.bin, for tools/inspect_data.py verify; None in sets of version 1."""
 
 
+def contents_sha256(manifest: Manifest) -> str:
+    """SHA-256 of what a set holds, wherever it lies and whatever it was made from.
+
+    Of a set of version 1, whose manifest has no checksum of .bin, the size stands in for it.
+    """
+    contents = f"{manifest.idx_sha256} {manifest.bin_sha256 or manifest.bin_bytes}"
+    return hashlib.sha256(contents.encode()).hexdigest()
+
+
 def to_json(manifest: Manifest) -> str:
     """The text of a manifest file."""
     return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"

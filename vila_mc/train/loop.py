@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import Manifest, versions
+from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, versions
 from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.run import RunConfig
@@ -59,6 +59,7 @@ class Run:
             data_size=ranks.layout.data,
             needs_images=any(stage.plan.needs_images() for stage in stages),
         )
+        self.datasets = tuple(DatasetRecord.of(reader.manifest) for reader in self.data.readers)
         self.saving: PendingSave | None = None
         self.state = self._restore_or_start(stages)
         self.printer = StepPrinter(config.train.steps, config.train.stage)
@@ -166,6 +167,7 @@ class Run:
             run=self.config,
             layout=str(self.ranks.layout),
             versions=versions(),
+            datasets=self.datasets,
         )
         in_background = self.config.train.async_save
         self.saving = PendingSave(

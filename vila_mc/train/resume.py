@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from vila_mc.checkpoint.manifest import Manifest, leaves, whole_checkpoints
+from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, leaves, whole_checkpoints
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
+from vila_mc.data.manifest import read_manifest
 from vila_mc.errors import CheckpointError, ConfigError
 
 _REPORTED = (
@@ -75,9 +76,28 @@ def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
             f"data.blend, so its position in the data means nothing here. Restore them, or "
             f"{elsewhere}"
         )
+    _require_same_datasets(manifest, config, elsewhere)
     if set(manifest.run.train.trainable) != set(config.train.trainable):
         raise CheckpointError(
             f"the checkpoint after step {manifest.step} was written with train.trainable "
             f"[{', '.join(manifest.run.train.trainable)}], so it has no optimizer state for "
             f"[{', '.join(config.train.trainable)}]. Restore it, or {elsewhere}"
         )
+
+
+def _require_same_datasets(manifest: Manifest, config: RunConfig, elsewhere: str) -> None:
+    """A dataset may lie elsewhere now, but the same samples must stand at the same places in it.
+
+    Raises:
+        CheckpointError: one holds something else.
+        DataError: one is missing.
+    """
+    paths = [entry.path for entry in config.data.blend]
+    for path, before in zip(paths, manifest.datasets, strict=True):
+        now = DatasetRecord.of(read_manifest(path))
+        if now != before:
+            raise CheckpointError(
+                f"the dataset {path} holds other samples ({now}) than when the checkpoint after "
+                f"step {manifest.step} was written ({before}), so its position in the data means "
+                f"nothing here. Restore that dataset, or {elsewhere}"
+            )

@@ -1,0 +1,78 @@
+"""Which checkpoint a run goes on from, and what it must not have changed."""
+
+import shutil
+
+import pytest
+
+from tests.support.tiny import tiny_run
+from tests.support.tiny_data import write_dataset
+from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, checkpoint_name
+from vila_mc.data.indexed_format import with_suffix
+from vila_mc.data.manifest import read_manifest
+from vila_mc.errors import CheckpointError, DataError
+from vila_mc.train.resume import checkpoint_to_resume
+
+SUFFIXES = (".bin", ".idx", ".manifest.json")
+
+
+def _run(output, *prefixes, **data):
+    blend = [{"path": str(prefix)} for prefix in prefixes]
+    return tiny_run(data={"blend": blend} | data, train={"output": str(output)})
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))[1]
+
+
+@pytest.fixture
+def output(tmp_path, prefix):
+    """The output of a run that has read ``prefix``; only the manifest is ever looked at here."""
+    directory = tmp_path / "output" / checkpoint_name(2)
+    directory.mkdir(parents=True)
+    Manifest(
+        step=2,
+        samples_seen=16,
+        run=_run(tmp_path / "output", prefix),
+        layout="",
+        versions={},
+        datasets=(DatasetRecord.of(read_manifest(prefix)),),
+    ).write(directory)
+    return directory.parent
+
+
+def test_what_was_read_is_in_the_manifest(output, prefix):
+    (recorded,) = Manifest.read(output / checkpoint_name(2)).datasets
+    assert recorded == DatasetRecord.of(read_manifest(prefix))
+    assert recorded.samples == 24
+
+
+def test_a_dataset_that_lies_elsewhere_now(output, prefix, tmp_path):
+    for suffix in SUFFIXES:
+        shutil.copy(with_suffix(prefix, suffix), with_suffix(tmp_path / "moved", suffix))
+    assert checkpoint_to_resume(_run(output, tmp_path / "moved")) == output / checkpoint_name(2)
+
+
+@pytest.mark.parametrize("num_samples", [23, 24])
+def test_a_dataset_made_anew_from_other_data(output, tmp_path, num_samples, monkeypatch):
+    monkeypatch.setattr("tests.support.tiny_data._picture", lambda seed: b"other")
+    other = write_dataset(tmp_path, num_samples)[1]
+    message = (
+        rf"pairs holds other samples \({num_samples} samples, .* step 2 was written \(24 samples"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint_to_resume(_run(output, other))
+    with pytest.raises(CheckpointError, match=r"Restore that dataset, or .* with train\.load"):
+        checkpoint_to_resume(_run(output, other))
+
+
+def test_a_dataset_that_is_gone(output, tmp_path):
+    with pytest.raises(DataError, match="there is no dataset"):
+        checkpoint_to_resume(_run(output, tmp_path / "none"))
+
+
+def test_another_order(output, prefix):
+    with pytest.raises(CheckpointError, match=r"another data\.seed or data\.blend"):
+        checkpoint_to_resume(_run(output, prefix, seed=7))
+    with pytest.raises(CheckpointError, match=r"another data\.seed or data\.blend"):
+        checkpoint_to_resume(_run(output, prefix, prefix))
