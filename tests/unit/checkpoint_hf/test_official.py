@@ -1,5 +1,6 @@
 """The directory of the public VILA code, read by what is written about it and no code of ours."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,9 +11,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
+from vila_mc.checkpoint.hf.config_values import ConfigValues
+from vila_mc.checkpoint.hf.configs import official_selection
 from vila_mc.checkpoint.hf.export import export_hf
 from vila_mc.checkpoint.hf.import_hf import read_whole
+from vila_mc.checkpoint.hf.language_configs import language_from_hf, language_json
 from vila_mc.checkpoint.lazy import lazily
+from vila_mc.config.model import RopeConfig
 from vila_mc.errors import CheckpointError
 
 KINDS = ("linear", "mlp2x_gelu", "mlp_downsample")
@@ -115,9 +120,33 @@ def test_the_files_have_the_names_and_keys_that_its_loader_needs(kind, exported)
     assert {name.rpartition(".")[0] for name in projector} == KEYS[kind]
     assert all(name.startswith("vision_model.") for name in _weights(directory / "vision_tower"))
     assert (directory / "vision_tower" / "preprocessor_config.json").exists()
+    # The transformers that the public code pins reads no template of its own file, and its
+    # tokenizers no merges as pairs.
+    tokenizer_config = json.loads((directory / "llm" / "tokenizer_config.json").read_text())
+    assert "USER: " in tokenizer_config["chat_template"]
+    assert not (directory / "llm" / "chat_template.jinja").exists()
+    merges = json.loads((directory / "llm" / "tokenizer.json").read_text())["model"]["merges"]
+    assert all(merge.count(" ") == 1 for merge in merges)
     tokenizer = AutoTokenizer.from_pretrained(directory / "llm")
     assert tokenizer.chat_template
     assert len(tokenizer) == VOCABULARY
+
+
+def test_every_patch_of_a_siglip_is_kept_under_the_public_codes_name():
+    model = tiny_model()
+    siglip = dataclasses.replace(model.vision, family="siglip")
+    assert official_selection(model.vision) == "patch"  # drops the class token
+    assert official_selection(siglip) == "cls_patch"  # drops nothing
+
+
+def test_linearly_stretched_positions_are_said_in_two_words():
+    rope = RopeConfig(scaling="linear", factor=4.0)
+    language = dataclasses.replace(tiny_model().language, rope=rope)
+    written = language_json(language)
+    assert written["rope_scaling"] == {"type": "linear", "factor": 4.0}
+    assert written["rope_parameters"]["rope_type"] == "linear"
+    del written["rope_parameters"]
+    assert language_from_hf(ConfigValues(written, None)) == language
 
 
 def test_what_another_reader_of_images_made_is_refused(exported, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from vila_mc.checkpoint.hf.language_configs import language_json
 from vila_mc.checkpoint.hf.vision_configs import preprocessor_json, vision_json
-from vila_mc.config.model import ImageMode, ModelConfig
+from vila_mc.config.model import ImageMode, ModelConfig, VisionConfig
 
 MODEL_TYPE = "vila_mc"
 """``model_type`` of our own modelling file."""
@@ -136,7 +136,7 @@ def official_json(model: ModelConfig, dtype: torch.dtype, token_ids: TokenIds) -
         "mm_hidden_size": model.vision.width,
         "image_aspect_ratio": _ASPECTS[model.vision.image_mode],
         "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "patch",
+        "mm_vision_select_feature": official_selection(model.vision),
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         # Without this the newer loader puts a newline after every image.
@@ -149,6 +149,11 @@ def official_json(model: ModelConfig, dtype: torch.dtype, token_ids: TokenIds) -
         "vision_tower_cfg": official_vision_json(model, dtype),
         "mm_projector_cfg": official_projector_json(model, dtype),
     }
+
+
+def official_selection(vision: VisionConfig) -> str:
+    """The public code's name for every patch: it drops the first token of a tower, or keeps it."""
+    return "patch" if vision.class_tokens() else "cls_patch"
 
 
 _ASPECTS: Mapping[ImageMode, str] = {"crop": "square", "pad": "pad", "resize": "resize"}

@@ -27,7 +27,7 @@ from vila_mc.checkpoint.hf.names import (
 )
 from vila_mc.checkpoint.hf.output_directory import output_directory, write_json
 from vila_mc.checkpoint.hf.tokenizer_source import TokenizerSource, open_tokenizer
-from vila_mc.checkpoint.hf.weights import write_weights
+from vila_mc.checkpoint.hf.weights import read_json, write_weights
 from vila_mc.checkpoint.lazy import LazyTensors, Shape
 from vila_mc.config.model import ModelConfig
 from vila_mc.errors import CheckpointError
@@ -176,7 +176,7 @@ def _official(export: _Export, directory: Path) -> None:
     for name in ("llm", "vision_tower", "mm_projector"):
         (directory / name).mkdir()
     _language(export, directory / "llm")
-    _write_packaged(directory / "llm", _CHAT_TEMPLATE)
+    _tell_chat_template(directory / "llm")
     tower = directory / "vision_tower"
     unread = unread_shapes(model.vision, OFFICIAL.vision)
     export.write_weights(tower, [vision_table(model.vision, OFFICIAL.vision)], unread)
@@ -200,6 +200,13 @@ def _language(export: _Export, directory: Path) -> None:
     write_json(directory / "generation_config.json", {**token_ids, "do_sample": False})
 
 
+def _tell_chat_template(directory: Path) -> None:
+    """Where the transformers of the public code looks for it, which reads no file of its own."""
+    (directory / _CHAT_TEMPLATE).unlink(missing_ok=True)
+    where = directory / "tokenizer_config.json"
+    write_json(where, {**read_json(where), "chat_template": _packaged(_CHAT_TEMPLATE)})
+
+
 def _unread_tensors(shapes: dict[str, Shape]) -> Iterator[tuple[str, Tensor]]:
     """Norms of ones, and zeros, with which the layer hands on what it gets."""
     for name, shape in shapes.items():
@@ -208,6 +215,9 @@ def _unread_tensors(shapes: dict[str, Shape]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _write_packaged(directory: Path, name: str) -> None:
+    (directory / name).write_text(_packaged(name), encoding="utf-8")
+
+
+def _packaged(name: str) -> str:
     folder = resources.files("vila_mc.checkpoint.hf") / "remote_code"
-    text = (folder / name).read_text(encoding="utf-8")
-    (directory / name).write_text(text, encoding="utf-8")
+    return (folder / name).read_text(encoding="utf-8")

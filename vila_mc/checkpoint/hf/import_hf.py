@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 
 from vila_mc.checkpoint.hf.config_values import ConfigValues
-from vila_mc.checkpoint.hf.configs import MODEL_TYPE
+from vila_mc.checkpoint.hf.configs import MODEL_TYPE, official_selection
 from vila_mc.checkpoint.hf.convert import check_tensors, from_hf
 from vila_mc.checkpoint.hf.import_parts import (
     join_language,
@@ -222,7 +222,6 @@ def _read_official(
     directory: Path, config: ConfigValues, image_mode: ImageMode | None, trust_pickle: bool
 ) -> ForeignModel:
     config.require("mm_vision_select_layer", -2)
-    config.require("mm_vision_select_feature", "patch", None)
     config.require("s2", False, None)
     config.require("dynamic_s2", False, None)
     config.require("image_aspect_ratio", "resize", "pad", "square", None)
@@ -233,6 +232,7 @@ def _read_official(
     vision, vision_tensors = read_vision(
         directory / "vision_tower", image_mode, trust_pickle=trust_pickle
     )
+    config.require("mm_vision_select_feature", official_selection(vision))
     projector = directory / "mm_projector"
     where = projector / "config.json"
     kinds = tuple(OFFICIAL_CONNECTORS)

@@ -120,7 +120,7 @@ def _rope_from_hf(rope: ConfigValues) -> RopeConfig:
 
 
 def language_json(language: LanguageConfig, vocab_size: int | None = None) -> dict[str, Any]:
-    """config.json of the language model, in the words that every transformers 4 and 5 reads.
+    """config.json of the language model, in the words that transformers 4 and 5 read.
 
     Args:
         language: its shape.
@@ -145,12 +145,19 @@ def language_json(language: LanguageConfig, vocab_size: int | None = None) -> di
         "tie_word_embeddings": language.tied_embeddings,
     }
     if language.rope.scaling != "none":
-        common["rope_scaling"] = rope
+        common["rope_scaling"] = _rope_scaling_json(language.rope)
     if language.family == "llama":
         return common | {"attention_bias": False, "mlp_bias": False}
     if language.family == "mistral":
         return common | {"sliding_window": None}
     return common | {"use_sliding_window": False}
+
+
+def _rope_scaling_json(rope: RopeConfig) -> dict[str, Any]:
+    """Before 4.43 transformers knew ``linear`` only in two words, and nothing of ``llama3``."""
+    if rope.scaling == "linear":
+        return {"type": "linear", "factor": rope.factor}
+    return _rope_json(rope)
 
 
 def _rope_json(rope: RopeConfig) -> dict[str, Any]:

@@ -139,12 +139,16 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     }
 
 
-def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
-    """Every way to make a piece out of two, best score first."""
+def _merges(model: SentencePieceModel) -> list[str]:
+    """Every way to make a piece out of two, best score first.
+
+    The two stand with a space between them, as every version of the tokenizers library reads them.
+    """
     normal = {
         piece.text: (-piece.score, index)
         for index, piece in enumerate(model.pieces)
-        if piece.type is PieceType.NORMAL
+        # Every space of a text becomes another character, so no text makes a piece with one.
+        if piece.type is PieceType.NORMAL and " " not in piece.text
     }
     ranked = [
         (*rank, cut, text)
@@ -152,7 +156,7 @@ def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
         for cut in range(1, len(text))
         if text[:cut] in normal and text[cut:] in normal
     ]
-    return [(text[:cut], text[cut:]) for _, _, cut, text in sorted(ranked)]
+    return [f"{text[:cut]} {text[cut:]}" for _, _, cut, text in sorted(ranked)]
 
 
 def _normalisers(model: SentencePieceModel) -> list[dict[str, Any]]:

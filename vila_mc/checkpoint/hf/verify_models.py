@@ -196,11 +196,14 @@ class _Official:
         self.vocab_size = vocab_size
         self.model = _load(AutoModelForCausalLM, directory / "llm", is_streamed)
         tower = directory / "vision_tower"
-        self._is_clip = read_json(tower / "config.json")["model_type"] == "clip_vision_model"
-        tower_class = CLIPVisionModel if self._is_clip else SiglipVisionModel
+        is_clip = read_json(tower / "config.json")["model_type"] == "clip_vision_model"
+        tower_class = CLIPVisionModel if is_clip else SiglipVisionModel
         self._tower = _load(tower_class, tower, is_streamed, "vision_model.{}".format)
         self._preprocessor = read_json(tower / "preprocessor_config.json")
-        self._select = read_json(directory / "config.json")["mm_vision_select_layer"]
+        config = read_json(directory / "config.json")
+        self._select = config["mm_vision_select_layer"]
+        # As the public code does it, whatever the tower is.
+        self._first_patch = 1 if config["mm_vision_select_feature"] == "patch" else 0
         projector = directory / "mm_projector"
         self._kind = read_json(projector / "config.json")["mm_projector_type"]
         self._layers = {n: t.read().float() for n, t in open_weights(projector).items()}
@@ -219,7 +222,7 @@ class _Official:
         if len(images):
             pixels = _normalise(images, self._preprocessor)
             states = self._tower(pixels, output_hidden_states=True).hidden_states[self._select]
-            embeds[is_image] = self._connect(states[:, int(self._is_clip) :]).flatten(0, 1)
+            embeds[is_image] = self._connect(states[:, self._first_patch :]).flatten(0, 1)
         return embeds
 
     def _connect(self, patches: Tensor) -> Tensor:
