@@ -8,13 +8,11 @@ memory is the snapshot.
 """
 
 import contextlib
-import ctypes
 import os
 import pickle
 import queue
 import select
 import signal
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,8 +32,8 @@ from vila_mc.checkpoint.disk import Failure
 from vila_mc.checkpoint.manifest import FileRecord
 from vila_mc.checkpoint.state import content_metadata
 from vila_mc.parallel.groups import Ranks
+from vila_mc.processes import fork_child
 
-_PR_SET_PDEATHSIG = 1
 _WRITER_NICENESS = 10
 
 
@@ -168,13 +166,7 @@ class BackgroundWrite:
     def __init__(self, plan: ShardPlan) -> None:
         self._plan = plan
         self._answer, answer_here = os.pipe()
-        parent = os.getpid()
-        with warnings.catch_warnings():
-            # The loader has threads. The child touches nothing of theirs: it writes host memory.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._pid = os.fork()
-        if self._pid == 0:
-            _write_and_exit(plan, parent, answer_here)
+        self._pid = fork_child(partial(_write_and_answer, plan, answer_here))
         os.close(answer_here)
 
     def is_done(self) -> bool:
@@ -201,16 +193,8 @@ class BackgroundWrite:
         self.result()
 
 
-def _write_and_exit(plan: ShardPlan, parent: int, answer: int) -> None:
-    """The whole life of the forked process."""
-    try:
-        # Ctrl-C reaches it as well, and the rank's requests to stop are not meant for it.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() == parent:
-            os.nice(_WRITER_NICENESS)
-            with open(answer, "wb") as file:
-                pickle.dump(plan.write(), file)
-    finally:
-        os._exit(0)  # nothing that the rank has registered for its own end
+def _write_and_answer(plan: ShardPlan, answer: int) -> None:
+    """The whole work of the forked process: it writes the host's memory."""
+    os.nice(_WRITER_NICENESS)
+    with open(answer, "wb") as file:
+        pickle.dump(plan.write(), file)

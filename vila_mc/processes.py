@@ -1,0 +1,66 @@
+"""Processes forked from this one, which do not outlive it. No torch: it must load at once."""
+
+import ctypes
+import gc
+import os
+import signal
+import traceback
+import warnings
+from collections.abc import Callable
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, the cluster's notice, and the usual advance warning of SLURM (--signal=USR1)."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
+    """Ask the kernel to send a signal to this process when its parent dies.
+
+    Without it, a parent that is killed with SIGKILL leaves its children running.
+
+    Args:
+        number: the signal.
+        parent: process id of the parent, where it is known: it may be dead already.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number))
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def fork_child(work: Callable[[], None]) -> int:
+    """Run ``work`` in a fork of this process, which ends with it, whatever happens to either.
+
+    Requests to stop are not meant for the child: the parent decides what becomes of it. The kernel
+    kills it when the thread that called this ends. ``work`` must touch neither CUDA nor locks that
+    other threads may hold.
+
+    Returns:
+        The child's process id, to be waited for. Its exit code is 0, or 1 if ``work`` raised.
+    """
+    parent = os.getpid()
+    with warnings.catch_warnings():
+        # Python warns of forks while there are threads; work has nothing to do with theirs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        _live(work, parent)
+    return child
+
+
+def _live(work: Callable[[], None], parent: int) -> None:
+    """The whole life of the child."""
+    code = 1
+    try:
+        # Ctrl-C reaches it as well, and a cluster's notice goes to all processes of a job.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        end_with_parent(signal.SIGKILL, parent)
+        # What the parent leaves is not the child's to destroy, nor to copy by looking at it.
+        gc.freeze()
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # nothing that the parent has registered for its own end
