@@ -1,5 +1,6 @@
 """A run that changes its layout at every stop reads the same samples and learns the same."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -8,7 +9,8 @@ from tests.support.launching import trace_of
 from tests.support.ranks import run_ranks
 from vila_mc.config.load import load_run
 from vila_mc.parallel.groups import distributed
-from vila_mc.train.loop import Run
+from vila_mc.topology.layout import Layout
+from vila_mc.train.loop import Run, training_data
 
 LOSS_TOLERANCE = 1e-5
 STEPS_BETWEEN_STOPS = 2
@@ -49,8 +51,13 @@ def _train(recipe, output, packing, steps, parallel):
     }
     config = load_run([recipe], options)
     rows = []
-    with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
-        run = Run(config, ranks, _StopAfter(steps))
+    layout = Layout.of(config.parallel, int(os.environ["WORLD_SIZE"]))
+    at = layout.coordinates(int(os.environ["RANK"]))
+    with (
+        training_data(config, layout, at) as data,
+        distributed(config.parallel, seed=1, timeout_minutes=2) as ranks,
+    ):
+        run = Run(config, ranks, data, _StopAfter(steps))
         learn = run.trainer.step
 
         def watched(microbatches, *, should_stop):

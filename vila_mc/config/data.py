@@ -54,7 +54,8 @@ class DataConfig:
     seed: int = 1234
     """Decides the order of the samples, together with the position alone."""
     workers: int = 2
-    """Threads that read and decode ahead of the training step; 0 decodes in the step itself."""
+    """Processes of each rank that read and decode ahead of the training step; 0 decodes in the step
+    itself."""
     on_bad_image: BadImage = "stop"
     """An image that can no longer be decoded: stop ends the run; substitute shows the model CLIP's
     mean colour in its place, says so and counts it in metrics.jsonl."""

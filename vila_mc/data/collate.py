@@ -10,6 +10,7 @@ from vila_mc.config.data import BadImage
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.images import load_image, mean_colour_image
 from vila_mc.data.indexed_format import StoredImage, StoredPiece
+from vila_mc.data.slots import Empty
 from vila_mc.errors import DataError
 from vila_mc.flow import IGNORE_LABEL, Microbatch
 
@@ -34,6 +35,7 @@ def collate(
     sequence_length: int,
     needs_images: bool,
     on_bad_image: BadImage = "stop",
+    empty: Empty = np.empty,
 ) -> Microbatch:
     """Lay samples out in rows of ``sequence_length`` positions.
 
@@ -47,6 +49,7 @@ def collate(
         sequence_length: positions per row (s).
         needs_images: decode the images. Otherwise ``images`` is empty, but ``image_starts`` is not.
         on_bad_image: what to do about an image that cannot be decoded.
+        empty: makes the memory that the tensors lie in.
 
     Returns:
         A microbatch of ``len(rows)`` rows.
@@ -55,8 +58,10 @@ def collate(
         DataError: an image cannot be decoded, and that is to stop the run.
         ValueError: the samples of a row are longer than it.
     """
-    tokens = np.zeros((len(rows), sequence_length), np.int64)
-    labels = np.full((len(rows), sequence_length), IGNORE_LABEL, np.int64)
+    tokens = empty((len(rows), sequence_length), np.int64)
+    labels = empty((len(rows), sequence_length), np.int64)
+    tokens.fill(0)
+    labels.fill(IGNORE_LABEL)
     lengths: list[tuple[int, ...]] = []
     starts: list[tuple[int, int]] = []
     images: list[StoredImage] = []
@@ -70,12 +75,16 @@ def collate(
             starts += [(row, start + at) for at in sample.image_starts]
             images += sample.images
             start += length
-    pixels, substitutes = _decode(images if needs_images else [], model, on_bad_image)
+    image_starts = empty((len(starts), 2), np.int64)
+    image_starts[:] = np.reshape(starts, (-1, 2))
+    images = images if needs_images else []
+    pixels = empty((len(images), 3, model.vision.image_size, model.vision.image_size), np.uint8)
+    substitutes = _decode(images, pixels, model, on_bad_image)
     return Microbatch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),
         images=torch.from_numpy(pixels),
-        image_starts=torch.tensor(starts, dtype=torch.int64).reshape(-1, 2),
+        image_starts=torch.from_numpy(image_starts),
         num_samples=sum(map(len, lengths)),
         sample_lengths=tuple(lengths),
         substitutes=substitutes,
@@ -111,11 +120,10 @@ def _lay_out(pieces: Sample, visual_tokens: int, longest: int) -> _LaidOut:
 
 
 def _decode(
-    images: Sequence[StoredImage], model: ModelConfig, on_bad_image: BadImage
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """[n, 3, y, x] uint8 pixels, and a message for each image that was replaced."""
+    images: Sequence[StoredImage], pixels: np.ndarray, model: ModelConfig, on_bad_image: BadImage
+) -> tuple[str, ...]:
+    """Fill [n, 3, y, x] uint8 pixels; a message for each image that was replaced."""
     size, mode = model.vision.image_size, model.vision.image_mode
-    pixels = np.empty((len(images), 3, size, size), np.uint8)
     messages: list[str] = []
     for index, image in enumerate(images):
         try:
@@ -125,4 +133,4 @@ def _decode(
                 raise
             pixels[index] = mean_colour_image(size)
             messages.append(str(error))
-    return pixels, tuple(messages)
+    return tuple(messages)

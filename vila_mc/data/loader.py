@@ -1,15 +1,16 @@
 """The training data of one data-parallel rank: from a position in the run to microbatches.
 
 What a step reads depends on the seed and on the number of samples seen before it, and on nothing
-else: a run may stop and go on with other ranks, micro-batches or threads.
+else: a run may stop and go on with other ranks, micro-batches or worker processes.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+import numpy as np
 
 from vila_mc.config.data import DataConfig
 from vila_mc.config.model import ModelConfig
@@ -17,12 +18,20 @@ from vila_mc.data.blend import Blend
 from vila_mc.data.collate import collate
 from vila_mc.data.indexed_reader import IndexedReader
 from vila_mc.data.sampler import Draw, Sampler
+from vila_mc.data.slots import Empty, Slots, placed_bytes
 from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.workers import MOST_UNDER_WAY, Workers
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import Microbatch
 
 _LOOK_AHEAD = 2
-"""Microbatches per thread that may be ready or under way beyond the next step's."""
+"""Microbatches per worker that may be ready or under way beyond the next step's."""
+
+_HELD_STEPS = 2
+"""Steps that a consumer may hold without copies: ``for`` lets one go after it has the next."""
+
+Rows = list[list[Draw]]
+"""The samples of a microbatch, by row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +45,12 @@ class StepData:
 
 
 class TrainingData:
-    """Opens every dataset of the blend and deals its samples out.
+    """Opens every dataset of the blend, deals its samples out, and forks the worker processes.
+
+    Make it early: the workers keep the memory of this process as it is then.
 
     Args:
-        data: blend, tokenizer, sequence length, packing, seed and threads.
+        data: blend, tokenizer, sequence length, packing, seed and workers.
         model: vocabulary and image geometry.
         micro_batch: rows of a microbatch.
         global_batch: rows of a step over all ranks.
@@ -50,6 +61,7 @@ class TrainingData:
     Raises:
         ConfigError: the blend or the tokenizer is not set, or the batch does not divide.
         DataError: a dataset is missing, damaged, or made with another tokenizer.
+        SetupError: there is no room for what the workers read ahead.
     """
 
     def __init__(
@@ -81,7 +93,8 @@ class TrainingData:
             visual_tokens=model.visual_tokens(),
             packing=data.packing,
         )
-        self._pool = ThreadPoolExecutor(data.workers, "data") if data.workers else None
+        self._ahead = min(self._per_step + _LOOK_AHEAD * data.workers, MOST_UNDER_WAY)
+        self._workers = self._fork_workers() if data.workers else None
 
     def __enter__(self) -> Self:
         return self
@@ -104,49 +117,74 @@ class TrainingData:
         return StepData([self._load(rows) for rows in draws], samples_seen)
 
     def iterate(self, samples_seen: int) -> Iterator[StepData]:
-        """One step after the other, without end, read ahead by the threads.
+        """One step after the other, without end, read ahead by the workers. One call at a time.
+
+        Pixels stay where a worker wrote them, which is used again when no tensor of them is left.
+        A consumer may keep any number of steps; beyond two, their microbatches are copies.
 
         Raises:
             DataError: an image no longer decodes, and data.on_bad_image is stop.
+            SetupError: a worker died.
         """
-        if self._pool is None:
+        if self._workers is None:
             while True:
                 step = self.step(samples_seen)
                 samples_seen = step.samples_seen
                 yield step
-        ahead = self._per_step + _LOOK_AHEAD * self._data.workers
-        waiting: deque[Future[Microbatch]] = deque()
-        ends: deque[int] = deque()
+        orders = self._orders(samples_seen)
+        waiting: deque[tuple[int, int]] = deque()
         try:
             while True:
-                while len(waiting) < ahead:
-                    draws, samples_seen = self._draws(samples_seen)
-                    ends.append(samples_seen)
-                    waiting.extend(self._pool.submit(self._load, rows) for rows in draws)
-                loaded = [waiting.popleft().result() for _ in range(self._per_step)]
-                yield StepData(loaded, ends.popleft())
+                loaded: list[Microbatch] = []  # in place of the last step's, whose slots are free
+                for _ in range(self._per_step):
+                    while len(waiting) < self._ahead:
+                        rows, end = next(orders)
+                        waiting.append((self._workers.order(rows), end))
+                    slot, end = waiting.popleft()
+                    loaded.append(self._workers.take(slot))
+                yield StepData(loaded, end)
         finally:
-            for future in waiting:
-                future.cancel()
+            self._workers.drop(slot for slot, _ in waiting)
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return self._workers.pids() if self._workers is not None else []
 
     def close(self) -> None:
-        """End the threads. Files stay mapped until the object goes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        """End the workers. Files stay mapped until the object goes."""
+        if self._workers is not None:
+            self._workers.close()
 
-    def _draws(self, samples_seen: int) -> tuple[list[list[list[Draw]]], int]:
+    def _fork_workers(self) -> Workers:
+        # An order lies where its microbatch will be, and is smaller: 12 bytes a sample at most.
+        text = placed_bytes(self._micro_batch * self._data.sequence_length * 8)
+        num_images = self._micro_batch * (self._data.sequence_length // self._model.visual_tokens())
+        pixels = 3 * self._model.vision.image_size**2 if self._needs_images else 0
+        size = 2 * text + placed_bytes(num_images * 16) + placed_bytes(num_images * pixels)
+        lendable = _HELD_STEPS * self._per_step
+        slots = Slots(self._ahead + lendable, size, lendable)
+        return Workers(self._load, self._data.workers, slots)
+
+    def _orders(self, samples_seen: int) -> Iterator[tuple[Rows, int]]:
+        """This rank's microbatches without end, and the samples seen after the step of each."""
+        while True:
+            draws, samples_seen = self._draws(samples_seen)
+            yield from ((rows, samples_seen) for rows in draws)
+
+    def _draws(self, samples_seen: int) -> tuple[list[Rows], int]:
         """This rank's samples of the step, by microbatch and row, and the samples seen after it."""
         batch = self._sampler.at(samples_seen)
         share = batch.share(self._rank, self._ranks, self._micro_batch)
         return share, samples_seen + len(batch.samples)
 
-    def _load(self, rows: Sequence[Sequence[Draw]]) -> Microbatch:
+    def _load(self, rows: Rows, empty: Empty = np.empty) -> Microbatch:
         return collate(
             [[self.readers[dataset].sample(sample) for dataset, sample in row] for row in rows],
             self._model,
             self._data.sequence_length,
             self._needs_images,
             self._data.on_bad_image,
+            empty,
         )
 
 

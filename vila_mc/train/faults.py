@@ -1,14 +1,9 @@
-"""Stopping on request, and ending when the launcher dies. No torch: it must load at once."""
+"""Stopping on request. No torch: it must load at once."""
 
-import ctypes
-import os
 import signal
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, the cluster's notice, and the usual advance warning of SLURM (--signal=USR1)."""
-
-_PR_SET_PDEATHSIG = 1
+from vila_mc.processes import STOP_SIGNALS
 
 
 class StopRequest:
@@ -33,16 +28,3 @@ def end_at_once_when_stopped() -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-
-
-def end_with_launcher(launcher: int | None = None) -> None:
-    """Ask the kernel to send SIGTERM to this process when its parent dies.
-
-    Without it, a launcher that is killed with SIGKILL leaves its ranks running.
-
-    Args:
-        launcher: process id of the parent, where it is known: it may be dead already.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if launcher is not None and os.getppid() != launcher:
-        os.kill(os.getpid(), signal.SIGTERM)

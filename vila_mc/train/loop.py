@@ -19,6 +19,8 @@ from vila_mc.model.megatron_config import DTYPES
 from vila_mc.observe.console import StepPrinter
 from vila_mc.observe.metrics import MetricsLog
 from vila_mc.parallel.groups import Ranks
+from vila_mc.topology.layout import Coordinates, Layout
+from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
 from vila_mc.train.faults import StopRequest
 from vila_mc.train.output_lock import OutputLock
 from vila_mc.train.resume import changed_settings, checkpoint_to_resume
@@ -33,33 +35,46 @@ class TrainState:
     samples_seen: int
 
 
+def training_data(config: RunConfig, layout: Layout, at: Coordinates) -> TrainingData:
+    """What the rank at ``at`` reads. Its worker processes are forked here and now.
+
+    Raises:
+        VilaError: the data cannot be used.
+    """
+    plans = plan_stages(config.model, config.parallel)
+    mine = stages_of_rank(plans, at.pipeline, config.parallel.pipeline)
+    return TrainingData(
+        config.data,
+        config.model,
+        micro_batch=config.train.micro_batch,
+        global_batch=config.train.global_batch,
+        data_rank=at.data,
+        data_size=layout.data,
+        needs_images=any(plan.needs_images() for plan in mine),
+    )
+
+
 class Run:
     """Everything one rank needs to train one stage.
 
     Args:
         config: the whole configuration.
         ranks: this rank and its groups.
+        data: what this rank reads.
         stop: becomes true when the user or the cluster wants the run to end.
 
     Raises:
-        VilaError: data, checkpoint or output cannot be used; before any step.
+        VilaError: checkpoint or output cannot be used; before any step.
     """
 
-    def __init__(self, config: RunConfig, ranks: Ranks, stop: StopRequest) -> None:
-        self.config, self.ranks, self.stop = config, ranks, stop
+    def __init__(
+        self, config: RunConfig, ranks: Ranks, data: TrainingData, stop: StopRequest
+    ) -> None:
+        self.config, self.ranks, self.data, self.stop = config, ranks, data, stop
         stages = build_stages(config, ranks)
         self.lock: OutputLock | None = None
         self._take_output(stages)
-        self.data = TrainingData(
-            config.data,
-            config.model,
-            micro_batch=config.train.micro_batch,
-            global_batch=config.train.global_batch,
-            data_rank=ranks.at.data,
-            data_size=ranks.layout.data,
-            needs_images=any(stage.plan.needs_images() for stage in stages),
-        )
-        self.datasets = tuple(DatasetRecord.of(reader.manifest) for reader in self.data.readers)
+        self.datasets = tuple(DatasetRecord.of(reader.manifest) for reader in data.readers)
         self.saving: PendingSave | None = None
         self.state = self._restore_or_start(stages)
         self.printer = StepPrinter(config.train.steps, config.train.stage)
@@ -85,8 +100,7 @@ class Run:
         return self.state
 
     def close(self) -> None:
-        """Stop the loader's threads, close the log, give up an unfinished save and the output."""
-        self.data.close()
+        """Close the log, give up an unfinished save and the output."""
         if self.metrics is not None:
             self.metrics.close()
         if self.saving is not None:

@@ -1,6 +1,7 @@
 """What each rank of a training run does, from its start to its exit code."""
 
 import os
+import signal
 import sys
 
 from vila_mc.config.run import RunConfig
@@ -13,7 +14,9 @@ from vila_mc.errors import (
     VilaError,
     user_error,
 )
-from vila_mc.train.faults import StopRequest, end_at_once_when_stopped, end_with_launcher
+from vila_mc.processes import end_with_parent
+from vila_mc.topology.layout import Layout
+from vila_mc.train.faults import StopRequest, end_at_once_when_stopped
 
 LAUNCHED_BY_US = "VILA_MC_LAUNCHER"
 """Set by our launcher to its process id; it then reports a rank's error in the rank's stead."""
@@ -30,7 +33,7 @@ def train_rank(config: RunConfig) -> int:
     """
     end_at_once_when_stopped()
     launcher = os.environ.get(LAUNCHED_BY_US)
-    end_with_launcher(int(launcher) if launcher else None)
+    end_with_parent(signal.SIGTERM, int(launcher) if launcher else None)
     try:
         return _train(config, StopRequest())
     except Exception as error:
@@ -48,19 +51,25 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
     from vila_mc.kernels import native
     from vila_mc.parallel.groups import distributed
     from vila_mc.parallel.quiet import optional_packages
-    from vila_mc.train.loop import Run
+    from vila_mc.train.loop import Run, training_data
 
     train = config.train
-    with distributed(
-        config.parallel, seed=train.seed, timeout_minutes=train.timeout_minutes
-    ) as ranks:
-        config.check_world(ranks.layout.world_size())
+    layout = Layout.of(config.parallel, int(os.environ.get("WORLD_SIZE", "1")))
+    config.check_world(layout.world_size())
+    at = layout.coordinates(int(os.environ.get("RANK", "0")))
+    with (
+        # First: the loader's workers are forked from here, with no weights, GPU or connections yet.
+        training_data(config, layout, at) as data,
+        distributed(
+            config.parallel, seed=train.seed, timeout_minutes=train.timeout_minutes
+        ) as ranks,
+    ):
         if ranks.is_first():
             print(f"{optional_packages()}; device {ranks.device.type}", flush=True)
             missing = native.missing(ranks.device.type)
             if missing is not None:
                 print(f"warning: {missing}", file=sys.stderr)
-        run = Run(config, ranks, stop)
+        run = Run(config, ranks, data, stop)
         stop.listen()
         try:
             state = run.fit()

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from vila_mc.train.faults import STOP_SIGNALS, StopRequest, end_at_once_when_stopped
+from vila_mc.processes import STOP_SIGNALS
+from vila_mc.train.faults import StopRequest, end_at_once_when_stopped
 
 
 @pytest.fixture
