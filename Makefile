@@ -32,6 +32,6 @@ docs:  ## links and commands in the documentation lead somewhere
 	bash tests/run.sh tests/architecture/test_docs.py
 
 bench: setup  ## every benchmark, one after the other; one that needs more says so
-	@for file in $(filter-out benchmarks/claims.py benchmarks/mixes.py,$(wildcard benchmarks/*.py)); do \
+	@for file in $(filter-out benchmarks/claims.py benchmarks/mixes.py benchmarks/public_vila_reader.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$file"; $(PYTHON_BIN)/python "$$file"; \
 	done
