@@ -124,7 +124,7 @@ def preprocess(
         with closing(ordered_map(_encode, run.blocks(), workers, _initialise, (work,))) as results:
             run.write(results)
         if run.tally.seen == run.tally.rejected.total():
-            raise DataError(f"no sample is left for {output}. {run.first()}")
+            raise DataError(f"no sample is left for {output}. {run.tally.example()}")
         manifest = writer.finish(made_from)
     return Preprocessed(
         manifest, dict(run.tally.rejected.most_common()), time.monotonic() - started
@@ -202,12 +202,6 @@ class _Run:
                     committed_at, committed_bytes = now, written
         self._check(is_end=True)
 
-    def first(self) -> str:
-        """The first rejected record, as a sentence."""
-        if self.tally.first is None:
-            return "The input holds no record."
-        return f"The first: {self.tally.first.rstrip('.')}."
-
     def _take(self, result: "_Result") -> None:
         self.tally.seen += len(result.packed.pieces) + len(result.rejected)
         self._writer.append(result.packed)
@@ -230,7 +224,7 @@ class _Run:
         if self._limit.is_passed(rejected, self.tally.seen, is_end=is_end):
             raise DataError(
                 f"{rejected:,} of {self.tally.seen:,} records are rejected, more than "
-                f"--max-rejected {self._limit} allows. {self.first()} All are in "
+                f"--max-rejected {self._limit} allows. {self.tally.example()} All are in "
                 f"{self._writer.give_rejected()}. Repair them or raise --max-rejected."
             )
 

@@ -59,19 +59,30 @@ class Tally:
 
     seen: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    first: str | None = None
-    """The first rejected record, described in one line."""
+    firsts: dict[str, str] = field(default_factory=dict)
+    """The first rejected record of each reason, described in one line."""
 
     def reject(self, rejected: Rejected) -> None:
         """Count a rejected record."""
         self.rejected[rejected.reason] += 1
-        self.first = self.first or " ".join(rejected.describe().split())
+        if rejected.reason not in self.firsts:
+            self.firsts[rejected.reason] = " ".join(rejected.describe().split())
+
+    def example(self) -> str:
+        """A rejected record as a sentence: the first, or the first of what most have."""
+        if not self.firsts:
+            return "The input holds no record."
+        reason, count = self.rejected.most_common(1)[0]
+        first = next(iter(self.firsts))
+        if reason == first or 2 * count <= self.rejected.total():
+            return f"The first: {self.firsts[first].rstrip('.')}."
+        return f"Most are {reason!r}. The first of these: {self.firsts[reason].rstrip('.')}."
 
     def to_json(self) -> dict[str, Any]:
         """The tally as a run that goes on later needs it."""
-        return {"seen": self.seen, "rejected": dict(self.rejected), "first": self.first}
+        return {"seen": self.seen, "rejected": dict(self.rejected), "firsts": self.firsts}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Tally":
         """The tally of an earlier run."""
-        return cls(values["seen"], Counter(values["rejected"]), values["first"])
+        return cls(values["seen"], Counter(values["rejected"]), values["firsts"])

@@ -108,12 +108,23 @@ def test_rejected_records_are_listed(tmp_path: Path, pairs: Path, tokenizer_path
 @pytest.mark.parametrize("limit", ["2", "7%", "0", "0%"])
 def test_too_many_rejected(tmp_path: Path, pairs: Path, tokenizer_path: Path, limit: str) -> None:
     message = (
-        rf"of \d+ records are rejected.*The first: {pairs}:12: missing key: there is no 'text'"
+        rf"of \d+ records are rejected.*The first: {pairs}:12: missing key: there is no 'caption' "
+        "or 'text'; the record has image; --caption-key says where to look"
     )
     with pytest.raises(DataError, match=message) as caught:
         make_pairs(pairs, tmp_path / "out" / "set", tokenizer_path, limit)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path / "out") == ["set.rejected.jsonl"]
+
+
+def test_most_records_lack_a_key(tmp_path: Path, write_lines: Write, tokenizer_path: Path) -> None:
+    file = write_lines("a.jsonl", ["{", *[{"url": "u", "caption": f"c {n}"} for n in range(9)]])
+    message = (
+        r"10 of 10 records are rejected.* Most are 'missing key'\. The first of these: .*a\.jsonl:2"
+        r": missing key: there is no 'text'; the record has url, caption; --text-key says where"
+    )
+    with pytest.raises(DataError, match=message):
+        preprocess(TextSource([file]), tmp_path / "set", "text", tokenizer_path, facts={})
 
 
 def test_share_that_is_just_kept(tmp_path: Path, pairs: Path, tokenizer_path: Path) -> None:

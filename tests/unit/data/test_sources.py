@@ -15,7 +15,7 @@ from vila_mc.data.sources import record_files
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
-from vila_mc.data.sources.records import Rejected, read
+from vila_mc.data.sources.records import Record, Rejected, missing_key, read
 from vila_mc.data.sources.text import TextSource
 from vila_mc.errors import DataError
 from vila_mc.flow import ImagePart, RawSample, TextPart
@@ -120,13 +120,6 @@ def test_zip_of_several_files_and_zips_that_are_none(tmp_path: Path) -> None:
     for damaged in (b"junk", zipped(b"{}", "a.txt"), zipped(b'{"text": "one"}\n')[:-30]):
         file.write_bytes(damaged)
         assert reasons(list(read(TextSource([file])))) == ["damaged file"]
-
-
-def test_pickles_are_never_read(tmp_path: Path) -> None:
-    for name in ("a.pkl", "a.pickle", "a.pt"):
-        (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-        with pytest.raises(DataError, match=f"{name} is a pickle. Pickles run code"):
-            list(read(TextSource([tmp_path / name])))
 
 
 def test_lines_without_an_end_do_not_fill_the_memory(
@@ -281,6 +274,20 @@ def test_interleaved_leaves_out_unlike_images_before_it_counts(write_lines: Writ
     assert reasons(documents(write_lines, document, **options)) == ["bad image_info"]
     infos[1]["matched_sim"] = infos[2]["matched_sim"] = -1
     assert reasons(documents(write_lines, document, **options)) == ["no similar image"]
+
+
+@pytest.mark.parametrize(
+    ("record", "detail"),
+    [
+        ({}, "'image_info'; the record has no key at all"),
+        ({"messages": []}, "'image_info'; the record has messages; the kind conversations reads"),
+        ({"image_info": 1}, "'image_info'; the record has image_info"),
+    ],
+)
+def test_missing_key_names_the_keys_and_the_kind(record: Record, detail: str) -> None:
+    error = missing_key(record, "list under 'image_info'")
+    assert error.detail.startswith(f"there is no list under {detail}")
+    assert ("the kind" in error.detail) == ("the kind" in detail)
 
 
 def test_interleaved_as_pairs(write_lines: Write) -> None:

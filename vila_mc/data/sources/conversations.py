@@ -27,7 +27,7 @@ from vila_mc.data.conversation import (
     find_template,
 )
 from vila_mc.data.sources.record_files import ImageRecordSource
-from vila_mc.data.sources.records import Record, RejectionError, require_string
+from vila_mc.data.sources.records import Record, RejectionError, missing_key, require_string
 from vila_mc.errors import DataError
 from vila_mc.flow import RawSample
 
@@ -127,14 +127,14 @@ def _said(record: Record) -> list[tuple[object, object]]:
         if key in record:
             entries = record[key]
             if not isinstance(entries, list):
-                raise RejectionError("missing key", f"there is no list under {key!r}")
+                raise missing_key(record, f"list under {key!r}")
             return [_entry(entry, speaker, content) for entry in entries]
     if "question" in record and "answer" in record:
         return [
             (name, require_string(record, key))
             for name, key in (("user", "question"), ("assistant", "answer"))
         ]
-    raise RejectionError("missing key", "there is no 'conversations', 'messages' or 'question'")
+    raise missing_key(record, "'conversations', 'messages', or 'question' with 'answer'")
 
 
 def _entry(entry: object, speaker: str, content: str) -> tuple[object, object]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vila_mc.data.provenance import describe_files
+from vila_mc.data.sources.file_kinds import refuse_no_archive
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.sources.tars import Member, read_member, scan
 from vila_mc.errors import DataError
@@ -121,6 +122,8 @@ class ImageTars:
 
     def prepared(self, folder: Path) -> "ImageTars":
         """See ``Images.prepared``."""
+        for tar in self.tars:
+            refuse_no_archive(tar)
         return index_tars(self.tars, folder / "images.index")
 
     def describe(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc.data.sources.record_files import ImageRecordSource
-from vila_mc.data.sources.records import Record, Rejected, RejectionError
+from vila_mc.data.sources.records import Record, Rejected, RejectionError, missing_key
 from vila_mc.flow import ImagePart, RawSample, TextPart
 
 MOST_IMAGES = 6
@@ -103,7 +103,7 @@ def _sentences(record: Record) -> list[str]:
 def _list(record: Record, key: str) -> list[Any]:
     value = record.get(key)
     if not isinstance(value, list):
-        raise RejectionError("missing key", f"there is no list under {key!r}")
+        raise missing_key(record, f"list under {key!r}")
     return value
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vila_mc.data.sources.file_kinds import refuse_no_archive
 from vila_mc.data.sources.record_files import ImageRecordSource, decode
 from vila_mc.data.sources.records import (
     Block,
@@ -11,6 +12,7 @@ from vila_mc.data.sources.records import (
     Rejected,
     RejectionError,
     in_blocks,
+    missing_key,
     require_string,
 )
 from vila_mc.data.sources.tars import read_member
@@ -18,6 +20,7 @@ from vila_mc.data.sources.webdataset import IMAGES, ShardSample, read_shard
 from vila_mc.flow import ImagePart, RawSample, TextPart
 
 _CAPTION_KEYS = ("caption", "text")
+_CAPTION_OPTION = "--caption-key"
 _ARCHIVES = (".tar", ".parquet")
 
 
@@ -36,6 +39,16 @@ class PairSource(ImageRecordSource):
 
     caption_key: str | None = None
     """Where captions stand in records and parquet files; None: ``caption``, else ``text``."""
+
+    readable = "a .tar, a .parquet beside its .tar, or JSON records in .jsonl, .jsonl.gz, "
+    readable += ".jsonl.zst, .zip or .json files"
+
+    def check(self, file: Path) -> None:
+        """See ``RecordSource.check``."""
+        if file.suffix in _ARCHIVES:
+            refuse_no_archive(file.with_suffix(".tar"))
+        else:
+            super().check(file)
 
     def blocks(self, file: Path) -> Iterator[Block]:
         """See ``Source.blocks``."""
@@ -70,8 +83,11 @@ class PairSource(ImageRecordSource):
 
     def _caption(self, record: Record) -> str:
         if self.caption_key is not None:
-            return require_string(record, self.caption_key)
-        return require_string(record, next((k for k in _CAPTION_KEYS if k in record), "text"))
+            return require_string(record, self.caption_key, _CAPTION_OPTION)
+        for key in _CAPTION_KEYS:
+            if key in record:
+                return require_string(record, key)
+        raise missing_key(record, " or ".join(map(repr, _CAPTION_KEYS)), _CAPTION_OPTION)
 
     def _read(self, archive: Path, sample: ShardSample) -> tuple[ImagePart, str]:
         images = [sample.members[kind] for kind in IMAGES if kind in sample.members]

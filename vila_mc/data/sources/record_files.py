@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Self, cast
 
 import zstandard
 
+from vila_mc.data.sources.file_kinds import HEAD_BYTES, refuse_others
 from vila_mc.data.sources.image_files import Images
 from vila_mc.data.sources.records import (
     Block,
@@ -35,7 +36,6 @@ _READ_SIZE = 1 << 20
 _ZSTD_READ_SIZE = 2048
 """Small, because what a hostile file unfolds into comes in one piece."""
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, zstandard.ZstdError)
-_PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 
 Entry = tuple[int | str, bytes | RejectionError | Record, int]
 """(place, raw line or decoded element or what is wrong, bytes of the file read so far)"""
@@ -51,9 +51,18 @@ class RecordSource:
     """Records a block holds at most. Few, because a record may bring several images."""
     block_bytes = 1 << 20
 
+    readable = "JSON records in .jsonl, .jsonl.gz, .jsonl.zst, .zip or .json files"
+    """What its files may be, for messages."""
+
     def prepared(self, folder: Path) -> Self:
         """See ``Source.prepared``."""
+        for file in self.files:
+            self.check(file)
         return self
+
+    def check(self, file: Path) -> None:
+        """Refuse a file that holds something else than is read here. Raises DataError."""
+        refuse_others(file, _head(file), self.readable)
 
     def blocks(self, file: Path) -> Iterator[Block]:
         """See ``Source.blocks``."""
@@ -82,7 +91,7 @@ class ImageRecordSource(RecordSource):
 
     def prepared(self, folder: Path) -> Self:
         """See ``Source.prepared``."""
-        return replace(self, images=self.images.prepared(folder))
+        return replace(super().prepared(folder), images=self.images.prepared(folder))
 
 
 def decode(raw: bytes | RejectionError | Record) -> Record:
@@ -120,14 +129,8 @@ def read_entries(file: Path) -> Iterator[Entry]:
     """Each record of a file, not decoded where that can wait.
 
     Raises:
-        DataError: the file is missing or unreadable, or of a kind that is not read.
+        DataError: the file is missing or unreadable.
     """
-    if file.suffix in _PICKLES:
-        raise DataError(
-            f"{file} is a pickle. Pickles run code when they are loaded, so none is ever read. "
-            "Convert it to JSON Lines with images in a folder, in an environment you can throw "
-            "away."
-        )
     last: tuple[int | str, int] = (0, 0)
     try:
         with file.open("rb") as stream:
@@ -137,6 +140,19 @@ def read_entries(file: Path) -> Iterator[Entry]:
     except _DAMAGE as error:
         place = last[0] + 1 if isinstance(last[0], int) else f"after {last[0]}"
         yield place, RejectionError("damaged file", str(error) or "it is cut off"), last[1]
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}. Check the path.") from None
+
+
+def _head(file: Path) -> bytes:
+    """The first bytes of what a file holds; empty where it is damaged, which reading will tell."""
+    try:
+        with file.open("rb") as stream:
+            if file.suffix == ".gz":
+                return gzip.GzipFile(fileobj=stream).read(HEAD_BYTES)
+            return (_Zstd(stream) if file.suffix == ".zst" else stream).read(HEAD_BYTES) or b""
+    except _DAMAGE:
+        return b""
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}. Check the path.") from None
 

@@ -13,6 +13,13 @@ from vila_mc.flow import RawSample
 
 Record = dict[str, Any]
 
+_READ_BY_KIND = {
+    "text_list": "interleaved",
+    "image_info": "interleaved",
+    "conversations": "conversations",
+    "messages": "conversations",
+}
+"""Keys that tell of what kind a record is."""
 _LONGEST_DETAIL = 500
 """Characters. Records may hold anything, and messages quote from them."""
 
@@ -87,7 +94,7 @@ class Source(Protocol):
         """The records of one file, in order, the same blocks each time.
 
         Raises:
-            DataError: the file is missing, may not be read, or is of a kind that is not read.
+            DataError: the file is missing or may not be read.
         """
         ...
 
@@ -98,7 +105,8 @@ class Source(Protocol):
             folder: for files that it needs while it is read.
 
         Raises:
-            DataError: what it reads besides its files is missing or damaged.
+            DataError: a file is of a kind that is not read, or what else it reads is missing or
+                damaged.
         """
         ...
 
@@ -135,11 +143,33 @@ def in_blocks(
         yield Block(file, end, taken)
 
 
-def require_string(record: Record, key: str) -> str:
-    """The text under ``key``. Raises RejectionError when it is missing, no text, or blank."""
+def missing_key(record: Record, wanted: str, option: str | None = None) -> RejectionError:
+    """What to raise for a record of other keys.
+
+    Args:
+        record: the record, whose keys are named.
+        wanted: the key, or several in words.
+        option: of the tool, which names another key.
+    """
+    known = ", ".join(list(record)[:20])[:200]
+    detail = f"there is no {wanted}; the record has {known or 'no key at all'}"
+    if option is not None:
+        detail += f"; {option} says where to look"
+    kind = next((kind for key, kind in _READ_BY_KIND.items() if key in record), None)
+    own_kind = {kind for key, kind in _READ_BY_KIND.items() if repr(key) in wanted}
+    if kind is not None and kind not in own_kind:
+        detail += f"; the kind {kind} reads such records"
+    return RejectionError("missing key", detail)
+
+
+def require_string(record: Record, key: str, option: str | None = None) -> str:
+    """The text under ``key``, which ``option`` of the tool can change.
+
+    Raises:
+        RejectionError: it is missing, no text, or blank.
+    """
     if key not in record:
-        known = ", ".join(list(record)[:20])
-        raise RejectionError("missing key", f"there is no {key!r} among {known[:200]}")
+        raise missing_key(record, repr(key), option)
     value = record[key]
     if not isinstance(value, str):
         raise RejectionError("not a text", f"{key!r} holds a {type(value).__name__}")

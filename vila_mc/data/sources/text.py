@@ -20,5 +20,5 @@ class TextSource(RecordSource):
 
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample]:
         """See ``RecordSource.parse``."""
-        text = require_string(record, self.key)
+        text = require_string(record, self.key, "--text-key")
         yield RawSample((TextPart(text, is_trained=True, ends_turn=True),), place)
