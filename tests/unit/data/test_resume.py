@@ -222,12 +222,29 @@ def test_finished_run_that_was_killed_while_moving(
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 
-def command(source: Source, output: Path, tokenizer: Path) -> list[str]:
-    """The tool on two processes, committing as often as it can."""
-    code = (
-        "import runpy, sys; import vila_mc.data.preprocess as p; p._COMMIT_BYTES = -1;"
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
+COMMIT_ALWAYS = """
+import runpy, sys, time
+import vila_mc.data.preprocess as p
+
+def commit(self, do=p._Run._commit):
+    do(self)
+    if self._file == {hold_in_file}:
+        time.sleep(600)
+
+p._COMMIT_BYTES, p._Run._commit = -1, commit
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def command(source: Source, output: Path, tokenizer: Path, hold_in_file: int) -> list[str]:
+    """The tool on two processes, committing as often as it can.
+
+    Args:
+        hold_in_file: number of the file in which it stops and waits, so that on a busy machine it
+            has not ended before it is killed; one that does not exist for a run to its end.
+    """
+    code = COMMIT_ALWAYS.format(hold_in_file=hold_in_file)
     files = [str(file) for file in source.files]
     tool = ["tools/preprocess_data.py", "pairs", "--input", *files, "--output", str(output)]
     options = ["--tokenizer", str(tokenizer), "--max-rejected", "100%", "--workers", "2"]
@@ -242,12 +259,11 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_real_kills(tmp_path: Path, source: Source, tokenizer_path: Path, how: int) -> None:
-    for file in source.files:  # long enough to be caught half way
+    for file in source.files:  # long enough to be caught on the way
         file.write_text(file.read_text() * 8)
-    tool = command(source, tmp_path / "set", tokenizer_path)
     progress = tmp_path / "set.partial" / "progress.json"
     process = subprocess.Popen(
-        tool,
+        command(source, tmp_path / "set", tokenizer_path, hold_in_file=2),
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -265,7 +281,7 @@ def test_real_kills(tmp_path: Path, source: Source, tokenizer_path: Path, how: i
     assert progress.exists()
     made = make(source, tmp_path / "whole", tokenizer_path)
     finished = subprocess.run(
-        tool,
+        command(source, tmp_path / "set", tokenizer_path, hold_in_file=-1),
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
