@@ -92,7 +92,7 @@ def _parser(kind: str) -> ErrorRaisingParser:
     parser.set_defaults(kind=kind)
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="FILE", help="files or glob patterns")
-    add("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the dataset")
+    add("--output", type=_prefix, required=True, metavar="PREFIX", help="prefix of the dataset")
     add(
         "--tokenizer",
         type=Path,
@@ -190,6 +190,12 @@ def _positive(text: str) -> int:
 
 
 _positive.__name__ = "positive number"
+
+
+def _prefix(text: str) -> Path:
+    if not text or text.endswith("/"):
+        raise ArgumentTypeError(f"{text!r} is a folder; add the name of the dataset")
+    return Path(text)
 
 
 def _facts(kind: str, options: Any, images: Images | None) -> dict[str, Any]:

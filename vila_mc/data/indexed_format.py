@@ -73,5 +73,5 @@ def dtype_code(dtype: np.dtype) -> int:
 def with_suffix(prefix: Path, suffix: str) -> Path:
     """``PREFIX`` + ``suffix``; dots in the prefix are kept. Raises DataError: it has no name."""
     if not prefix.name:
-        raise DataError(f"{prefix} is a folder. Give a folder and a name, such as data/pairs.")
+        raise DataError(f"{prefix} is no prefix of a dataset. Add a name, such as data/pairs.")
     return prefix.with_name(prefix.name + suffix)

@@ -36,6 +36,7 @@ from vila_mc.data.indexed_format import (
 from vila_mc.data.indexed_pack import Packed, pack
 from vila_mc.data.manifest import (
     FORMAT_VERSION,
+    PARTIAL_SUFFIX,
     SUFFIX,
     Manifest,
     SetKind,
@@ -47,7 +48,6 @@ from vila_mc.errors import DataError, user_error
 from vila_mc.flow import EncodedSample
 
 REJECTED_SUFFIX = ".rejected.jsonl"
-PARTIAL_SUFFIX = ".partial"
 
 _CHUNK = 1 << 20
 """Index entries read at a time, so that ``finish`` needs no memory of its own."""
@@ -298,13 +298,13 @@ def refuse_existing(prefix: Path) -> None:
 
 
 def complete_moves(prefix: Path) -> None:
-    """Complete a ``finish`` that was killed while it moved files, if there is one.
+    """Complete a ``finish`` that was killed while it moved files or removed others.
 
     Raises:
         DataError: another run is moving them, or the disk refuses.
     """
     folder = with_suffix(prefix, PARTIAL_SUFFIX)
-    if not (folder / f"set{SUFFIX}").exists():
+    if not folder.exists() or not (is_finished(prefix) or (folder / f"set{SUFFIX}").exists()):
         return
     with _as_data_error(prefix), (folder / "lock").open("ab") as lock:
         _lock(lock, prefix)

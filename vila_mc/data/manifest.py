@@ -19,6 +19,8 @@ FORMAT_VERSION = 2
 """Version 1 differs only in that its manifests have no ``bin_sha256``."""
 _READABLE_VERSIONS = (1, FORMAT_VERSION)
 SUFFIX = ".manifest.json"
+PARTIAL_SUFFIX = ".partial"
+"""Of the folder that holds a set until it is finished."""
 
 SetKind = Literal["text", "multimodal"]
 
@@ -117,6 +119,11 @@ def _explain_missing(prefix: Path, file: Path) -> str:
         whole = Path(str(prefix).removesuffix(suffix))
         if whole != prefix and with_suffix(whole, SUFFIX).exists():
             return f"{prefix} is one file of a dataset. Give the prefix of its files: {whole}."
+    if with_suffix(prefix, PARTIAL_SUFFIX).exists():
+        return (
+            f"{prefix} is not finished: a run is writing it, or was stopped. Wait for it, or start "
+            "the same command again with --resume."
+        )
     if with_suffix(prefix, ".bin").exists() or with_suffix(prefix, ".idx").exists():
         return (
             f"{prefix} is incomplete: there is no {file}. Its preprocessing or copying did not "

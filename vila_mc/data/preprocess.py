@@ -7,6 +7,7 @@ record that cannot be used goes to PREFIX.rejected.jsonl; too many of them and t
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -20,14 +21,13 @@ from vila_mc.data.indexed_format import DTYPE_CODES, text_dtype, with_suffix
 from vila_mc.data.indexed_pack import Packed, pack
 from vila_mc.data.indexed_reader import IndexedReader
 from vila_mc.data.indexed_writer import (
-    PARTIAL_SUFFIX,
     REJECTED_SUFFIX,
     IndexedWriter,
     complete_moves,
     is_finished,
     refuse_existing,
 )
-from vila_mc.data.manifest import Manifest, SetKind
+from vila_mc.data.manifest import PARTIAL_SUFFIX, Manifest, SetKind
 from vila_mc.data.ordered_map import check_workers, ordered_map
 from vila_mc.data.progress import Progress
 from vila_mc.data.provenance import describe_files, differences
@@ -139,7 +139,7 @@ def expand_inputs(patterns: Iterable[str], option: str = "--input") -> list[Path
         option: where, for messages.
 
     Raises:
-        DataError: a pattern matches no file.
+        DataError: a pattern matches no file, or a file is named more than once.
     """
     files: list[Path] = []
     for pattern in patterns:
@@ -149,9 +149,14 @@ def expand_inputs(patterns: Iterable[str], option: str = "--input") -> list[Path
             continue
         matches = map(Path, glob(pattern, recursive=True))
         found = sorted(match for match in matches if match.is_file())
+        if not found and path.is_dir():
+            raise DataError(f"{option} {path} is a folder. Name its files, such as '{path}/*'.")
         if not found:
             raise DataError(f"no file matches {option} {pattern}. Check the path.")
         files += found
+    twice = [file for file, count in Counter(files).items() if count > 1]
+    if twice:
+        raise DataError(f"{option} names {twice[0]} {files.count(twice[0])} times. Name it once.")
     return files
 
 
@@ -220,10 +225,10 @@ class _Run:
         self._writer.commit(state)
 
     def _check(self, *, is_end: bool) -> None:
-        rejected = self.tally.rejected.total()
-        if self._limit.is_passed(rejected, self.tally.seen, is_end=is_end):
+        faults = self.tally.faults()
+        if self._limit.is_passed(faults, self.tally.seen, is_end=is_end):
             raise DataError(
-                f"{rejected:,} of {self.tally.seen:,} records are rejected, more than "
+                f"{faults:,} of {self.tally.seen:,} records are rejected, more than "
                 f"--max-rejected {self._limit} allows. {self.tally.example()} All are in "
                 f"{self._writer.give_rejected()}. Repair them or raise --max-rejected."
             )

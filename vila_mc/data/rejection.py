@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from vila_mc.data.sources.records import Rejected
+from vila_mc.data.sources.records import LEFT_OUT, Rejected
 from vila_mc.errors import ConfigError
 
 _EARLY = 1000
@@ -68,13 +68,21 @@ class Tally:
         if rejected.reason not in self.firsts:
             self.firsts[rejected.reason] = " ".join(rejected.describe().split())
 
+    def faults(self) -> int:
+        """Rejected records that no option asks to leave out."""
+        return self._faults().total()
+
+    def _faults(self) -> Counter[str]:
+        return Counter({name: n for name, n in self.rejected.items() if name not in LEFT_OUT})
+
     def example(self) -> str:
         """A rejected record as a sentence: the first, or the first of what most have."""
         if not self.firsts:
             return "The input holds no record."
-        reason, count = self.rejected.most_common(1)[0]
-        first = next(iter(self.firsts))
-        if reason == first or 2 * count <= self.rejected.total():
+        reasons = self._faults() or self.rejected
+        reason, count = reasons.most_common(1)[0]
+        first = next(name for name in self.firsts if name in reasons)
+        if reason == first or 2 * count <= reasons.total():
             return f"The first: {self.firsts[first].rstrip('.')}."
         return f"Most are {reason!r}. The first of these: {self.firsts[reason].rstrip('.')}."
 

@@ -170,10 +170,13 @@ def test_img2dataset(tmp_path: Path) -> None:
         ("b", "missing caption"),
         ("c", "c.jpg", b"C", "third"),
     ]
-    with pytest.raises(DataError, match=r"does not hold the columns key and alt.*--caption-key"):
+    with pytest.raises(DataError, match=r"columns key, caption, url, but needs key and alt\. Name"):
         pairs_of(file, caption_key="alt")
+    assert len(pairs_of(file, caption_key="url")) == 3
+    parquet.write_table(arrow.table({"key": ["a"], "text": ["other"]}), file)
+    assert shown(pairs_of(file)[0])[-1] == "other"
     file.write_bytes(b"PAR1 junk PAR1")
-    with pytest.raises(DataError, match=r"00000\.parquet (is not|does not hold)"):
+    with pytest.raises(DataError, match=r"00000\.parquet (is not|is damaged)"):
         pairs_of(file)
     with pytest.raises(DataError, match="cannot be read"):
         pairs_of(tmp_path / "none.parquet")

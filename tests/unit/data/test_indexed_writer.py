@@ -100,7 +100,7 @@ def test_leftovers_of_a_crash_are_overwritten(
     (tmp_path / "set.partial").mkdir()
     (tmp_path / "set.partial" / "set.bin").write_bytes(b"half")
     (tmp_path / "set.bin").write_bytes(b"half")
-    with pytest.raises(DataError, match="set is incomplete"):
+    with pytest.raises(DataError, match="set is not finished"):
         IndexedReader(tmp_path / "set")
     assert len(IndexedReader(make_set(tmp_path / "set", 2))) == 2
 
@@ -191,7 +191,7 @@ def test_killed_writer_goes_on_from_its_commit(
     assert not (tmp_path / "set.partial").exists()
 
 
-@pytest.mark.parametrize("moves", [0, 1, 2, 3])
+@pytest.mark.parametrize("moves", [0, 1, 2, 3, 4])
 def test_finish_that_is_killed_between_its_moves(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, moves: int
 ) -> None:
@@ -206,6 +206,8 @@ def test_finish_that_is_killed_between_its_moves(
                 raise KeyboardInterrupt
             done.append(target)
         replace(self, target)
+        if len(done) == 4:
+            raise KeyboardInterrupt
 
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -217,8 +219,9 @@ def test_finish_that_is_killed_between_its_moves(
         monkeypatch.setattr(Path, "replace", dying)
         writer.finish({})
     monkeypatch.undo()
-    with pytest.raises(DataError, match=r"incomplete|there is no dataset"):
-        IndexedReader(prefix)
+    if moves < 4:
+        with pytest.raises(DataError, match="is not finished"):
+            IndexedReader(prefix)
     complete_moves(prefix)
     assert len(IndexedReader(prefix)) == 1
     assert sorted(os.listdir(tmp_path)) == [
@@ -242,3 +245,10 @@ def test_damaged_progress_is_not_resumed(
     damage(tmp_path / "set.partial")
     with pytest.raises(DataError, match=f"cannot be resumed: {why}"):
         IndexedWriter(tmp_path / "set", "multimodal", tokenizer, resume=True)
+
+
+def test_unfinished_set_is_called_that(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
+        writer.add(ONE)
+        with pytest.raises(DataError, match=r"set is not finished: .* again with --resume"):
+            IndexedReader(tmp_path / "set")

@@ -213,6 +213,7 @@ def test_exported_sets_can_be_preprocessed_again(
                     [
                         document(["One.", "Two.", "Three."], 1, 1, 2),
                         document(["One.", "", "Two.", ""], 0, 1, 3),
+                        document(["Like a pair."], 0),
                     ],
                 )
             ],

@@ -18,6 +18,7 @@ from vila_mc.data.ordered_map import ordered_map
 from vila_mc.data.preprocess import expand_inputs, preprocess
 from vila_mc.data.rejection import RejectionLimit
 from vila_mc.data.sources.image_files import ImageFolder
+from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.text import TextSource
 from vila_mc.data.tokenizer import Tokenizer
@@ -127,6 +128,28 @@ def test_most_records_lack_a_key(tmp_path: Path, write_lines: Write, tokenizer_p
         preprocess(TextSource([file]), tmp_path / "set", "text", tokenizer_path, facts={})
 
 
+def test_what_an_option_leaves_out_is_no_fault(
+    tmp_path: Path, write_lines: Write, tokenizer_path: Path, make_image: Callable[..., bytes]
+) -> None:
+    (tmp_path / "a.png").write_bytes(make_image())
+
+    def make(*similarities: float) -> module.Preprocessed:
+        infos = [
+            {"image_name": "a.png", "matched_text_index": 0, "matched_sim": x} for x in similarities
+        ]
+        file = write_lines("a.jsonl", [{"text_list": ["T."], "image_info": [i]} for i in infos])
+        source = InterleavedSource([file], ImageFolder(tmp_path), least_similarity=0.2)
+        limit = RejectionLimit.parse("0")
+        output = tmp_path / f"set{len(infos)}"
+        return preprocess(source, output, "multimodal", tokenizer_path, facts={}, limit=limit)
+
+    made = make(0.1, 0.3, 0.1)
+    assert (made.manifest.samples, made.rejected) == (1, {"no similar image": 2})
+    assert len((tmp_path / "set3.rejected.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(DataError, match=r"no sample is left .*The first: .*--min-similarity"):
+        make(0.1)
+
+
 def test_share_that_is_just_kept(tmp_path: Path, pairs: Path, tokenizer_path: Path) -> None:
     assert make_pairs(pairs, tmp_path / "set", tokenizer_path, "7.5%").manifest.samples == 37
 
@@ -171,7 +194,7 @@ def test_existing_set_is_refused_before_any_work(
     prefix = make_set(tmp_path / "set", 1)
     with pytest.raises(DataError, match="exists already"):
         preprocess(NEVER, prefix, "multimodal", tokenizer_path, facts={})
-    with pytest.raises(DataError, match=r"/ is a folder\. Give a folder and a name"):
+    with pytest.raises(DataError, match=r"/ is no prefix of a dataset\. Add a name"):
         preprocess(NEVER, Path("/"), "multimodal", tokenizer_path, facts={})
 
 
@@ -255,9 +278,14 @@ def test_expand_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.chdir(tmp_path)
     assert expand_inputs(["c.txt", "*.jsonl"]) == [Path(n) for n in ("c.txt", "a.jsonl", "b.jsonl")]
-    for nothing in ("none*", str(tmp_path), "/", ""):
+    for nothing in ("none*", "/none"):
         with pytest.raises(DataError, match="no file matches --input"):
             expand_inputs([nothing])
+    for folder in (str(tmp_path), "/", "."):
+        with pytest.raises(DataError, match=rf"--input {folder} is a folder\. Name its files"):
+            expand_inputs([folder])
+    with pytest.raises(DataError, match=r"--input names b\.jsonl 2 times"):
+        expand_inputs(["b.jsonl", "*.jsonl"])
 
 
 def _die(_: int) -> int:

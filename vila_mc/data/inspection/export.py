@@ -1,8 +1,8 @@
 """A dataset back to JSON Lines and image files, in a form that can be preprocessed again.
 
 Where every word is trained, records are those of the source: ``text``, ``image`` and ``caption``,
-or MMC4's. What a template wrote cannot be told from what was said, so conversations become
-``parts``: texts, each with whether it is trained, and images.
+or MMC4's; the same keys for all samples of a set. What a template wrote cannot be told from what
+was said, so conversations become ``parts``: texts, each with whether it is trained, and images.
 """
 
 import io
@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -19,6 +19,7 @@ from vila_mc.data.indexed_reader import IndexedReader
 from vila_mc.data.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 
+_Shape = Literal["text", "pairs", "documents", "parts"]
 _FOLDER_SIZE = 1000
 """Samples whose images share a folder."""
 
@@ -44,18 +45,35 @@ def export(reader: IndexedReader, tokenizer: Tokenizer, output: Path) -> int:
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    shape = _shape_of(reader)
     with (partial / "samples.jsonl").open("w", encoding="utf-8") as lines:
         for index in range(len(reader)):
             pieces = reader.sample(index)
             names = _write_images(pieces, index, partial)
-            record = _record(pieces, names, tokenizer)
+            record = _record(pieces, names, tokenizer, shape)
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
     partial.replace(output)
     return len(reader)
 
 
+def _shape_of(reader: IndexedReader) -> _Shape:
+    """One for all samples, so that one command can preprocess them again."""
+    if reader.manifest.kind == "text":
+        return "text"
+    are_pairs = True
+    for index in range(len(reader)):
+        first, *others = reader.sample(index)
+        texts = [piece for piece in others if isinstance(piece, StoredText)]
+        assert isinstance(first, StoredText)  # it starts with BOS
+        has_prompt = not first.is_trained and len(first.ids) > 1
+        if has_prompt or not all(text.is_trained for text in texts):
+            return "parts"
+        are_pairs &= not first.is_trained and len(others) == 2 and len(texts) == 1
+    return "pairs" if are_pairs else "documents"
+
+
 def _record(
-    pieces: Sequence[StoredPiece], names: Sequence[str], tokenizer: Tokenizer
+    pieces: Sequence[StoredPiece], names: Sequence[str], tokenizer: Tokenizer, shape: _Shape
 ) -> dict[str, Any]:
     """One line; ``names`` are the files of the images, in order."""
     waiting = iter(names)
@@ -65,14 +83,12 @@ def _record(
             parts.append({"image": next(waiting)})
         elif text := _text(piece, tokenizer):
             parts.append({"text": text, "is_trained": piece.is_trained})
-    texts = [part for part in parts if "text" in part]
-    if not all(part["is_trained"] for part in texts):
+    if shape == "parts":
         return {"parts": parts}
-    if not names:
-        return {"text": "".join(part["text"] for part in texts)}
-    if len(parts) == 2 and "image" in parts[0] and texts:
-        return {"image": names[0], "caption": texts[0]["text"]}
-    return _mmc4(parts)
+    text = "".join(part.get("text", "") for part in parts)
+    if shape == "text":
+        return {"text": text}
+    return {"image": names[0], "caption": text} if shape == "pairs" else _mmc4(parts)
 
 
 def _mmc4(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

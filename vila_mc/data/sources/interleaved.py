@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc.data.sources.record_files import ImageRecordSource
-from vila_mc.data.sources.records import Record, Rejected, RejectionError, missing_key
+from vila_mc.data.sources.records import (
+    NO_SIMILAR_IMAGE,
+    Record,
+    Rejected,
+    RejectionError,
+    missing_key,
+)
 from vila_mc.flow import ImagePart, RawSample, TextPart
 
 MOST_IMAGES = 6
@@ -69,7 +75,7 @@ class InterleavedSource(ImageRecordSource):
             ]
             if not infos:
                 raise RejectionError(
-                    "no similar image", f"no image reaches --min-similarity {self.least_similarity}"
+                    NO_SIMILAR_IMAGE, f"no image reaches --min-similarity {self.least_similarity}"
                 )
         return [_place(info, num_sentences) for info in infos[: self.most_images]]
 

@@ -54,7 +54,7 @@ class PairSource(ImageRecordSource):
         """See ``Source.blocks``."""
         if file.suffix not in _ARCHIVES:
             return super().blocks(file)
-        entries = read_shard(file, self.caption_key or "caption")
+        entries = read_shard(file, (self.caption_key,) if self.caption_key else _CAPTION_KEYS)
         return in_blocks(file, entries, self.block_records, 64 << 20)
 
     def samples(self, block: Block) -> Iterator[RawSample | Rejected]:

@@ -13,6 +13,10 @@ from vila_mc.flow import RawSample
 
 Record = dict[str, Any]
 
+NO_SIMILAR_IMAGE = "no similar image"
+LEFT_OUT = (NO_SIMILAR_IMAGE,)
+"""Reasons that an option asks for: such records are listed and counted, but are no faults."""
+
 _READ_BY_KIND = {
     "text_list": "interleaved",
     "image_info": "interleaved",

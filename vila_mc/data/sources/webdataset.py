@@ -4,7 +4,7 @@ Files of an archive that stand side by side and share their name up to the first
 part are one sample: ``00012.jpg``, ``00012.txt``, ``00012.json``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,13 @@ class ShardSample:
 
 
 def read_shard(
-    file: Path, caption_key: str
+    file: Path, caption_keys: Sequence[str]
 ) -> Iterator[tuple[str, ShardSample | RejectionError, int]]:
     """(key, sample, where it ends in the archive) of ``file``, or of the archive beside a parquet.
+
+    Args:
+        file: a .tar or .parquet file.
+        caption_keys: columns of a parquet file that captions may stand in; the first it has counts.
 
     Raises:
         DataError: a file is missing, may not be read, or is no parquet file with captions.
@@ -38,7 +42,7 @@ def read_shard(
     """
     captions = None
     if file.suffix == ".parquet":
-        captions = _read_captions(file, caption_key)
+        captions = _read_captions(file, caption_keys)
         file = file.with_suffix(".tar")
     for key, members, end in _group(file):
         if isinstance(members, RejectionError):
@@ -77,7 +81,7 @@ def _group(file: Path) -> Iterator[tuple[str, dict[str, Member] | RejectionError
         yield key, repeated or members, end
 
 
-def _read_captions(file: Path, column: str) -> dict[str, Any]:
+def _read_captions(file: Path, columns: Sequence[str]) -> dict[str, Any]:
     """Captions by key. One file of img2dataset describes one archive, so this is small."""
     try:
         from pyarrow import ArrowException, parquet
@@ -88,6 +92,13 @@ def _read_captions(file: Path, column: str) -> dict[str, Any]:
         ) from None
     try:
         with file.open("rb") as raw:
+            known = parquet.read_schema(raw).names
+            column = next((name for name in columns if name in known), None)
+            if column is None or "key" not in known:
+                raise DataError(
+                    f"{file} has the columns {_line(', '.join(known))}, but needs key and "
+                    f"{' or '.join(columns)}. Name the column of captions with --caption-key."
+                )
             table = parquet.read_table(raw, columns=["key", column])
         keys, captions = (table.column(name).to_pylist() for name in ("key", column))
     except OSError as error:
@@ -95,12 +106,9 @@ def _read_captions(file: Path, column: str) -> dict[str, Any]:
             raise DataError(f"{file} is not a parquet file: {_line(error)}.") from None
         raise DataError(f"{file} cannot be read: {error.strerror}. Check the path.") from None
     except (ArrowException, KeyError, ValueError) as error:
-        raise DataError(
-            f"{file} does not hold the columns key and {column}: {_line(error)}. Name the column "
-            "of captions with --caption-key."
-        ) from None
+        raise DataError(f"{file} is damaged: {_line(error)}. Copy it again.") from None
     return dict(zip(map(str, keys), captions, strict=True))
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")
+def _line(text: object) -> str:
+    return " ".join(str(text).split())[:200].rstrip(".")
