@@ -64,7 +64,12 @@ def _source(kind: str, options: Any, files: list[Path], images: Images | None) -
         return PairSource(files, images, options.caption_key)
     if kind == "interleaved":
         return InterleavedSource(
-            files, images, options.max_images, options.min_similarity, options.as_pairs
+            files,
+            images,
+            options.max_images,
+            options.min_similarity,
+            options.skip_missing_images,
+            options.as_pairs,
         )
     return ConversationSource(files, images, find_template(options.template), options.max_frames)
 
@@ -176,6 +181,11 @@ def _add_interleaved_options(parser: ErrorRaisingParser) -> None:
         help="leave out images less similar to their sentence (default: keep all)",
     )
     add(
+        "--skip-missing-images",
+        action="store_true",
+        help="leave out images that are not there (default: reject their document)",
+    )
+    add(
         "--as-pairs",
         action="store_true",
         help="a sample per image, with its sentence as the caption (VILA's MMC4-pairs)",
@@ -203,7 +213,7 @@ def _facts(kind: str, options: Any, images: Images | None) -> dict[str, Any]:
     own = {
         "text": ("text_key",),
         "pairs": ("caption_key",),
-        "interleaved": ("max_images", "min_similarity", "as_pairs"),
+        "interleaved": ("max_images", "min_similarity", "skip_missing_images", "as_pairs"),
         "conversations": ("template", "max_frames"),
     }
     facts = {"kind": kind} | {name: getattr(options, name) for name in own[kind]}

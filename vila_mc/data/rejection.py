@@ -7,6 +7,12 @@ from typing import Any
 from vila_mc.data.sources.records import LEFT_OUT, Rejected
 from vila_mc.errors import ConfigError
 
+_HINTS = {
+    "missing image": "--images says where images lie; the kind interleaved can leave missing ones "
+    "out with --skip-missing-images.",
+    "not JSON": "Records are JSON objects, one a line, or in an array in a .json file.",
+}
+"""What to do where most records are rejected for a reason whose details do not tell."""
 _EARLY = 1000
 """Records after which a run stops if more than half are rejected."""
 
@@ -82,9 +88,11 @@ class Tally:
         reasons = self._faults() or self.rejected
         reason, count = reasons.most_common(1)[0]
         first = next(name for name in self.firsts if name in reasons)
-        if reason == first or 2 * count <= reasons.total():
+        if 2 * count <= reasons.total():
             return f"The first: {self.firsts[first].rstrip('.')}."
-        return f"Most are {reason!r}. The first of these: {self.firsts[reason].rstrip('.')}."
+        before = "The first" if reason == first else f"Most are {reason!r}. The first of these"
+        hint = f" {_HINTS[reason]}" if reason in _HINTS else ""
+        return f"{before}: {self.firsts[reason].rstrip('.')}.{hint}"
 
     def to_json(self) -> dict[str, Any]:
         """The tally as a run that goes on later needs it."""

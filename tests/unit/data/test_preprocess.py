@@ -118,6 +118,20 @@ def test_too_many_rejected(tmp_path: Path, pairs: Path, tokenizer_path: Path, li
     assert os.listdir(tmp_path / "out") == ["set.rejected.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("record", "hint"),
+    [
+        ({"image": "none.png", "caption": "c"}, r"no file .*none\.png\. --images says where"),
+        ("image,caption", r"not JSON: .*\. Records are JSON objects, one a line"),
+    ],
+)
+def test_most_records_have_a_fault_with_a_hint(
+    tmp_path: Path, write_lines: Write, tokenizer_path: Path, record: object, hint: str
+) -> None:
+    with pytest.raises(DataError, match=hint):
+        make_pairs(write_lines("a.jsonl", [record] * 9), tmp_path / "set", tokenizer_path)
+
+
 def test_most_records_lack_a_key(tmp_path: Path, write_lines: Write, tokenizer_path: Path) -> None:
     file = write_lines("a.jsonl", ["{", *[{"url": "u", "caption": f"c {n}"} for n in range(9)]])
     message = (

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import zstandard
 
+from tests.unit.data.archives import write_tar
 from vila_mc.data.sources import record_files
-from vila_mc.data.sources.image_files import ImageFolder
+from vila_mc.data.sources.image_files import ImageFolder, Images, ImageTars
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Record, Rejected, missing_key, read
@@ -274,6 +275,22 @@ def test_interleaved_leaves_out_unlike_images_before_it_counts(write_lines: Writ
     assert reasons(documents(write_lines, document, **options)) == ["bad image_info"]
     infos[1]["matched_sim"] = infos[2]["matched_sim"] = -1
     assert reasons(documents(write_lines, document, **options)) == ["no similar image"]
+
+
+def test_interleaved_skips_missing_images_before_it_counts(
+    write_lines: Write, tmp_path: Path
+) -> None:
+    file = write_lines("a.jsonl", [mmc4(["S", "T"], ("a" * 999, 1), ("b", 0), ("c", 0), ("d", 0))])
+    for name in ("b", "d"):
+        (tmp_path / name).touch()
+    tars = ImageTars((write_tar(tmp_path / "i.tar", {"b": b"", "d": b"", "e": b""}),))
+    options: dict[str, Any] = {"skips_missing": True, "most_images": 1}
+    both: list[Images] = [ImageFolder(tmp_path), tars.prepared(tmp_path)]
+    for images in both:
+        (sample,) = read(InterleavedSource([file], images, **options))
+        assert isinstance(sample, RawSample)
+        assert shown(sample) == ["b", "S T"]
+    assert reasons(list(read(InterleavedSource([file], FOLDER, **options)))) == ["no image left"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Where the images that records name lie: in a folder, or in tar archives."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +36,10 @@ class Images(Protocol):
 
     def part(self, name: object) -> ImagePart:
         """The image. Raises RejectionError for what is no name, leads elsewhere, or is missing."""
+        ...
+
+    def has(self, name: object) -> bool:
+        """Whether the image is there. Raises RejectionError as ``part`` does, but not for that."""
         ...
 
     def folder(self, name: str) -> list[str]:
@@ -72,6 +77,11 @@ class ImageFolder:
         name = check_name(name)
         return ImagePart(self.root / name, name)
 
+    def has(self, name: object) -> bool:
+        """See ``Images.has``."""
+        # Unlike Path.is_file, false for a name that no file system can hold.
+        return os.path.isfile(self.root / check_name(name))
+
     def folder(self, name: str) -> list[str]:
         """See ``Images.folder``."""
         try:
@@ -99,22 +109,29 @@ class ImageTars:
 
     def part(self, name: object) -> ImagePart:
         """See ``Images.part``."""
-        assert self.index is not None
         name = check_name(name)
-        entries = _mapped(self.index)
-        key, check = _hash(name)
-        first = int(np.searchsorted(entries["key"], key))
-        found = [
-            entry
-            for entry in entries[first : first + 2]
-            if (int(entry["key"]), int(entry["check"])) == (key, check)
-        ]
+        found = self._find(name)
         if not found:
             raise RejectionError("missing image", f"{name} is in none of the archives")
         if len(found) > 1 and found[0]["is_short"] == found[1]["is_short"]:
             raise RejectionError("ambiguous image", f"{name} is in the archives more than once")
         member = Member(name, int(found[0]["offset"]), int(found[0]["size"]))
         return ImagePart(read_member(self.tars[int(found[0]["tar"])], member), name)
+
+    def has(self, name: object) -> bool:
+        """See ``Images.has``."""
+        return bool(self._find(check_name(name)))
+
+    def _find(self, name: str) -> list[np.ndarray]:
+        assert self.index is not None
+        entries = _mapped(self.index)
+        key, check = _hash(name)
+        first = int(np.searchsorted(entries["key"], key))
+        return [
+            entry
+            for entry in entries[first : first + 2]
+            if (int(entry["key"]), int(entry["check"])) == (key, check)
+        ]
 
     def folder(self, name: str) -> list[str]:
         """Archives are found by whole names only. Raises RejectionError."""

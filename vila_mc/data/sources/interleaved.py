@@ -6,11 +6,13 @@ Each line holds ``text_list`` (sentences) and ``image_info``, a list of objects 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vila_mc.data.sources.record_files import ImageRecordSource
 from vila_mc.data.sources.records import (
+    NO_IMAGE_LEFT,
     NO_SIMILAR_IMAGE,
     Record,
     Rejected,
@@ -38,6 +40,8 @@ class InterleavedSource(ImageRecordSource):
     """Images of a document that are kept, in the order of ``image_info``."""
     least_similarity: float | None = None
     """Images that are less like their sentence are left out before ``most_images`` are taken."""
+    skips_missing: bool = False
+    """Whether images that are not there are left out, too, rather than their document rejected."""
     as_pairs: bool = False
     """One sample per image instead, with its sentence as the caption: VILA's MMC4-pairs."""
 
@@ -77,7 +81,13 @@ class InterleavedSource(ImageRecordSource):
                 raise RejectionError(
                     NO_SIMILAR_IMAGE, f"no image reaches --min-similarity {self.least_similarity}"
                 )
-        return [_place(info, num_sentences) for info in infos[: self.most_images]]
+        placed = (_place(info, num_sentences) for info in infos)
+        if self.skips_missing:
+            placed = ((index, name) for index, name in placed if self.images.has(name))
+        kept = list(islice(placed, self.most_images))
+        if not kept:
+            raise RejectionError(NO_IMAGE_LEFT, f"all of {len(infos):,} images are missing")
+        return kept
 
 
 def _interleave(

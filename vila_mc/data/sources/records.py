@@ -14,7 +14,8 @@ from vila_mc.flow import RawSample
 Record = dict[str, Any]
 
 NO_SIMILAR_IMAGE = "no similar image"
-LEFT_OUT = (NO_SIMILAR_IMAGE,)
+NO_IMAGE_LEFT = "no image left"
+LEFT_OUT = (NO_SIMILAR_IMAGE, NO_IMAGE_LEFT)
 """Reasons that an option asks for: such records are listed and counted, but are no faults."""
 
 _READ_BY_KIND = {
