@@ -183,12 +183,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
+    """Short side to ``size``, centre crop."""
     width, height = image.size
     longer = int(size * max(width, height) / min(width, height))
-    target = (size, longer) if width <= height else (longer, size)
-    image = image.resize(target, Image.Resampling.BICUBIC)
-    left, top = (target[0] - size) // 2, (target[1] - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    start = (longer - size) // 2
+    if width <= height:
+        image = image.resize((size, longer), Image.Resampling.BICUBIC)
+        return image.crop((0, start, size, start + size))
+    # Pillow resizes along x, then along y. Cropping in between gives the same bytes for less work.
+    image = image.resize((longer, height), Image.Resampling.BICUBIC)
+    image = image.crop((start, 0, start + size, height))
+    return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _pad(image: Image.Image) -> Image.Image:
