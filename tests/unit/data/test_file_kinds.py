@@ -85,7 +85,10 @@ def test_pairs_read_archives_too(tmp_path: Path) -> None:
     tar, parquet, packed = (tmp_path / name for name in ("a.tar", "a.parquet", "b.tar"))
     tar.write_bytes(TAR)
     parquet.write_bytes(b"PAR1...")
-    PairSource([tar, parquet], HERE).prepared(tmp_path)
+    for file in (tar, parquet):
+        PairSource([file], HERE).prepared(tmp_path)
+    with pytest.raises(DataError, match=r"a\.parquet stands for .*a\.tar, which is given too"):
+        PairSource([tar, parquet], HERE).prepared(tmp_path)
     packed.write_bytes(gzip.compress(TAR))
     for source in (PairSource([packed], HERE), PairSource([], ImageTars((packed,)))):
         with pytest.raises(DataError, match=r"b\.tar is compressed with gzip, not a plain tar"):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from vila_mc.data.sources.file_kinds import refuse_no_archive
 from vila_mc.data.sources.record_files import ImageRecordSource, decode
@@ -17,6 +18,7 @@ from vila_mc.data.sources.records import (
 )
 from vila_mc.data.sources.tars import read_member
 from vila_mc.data.sources.webdataset import IMAGES, ShardSample, read_shard
+from vila_mc.errors import DataError
 from vila_mc.flow import ImagePart, RawSample, TextPart
 
 _CAPTION_KEYS = ("caption", "text")
@@ -42,6 +44,14 @@ class PairSource(ImageRecordSource):
 
     readable = "a .tar, a .parquet beside its .tar, or JSON records in .jsonl, .jsonl.gz, "
     readable += ".jsonl.zst, .zip or .json files"
+
+    def prepared(self, folder: Path) -> Self:
+        """See ``Source.prepared``."""
+        given = set(self.files)
+        for file in given:
+            if file.suffix == ".parquet" and (tar := file.with_suffix(".tar")) in given:
+                raise DataError(f"{file} stands for {tar}, which is given too. Give one of them.")
+        return super().prepared(folder)
 
     def check(self, file: Path) -> None:
         """See ``RecordSource.check``."""

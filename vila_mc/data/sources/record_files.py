@@ -103,10 +103,12 @@ def decode(raw: bytes | RejectionError | Record) -> Record:
             raw = json.loads(raw)
         except UnicodeDecodeError as error:
             raise RejectionError("not UTF-8", error.reason) from None
+        except json.JSONDecodeError as error:  # its own text speaks of line 1, which is no place
+            raise RejectionError("not JSON", f"{error.msg} at character {error.pos + 1}") from None
         except (ValueError, RecursionError) as error:
             raise RejectionError("not JSON", str(error)) from None
     if not isinstance(raw, dict):
-        raise RejectionError("not an object", f"the record is a {type(raw).__name__}")
+        raise RejectionError("not an object", f"the record is of type {type(raw).__name__}")
     return raw
 
 

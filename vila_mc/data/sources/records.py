@@ -177,7 +177,7 @@ def require_string(record: Record, key: str, option: str | None = None) -> str:
         raise missing_key(record, repr(key), option)
     value = record[key]
     if not isinstance(value, str):
-        raise RejectionError("not a text", f"{key!r} holds a {type(value).__name__}")
+        raise RejectionError("not a text", f"{key!r} is of type {type(value).__name__}")
     if not value.strip():
         raise RejectionError("empty text", f"{key!r} is blank")
     return value
