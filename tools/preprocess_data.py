@@ -106,7 +106,11 @@ def _parser(kind: str) -> ErrorRaisingParser:
         help="SentencePiece .model, Hugging Face tokenizer.json, or a folder with either",
     )
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
-    add("--resume", action="store_true", help="go on with a run that was stopped, if there is one")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with a run that was stopped, if there is one; a finished set is left as it is",
+    )
     add(
         "--max-rejected",
         default="1%",

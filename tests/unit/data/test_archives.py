@@ -236,6 +236,13 @@ def test_archives_are_indexed_within_the_unfinished_set(
     assert sorted(path.suffix for path in output.parent.iterdir()) == [".bin", ".idx", ".json"]
 
 
+def test_what_a_damaged_archive_loses_is_said(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(WHOLE[:3500])  # within b.jpg; a.txt ends at 2,049
+    last = pairs_of(tmp_path / "0.tar")[-1]
+    assert isinstance(last, Rejected)
+    assert last.detail == "it is cut off within 'b.jpg'. The last 1,451 bytes are lost"
+
+
 def test_index_of_a_damaged_archive(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(WHOLE[:3500])
     with pytest.raises(DataError, match=r"0\.tar is damaged"):

@@ -63,7 +63,10 @@ def test_bad_records_are_rejected_where_they_stand(write_lines: Write) -> None:
         "not a text",
         "empty text",
     ]
-    assert [result.place for result in results if isinstance(result, Rejected)] == [1, 2, 3, 4, 5]
+    bad = [result for result in results if isinstance(result, Rejected)]
+    assert [result.place for result in bad] == [1, 2, 3, 4, 5]
+    assert bad[0].detail.endswith(" at character 3")  # of line 1, which json calls line 2
+    assert bad[3].detail == "'text' is of type int"
     assert isinstance(results[-1], RawSample)
 
 

@@ -36,10 +36,14 @@ def scan(file: Path) -> Iterator[Member | RejectionError]:
     """
     try:
         with file.open("rb") as raw:
+            end = 0
             try:
-                yield from _scan(raw)
+                for member in _scan(raw):
+                    end = member.offset + member.size
+                    yield member
             except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-                yield RejectionError("damaged file", f"{error}. What follows is lost")
+                lost = raw.seek(0, 2) - end
+                yield RejectionError("damaged file", f"{error}. The last {lost:,} bytes are lost")
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}. Check the path.") from None
 
