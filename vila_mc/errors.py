@@ -46,6 +46,7 @@ class TrainingError(VilaError):
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_PARTIAL = ".partial"
 _NO_PLACE = (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV, errno.ENXIO)
 
 
@@ -59,7 +60,7 @@ def user_error(error: BaseException) -> VilaError | None:
         return error
     if not isinstance(error, OSError):
         return None
-    where = error.filename or "the output"
+    where = _meant(error.filename) if error.filename else "the output"
     if error.errno in _FULL:
         return SetupError(f"no space left for {where}. Free some space or use another disk.")
     if error.errno in _FORBIDDEN:
@@ -75,6 +76,14 @@ def user_error(error: BaseException) -> VilaError | None:
             f"{where} cannot be used: {error.strerror}. Check the path or choose another place."
         )
     return None
+
+
+def _meant(filename: object) -> str:
+    """What a person knows a file as: outputs grow under the name .NAME.partial or NAME.partial."""
+    folder, slash, name = str(filename).rpartition("/")
+    if name.endswith(_PARTIAL):
+        name = name.removesuffix(_PARTIAL).removeprefix(".")
+    return f"{folder}{slash}{name}"
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
