@@ -7,7 +7,13 @@ from pathlib import Path
 import torch
 
 from vila_mc.checkpoint.hf.export import DEFAULT_SHARD_BYTES, Format, export_hf
-from vila_mc.checkpoint.hf.verify import VerifyPrompt, VerifyResult, export_format, verify_export
+from vila_mc.checkpoint.hf.verify import (
+    VerifyPrompt,
+    VerifyReference,
+    VerifyResult,
+    export_format,
+    verify_export,
+)
 from vila_mc.checkpoint.hf.weights import open_weights
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
@@ -100,6 +106,18 @@ def prove(
     Raises:
         CheckpointError: they compute something else, or the export does not load.
     """
+    reference = _reference(checkpoint, export, question, tokenizer, is_streamed)
+    return Proof(verify_export(export, reference), reference.is_streamed)
+
+
+def _reference(
+    checkpoint: Path,
+    export: Path,
+    question: Question,
+    tokenizer: Path | None,
+    is_streamed: bool | None,
+) -> VerifyReference:
+    """What the training model computes; the model itself is gone when the export is loaded."""
     kind = export_format(export)
     run = Manifest.read(resolve_checkpoint(checkpoint)).run
     tokenizer = tokenizer or run.data.tokenizer
@@ -107,8 +125,7 @@ def prove(
         prompts: tuple[VerifyPrompt, ...] = ()
         if kind == "hf-vila" and not proving.is_streamed and tokenizer is not None:
             prompts = _asked(proving, tokenizer, question)
-        reference = reference_of(proving, prompts, has_images=kind != "llm")
-    return Proof(verify_export(export, reference), reference.is_streamed)
+        return reference_of(proving, prompts, has_images=kind != "llm")
 
 
 def _asked(proving: ProvingModel, tokenizer: Path, question: Question) -> tuple[VerifyPrompt, ...]:
