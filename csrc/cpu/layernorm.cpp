@@ -1,5 +1,6 @@
-// downsample_layernorm, its backward and its FP8 form. A token is widened once into a buffer that
-// fits the first-level cache; mean, variance and output are passes over that.
+// downsample_layernorm, its backward and its FP8 form. Mean, variance and output are passes over a
+// token's patches where they lie: it stays in the first-level cache, and a copy of it would cost
+// more than to widen it again.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Float8_e4m3fn.h>
@@ -10,6 +11,8 @@
 
 #include "blocks.h"
 #include "numbers.h"
+#include "passes.h"
+#include "stream.h"
 
 namespace vila_mc {
 namespace {
@@ -17,62 +20,19 @@ namespace {
 using torch::headeronly::Float8_e4m3fn;
 
 constexpr float kFp8Max = 448.0f;
+constexpr int64_t kPiece = 512;  // numbers that are made in the cache and then go elsewhere
 
-// Calls term(i) for i < width and sums what it returns, in four running sums of 16 numbers each:
-// one would wait for itself. The order of the additions is the same for every instruction set.
-template <class W, class Term>
-VILA_MC_INLINE W sum_of(int64_t width, Term term) {
-    constexpr int64_t kLanes = 64;
-    W lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= width; i += kLanes) {
-#pragma omp simd
-        for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term(i + lane);
-    }
-    for (int64_t lane = 0; i < width; ++i, ++lane) lanes[lane] += term(i);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2)
-        for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    return lanes[0];
-}
-
+// A run of one token of the backward: adds to the gradients of weight and bias, sets `normal` to
+// the normalised run and `scaled` to grad * weight, and adds the sums of the latter two to `sums`.
 template <class T>
-VILA_MC_CLONES Wide<T> widen_and_sum(const T* from, Wide<T>* to, int64_t width) {
-    return sum_of<Wide<T>>(
-        width, [=](int64_t i) __attribute__((always_inline)) { return to[i] = widen<T>(from[i]); });
-}
-
-template <class W>
-VILA_MC_CLONES W squared_distance(const W* row, W mean, int64_t width) {
-    return sum_of<W>(width, [=](int64_t i) __attribute__((always_inline)) {
-        return (row[i] - mean) * (row[i] - mean);
-    });
-}
-
-template <class T, class Out>
-VILA_MC_CLONES void normalize(const Wide<T>* row, Wide<T> mean, Wide<T> rstd, const T* weight,
-                              const T* bias, Out* out, int64_t width) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i)
-        out[i] = narrow<Out>((row[i] - mean) * rstd * widen<T>(weight[i]) + widen<T>(bias[i]));
-}
-
-VILA_MC_CLONES float largest(const float* row, int64_t width) {
-    float top = 0;
-#pragma omp simd reduction(max : top)
-    for (int64_t i = 0; i < width; ++i) top = std::fabs(row[i]) > top ? std::fabs(row[i]) : top;
-    return top;
-}
-
-// One token of the backward: adds to the gradients of weight and bias, replaces `normal` by the
-// normalised token and `scaled` by grad * weight, and returns the sums of the latter two.
-template <class T>
-VILA_MC_CLONES void backward_sums(const T* grad, const T* weight, Wide<T> mean, Wide<T> rstd,
-                                  Wide<T>* normal, Wide<T>* scaled, Wide<T>* weight_grad,
-                                  Wide<T>* bias_grad, Wide<T>* sums, int64_t width) {
+VILA_MC_CLONES void backward_sums(const T* grad, const T* from, const T* weight, Wide<T> mean,
+                                  Wide<T> rstd, Wide<T>* normal, Wide<T>* scaled,
+                                  Wide<T>* weight_grad, Wide<T>* bias_grad, Wide<T>* sums,
+                                  int64_t width) {
     Wide<T> plain = 0, along = 0;
 #pragma omp simd reduction(+ : plain, along)
     for (int64_t i = 0; i < width; ++i) {
-        normal[i] = (normal[i] - mean) * rstd;
+        normal[i] = (widen<T>(from[i]) - mean) * rstd;
         const Wide<T> d = widen<T>(grad[i]);
         weight_grad[i] += d * normal[i];
         bias_grad[i] += d;
@@ -80,8 +40,8 @@ VILA_MC_CLONES void backward_sums(const T* grad, const T* weight, Wide<T> mean, 
         plain += scaled[i];
         along += scaled[i] * normal[i];
     }
-    sums[0] = plain;
-    sums[1] = along;
+    sums[0] += plain;
+    sums[1] += along;
 }
 
 template <class T>
@@ -98,16 +58,46 @@ VILA_MC_CLONES void add(const W* from, W* to, int64_t width) {
     for (int64_t i = 0; i < width; ++i) to[i] += from[i];
 }
 
+// The features of all images, by the runs of a token.
 template <class T>
-Wide<T> gather_token(const Blocks& blocks, int64_t token, const T* features, Wide<T>* row) {
-    Wide<T> sum = 0;
-    for_runs(blocks, token, [&](int64_t channel, int64_t patch, int64_t width) {
-        if (patch < 0)
-            std::fill_n(row + channel, width, Wide<T>(0));
-        else
-            sum += widen_and_sum(features + patch * blocks.width, row + channel, width);
-    });
-    return sum;
+class Runs {
+  public:
+    Runs(const Blocks& blocks, const T* features)
+        : blocks_(blocks), features_(features), zeros_(blocks.factor * blocks.width, T(0.0f)) {}
+
+    // Calls run(channel, from, width) for each contiguous run; padding is a run of zeros.
+    template <class Function>
+    void operator()(int64_t token, Function run) const {
+        for_runs(blocks_, token, [&](int64_t channel, int64_t patch, int64_t width) {
+            run(channel, patch < 0 ? zeros_.data() : features_ + patch * blocks_.width, width);
+        });
+    }
+
+    // Asks for a token's patches while there is something else to do.
+    void prefetch(int64_t token) const {
+        (*this)(token, [](int64_t, const T* from, int64_t width) {
+            for (int64_t i = 0; i < width; i += kLine / int64_t(sizeof(T)))
+                __builtin_prefetch(from + i);
+        });
+    }
+
+  private:
+    const Blocks& blocks_;
+    const T* features_;
+    std::vector<T> zeros_;
+};
+
+// Calls piece(at, count) for parts of at most kPiece numbers.
+template <class Function>
+void for_pieces(int64_t width, Function piece) {
+    for (int64_t at = 0; at < width; at += kPiece) piece(at, std::min(kPiece, width - at));
+}
+
+void quantize(const float* from, float scale, Float8_e4m3fn* out, int64_t width) {
+    for (int64_t i = 0; i < width; ++i) {
+        const float scaled = from[i] * scale;
+        out[i] = Float8_e4m3fn(scaled > kFp8Max ? kFp8Max : scaled < -kFp8Max ? -kFp8Max : scaled);
+    }
 }
 
 // What forward and FP8 forward share: checked inputs, and room for the statistics.
@@ -131,22 +121,32 @@ struct Inputs {
                                         {blocks.images, blocks.tokens(), blocks.channels()}, dtype);
     }
 
-    // Calls each(token, row, mean, rstd) with every widened token, on several threads.
+    template <class T>
+    Runs<T> runs() const {
+        return Runs<T>(blocks, static_cast<const T*>(features.const_data_ptr()));
+    }
+
+    // Calls each(token, mean, rstd) for every token, on several threads.
     template <class T, class Each>
-    void for_tokens(double eps, Each each) const {
+    void for_tokens(const Runs<T>& runs, double eps, Each each) const {
         const int64_t channels = blocks.channels();
-        const T* from = static_cast<const T*>(features.const_data_ptr());
         auto* means = static_cast<Wide<T>*>(mean.mutable_data_ptr());
         auto* rstds = static_cast<Wide<T>*>(rstd.mutable_data_ptr());
         for_rows(rows(), channels, [&](int64_t begin, int64_t end) {
-            std::vector<Wide<T>> row(channels);
             for (int64_t token = begin; token < end; ++token) {
-                const Wide<T> middle = gather_token(blocks, token, from, row.data()) / channels;
-                const Wide<T> variance = squared_distance(row.data(), middle, channels) / channels;
+                Wide<T> total = 0, squares = 0;
+                runs(token,
+                     [&](int64_t, const T* from, int64_t width) { total += sum(from, width); });
+                const Wide<T> middle = total / channels;
+                if (token + 1 < end) runs.prefetch(token + 1);
+                runs(token, [&](int64_t, const T* from, int64_t width) {
+                    squares += squared_distance(from, middle, width);
+                });
                 means[token] = middle;
-                rstds[token] = 1 / std::sqrt(variance + Wide<T>(eps));
-                each(token, row.data(), means[token], rstds[token]);
+                rstds[token] = 1 / std::sqrt(squares / channels + Wide<T>(eps));
+                each(token, means[token], rstds[token]);
             }
+            stream_fence();
         });
     }
 
@@ -165,8 +165,17 @@ std::tuple<Tensor, Tensor, Tensor> downsample_layernorm(const Tensor& features,
         const T* scale = static_cast<const T*>(inputs.weight.const_data_ptr());
         const T* shift = static_cast<const T*>(inputs.bias.const_data_ptr());
         T* to = static_cast<T*>(out.mutable_data_ptr());
-        inputs.for_tokens<T>(eps, [&](int64_t token, Wide<T>* row, Wide<T> mean, Wide<T> rstd) {
-            normalize(row, mean, rstd, scale, shift, to + token * channels, channels);
+        const bool is_streamed = inputs.rows() * channels * sizeof(T) >= kStreamedBytes;
+        const Runs<T> runs = inputs.runs<T>();
+        inputs.for_tokens(runs, eps, [&](int64_t token, Wide<T> mean, Wide<T> rstd) {
+            runs(token, [&](int64_t channel, const T* from, int64_t width) {
+                T* const there = to + token * channels + channel;
+                const T *gamma = scale + channel, *beta = shift + channel;
+                if (is_streamed)
+                    normalize_streamed(from, mean, rstd, gamma, beta, there, width);
+                else
+                    normalize(from, mean, rstd, gamma, beta, there, width);
+            });
         });
     });
     return {out, inputs.mean, inputs.rstd};
@@ -190,16 +199,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> downsample_layernorm_fp8(
             std::conditional_t<std::is_same_v<decltype(number), double>, float, decltype(number)>;
         const T* gamma = static_cast<const T*>(inputs.weight.const_data_ptr());
         const T* beta = static_cast<const T*>(inputs.bias.const_data_ptr());
-        inputs.for_tokens<T>(eps, [&](int64_t token, float* row, float mean, float rstd) {
-            normalize(row, mean, rstd, gamma, beta, row, channels);
+        const Runs<T> runs = inputs.runs<T>();
+        inputs.for_tokens(runs, eps, [&](int64_t token, float mean, float rstd) {
+            float top = 0;
+            runs(token, [&](int64_t channel, const T* from, int64_t width) {
+                for_pieces(width, [&](int64_t at, int64_t count) {
+                    float piece[kPiece];
+                    const int64_t first = channel + at;
+                    normalize(from + at, mean, rstd, gamma + first, beta + first, piece, count);
+                    top = std::max(top, largest(piece, count));
+                    quantize(piece, factor_in, to + token * channels + first, count);
+                });
+            });
             // A token with a NaN is NaN as a whole, its mean included; fabs and > would hide it.
-            tops[token] = std::isnan(mean) ? mean : largest(row, channels);
-            for (int64_t i = 0; i < channels; ++i) {
-                const float scaled = row[i] * factor_in;
-                to[token * channels + i] = Float8_e4m3fn(scaled > kFp8Max    ? kFp8Max
-                                                         : scaled < -kFp8Max ? -kFp8Max
-                                                                             : scaled);
-            }
+            tops[token] = std::isnan(mean) ? mean : top;
         });
     });
     float top = 0;
@@ -242,12 +255,16 @@ void layernorm_backward(const Blocks& blocks, const T* grad, const T* features, 
                         T* bias_grad) {
     const int64_t channels = blocks.channels(), rows = blocks.images * blocks.tokens();
     Partials<Wide<T>> partials(rows, channels);
+    const Runs<T> runs(blocks, features);
     const auto run_part = [&](int64_t part, Wide<T>* normal, Wide<T>* scaled) {
         for (int64_t token = partials.begin(part); token < partials.begin(part + 1); ++token) {
-            gather_token(blocks, token, features, normal);
-            Wide<T> sums[2];
-            backward_sums(grad + token * channels, weight, mean[token], rstd[token], normal, scaled,
-                          partials.weight(part), partials.bias(part), sums, channels);
+            Wide<T> sums[2] = {};
+            runs(token, [&](int64_t channel, const T* from, int64_t width) {
+                backward_sums(grad + token * channels + channel, from, weight + channel,
+                              mean[token], rstd[token], normal + channel, scaled + channel,
+                              partials.weight(part) + channel, partials.bias(part) + channel, sums,
+                              width);
+            });
             for_runs(blocks, token, [&](int64_t channel, int64_t patch, int64_t width) {
                 if (patch >= 0)
                     backward_run(normal + channel, scaled + channel, sums[0] / channels,

@@ -11,10 +11,18 @@
 
 #include "../checks.h"
 
-// A function marked so exists in three versions; the loader takes the best that the processor has.
-// What it calls must be inlined to be part of it: VILA_MC_INLINE.
+// Whether code for several kinds of x86 processors can stand beside each other.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     __GNUC__ >= 12
+#define VILA_MC_X86 1
+#include <immintrin.h>
+#else
+#define VILA_MC_X86 0
+#endif
+
+// A function marked so exists in three versions; the loader takes the best that the processor has.
+// What it calls must be inlined to be part of it: VILA_MC_INLINE.
+#if VILA_MC_X86
 #define VILA_MC_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define VILA_MC_CLONES

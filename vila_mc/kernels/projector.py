@@ -1,6 +1,7 @@
 """The concat projectors as one differentiable step each, which keep their input and little else.
 
-The gathered (and normalised) tokens are made again in the backward pass. Weights may be one rank's
+The gathered (and normalised) tokens are made again in the backward pass, and most of the hidden
+layer. Weights may be one rank's
 shard: ``fc1`` split by rows of its weight, ``fc2`` by columns. Output and gradients are then that
 rank's part of sums over the ranks.
 """
@@ -12,7 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_ROWS_AT_ONCE = 256
+_KEPT_SHARE = 0.35
+"""Of the hidden layer, kept for the backward pass. Each tenth saves 1.7 % of the time (a tenth of
+one of six products) and takes 2.5 % of the memory that the chain of single steps would keep."""
+_ROWS_AT_ONCE = 64
 """Rows of a weight gradient that are finished together while they are in the cache."""
 
 
@@ -54,9 +58,9 @@ class DownsampleLinear(torch.autograd.Function):
 
 
 class MlpDownsample(torch.autograd.Function):
-    """``reference.mlp_downsample``; keeps the features and the norm's statistics alone.
+    """``reference.mlp_downsample``; keeps features, the norm's statistics and some hidden tokens.
 
-    The backward pass computes the hidden layer again. Where the features want no gradient (a
+    The backward pass computes the other hidden tokens again. Where the features want no gradient (a
     frozen vision tower) it saves as much: the product that would give the gradient of the norm's
     output is not needed, see ``_norm_and_fc1_grads``.
     """
@@ -79,24 +83,27 @@ class MlpDownsample(torch.autograd.Function):
         tokens, mean, rstd = ops.downsample_layernorm(
             features_npe, norm_weight, norm_bias, factor, has_cls, eps
         )
+        hidden = F.linear(tokens, fc1_weight, fc1_bias)
+        kept = hidden.flatten(0, 1)[: int(_KEPT_SHARE * hidden.shape[0] * hidden.shape[1])].clone()
         ctx.save_for_backward(
-            features_npe, mean, rstd, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight
+            *(features_npe, mean, rstd, norm_weight, norm_bias),
+            *(fc1_weight, fc1_bias, fc2_weight, kept),
         )
         ctx.ops, ctx.fold = ops, (factor, has_cls, eps)
-        hidden = F.linear(tokens, fc1_weight, fc1_bias)
         return F.linear(F.gelu(hidden), fc2_weight, fc2_bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_nth: Tensor) -> tuple[Tensor | None, ...]:
-        features, mean, rstd, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight = (
-            ctx.saved_tensors
-        )
+        features, mean, rstd, norm_weight, norm_bias, *fc_weights, kept = ctx.saved_tensors
+        fc1_weight, fc1_bias, fc2_weight = fc_weights
         factor, has_cls, eps = ctx.fold
         tokens = ctx.ops.downsample_layernorm(
             features, norm_weight, norm_bias, factor, has_cls, eps
         )[0].flatten(0, 1)
-        hidden = F.linear(tokens, fc1_weight, fc1_bias)
+        hidden = tokens.new_empty(len(tokens), len(fc1_weight))
+        hidden[: len(kept)] = kept
+        torch.addmm(fc1_bias, tokens[len(kept) :], fc1_weight.t(), out=hidden[len(kept) :])
         grad = grad_nth.flatten(0, 1)
         fc2_weight_grad = grad.t() @ F.gelu(hidden)
         fc2_bias_grad = grad.sum(0) if ctx.needs_input_grad[7] else None

@@ -43,6 +43,39 @@ def test_layernorm_is_the_exact_result_rounded(dtype, fold):
     torch.testing.assert_close(rstd.to(WIDE), exact_rstd, **tolerance)
 
 
+# From 1 MiB on outputs are written past the caches, where they are whole cache lines.
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "fold",
+    [Fold(9, 16, 256, 2, True), Fold(3, 25, 330, 2, True), Fold(9, 9, 1026, 3, False)],
+    ids=["lines", "odd", "three"],
+)
+def test_a_large_layernorm_is_the_exact_result_rounded(built, dtype, fold):
+    features, norm = fold.features(dtype), fold.norm(dtype)
+    out, *_ = built.downsample_layernorm(features, *norm, *fold.args, 1e-5)
+    wide = features.to(WIDE), norm[0].to(WIDE), norm[1].to(WIDE)
+    exact, *_ = reference.downsample_layernorm(*wide, *fold.args, 1e-5)
+    assert out.nbytes >= 2**20
+    assert_rounded(out, exact, 1e-11 if dtype == WIDE else 4e-6 * (1 + exact.abs()))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("images", [1, 40])
+def test_a_layernorm_shows_nan_and_infinity_where_they_are(built, dtype, images):
+    fold = Fold(images, 8, 256, 2, True)
+    features, (weight, bias) = fold.features(dtype), fold.norm(dtype)
+    features[0, 1, 3] = torch.nan
+    features[0, 3, 5] = torch.inf
+    weight[7], bias[9], bias[10] = torch.nan, torch.inf, -torch.inf
+    out, *_ = built.downsample_layernorm(features, weight, bias, *fold.args, 1e-5)
+    expected, *_ = reference.downsample_layernorm(features, weight, bias, *fold.args, 1e-5)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert torch.equal(out.isinf(), expected.isinf())
+    assert torch.equal(
+        out[:, :, 9:11].sign().nan_to_num(), expected[:, :, 9:11].sign().nan_to_num()
+    )
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @settings(max_examples=25, deadline=None)
 @given(fold=folds)
@@ -125,11 +158,12 @@ def test_fp8_amax_shows_a_nan(built):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    ("y", "x", "patch"), [(28, 42, 14), (8, 8, 8), (6, 4, 1), (29, 17, 14), (16, 32, 16)]
+    ("y", "x", "patch"),
+    [(28, 42, 14), (8, 8, 8), (6, 4, 1), (29, 17, 14), (29, 75, 14), (33, 80, 16), (40, 61, 20)],
 )
 def test_patches_are_bit_equal_to_the_twin(built, dtype, y, x, patch):
     images = torch.randint(0, 256, (2, 3, y, x), dtype=torch.uint8)
-    table = reference.normalization_table(dtype, images.device)
+    table = torch.randn(3, 256, dtype=torch.float64).to(dtype)
     expected = reference.normalize_patchify(images, table, patch)
     assert torch.equal(built.normalize_patchify(images, table, patch), expected)
     assert built.normalize_patchify(images[:0], table, patch).shape == (0, *expected.shape[1:])
