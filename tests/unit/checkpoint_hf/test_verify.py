@@ -13,7 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from vila_mc.checkpoint.hf import verify as verify_module
 from vila_mc.checkpoint.hf.export import export_hf
-from vila_mc.checkpoint.hf.verify import VerifyPrompt, VerifyReference, verify_export, write_request
+from vila_mc.checkpoint.hf.verify import (
+    VerifyPrompt,
+    VerifyReference,
+    export_format,
+    verify_export,
+    write_request,
+)
 from vila_mc.checkpoint.hf.verify_child import verify
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.errors import CheckpointError
@@ -160,3 +166,8 @@ def test_not_finite_reference_and_wrong_shapes_are_refused(case):
             directory,
             dataclasses.replace(reference, logits=reference.logits[:, 1:]),
         )
+
+
+def test_a_directory_that_is_no_export(tmp_path):
+    with pytest.raises(CheckpointError, match="is no export of vila_mc"):
+        export_format(tmp_path)

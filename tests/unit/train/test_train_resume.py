@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from, and what it must not have changed."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -76,3 +77,11 @@ def test_another_order(output, prefix):
         checkpoint_to_resume(_run(output, prefix, seed=7))
     with pytest.raises(CheckpointError, match=r"another data\.seed or data\.blend"):
         checkpoint_to_resume(_run(output, prefix, prefix))
+
+
+def test_other_parts_learn(output, prefix):
+    now = _run(output, prefix)
+    fewer = replace(now, train=replace(now.train, stage="custom", trainable=("connector",)))
+    message = r"train\.trainable \[.*language.*\], so it has no optimizer state for \[connector\]"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint_to_resume(fewer)

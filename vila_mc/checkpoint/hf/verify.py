@@ -157,6 +157,11 @@ def verify_exports(
 
 def export_format(directory: Path) -> str:
     """What an export says it is. Raises CheckpointError if it is none."""
+    if not (directory / MANIFEST).exists():
+        raise CheckpointError(
+            f"there is no {directory / MANIFEST}, so {directory} is no export of vila_mc. Give "
+            "what tools/convert_checkpoint.py export wrote."
+        )
     content = read_json(directory / MANIFEST)
     if content.get("format") not in FORMATS:
         raise CheckpointError(
