@@ -40,13 +40,11 @@ from PIL import Image
 
 from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.model import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig
-from vila_mc.data.collate import collate
 from vila_mc.data.images import load_image
-from vila_mc.data.indexed_reader import IndexedReader
 from vila_mc.data.indexed_writer import IndexedWriter
-from vila_mc.data.loader import TrainingData
+from vila_mc.data.loader import StepData, TrainingData
 from vila_mc.data.tokenizer import Tokenizer
-from vila_mc.flow import EncodedImage, EncodedSample, EncodedText, Microbatch
+from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
 SIZE, BATCH, NUM_IMAGES, LENGTH = 336, 8, 128, 256
 ROUNDS, BATCHES_PER_ROUND = 15, 4
@@ -255,18 +253,21 @@ def _energon(folder: Path, transform: Transform) -> Iterator[Any]:
     return iter(get_loader(dataset))
 
 
-def _in_threads(data: DataConfig, model: ModelConfig, workers: int) -> Iterator[Microbatch]:
-    """What the loader would be with threads: the same function, as far ahead."""
-    reader = IndexedReader(data.blend[0].path)
+def _in_threads(data: DataConfig, model: ModelConfig, workers: int) -> Iterator[StepData]:
+    """What the loader would be with threads: the same work, as far ahead."""
+    of_thread = threading.local()
 
-    def read(start: int) -> Microbatch:
-        rows = [[reader.sample((start + number) % len(reader))] for number in range(BATCH)]
-        return collate(rows, model, LENGTH, needs_images=True)
+    def begin() -> None:
+        of_thread.data = _training_data(data, model, workers=0)
 
-    waiting: deque[Future[Microbatch]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for start in count(0, BATCH):
-            waiting.append(pool.submit(read, start))
+    def read(samples_seen: int) -> StepData:
+        step: StepData = of_thread.data.step(samples_seen)
+        return step
+
+    waiting: deque[Future[StepData]] = deque()
+    with ThreadPoolExecutor(workers, initializer=begin) as pool:
+        for samples_seen in count(0, BATCH):
+            waiting.append(pool.submit(read, samples_seen))
             if len(waiting) == 1 + 2 * workers:  # as in the loader
                 yield waiting.popleft().result()
 
