@@ -134,16 +134,17 @@ struct Inputs {
         auto* rstds = static_cast<Wide<T>*>(rstd.mutable_data_ptr());
         for_rows(rows(), channels, [&](int64_t begin, int64_t end) {
             for (int64_t token = begin; token < end; ++token) {
-                Wide<T> total = 0, squares = 0;
-                runs(token,
-                     [&](int64_t, const T* from, int64_t width) { total += sum(from, width); });
-                const Wide<T> middle = total / channels;
+                PartialSums<Wide<T>> values, squares;
+                runs(token, [&](int64_t, const T* from, int64_t width) {
+                    add_values(from, width, values);
+                });
+                const Wide<T> middle = values.total() / channels;
                 if (token + 1 < end) runs.prefetch(token + 1);
                 runs(token, [&](int64_t, const T* from, int64_t width) {
-                    squares += squared_distance(from, middle, width);
+                    add_squares(from, middle, width, squares);
                 });
                 means[token] = middle;
-                rstds[token] = 1 / std::sqrt(squares / channels + Wide<T>(eps));
+                rstds[token] = 1 / std::sqrt(squares.total() / channels + Wide<T>(eps));
                 each(token, means[token], rstds[token]);
             }
             stream_fence();

@@ -8,32 +8,48 @@
 
 namespace vila_mc {
 
-// Calls term(i) for i < width and sums what it returns, in four running sums of 16 numbers each:
-// one would wait for itself. The order of the additions is the same for every instruction set.
-template <class W, class Term>
-VILA_MC_INLINE W sum_of(int64_t width, Term term) {
-    constexpr int64_t kLanes = 64;
-    W lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= width; i += kLanes) {
+// A sum in 64 parts, which wait for each other at the end alone. The order of the additions is the
+// same for every instruction set.
+template <class W>
+struct PartialSums {
+    static constexpr int64_t kParts = 64;
+    alignas(64) W parts[kParts] = {};
+
+    // Adds term(i) for i < width.
+    template <class Term>
+    VILA_MC_INLINE void add(int64_t width, Term term) {
+        W now[kParts];  // of its own, so that no load can be of what was just stored
+        std::memcpy(now, parts, sizeof parts);
+        int64_t i = 0;
+        for (; i + kParts <= width; i += kParts) {
 #pragma omp simd
-        for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term(i + lane);
+            for (int64_t part = 0; part < kParts; ++part) now[part] += term(i + part);
+        }
+        for (int64_t part = 0; i < width; ++i, ++part) now[part] += term(i);
+        std::memcpy(parts, now, sizeof parts);
     }
-    for (int64_t lane = 0; i < width; ++i, ++lane) lanes[lane] += term(i);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2)
-        for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    return lanes[0];
+
+    W total() const {
+        constexpr int64_t kQuarter = kParts / 4;
+        W sums[kQuarter];
+        for (int64_t i = 0; i < kQuarter; ++i)
+            sums[i] = (parts[i] + parts[i + kQuarter]) +
+                      (parts[i + 2 * kQuarter] + parts[i + 3 * kQuarter]);
+        for (int64_t half = kQuarter / 2; half > 0; half /= 2)
+            for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+        return sums[0];
+    }
+};
+
+template <class T>
+VILA_MC_CLONES void add_values(const T* from, int64_t width, PartialSums<Wide<T>>& sums) {
+    sums.add(width, [=](int64_t i) __attribute__((always_inline)) { return widen<T>(from[i]); });
 }
 
 template <class T>
-VILA_MC_CLONES Wide<T> sum(const T* from, int64_t width) {
-    return sum_of<Wide<T>>(
-        width, [=](int64_t i) __attribute__((always_inline)) { return widen<T>(from[i]); });
-}
-
-template <class T>
-VILA_MC_CLONES Wide<T> squared_distance(const T* from, Wide<T> mean, int64_t width) {
-    return sum_of<Wide<T>>(width, [=](int64_t i) __attribute__((always_inline)) {
+VILA_MC_CLONES void add_squares(const T* from, Wide<T> mean, int64_t width,
+                                PartialSums<Wide<T>>& sums) {
+    sums.add(width, [=](int64_t i) __attribute__((always_inline)) {
         const Wide<T> distance = widen<T>(from[i]) - mean;
         return distance * distance;
     });
@@ -82,22 +98,25 @@ struct BFloat16Pairs {
     }
 };
 
-VILA_MC_CLONES inline float sum(const BFloat16* from, int64_t width) {
+VILA_MC_CLONES inline void add_values(const BFloat16* from, int64_t width,
+                                      PartialSums<float>& sums) {
     const auto* words = BFloat16Pairs::of(from);
-    const float odd = width % 2 ? widen(from[width - 1]) : 0.0f;
-    return odd + sum_of<float>(width / 2, [=](int64_t i) __attribute__((always_inline)) {
-               return BFloat16Pairs::first(words[i]) + BFloat16Pairs::second(words[i]);
-           });
+    if (width % 2) sums.parts[0] += widen(from[width - 1]);
+    sums.add(width / 2, [=](int64_t i) __attribute__((always_inline)) {
+        return BFloat16Pairs::first(words[i]) + BFloat16Pairs::second(words[i]);
+    });
 }
 
-VILA_MC_CLONES inline float squared_distance(const BFloat16* from, float mean, int64_t width) {
+VILA_MC_CLONES inline void add_squares(const BFloat16* from, float mean, int64_t width,
+                                       PartialSums<float>& sums) {
     const auto* words = BFloat16Pairs::of(from);
     const float odd = width % 2 ? widen(from[width - 1]) - mean : 0.0f;
-    return odd * odd + sum_of<float>(width / 2, [=](int64_t i) __attribute__((always_inline)) {
-               const float one = BFloat16Pairs::first(words[i]) - mean;
-               const float other = BFloat16Pairs::second(words[i]) - mean;
-               return one * one + other * other;
-           });
+    sums.parts[0] += odd * odd;
+    sums.add(width / 2, [=](int64_t i) __attribute__((always_inline)) {
+        const float one = BFloat16Pairs::first(words[i]) - mean;
+        const float other = BFloat16Pairs::second(words[i]) - mean;
+        return one * one + other * other;
+    });
 }
 
 VILA_MC_CLONES inline void normalize(const BFloat16* from, float mean, float rstd,
