@@ -41,6 +41,9 @@ from vila_mc.errors import CheckpointError
 WHOLE_MODELS = (MODEL_TYPE, "llava", "llava_llama")
 """``model_type`` of what ``read_whole`` reads."""
 
+_TOKEN_ORDER = " (tokens row by row; weights from before late 2024 expect them by columns)"
+"""Said because no file says which; see docs/checkpoints.md."""
+
 
 @dataclass(frozen=True, slots=True)
 class ForeignModel:
@@ -245,7 +248,7 @@ def _read_official(
         model,
         vision_tensors | joined | language_tensors,
         directory / "llm",
-        "a directory of the public VILA code",
+        "a directory of the public VILA code" + (_TOKEN_ORDER if "downsample" in connector else ""),
     )
 
 
