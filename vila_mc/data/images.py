@@ -148,8 +148,8 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise
     except Exception:  # Pillow's readers raise nearly anything on damaged headers
         raise DataError(
-            f"{name} is not an image that can be read. Use {', '.join(_FORMATS)}, or drop its "
-            "record."
+            f"{name} is not an image that can be read: none of {', '.join(_FORMATS)}, or cut off. "
+            "Fetch it again, convert it, or drop its record."
         ) from None
     width, height = image.size
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):

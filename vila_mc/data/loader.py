@@ -146,6 +146,14 @@ class TrainingData:
         finally:
             self._workers.drop(slot for slot, _ in waiting)
 
+    def cut_samples(self) -> list[int]:
+        """Of each dataset, how many samples are longer than a row and lose their end."""
+        visual, longest = self._model.visual_tokens(), self._data.sequence_length
+        return [
+            int((reader.token_counts() + visual * reader.image_counts() > longest).sum())
+            for reader in self.readers
+        ]
+
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
         return self._workers.pids() if self._workers is not None else []

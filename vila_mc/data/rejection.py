@@ -8,8 +8,8 @@ from vila_mc.data.sources.records import LEFT_OUT, Rejected
 from vila_mc.errors import ConfigError
 
 _HINTS = {
-    "missing image": "--images says where images lie; the kind interleaved can leave missing ones "
-    "out with --skip-missing-images.",
+    "missing image": "--images says where images lie. Interleaved documents can do without missing "
+    "ones: --skip-missing-images.",
     "not JSON": "Records are JSON objects, one a line, or in an array in a .json file.",
 }
 """What to do where most records are rejected for a reason whose details do not tell."""

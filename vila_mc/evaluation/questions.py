@@ -132,7 +132,8 @@ def _question(values: Mapping[str, Any], where: str) -> Question:
             chance=float(values["chance"]),
         )
     except (KeyError, TypeError, ValueError) as error:
+        what = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"{where} is not a question ({type(error).__name__}: {error}). It needs id, task, "
+            f"{where} is not a question ({what}). It needs id, task, "
             "images, question, answer and chance."
         ) from None

@@ -31,6 +31,8 @@ def missing(kind: str) -> str | None:
     if kind in loaded():
         return None
     why = _unloadable.get(kind, "csrc/ is not built for it")
+    if kind == "cuda" and "cpu" not in loaded():
+        why = "they need the CPU library, which holds their signatures"
     return f"no native kernels on {kind}, plain torch does their work: {why} (docs/kernels.md)"
 
 

@@ -1,6 +1,7 @@
 """The face of csrc/: every operation, checked, on native code where it is built, else on torch.
 
-This is the one place that chooses. Shape letters as in ``reference``; all are differentiable.
+This is the one place that chooses. Shape letters as in ``reference``. All but FP8
+output and uint8 pixels are differentiable.
 """
 
 from typing import Any
@@ -201,6 +202,12 @@ def splice_visual(
     Raises:
         ValueError: the sides disagree about the number of images, or in shape.
     """
+    if text.ndim != 3 or visual_nqh.ndim != 3 or text.shape[2] != visual_nqh.shape[2]:
+        raise ValueError(
+            f"text is {_said(text)} and vision {_said(visual_nqh)}; give [s, b, h] and [n, q, h]."
+        )
+    if image_starts.dtype != torch.int64 or image_starts.shape[1:] != (2,):
+        raise ValueError(f"image_starts are {_said(image_starts)}; give int64 [n, 2].")
     n, q, _ = visual_nqh.shape
     if image_starts.shape[0] != n:
         raise ValueError(

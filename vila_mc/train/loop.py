@@ -75,6 +75,8 @@ class Run:
         self.lock: OutputLock | None = None
         self._take_output(stages)
         self.datasets = tuple(DatasetRecord.of(reader.manifest) for reader in data.readers)
+        if ranks.is_first():
+            self._warn_of_cut_samples()
         self.saving: PendingSave | None = None
         self.state = self._restore_or_start(stages)
         self.printer = StepPrinter(config.train.steps, config.train.stage)
@@ -167,6 +169,15 @@ class Run:
 
         on_first_rank(self.ranks, take_output, train.output)
         self._say(f"{num_weights:,} weights, {layout}")
+
+    def _warn_of_cut_samples(self) -> None:
+        for reader, cut in zip(self.data.readers, self.data.cut_samples(), strict=True):
+            if cut:
+                self._say(
+                    f"warning: {cut:,} of {len(reader):,} samples of {reader.prefix} are longer "
+                    f"than data.sequence_length {self.config.data.sequence_length} and lose their "
+                    "end"
+                )
 
     def _is_save_due(self) -> bool:
         step = self.state.step

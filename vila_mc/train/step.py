@@ -50,7 +50,7 @@ class Trainer:
             should_stop: whether this rank was asked to stop; every rank learns of it.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss is not finite, or no token is trained.
         """
         on_device = [batch.to(self.ranks.device) for batch in microbatches]
         loss_sum = self._forward_backward(on_device)
@@ -62,6 +62,12 @@ class Trainer:
             raise TrainingError(
                 f"the loss is {loss}. Nothing was saved since the last checkpoint; lower "
                 "optimizer.lr, or look at the data of this step."
+            )
+        if trained_tokens == 0:
+            raise TrainingError(
+                "no token of this step is trained, so there is nothing to learn. Samples lose what "
+                f"lies beyond data.sequence_length {self.run.data.sequence_length}: raise it, or "
+                "see with tools/inspect_data.py show what a sample trains."
             )
         return StepResult(
             loss=loss,

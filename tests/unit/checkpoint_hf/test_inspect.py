@@ -1,5 +1,7 @@
 """What a checkpoint says about itself, without its weights being read."""
 
+import os
+
 import pytest
 import torch
 from independent_vila import VOCABULARY, build, tiny_model
@@ -10,6 +12,7 @@ from vila_mc.checkpoint.hf.inspect import describe
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.stream import weightless_model
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
+from vila_mc.errors import CheckpointError
 
 WHAT = {
     "hf-vila": "an export of ours",
@@ -50,3 +53,7 @@ def test_of_training(tmp_path):
     assert facts["what"].startswith("a training checkpoint")
     assert facts["weights"] == f"{sum(shape.numel() for shape in shapes.values()):,}"
     assert "float32" in facts["connector weights"]
+    (shard,) = tmp_path.glob("step-*/*.distcp")
+    os.truncate(shard, 100)
+    with pytest.raises(CheckpointError, match=r"damaged: __0_0.distcp has 100 of [\d,]+ bytes"):
+        dict(describe(tmp_path))

@@ -310,6 +310,20 @@ def test_image_that_no_longer_decodes_names_dataset_and_sample(
     assert "broken sample 0" in first.substitutes[0]
 
 
+def test_samples_that_are_cut_are_counted(data: DataConfig, model: ModelConfig) -> None:
+    with opened(data, model) as training_data:
+        lengths = [
+            reader.token_counts() + model.visual_tokens() * reader.image_counts()
+            for reader in training_data.readers
+        ]
+        assert training_data.cut_samples() == [0, 0]
+    shorter = replace(data, sequence_length=int(lengths[0].max()) - 1)
+    with opened(shorter, model) as training_data:
+        expected = [int((each > shorter.sequence_length).sum()) for each in lengths]
+        assert training_data.cut_samples() == expected
+        assert sum(expected) > 0
+
+
 def test_batch_that_does_not_divide(data: DataConfig, model: ModelConfig) -> None:
     with pytest.raises(ConfigError, match=r"train.global_batch 12 .* 5 x 1"):
         opened(data, model, micro=5)

@@ -45,6 +45,17 @@ def test_a_step_reports_the_global_batch(ranks):
     assert second.loss < first.loss
 
 
+def test_a_step_that_trains_nothing_ends_the_run(ranks):
+    run = tiny_run()
+    trainer = Trainer(run, ranks, build_stages(run, ranks))
+    batches = tiny_microbatches(run, 0, 1)
+    for batch in batches:
+        batch.labels.fill_(IGNORE_LABEL)
+    length = run.data.sequence_length
+    with pytest.raises(TrainingError, match=f"no token .* data.sequence_length {length}"):
+        trainer.step(batches)
+
+
 def test_a_loss_that_is_no_number_ends_the_run(ranks):
     run = tiny_run()
     stages = build_stages(run, ranks)

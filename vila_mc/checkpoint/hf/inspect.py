@@ -13,6 +13,7 @@ from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.config.train import PARTS
+from vila_mc.errors import CheckpointError
 
 
 def describe(path: Path, *, trust_pickle: bool = False) -> Iterator[tuple[str, str]]:
@@ -47,9 +48,21 @@ def describe(path: Path, *, trust_pickle: bool = False) -> Iterator[tuple[str, s
         yield from _tensors(tensors)
 
 
+def _require_sizes(directory: Path, manifest: Manifest) -> None:
+    for name, record in manifest.files.items():
+        path = directory / name
+        found = path.stat().st_size if path.exists() else 0
+        if found != record.num_bytes:
+            raise CheckpointError(
+                f"{directory} is damaged: {name} has {found:,} of {record.num_bytes:,} bytes. Use "
+                "an older step-* directory."
+            )
+
+
 def _ours(path: Path) -> Iterator[tuple[str, str]]:
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
+    _require_sizes(directory, manifest)
     yield "what", f"a training checkpoint, {directory}"
     yield "step", f"{manifest.step:,} ({manifest.samples_seen:,} samples)"
     yield "layout", f"{manifest.layout or 'one process'}; any layout can read it"

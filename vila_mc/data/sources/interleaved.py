@@ -145,8 +145,10 @@ def _place(info: object, num_sentences: int) -> tuple[int, object]:
         raise RejectionError("bad image_info", f"an entry is a {type(info).__name__}")
     index = info.get("matched_text_index")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_sentences:
+        given = str(index)[:40] if "matched_text_index" in info else "missing"
         raise RejectionError(
             "bad image_info",
-            f"'matched_text_index' is {str(index)[:40]}, but there are {num_sentences} sentences",
+            f"'matched_text_index' is {given}; it is a place in 'text_list', 0 to "
+            f"{num_sentences - 1}",
         )
     return index, info.get("image_name")
