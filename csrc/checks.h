@@ -1,7 +1,8 @@
 // What the operations ask of their inputs, for the CPU and CUDA versions alike.
 //
-// vila_mc/kernels/ops.py says most of it as ValueError before it calls; these checks keep memory safe
-// when an operation is called on its own, and know the limits of a device. Every message says what was given and what is allowed.
+// vila_mc/kernels/ops.py says most of it as ValueError before it calls; these checks keep memory
+// safe when an operation is called on its own, and know the limits of a device. Every message says
+// what was given and what is allowed.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
