@@ -68,6 +68,11 @@ def sources(folder: str, suffix: str) -> list[str]:
     return sorted(str(path) for path in Path("csrc", folder).glob(f"*{suffix}"))
 
 
+def headers() -> list[str]:
+    """What, when it changes, is a reason to build again."""
+    return sorted(str(path) for path in Path("csrc").rglob("*.*h"))
+
+
 def libraries() -> dict[str, Any]:
     """What setuptools needs to build; nothing without torch, as under pip's build isolation."""
     if Path("/usr/local/cuda").exists():  # torch's own guess can be a folder above it
@@ -86,6 +91,7 @@ def libraries() -> dict[str, Any]:
             "vila_mc.kernels.libvila_mc_cpu",
             ["csrc/ops.cpp", *sources("cpu", ".cpp")],
             define_macros=DEFINES,
+            depends=headers(),
             extra_compile_args=[*OPTIMISED, *WARNINGS, *system],
             py_limited_api=True,
         )
@@ -103,6 +109,7 @@ def libraries() -> dict[str, Any]:
             "vila_mc.kernels.libvila_mc_cuda",
             sources("cuda", ".cu"),
             define_macros=[*DEFINES, ("USE_CUDA", None)],
+            depends=headers(),
             extra_compile_args={"cxx": ["-O3"], "nvcc": ["-O3", *GPUS]},
             py_limited_api=True,
         )
