@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from claims import Claim, parser, report
 
-from vila_mc.checkpoint.hf.language_configs import language_json
-from vila_mc.checkpoint.hf.names import language_table, unread_shapes, vision_table
-from vila_mc.checkpoint.hf.vision_configs import vision_json
-from vila_mc.checkpoint.hf.weights import write_weights
 from vila_mc.config.model import LanguageConfig, VisionConfig
-from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.convert.families.language_configs import language_json
+from vila_mc.convert.families.vision_configs import vision_json
+from vila_mc.convert.names import language_table, unread_shapes, vision_table
+from vila_mc.convert.weights import write_weights
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHARD = 10**9

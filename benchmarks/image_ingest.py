@@ -19,10 +19,10 @@ import numpy as np
 from claims import Claim, median_ratio, parser, report
 from PIL import Image
 
-from vila_mc.data.preprocess import preprocess
+from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.pairs import PairSource
-from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.errors import run_cli
 
 CAPTION = "A picture of coloured noise, number {}, as no camera would ever see it."

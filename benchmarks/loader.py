@@ -40,10 +40,10 @@ from PIL import Image
 
 from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.model import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig
+from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.data.images import load_image
-from vila_mc.data.indexed_writer import IndexedWriter
-from vila_mc.data.loader import StepData, TrainingData
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.indexed.writer import IndexedWriter
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
 SIZE, BATCH, NUM_IMAGES, LENGTH = 336, 8, 128, 256

@@ -14,7 +14,14 @@ import numpy as np
 from PIL import Image
 
 from vila_mc import __version__
-from vila_mc.data.indexed_format import (
+from vila_mc.data.indexed.dataset_manifest import (
+    FORMAT_VERSION,
+    SUFFIX,
+    Manifest,
+    sha256_of,
+    to_json,
+)
+from vila_mc.data.indexed.layout import (
     HEADER,
     LENGTH,
     MAGIC,
@@ -26,8 +33,7 @@ from vila_mc.data.indexed_format import (
     TOKEN,
     VERSION,
 )
-from vila_mc.data.manifest import FORMAT_VERSION, SUFFIX, Manifest, sha256_of, to_json
-from vila_mc.data.tokenizer import Tokenizer, train_tokenizer
+from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 VISUAL_TOKENS = 144
 """Of an image of 336 px after the 2x2 downsample."""

@@ -64,8 +64,8 @@ def _child(folder: Path) -> dict[str, float]:
 def _measure(folder: Path) -> dict[str, float]:
     started = time.process_time()
     from vila_mc.config.load import run_from_dict
-    from vila_mc.data.indexed_reader import IndexedReader
-    from vila_mc.data.loader import TrainingData
+    from vila_mc.data.batches.loader import TrainingData
+    from vila_mc.data.indexed.reader import IndexedReader
 
     blend = [{"path": folder / "set"}]
     data_options = {"blend": blend, "tokenizer": folder / "tokenizer.model", "workers": 0}

@@ -15,10 +15,10 @@ import numpy as np
 from claims import Claim, parser, report
 from mixes import MIXES, SEQUENCE_LENGTH, VISUAL_TOKENS, jpeg, make_tokenizer, write_set
 
-from vila_mc.data.balance import deal_rows
-from vila_mc.data.blend import Blend
-from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.sampler import GlobalBatch, Sampler
+from vila_mc.data.batches.balance import deal_rows
+from vila_mc.data.batches.blend import Blend
+from vila_mc.data.batches.sampler import GlobalBatch, Sampler
+from vila_mc.data.indexed.reader import IndexedReader
 
 RANKS, PASSES = 16, 8
 DECODER_PER_POSITION = 4 * 4096 + 3 * 11008

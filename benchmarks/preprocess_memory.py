@@ -17,10 +17,10 @@ import numpy as np
 import psutil
 from claims import Claim, parser, report
 
-from vila_mc.data.indexed_pack import Packed
-from vila_mc.data.indexed_writer import IndexedWriter
-from vila_mc.data.manifest import read_manifest
-from vila_mc.data.tokenizer import Tokenizer, train_tokenizer
+from vila_mc.data.indexed.dataset_manifest import read_manifest
+from vila_mc.data.indexed.serialisation import Packed
+from vila_mc.data.indexed.writer import IndexedWriter
+from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from vila_mc.errors import SetupError, run_cli
 
 ROOT = Path(__file__).parents[1]

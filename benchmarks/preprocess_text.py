@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from claims import Claim, median_ratio, parser, report
 
-from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.tokenizer import Tokenizer, train_tokenizer
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from vila_mc.errors import ConfigError, run_cli
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +152,7 @@ class Bench:
 
     def prepare_fast(self) -> bool:
         """Install what it needs and convert the tokenizer; whether that worked."""
-        from vila_mc.checkpoint.hf.tokenizer_files import load_convertible, write_tokenizer
+        from vila_mc.convert.tokenizer_files import load_convertible, write_tokenizer
 
         if not (self.megatron / "tools" / "preprocess_data_fast.py").is_file():
             return False

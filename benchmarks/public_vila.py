@@ -22,10 +22,6 @@ from claims import Claim, parser, report
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vila_mc.checkpoint.hf.convert import from_hf, their_shapes, to_hf
-from vila_mc.checkpoint.hf.import_checkpoint import import_checkpoint
-from vila_mc.checkpoint.hf.import_hf import ForeignModel, read_whole
-from vila_mc.checkpoint.hf.names import OFFICIAL_CONNECTORS, Naming, tables
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.model import (
     ConnectorConfig,
@@ -34,9 +30,13 @@ from vila_mc.config.model import (
     RopeConfig,
     VisionConfig,
 )
-from vila_mc.data.tokenizer import train_tokenizer
-from vila_mc.evaluation.convert import export_checkpoint
-from vila_mc.evaluation.prove_export import proving_model, reference_of
+from vila_mc.convert.export_checkpoint import export_checkpoint
+from vila_mc.convert.formats.read_whole import ForeignModel, read_whole
+from vila_mc.convert.import_checkpoint import import_checkpoint
+from vila_mc.convert.names import OFFICIAL_CONNECTORS, Naming, tables
+from vila_mc.convert.proof.reference import proving_model, reference_of
+from vila_mc.convert.rename_tensors import from_hf, their_shapes, to_hf
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.kernels.reference import normalize_images
 
 READER = Path(__file__).with_name("public_vila_reader.py")

@@ -14,13 +14,13 @@ from typing import Any
 from PIL import Image
 
 from vila_mc.config.load import ErrorRaisingParser
-from vila_mc.data.preprocess import preprocess
-from vila_mc.data.rejection import RejectionLimit
+from vila_mc.data.ingest.preprocess import preprocess
+from vila_mc.data.ingest.rejection import RejectionLimit
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Source
-from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.errors import ConfigError, run_cli
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "grey": (128,) * 3}

@@ -115,8 +115,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def import_command(arguments: argparse.Namespace) -> int:
     """Write a checkpoint of step 0."""
-    from vila_mc.checkpoint.hf.import_checkpoint import RECIPE_NAME, import_checkpoint
-    from vila_mc.checkpoint.hf.import_hf import combine, read_whole
+    from vila_mc.convert.formats.read_whole import combine, read_whole
+    from vila_mc.convert.import_checkpoint import RECIPE_NAME, import_checkpoint
 
     trust, mode = arguments.trust_pickle, arguments.image_mode
     is_pair = arguments.llm is not None and arguments.vision is not None
@@ -144,7 +144,7 @@ def import_command(arguments: argparse.Namespace) -> int:
 
 def export_command(arguments: argparse.Namespace) -> int:
     """Write an export and prove it."""
-    from vila_mc.evaluation.convert import export_checkpoint
+    from vila_mc.convert.export_checkpoint import export_checkpoint
     from vila_mc.model.megatron_config import DTYPES
 
     export_checkpoint(
@@ -169,7 +169,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 def inspect_command(arguments: argparse.Namespace) -> int:
     """Print what a checkpoint is."""
-    from vila_mc.checkpoint.hf.inspect import describe
+    from vila_mc.convert.describe import describe
 
     for label, text in describe(arguments.path, trust_pickle=arguments.trust_pickle):
         print(f"{label:<18} {text}")
@@ -177,7 +177,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
 
 
 def _prove(arguments: argparse.Namespace, export: Path) -> int:
-    from vila_mc.evaluation.convert import Question, prove
+    from vila_mc.convert.export_checkpoint import Question, prove
 
     proof = prove(
         arguments.checkpoint,

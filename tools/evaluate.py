@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from vila_mc.config.load import ErrorRaisingParser
-from vila_mc.data.conversation import TEMPLATES, find_template
+from vila_mc.data.chat_templates import TEMPLATES, find_template
 from vila_mc.errors import ConfigError, run_cli
 
 
@@ -34,7 +34,7 @@ def main() -> int:
     from tqdm import tqdm
 
     from vila_mc.checkpoint.whole import whole_model
-    from vila_mc.data.tokenizer import Tokenizer
+    from vila_mc.data.tokenizers.tokenizer import Tokenizer
     from vila_mc.evaluation.questions import answer_record, ask, read_questions
     from vila_mc.evaluation.scores import score
 

@@ -55,7 +55,7 @@ def _parser() -> ErrorRaisingParser:
 
 
 def _summary(options: Any) -> int:
-    from vila_mc.data.indexed_reader import IndexedReader
+    from vila_mc.data.indexed.reader import IndexedReader
     from vila_mc.data.inspection.summary import plot_summary, summary_lines
 
     reader = IndexedReader(options.prefix)
@@ -67,9 +67,9 @@ def _summary(options: Any) -> int:
 
 
 def _show(options: Any) -> int:
-    from vila_mc.data.indexed_reader import IndexedReader
+    from vila_mc.data.indexed.reader import IndexedReader
     from vila_mc.data.inspection.page import sample_page, write_page
-    from vila_mc.data.tokenizer import Tokenizer
+    from vila_mc.data.tokenizers.tokenizer import Tokenizer
 
     tokenizer = None if options.tokenizer is None else Tokenizer(options.tokenizer)
     page = sample_page(IndexedReader(options.prefix), options.sample, tokenizer)
@@ -79,7 +79,7 @@ def _show(options: Any) -> int:
 
 
 def _verify(options: Any) -> int:
-    from vila_mc.data.inspection.verify import verify
+    from vila_mc.data.inspection.verify_dataset import verify
 
     found = verify(options.prefix, options.workers)
     if found.faults:
@@ -96,9 +96,9 @@ def _verify(options: Any) -> int:
 
 
 def _export(options: Any) -> int:
-    from vila_mc.data.indexed_reader import IndexedReader
-    from vila_mc.data.inspection.export import export
-    from vila_mc.data.tokenizer import Tokenizer
+    from vila_mc.data.indexed.reader import IndexedReader
+    from vila_mc.data.inspection.write_records import export
+    from vila_mc.data.tokenizers.tokenizer import Tokenizer
 
     count = export(IndexedReader(options.prefix), Tokenizer(options.tokenizer), options.output)
     print(f"{options.output}: {count:,} samples")

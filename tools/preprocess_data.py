@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc.config.load import ErrorRaisingParser
-from vila_mc.data.conversation import TEMPLATES, find_template
-from vila_mc.data.encode import ImagePolicy
+from vila_mc.data.chat_templates import TEMPLATES, find_template
 from vila_mc.data.images import DEFAULT_MAX_PIXELS
-from vila_mc.data.preprocess import expand_inputs, preprocess
-from vila_mc.data.rejection import RejectionLimit
+from vila_mc.data.ingest.encode import ImagePolicy
+from vila_mc.data.ingest.preprocess import expand_inputs, preprocess
+from vila_mc.data.ingest.rejection import RejectionLimit
 from vila_mc.data.sources.conversations import MOST_FRAMES, ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder, Images, ImageTars
 from vila_mc.data.sources.interleaved import MOST_IMAGES, InterleavedSource

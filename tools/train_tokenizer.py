@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vila_mc.config.load import ErrorRaisingParser
-from vila_mc.data.corpus_text import TEXT_KEYS, read_sentences
-from vila_mc.data.preprocess import expand_inputs
-from vila_mc.data.tokenizer import Tokenizer, train_tokenizer
+from vila_mc.data.ingest.corpus_text import TEXT_KEYS, read_sentences
+from vila_mc.data.ingest.preprocess import expand_inputs
+from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from vila_mc.errors import run_cli
 
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support import families
 from tests.support.launching import REPOSITORY
 from tests.support.tiny_data import random_sentences
-from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 
 
 def _convert(*arguments):

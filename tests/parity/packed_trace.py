@@ -11,9 +11,9 @@ from tests.parity.layout_trace import NUM_STEPS, Trace
 from tests.support.tiny import VOCABULARY, tiny_run
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.config.run import RunConfig
-from vila_mc.data.collate import Sample, collate
-from vila_mc.data.indexed_format import StoredImage, StoredText
-from vila_mc.data.packing import best_fit
+from vila_mc.data.batches.collate import Sample, collate
+from vila_mc.data.batches.packing import best_fit
+from vila_mc.data.indexed.layout import StoredImage, StoredText
 from vila_mc.flow import Microbatch
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed

@@ -8,14 +8,14 @@ import torch
 from tests.support import families
 from tests.support.families import NAMES, VOCABULARY
 from tests.support.tiny_data import random_sentences
-from vila_mc.checkpoint.hf.import_checkpoint import import_checkpoint
-from vila_mc.checkpoint.hf.import_hf import combine, read_whole
-from vila_mc.checkpoint.hf.import_parts import read_language
-from vila_mc.checkpoint.hf.verify import verify_exports
 from vila_mc.checkpoint.whole import canonical_state, whole_model
-from vila_mc.data.tokenizer import train_tokenizer
-from vila_mc.evaluation.convert import export_checkpoint
-from vila_mc.evaluation.prove_export import proving_model, reference_of
+from vila_mc.convert.export_checkpoint import export_checkpoint
+from vila_mc.convert.formats.read_whole import combine, read_whole
+from vila_mc.convert.import_checkpoint import import_checkpoint
+from vila_mc.convert.proof.compare_export import verify_exports
+from vila_mc.convert.proof.reference import proving_model, reference_of
+from vila_mc.convert.read_parts import read_language
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.kernels.reference import normalize_images
 
 TOLERANCE = 1e-5

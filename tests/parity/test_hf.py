@@ -9,14 +9,14 @@ from torch.nn import functional as F
 from tests.support import hugging_face
 from tests.support.hugging_face import GRID, PATCH, VOCABULARY, random_clip, random_llama
 from tests.support.tiny_data import random_sentences
-from vila_mc.checkpoint.hf.export import export_hf
-from vila_mc.checkpoint.hf.import_parts import read_language, read_vision
-from vila_mc.checkpoint.hf.verify import VerifyReference, verify_export
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.whole import canonical_state
 from vila_mc.config.load import run_from_dict
 from vila_mc.config.model import DOWNSAMPLE_FACTOR, ConnectorConfig, ModelConfig
-from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.convert.formats.write_export import export_hf
+from vila_mc.convert.proof.compare_export import VerifyReference, verify_export
+from vila_mc.convert.read_parts import read_language, read_vision
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.flow import IGNORE_LABEL, Microbatch
 from vila_mc.kernels.ops import normalize_patchify
 from vila_mc.kernels.reference import normalize_images

@@ -6,10 +6,10 @@ import torch
 from tests.parity.import_ranks import load_and_save
 from tests.support import families
 from tests.support.ranks import run_ranks
-from vila_mc.checkpoint.hf.import_checkpoint import import_checkpoint
-from vila_mc.checkpoint.hf.import_hf import combine
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
+from vila_mc.convert.formats.read_whole import combine
+from vila_mc.convert.import_checkpoint import import_checkpoint
 
 CASES = {
     "qwen2 on SigLIP": {"tensor": 2, "pipeline": 2},

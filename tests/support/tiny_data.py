@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vila_mc.data.indexed_writer import IndexedWriter
-from vila_mc.data.tokenizer import Tokenizer, train_tokenizer
+from vila_mc.data.indexed.writer import IndexedWriter
+from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
 VOCABULARY = 400

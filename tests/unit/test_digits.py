@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vila_mc.data.conversation import Turn, conversation_parts
+from vila_mc.data.chat_templates import Turn, conversation_parts
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource

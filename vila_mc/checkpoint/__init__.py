@@ -1,3 +1,3 @@
-"""Training checkpoints, and conversion to and from Hugging Face. May import model and data."""
+"""Training checkpoints: saved, resumed and read at any layout. May import model and data."""
 
 import vila_mc.parallel  # noqa: F401  # makes the import of megatron quiet

@@ -10,6 +10,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.require_intact import require_intact, require_same_names
 from vila_mc.checkpoint.safe_index import nothing_foreign_unpickled
 from vila_mc.checkpoint.state import (
     RANDOM,
@@ -19,7 +20,6 @@ from vila_mc.checkpoint.state import (
     run_state,
     weights_state,
 )
-from vila_mc.checkpoint.verify import require_intact, require_same_names
 from vila_mc.config.train import PARTS, Part
 from vila_mc.errors import CheckpointError
 from vila_mc.model.vila_model import VilaModel

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from vila_mc.config.model import ModelConfig
-from vila_mc.data.collate import collate
-from vila_mc.data.encode import encode_sample
+from vila_mc.data.batches.collate import collate
 from vila_mc.data.images import DEFAULT_MAX_PIXELS
-from vila_mc.data.indexed_format import StoredImage, StoredPiece, StoredText
+from vila_mc.data.indexed.layout import StoredImage, StoredPiece, StoredText
+from vila_mc.data.ingest.encode import encode_sample
 from vila_mc.data.sources.records import RejectionError
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import EncodedText, ImagePart, Microbatch, RawSample, TextPart
 from vila_mc.model.vila_model import VilaModel
@@ -31,7 +31,7 @@ def generate(
     Args:
         model: a whole model in evaluation mode.
         tokenizer: what it was trained with.
-        prompts: parts of each prompt, as ``vila_mc.data.conversation.prompt`` makes them.
+        prompts: parts of each prompt, as ``vila_mc.data.chat_templates.prompt`` makes them.
         max_new_tokens: longest answer.
 
     Returns:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vila_mc.data.conversation import Template, TemplateName, prompt
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.chat_templates import Template, TemplateName, prompt
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 from vila_mc.evaluation.generate import generate
 from vila_mc.flow import ImagePart

@@ -11,7 +11,7 @@ from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, versions
 from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.run import RunConfig
-from vila_mc.data.loader import StepData, TrainingData
+from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.errors import TrainingError
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights

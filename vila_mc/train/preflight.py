@@ -19,7 +19,7 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
         Manifest.read(directory).require_same_model(config, directory, config.train.load_parts)
     checkpoint_to_resume(config)
 
-    from vila_mc.data.loader import open_blend  # torch: after the checks that are instant
+    from vila_mc.data.batches.loader import open_blend  # torch: after the checks that are instant
 
     open_blend(config.data, config.model)
     # Last, because it creates the directory.

@@ -5,7 +5,7 @@ from pathlib import Path
 from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, leaves, whole_checkpoints
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
-from vila_mc.data.manifest import read_manifest
+from vila_mc.data.indexed.dataset_manifest import read_manifest
 from vila_mc.errors import CheckpointError, ConfigError
 
 _REPORTED = (

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from vila_mc.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
-from vila_mc.data.indexed_writer import IndexedWriter
-from vila_mc.data.tokenizer import Tokenizer, train_tokenizer
+from vila_mc.data.indexed.writer import IndexedWriter
+from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
 VOCAB_SIZE = 400

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data.archives import tar_of, write_tar
-from vila_mc.data.preprocess import preprocess
+from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.sources import tars
 from vila_mc.data.sources.image_files import ImageFolder, ImageTars, check_name, index_tars
 from vila_mc.data.sources.interleaved import InterleavedSource

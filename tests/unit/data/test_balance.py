@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vila_mc.data.balance import deal_rows
+from vila_mc.data.batches.balance import deal_rows
 
 
 def unpacked_costs(num_rows: int) -> np.ndarray:

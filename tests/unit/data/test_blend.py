@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vila_mc.data.blend import Blend, permute
+from vila_mc.data.batches.blend import Blend, permute
 from vila_mc.errors import DataError
 
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=5)

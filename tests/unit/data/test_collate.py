@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vila_mc.config.model import ModelConfig
-from vila_mc.data.collate import collate
+from vila_mc.data.batches.collate import collate
 from vila_mc.data.images import load_image
-from vila_mc.data.indexed_format import StoredImage, StoredPiece, StoredText
+from vila_mc.data.indexed.layout import StoredImage, StoredPiece, StoredText
 from vila_mc.errors import DataError
 
 _ = -100

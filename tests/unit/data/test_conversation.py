@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vila_mc.data.conversation import (
+from vila_mc.data.chat_templates import (
     TEMPLATES,
     Part,
     TemplateName,
@@ -13,7 +13,7 @@ from vila_mc.data.conversation import (
     find_template,
     prompt,
 )
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import ImagePart, TextPart
 

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from tests.unit.data.archives import tar_of
-from vila_mc.data.preprocess import preprocess
+from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.sources.image_files import ImageFolder, ImageTars
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource

@@ -11,16 +11,16 @@ import pytest
 import zstandard
 
 from tests.unit.data.archives import tar_of, write_tar
-from vila_mc.data.encode import AS_IS, encode_samples
-from vila_mc.data.indexed_format import DTYPE_CODES
-from vila_mc.data.indexed_pack import pack
+from vila_mc.data.indexed.layout import DTYPE_CODES
+from vila_mc.data.indexed.serialisation import pack
+from vila_mc.data.ingest.encode import AS_IS, encode_samples
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Rejected, RejectionError, Source, read
 from vila_mc.data.sources.text import TextSource
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.flow import EncodedSample, RawSample
 
 ROUNDS = 500

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from vila_mc.data.encode import encode_sample
-from vila_mc.data.preprocess import preprocess
+from vila_mc.data.ingest.encode import encode_sample
+from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.sources.text import TextSource
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError, SetupError
 from vila_mc.flow import RawSample, TextPart
 
@@ -100,7 +100,7 @@ def test_unigram_that_spells_a_special_token_is_refused(tmp_path: Path) -> None:
         found.encode("a<s>b")
     (tmp_path / "a.jsonl").write_text('{"text": "a<s>b"}\n{"text": "ab"}\n')
     source = TextSource([tmp_path / "a.jsonl"])
-    from vila_mc.data.rejection import RejectionLimit
+    from vila_mc.data.ingest.rejection import RejectionLimit
 
     made = preprocess(
         source, tmp_path / "set", "text", tmp_path / "t", facts={}, limit=RejectionLimit(1)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vila_mc.data import indexed_writer, manifest
-from vila_mc.data.indexed_format import StoredImage, StoredPiece, StoredText, text_dtype
-from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.indexed_writer import IndexedWriter
-from vila_mc.data.manifest import read_manifest
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.indexed import dataset_manifest, writer
+from vila_mc.data.indexed.dataset_manifest import read_manifest
+from vila_mc.data.indexed.layout import StoredImage, StoredPiece, StoredText, text_dtype
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.indexed.writer import IndexedWriter
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
@@ -30,7 +30,7 @@ REUSED_FIXTURES = settings(
 
 
 def write(
-    prefix: Path, kind: manifest.SetKind, tokenizer: Tokenizer, samples: list[EncodedSample]
+    prefix: Path, kind: dataset_manifest.SetKind, tokenizer: Tokenizer, samples: list[EncodedSample]
 ) -> Path:
     with IndexedWriter(prefix, kind, tokenizer) as writer:
         for sample in samples:
@@ -122,7 +122,7 @@ def test_index_is_written_in_chunks(
     tmp_path: Path, make_set: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make_set(tmp_path / "whole", 5)
-    monkeypatch.setattr(indexed_writer, "_CHUNK", 2)
+    monkeypatch.setattr(writer, "_CHUNK", 2)
     cut = make_set(tmp_path / "cut", 5)
     assert Path(f"{whole}.idx").read_bytes() == Path(f"{cut}.idx").read_bytes()
 
@@ -205,7 +205,7 @@ def test_sets_of_version_1_have_no_checksum_of_the_data(
     prefix = make_set(tmp_path / "set", 2)
     file = Path(f"{prefix}.manifest.json")
     facts = json.loads(file.read_text())
-    assert facts.pop("bin_sha256") == manifest.sha256_of(Path(f"{prefix}.bin"))
+    assert facts.pop("bin_sha256") == dataset_manifest.sha256_of(Path(f"{prefix}.bin"))
     file.write_text(json.dumps(facts | {"format_version": 1}))
     assert IndexedReader(prefix).manifest.bin_sha256 is None
 
@@ -214,7 +214,7 @@ def test_unknown_modes(tmp_path: Path, make_set: Callable[..., Path]) -> None:
     prefix = make_set(tmp_path / "set", 1)
     index, facts = Path(f"{prefix}.idx"), Path(f"{prefix}.manifest.json")
     index.write_bytes(index.read_bytes()[:-1] + b"\x07")
-    values = json.loads(facts.read_text()) | {"idx_sha256": manifest.sha256_of(index)}
+    values = json.loads(facts.read_text()) | {"idx_sha256": dataset_manifest.sha256_of(index)}
     facts.write_text(json.dumps(values))
     with pytest.raises(DataError, match="pieces of a kind"):
         IndexedReader(prefix)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vila_mc.data import indexed_pack
-from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.indexed_writer import IndexedWriter, complete_moves
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.indexed import serialisation
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.indexed.writer import IndexedWriter, complete_moves
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError, SetupError
 from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
@@ -107,7 +107,7 @@ def test_leftovers_of_a_crash_are_overwritten(
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path, tokenizer: Tokenizer) -> None:
     count = 20_000
-    documents = indexed_pack.Packed(
+    documents = serialisation.Packed(
         data=bytes(2 * count),
         lengths=np.ones(count, np.int32),
         modes=np.empty(0, np.int8),
@@ -147,7 +147,7 @@ def test_empty_sample_is_our_fault(tmp_path: Path, tokenizer: Tokenizer) -> None
 def test_piece_that_is_too_long(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexed_pack, "LONGEST_PIECE", 3)
+    monkeypatch.setattr(serialisation, "LONGEST_PIECE", 3)
     with (
         IndexedWriter(tmp_path / "set", "text", tokenizer) as writer,
         pytest.raises(DataError, match="a piece of 4 elements is too long"),

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.indexed_writer import IndexedWriter
-from vila_mc.data.inspection.export import export
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.indexed.writer import IndexedWriter
+from vila_mc.data.ingest.preprocess import preprocess
+from vila_mc.data.ingest.provenance import in_short
 from vila_mc.data.inspection.page import sample_page
-from vila_mc.data.inspection.verify import verify
-from vila_mc.data.preprocess import preprocess
-from vila_mc.data.provenance import in_short
+from vila_mc.data.inspection.verify_dataset import verify
+from vila_mc.data.inspection.write_records import export
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Source
 from vila_mc.data.sources.text import TextSource
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
 
@@ -73,7 +73,7 @@ def test_page_is_self_contained_and_escapes_everything(
 def test_page_of_nothing_and_of_another_tokenizer(
     tmp_path: Path, make_set: Callable[..., Path], write_lines: Write
 ) -> None:
-    from vila_mc.data.tokenizer import train_tokenizer
+    from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 
     reader = IndexedReader(make_set(tmp_path / "set", 2))
     for index in (-1, 2):

@@ -16,9 +16,9 @@ import torch
 
 from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.model import LanguageConfig, ModelConfig
-from vila_mc.data.loader import TrainingData
-from vila_mc.data.tokenizer import train_tokenizer
-from vila_mc.data.workers import Workers
+from vila_mc.data.batches.loader import TrainingData
+from vila_mc.data.batches.workers import Workers
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.errors import ConfigError, DataError, SetupError
 from vila_mc.flow import Microbatch
 from vila_mc.processes import STOP_SIGNALS

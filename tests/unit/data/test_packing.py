@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vila_mc.data.packing import best_fit, spread_images
+from vila_mc.data.batches.packing import best_fit, spread_images
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=120)
 

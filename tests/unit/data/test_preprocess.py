@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from vila_mc.data import preprocess as module
-from vila_mc.data.encode import ImagePolicy, encode_sample
-from vila_mc.data.indexed_reader import IndexedReader
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.ingest import preprocess as module
+from vila_mc.data.ingest.encode import ImagePolicy, encode_sample
+from vila_mc.data.ingest.preprocess import expand_inputs, preprocess
+from vila_mc.data.ingest.rejection import RejectionLimit
 from vila_mc.data.ordered_map import ordered_map
-from vila_mc.data.preprocess import expand_inputs, preprocess
-from vila_mc.data.rejection import RejectionLimit
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.text import TextSource
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError, SetupError, run_cli
 from vila_mc.flow import EncodedImage, ImagePart, RawSample, TextPart
 
@@ -401,5 +401,5 @@ def test_mistakes_end_in_one_line(
 
 
 def test_preprocessing_starts_without_torch() -> None:
-    code = "import sys, vila_mc.data.preprocess; print('torch' in sys.modules)"
+    code = "import sys, vila_mc.data.ingest.preprocess; print('torch' in sys.modules)"
     assert run("-c", code).stdout == "False\n"

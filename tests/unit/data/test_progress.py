@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import tqdm as tqdm_module
 
-from vila_mc.data import progress
-from vila_mc.data.rejection import Tally
+from vila_mc.data.ingest import progress
+from vila_mc.data.ingest.rejection import Tally
 
 
 @pytest.fixture

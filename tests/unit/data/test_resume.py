@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from vila_mc.data import preprocess as module
-from vila_mc.data.encode import ImagePolicy
-from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.preprocess import Preprocessed, preprocess
-from vila_mc.data.rejection import RejectionLimit
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.ingest import preprocess as module
+from vila_mc.data.ingest.encode import ImagePolicy
+from vila_mc.data.ingest.preprocess import Preprocessed, preprocess
+from vila_mc.data.ingest.rejection import RejectionLimit
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Source
-from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[3]
@@ -224,7 +224,7 @@ def test_finished_run_that_was_killed_while_moving(
 
 COMMIT_ALWAYS = """
 import runpy, sys, time
-import vila_mc.data.preprocess as p
+import vila_mc.data.ingest.preprocess as p
 
 def commit(self, do=p._Run._commit):
     do(self)

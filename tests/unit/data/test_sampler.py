@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vila_mc.data.blend import Blend
-from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.indexed_writer import IndexedWriter
-from vila_mc.data.sampler import Sampler
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.batches.blend import Blend
+from vila_mc.data.batches.sampler import Sampler
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.indexed.writer import IndexedWriter
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.flow import EncodedSample, EncodedText
 
 

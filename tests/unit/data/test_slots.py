@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vila_mc.data.slots import Placing, Slots
+from vila_mc.data.batches.slots import Placing, Slots
 from vila_mc.errors import SetupError
 
 

@@ -9,8 +9,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vila_mc.data.corpus_text import read_sentences
-from vila_mc.data.tokenizer import Tokenizer, train_tokenizer
+from vila_mc.data.ingest.corpus_text import read_sentences
+from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from vila_mc.errors import DataError
 
 WORDS = [f"number {n} of the quick brown foxes" for n in range(100)]

@@ -8,8 +8,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vila_mc.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from vila_mc.data.tokenizer import train_tokenizer
+from vila_mc.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.kernels.text import BytePairEncoder, is_built
 
 needs_library = pytest.mark.skipif(not is_built(), reason="csrc/text is not built")

@@ -8,8 +8,8 @@ import pytest
 from tests.support.tiny import tiny_run
 from tests.support.tiny_data import write_dataset
 from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, checkpoint_name
-from vila_mc.data.indexed_format import with_suffix
-from vila_mc.data.manifest import read_manifest
+from vila_mc.data.indexed.dataset_manifest import read_manifest
+from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.errors import CheckpointError, DataError
 from vila_mc.train.resume import checkpoint_to_resume
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from vila_mc.data.indexed_format import StoredImage, StoredText
-from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.provenance import in_short
-from vila_mc.data.tokenizer import Tokenizer
+from vila_mc.data.indexed.layout import StoredImage, StoredText
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.ingest.provenance import in_short
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 
 _SHOWN_BY_BROWSERS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")

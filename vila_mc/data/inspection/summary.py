@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vila_mc.data.indexed_format import StoredImage
-from vila_mc.data.indexed_reader import IndexedReader
-from vila_mc.data.provenance import in_short
+from vila_mc.data.indexed.layout import StoredImage
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.ingest.provenance import in_short
 
 _LOOKED_AT = 2000
 """Samples whose image headers are read for the histogram of image sizes."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vila_mc.data.conversation import (
+from vila_mc.data.chat_templates import (
     IMAGE_MARKER,
     Template,
     Turn,

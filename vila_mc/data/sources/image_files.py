@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vila_mc.data.provenance import describe_files
+from vila_mc.data.ingest.provenance import describe_files
 from vila_mc.data.sources.file_kinds import refuse_no_archive
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.sources.tars import Member, read_member, scan

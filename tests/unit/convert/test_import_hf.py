@@ -1,0 +1,226 @@
+"""Published weights become the training state they stand for; what we cannot compute is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from independent_vila import PADDED, build, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel
+
+from vila_mc.convert.formats.read_whole import combine, read_whole
+from vila_mc.convert.read_parts import read_language, read_vision
+from vila_mc.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def vila():
+    return build(tiny_model())
+
+
+@pytest.fixture(scope="module")
+def saved(vila, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    vila.llama.save_pretrained(folder / "llama", max_shard_size="60KB")
+    vila.clip.save_pretrained(folder / "clip")
+    return folder
+
+
+@pytest.fixture
+def copies(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copies")
+    return tmp_path / "copies"
+
+
+def _edit_config(directory, **changes):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_llama(vila, saved):
+    config, state = read_language(saved / "llama")
+    assert config == vila.model.language
+    expected = {k: v for k, v in vila.canonical().items() if k.startswith("language.")}
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        rows = slice(401 if tensor.shape[0] == PADDED else None)
+        assert torch.equal(state[name].read()[rows], tensor[rows]), name
+
+
+def test_clip_vision_model(vila, saved):
+    config, state = read_vision(saved / "clip")
+    assert config == vila.model.vision
+    expected = {k: v for k, v in vila.canonical().items() if k.startswith("vision.")}
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name].read(), tensor) for name, tensor in expected.items())
+
+
+def test_whole_clip_with_its_text_side(vila, tmp_path):
+    config = CLIPConfig(
+        vision_config=vila.clip.config.to_dict(),
+        text_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                     "intermediate_size": 16, "vocab_size": 32},
+        projection_dim=8,
+    )  # fmt: skip
+    clip = CLIPModel(config)
+    clip.vision_model.load_state_dict(vila.clip.state_dict())
+    clip.save_pretrained(tmp_path / "clip")
+    config, state = read_vision(tmp_path / "clip", "resize")
+    assert config.image_mode == "resize"
+    expected = vila.canonical()
+    assert len(state) == sum(name.startswith("vision.") for name in expected)
+    assert all(torch.equal(tensor.read(), expected[name]) for name, tensor in state.items())
+
+
+def test_llama_2_era_config_is_understood(copies):
+    path = copies / "llama" / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("rope_parameters", "head_dim", "num_key_value_heads"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config | {"rope_theta": 5000.0, "rope_scaling": None}))
+    with pytest.raises(CheckpointError, match="mis-shaped"):  # this one has grouped queries
+        read_language(copies / "llama")
+    _edit_config(copies / "llama", num_key_value_heads=2)
+    assert read_language(copies / "llama")[0].rope_theta == 5000.0
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("llama", "model_type", "gemma"),
+        ("llama", "use_sliding_window", True),
+        ("llama", "attention_bias", True),
+        ("llama", "mlp_bias", True),
+        ("llama", "hidden_act", "gelu"),
+        ("llama", "head_dim", 24),
+        ("llama", "hidden_size", None),
+        ("llama", "quantization_config", {"bits": 4}),
+        ("clip", "model_type", "dinov2"),
+        ("clip", "hidden_act", "gelu"),
+        ("clip", "layer_norm_eps", 1e-6),
+        ("clip", "patch_size", [7, 14]),
+    ],
+)
+def test_unsupported_configs_are_refused_by_key(part, key, value, copies):
+    _edit_config(copies / part, **{key: value})
+    read = {"llama": read_language, "clip": read_vision}[part]
+    with pytest.raises(CheckpointError, match=key):
+        read(copies / part)
+
+
+def test_scaled_rope_of_new_configs_is_refused(copies):
+    _edit_config(copies / "llama", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4})
+    with pytest.raises(CheckpointError, match="rope_type is yarn"):
+        read_language(copies / "llama")
+
+
+def test_pickles_are_read_only_where_they_are_trusted(vila, copies):
+    (copies / "clip" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="neither"):
+        read_vision(copies / "clip")
+    pickle = copies / "clip" / "pytorch_model.bin"
+    torch.save(vila.clip.state_dict(), pickle)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin, a pickle"):
+        read_vision(copies / "clip")
+    _, state = read_vision(copies / "clip", trust_pickle=True)
+    expected = vila.canonical()
+    assert all(torch.equal(tensor.read(), expected[name]) for name, tensor in state.items())
+
+
+class _Evil:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+@pytest.mark.parametrize("payload", ["evil", b"", b"boom"])
+def test_even_a_trusted_pickle_runs_nothing(payload, copies):
+    (copies / "clip" / "model.safetensors").unlink()
+    pickle, trace = copies / "clip" / "pytorch_model.bin", copies / "trace"
+    if payload == "evil":
+        torch.save({"embeddings": _Evil(trace)}, pickle)
+    else:
+        pickle.write_bytes(payload)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is damaged, .* Use safetensors"):
+        read_vision(copies / "clip", trust_pickle=True)
+    assert not trace.exists()
+
+
+def test_old_files_hold_a_tied_embedding_twice(vila, copies, tmp_path):
+    _edit_config(copies / "llama", tie_word_embeddings=True)
+    config, state = read_language(copies / "llama")
+    assert config.tied_embeddings
+    assert "language.output_layer.weight" not in state
+
+
+def test_a_short_sliding_window_is_the_longest_sequence(copies):
+    _edit_config(copies / "llama", model_type="mistral", sliding_window=64)
+    assert read_language(copies / "llama")[0].max_positions == 64
+    _edit_config(copies / "llama", sliding_window=None)
+    assert read_language(copies / "llama")[0].max_positions == 256
+
+
+def test_a_combination_is_whole_and_follows_its_seed(vila, saved):
+    first, again, other = (
+        combine(saved / "llama", saved / "clip", "mlp_downsample", seed=seed) for seed in (1, 1, 2)
+    )
+    expected = vila.canonical()
+    assert first.tensors.keys() == expected.keys()
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor.read(), again.tensors[name].read())
+        assert tensor.read().abs().max() > 0 or name.endswith("norm.bias")
+    weight = "connector.fc1.weight"
+    assert not torch.equal(first.tensors[weight].read(), other.tensors[weight].read())
+
+
+def test_nan_is_found_when_the_tensor_is_read(copies):
+    state = load_file(copies / "clip" / "model.safetensors")
+    name = next(name for name in state if name.endswith("layers.1.mlp.fc1.bias"))
+    state[name][0] = torch.nan
+    save_file(state, copies / "clip" / "model.safetensors", metadata={"format": "pt"})
+    _, tensors = read_vision(copies / "clip")
+    with pytest.raises(CheckpointError, match=r"mlp\.fc1\.bias holds NaN"):
+        tensors["vision.decoder.layers.1.mlp.linear_fc1.bias"].read()
+
+
+def test_damage_gives_one_clear_line(copies):
+    weights = copies / "clip" / "model.safetensors"
+    data = weights.read_bytes()
+    for broken in (b"", data[:5], data[: len(data) // 2], b"\xff" * 8 + data[8:]):
+        weights.write_bytes(broken)
+        with pytest.raises(CheckpointError, match="damaged or cut short") as caught:
+            read_vision(copies / "clip")
+        assert "\n" not in str(caught.value)
+    shard = sorted((copies / "llama").glob("*.safetensors"))[0]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match="which the index names"):
+        read_language(copies / "llama")
+    index = copies / "llama" / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    for bad, said in (
+        ({"weight_map": {"x": "../../etc/passwd"}}, "outside its directory"),
+        ({"weight_map": []}, "no weight_map"),
+        ({}, "no weight_map"),
+    ):
+        index.write_text(json.dumps(bad))
+        with pytest.raises(CheckpointError, match=said):
+            read_language(copies / "llama")
+    kept = [file for file in good["weight_map"].values() if (copies / "llama" / file).exists()]
+    index.write_text(json.dumps({"weight_map": {"model.nowhere": kept[0]}}))
+    with pytest.raises(CheckpointError, match=r"promises model\.nowhere"):
+        read_language(copies / "llama")
+    (copies / "llama" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not a JSON object"):
+        read_language(copies / "llama")
+
+
+def test_directories_that_are_not_models_are_refused(copies, tmp_path):
+    with pytest.raises(CheckpointError, match="there is no"):
+        read_language(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="there is no"):
+        read_whole(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="model_type is llama; a whole model is one of"):
+        read_whole(copies / "llama")

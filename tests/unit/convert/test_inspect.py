@@ -1,0 +1,59 @@
+"""What a checkpoint says about itself, without its weights being read."""
+
+import os
+
+import pytest
+import torch
+from independent_vila import VOCABULARY, build, tiny_model
+
+from tests.support.tiny import tiny_run
+from vila_mc.checkpoint.lazy import lazily
+from vila_mc.checkpoint.stream import weightless_model
+from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
+from vila_mc.convert.describe import describe
+from vila_mc.convert.formats.write_export import FORMATS, export_hf
+from vila_mc.errors import CheckpointError
+
+WHAT = {
+    "hf-vila": "an export of ours",
+    "hf-llava": "a LLaVA of transformers",
+    "vila": "a directory of the public VILA code",
+    "llm": "a language model of Hugging Face",
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_of_hugging_face(kind, tokenizer_path, tmp_path):
+    model = tiny_model("mlp2x_gelu")
+    state = build(model).canonical()
+    export_hf(lazily(state), model, tokenizer_path, tmp_path / "out", format=kind)
+    facts = dict(describe(tmp_path / "out"))
+    assert facts["what"] == WHAT[kind]
+    assert f"vocabulary {VOCABULARY}" in facts["language"]
+    padded = 2 * (512 - VOCABULARY) * model.language.width  # rows that training adds
+    count = sum(p.numel() for p in build(model).llama.parameters()) + padded
+    assert facts["language weights"].startswith(f"{count:,} in 15 tensors, bfloat16")
+    assert ("vision" in facts) == (kind != "llm")
+
+
+def test_of_a_tower_alone(tmp_path):
+    build(tiny_model()).clip.save_pretrained(tmp_path)
+    facts = dict(describe(tmp_path))
+    assert facts["what"] == "a vision tower of Hugging Face"
+    assert "clip, 3 layers (2 used)" in facts["vision"]
+
+
+def test_of_training(tmp_path):
+    run = tiny_run(train={"output": str(tmp_path)})
+    with weightless_model(run) as model:
+        shapes = {name: weight.shape for name, weight in model.named_parameters()}
+    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    write_weights_checkpoint(run, lazily(state), "the test")
+    facts = dict(describe(tmp_path))
+    assert facts["what"].startswith("a training checkpoint")
+    assert facts["weights"] == f"{sum(shape.numel() for shape in shapes.values()):,}"
+    assert "float32" in facts["connector weights"]
+    (shard,) = tmp_path.glob("step-*/*.distcp")
+    os.truncate(shard, 100)
+    with pytest.raises(CheckpointError, match=r"damaged: __0_0.distcp has 100 of [\d,]+ bytes"):
+        dict(describe(tmp_path))

@@ -1,0 +1,170 @@
+"""The directory of the public VILA code, read by what is written about it and no code of ours."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from independent_vila import VOCABULARY, build, tiny_model
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
+
+from vila_mc.checkpoint.lazy import lazily
+from vila_mc.config.model import RopeConfig
+from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.language_configs import language_from_hf, language_json
+from vila_mc.convert.formats.configs import official_selection
+from vila_mc.convert.formats.read_whole import read_whole
+from vila_mc.convert.formats.write_export import export_hf
+from vila_mc.errors import CheckpointError
+
+KINDS = ("linear", "mlp2x_gelu", "mlp_downsample")
+KEYS = {
+    "linear": {"layers"},
+    "mlp2x_gelu": {"layers.0", "layers.2"},
+    "mlp_downsample": {"layers.1", "layers.2", "layers.4"},
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tokenizer_path, tmp_path_factory):
+    """Three connectors on an odd grid, and what they must compute."""
+    result = {}
+    for kind in KINDS:
+        model = tiny_model(kind, grid=3, image_mode="pad")
+        vila, output = build(model), tmp_path_factory.mktemp("official") / kind
+        state = lazily(vila.canonical())
+        export_hf(state, model, tokenizer_path, output, torch.float32, 60_000, "vila")
+        result[kind] = vila, output
+    return result
+
+
+def _load(model_class, directory):
+    model, report = model_class.from_pretrained(directory, output_loading_info=True)
+    assert not any(report.values()), report
+    return model.eval()
+
+
+def _weights(directory):
+    state = {}
+    for file in directory.glob("*.safetensors"):
+        state |= load_file(file)
+    return state
+
+
+def _blocks(patches, side):
+    """[1, side * side, e] -> 2 x 2 blocks, row by row; outside the grid is zero."""
+    width = patches.shape[-1]
+    grid = torch.zeros(side + side % 2, side + side % 2, width)
+    grid[:side, :side] = patches[0].view(side, side, width)
+    tokens = []
+    for row in range(0, grid.shape[0], 2):
+        for column in range(0, grid.shape[1], 2):
+            block = grid[row : row + 2, column : column + 2]
+            tokens.append(torch.cat([block[0, 0], block[0, 1], block[1, 0], block[1, 1]]))
+    return torch.stack(tokens)[None]
+
+
+def _connect(directory, patches, side):
+    kind = json.loads((directory / "config.json").read_text())["mm_projector_type"]
+    w = _weights(directory)
+    if kind == "linear":
+        return patches @ w["layers.weight"].T + w["layers.bias"]
+    first, second, x = "layers.0", "layers.2", patches
+    if kind == "mlp_downsample":
+        first, second, x = "layers.2", "layers.4", _blocks(patches, side)
+        x = F.layer_norm(x, x.shape[-1:], w["layers.1.weight"], w["layers.1.bias"], 1e-5)
+    x = x @ w[f"{first}.weight"].T + w[f"{first}.bias"]
+    x = x * 0.5 * (1 + torch.erf(x / 2**0.5))
+    return x @ w[f"{second}.weight"].T + w[f"{second}.bias"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_independent_reader_computes_the_same(kind, exported):
+    vila, directory = exported[kind]
+    config = json.loads((directory / "config.json").read_text())
+    llm = _load(AutoModelForCausalLM, directory / "llm")
+    tower = _load(CLIPVisionModel, directory / "vision_tower")
+    pixels = torch.randn(1, 3, 21, 21)
+    q = vila.model.visual_tokens()
+    ids = torch.randint(3, VOCABULARY, (1, 6 + q))
+    ids[0, 2 : 2 + q] = VOCABULARY
+    with torch.inference_mode():
+        states = tower(pixels, output_hidden_states=True).hidden_states
+        patches = states[config["mm_vision_select_layer"]][:, 1:]
+        visual = _connect(directory / "mm_projector", patches, 3)
+        embeds = llm.get_input_embeddings()(ids.masked_fill(ids == VOCABULARY, 0))
+        embeds[0, 2 : 2 + q] = visual[0]
+        difference = llm(inputs_embeds=embeds).logits - vila.logits(ids, pixels)
+    assert difference.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_have_the_names_and_keys_that_its_loader_needs(kind, exported):
+    _, directory = exported[kind]
+    config = json.loads((directory / "config.json").read_text())
+    assert config["architectures"] == ["LlavaLlamaModel"]
+    assert config["model_type"] == "llava_llama"
+    assert config["mm_vision_select_layer"] == -2
+    assert config["mm_vision_select_feature"] == "patch"
+    assert config["mm_use_im_patch_token"] is False
+    assert config["image_aspect_ratio"] == "pad"
+    assert config["resume_path"]
+    assert config["image_encoder"]["end_tokens"] is None
+    assert "clip" in config["vision_tower_cfg"]["architectures"][0].lower()
+    assert config["mm_projector_cfg"]["mm_projector_type"] == kind
+    assert config["llm_cfg"]["model_type"] == "llama"
+    projector = _weights(directory / "mm_projector")
+    assert {name.rpartition(".")[0] for name in projector} == KEYS[kind]
+    assert all(name.startswith("vision_model.") for name in _weights(directory / "vision_tower"))
+    assert (directory / "vision_tower" / "preprocessor_config.json").exists()
+    # The transformers that the public code pins reads no template of its own file, and its
+    # tokenizers no merges as pairs.
+    tokenizer_config = json.loads((directory / "llm" / "tokenizer_config.json").read_text())
+    assert "USER: " in tokenizer_config["chat_template"]
+    assert not (directory / "llm" / "chat_template.jinja").exists()
+    merges = json.loads((directory / "llm" / "tokenizer.json").read_text())["model"]["merges"]
+    assert all(merge.count(" ") == 1 for merge in merges)
+    tokenizer = AutoTokenizer.from_pretrained(directory / "llm")
+    assert tokenizer.chat_template
+    assert len(tokenizer) == VOCABULARY
+
+
+def test_every_patch_of_a_siglip_is_kept_under_the_public_codes_name():
+    model = tiny_model()
+    siglip = dataclasses.replace(model.vision, family="siglip")
+    assert official_selection(model.vision) == "patch"  # drops the class token
+    assert official_selection(siglip) == "cls_patch"  # drops nothing
+
+
+def test_linearly_stretched_positions_are_said_in_two_words():
+    rope = RopeConfig(scaling="linear", factor=4.0)
+    language = dataclasses.replace(tiny_model().language, rope=rope)
+    written = language_json(language)
+    assert written["rope_scaling"] == {"type": "linear", "factor": 4.0}
+    assert written["rope_parameters"]["rope_type"] == "linear"
+    del written["rope_parameters"]
+    assert language_from_hf(ConfigValues(written, None)) == language
+
+
+def test_what_another_reader_of_images_made_is_refused(exported, tmp_path):
+    _, directory = exported["linear"]
+    shutil.copytree(directory, tmp_path / "other")
+    path = tmp_path / "other" / "config.json"
+    config = json.loads(path.read_text())
+    for key, value in (
+        ("mm_vision_select_layer", -1),
+        ("mm_vision_select_feature", "cls_patch"),
+        ("s2", True),
+        ("image_aspect_ratio", "dynamic"),
+    ):
+        path.write_text(json.dumps(config | {key: value}))
+        with pytest.raises(CheckpointError, match=key):
+            read_whole(tmp_path / "other")
+    projector = tmp_path / "other" / "mm_projector" / "config.json"
+    path.write_text(json.dumps(config))
+    projector.write_text(json.dumps({"mm_projector_type": "mlp_downsample_9x9"}))
+    with pytest.raises(CheckpointError, match="mm_projector_type is mlp_downsample_9x9"):
+        read_whole(tmp_path / "other")

@@ -1,0 +1,212 @@
+"""The exported processor gives the token ids and pixels of training."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from independent_vila import VOCABULARY, build, tiny_model
+from PIL import Image
+
+from vila_mc.checkpoint.lazy import lazily
+from vila_mc.convert.formats.write_export import export_hf
+from vila_mc.data.chat_templates import Turn, conversation_parts, prompt
+from vila_mc.data.images import load_image
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.flow import ImagePart, TextPart
+from vila_mc.kernels.reference import normalize_images
+
+
+@pytest.fixture(scope="module")
+def processors(tokenizer_path, tmp_path_factory):
+    from transformers import AutoProcessor
+
+    loaded = {}
+    for mode in ("crop", "pad", "resize"):
+        model = tiny_model(image_mode=mode)
+        directory = tmp_path_factory.mktemp("processor") / mode
+        export_hf(lazily(build(model).canonical()), model, tokenizer_path, directory)
+        loaded[mode] = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def processor(processors):
+    return processors["crop"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_path):
+    return Tokenizer(tokenizer_path)
+
+
+@pytest.fixture
+def image(photo):
+    return Image.open(io.BytesIO(photo))
+
+
+def _training_ids(parts, tokenizer):
+    """What the data side makes of parts: BOS, text, q placeholders per image, EOS after turns."""
+    ids = [tokenizer.bos_id]
+    for part in parts:
+        if isinstance(part, TextPart):
+            ids += tokenizer.encode(part.text) + [tokenizer.eos_id] * part.ends_turn
+        else:
+            ids += [VOCABULARY] * tiny_model().visual_tokens()
+    return ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Two dogs on the beach.",
+        "<image>",
+        "<image>\nWhat is this?",
+        "a <image> b<image><image>  c ",
+        "literal </s> and <s> stay text <image>",
+        "\u00e9\u4e2d 12:30\n",
+    ],
+)
+def test_token_ids_equal_training(text, processor, tokenizer, image):
+    chunks = text.split("<image>")
+    parts = [TextPart(chunks[0], is_trained=False)]
+    for chunk in chunks[1:]:
+        parts += [ImagePart(b"", "image"), TextPart(chunk, is_trained=False)]
+    output = processor(text=text, images=[image] * (len(chunks) - 1))
+    assert output["input_ids"] == [_training_ids(parts, tokenizer)]
+    assert output["attention_mask"] == [[1] * len(output["input_ids"][0])]
+
+
+def test_batches_are_padded_on_the_left(processor, image):
+    output = processor(
+        text=["<image>\nTwo dogs", "Two"], images=[[image], []], padding=True, return_tensors="pt"
+    )
+    assert output["input_ids"].shape == output["attention_mask"].shape
+    assert output["attention_mask"][1, 0] == 0
+    assert output["attention_mask"][1, -1] == 1
+    assert output["pixel_values"].shape == (1, 3, 28, 28)
+    assert "pixel_values" not in processor(text="Two", return_tensors="pt")
+
+
+def test_markers_and_images_must_agree(processor, image):
+    with pytest.raises(ValueError, match=r"\[1\] <image> markers, but 2 images"):
+        processor(text="<image>", images=[image, image])
+    with pytest.raises(ValueError, match=r"\[1\] <image> markers, but 0 images"):
+        processor(text="<image>")
+    with pytest.raises(ValueError, match=r"\[1, 0\] <image> markers, but \[0, 1\] images"):
+        processor(text=["<image>", "a"], images=[[], [image]])
+    with pytest.raises(ValueError, match="no text"):
+        processor(images=image)
+
+
+def test_decoding_drops_placeholders(processor, image):
+    ids = processor(text="Two dogs<image> run", images=image)["input_ids"][0]
+    assert processor.decode(ids, skip_special_tokens=True).split() == ["Two", "dogs", "run"]
+
+
+def _images():
+    generator = np.random.default_rng(1)
+
+    def pixels(*shape, dtype=np.uint8):
+        return generator.integers(0, np.iinfo(dtype).max, shape, dtype=dtype)
+
+    return {
+        "wide": Image.fromarray(pixels(37, 61, 3)),
+        "tall": Image.fromarray(pixels(91, 17, 3)),
+        "square": Image.fromarray(pixels(28, 28, 3)),
+        "grey": Image.fromarray(pixels(40, 30)),
+        "deep grey": Image.fromarray(pixels(40, 30, dtype=np.uint16)),
+        "transparent": Image.fromarray(pixels(33, 44, 4), "RGBA"),
+        "palette": Image.fromarray(pixels(50, 45, 3)).convert("P"),
+    }
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad", "resize"])
+@pytest.mark.parametrize("name", list(_images()))
+def test_pixels_equal_training_bit_by_bit(mode, name, processors):
+    file = io.BytesIO()
+    _images()[name].save(file, "PNG")
+    trained = torch.from_numpy(load_image(file.getvalue(), 28, mode))
+    image_processor = processors[mode].image_processor
+    opened = Image.open(file)
+    assert torch.equal(image_processor.make_square(opened), trained)
+    given = processors[mode](text="<image>", images=opened, return_tensors="pt")["pixel_values"]
+    assert torch.equal(given, normalize_images(trained[None], torch.float32))
+
+
+def test_crop_is_close_to_the_clip_processor_of_transformers(processor, image, tmp_path):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor.image_processor.save_pretrained(tmp_path)
+    clip = CLIPImageProcessorPil.from_pretrained(tmp_path)
+    theirs = clip(image, return_tensors="pt")["pixel_values"]
+    ours = processor.image_processor(image)["pixel_values"]
+    assert (theirs - ours).abs().max() < 1e-5
+
+
+TURNS = (
+    Turn("user", "<image>\nWhat is this?"),
+    Turn("assistant", "Two dogs </s> on the beach."),
+    Turn("user", "And here: <image> or here?"),
+    Turn("assistant", "There are two  spaces."),
+)
+
+
+def _conversation(turns, image):
+    messages = []
+    for turn in turns:
+        content = []
+        for index, chunk in enumerate(turn.text.split("<image>")):
+            content += [{"type": "image", "image": image}] if index else []
+            content += [{"type": "text", "text": chunk}]
+        messages.append({"role": turn.role, "content": content})
+    return messages
+
+
+def test_chat_template_equals_training(processor, tokenizer, image):
+    parts = conversation_parts("vicuna_v1", TURNS, [ImagePart(b"", "image")] * 2)
+    output = processor.apply_chat_template(
+        _conversation(TURNS, image), tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert output["input_ids"].tolist() == [_training_ids(parts, tokenizer)]
+    assert output["pixel_values"].shape == (2, 3, 28, 28)
+
+
+def test_generation_prompt_equals_training(processor, tokenizer, image):
+    question = [Turn("user", "<image>\nWhat is this?")]
+    parts = prompt("vicuna_v1", "What is this?", [ImagePart(b"", "image")])
+    messages = _conversation(question, image)
+    output = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    assert output["input_ids"] == [_training_ids(parts, tokenizer)]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert text == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions. USER: <image>\n"
+        "What is this? ASSISTANT:"
+    )
+    assert processor(text=text, images=image)["input_ids"] == output["input_ids"]
+
+
+def test_rendered_conversation_reads_like_vicuna(processor, image):
+    text = processor.apply_chat_template(_conversation(TURNS[:2], image))
+    assert text.endswith("What is this? ASSISTANT: Two dogs </s> on the beach.</s>")
+
+
+def test_literal_end_of_sequence_in_a_prompt_warns(processor, monkeypatch):
+    warned = []
+    logger = type(processor).__call__.__globals__["logger"]
+    monkeypatch.setattr(logger, "warning_once", warned.append)
+    ids = processor(text="a</s>b")["input_ids"][0]
+    assert processor.tokenizer.eos_token_id not in ids
+    assert len(warned) == 1
+
+
+def test_the_tokenizer_alone_loads_without_remote_code(processor, tokenizer):
+    from transformers import AutoTokenizer
+
+    alone = AutoTokenizer.from_pretrained(processor.tokenizer.name_or_path)
+    text = " Two dogs"
+    assert alone(text)["input_ids"] == [tokenizer.bos_id, *tokenizer.encode(text)]

@@ -1,0 +1,110 @@
+"""What a checkpoint is: ours or Hugging Face's, without reading its weights."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from vila_mc.checkpoint.lazy import LazyTensors
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
+from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
+from vila_mc.config.train import PARTS
+from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.formats.read_whole import WHOLE_MODELS, read_whole
+from vila_mc.convert.read_parts import read_language, read_vision
+from vila_mc.convert.weights import read_json
+from vila_mc.errors import CheckpointError
+
+
+def describe(path: Path, *, trust_pickle: bool = False) -> Iterator[tuple[str, str]]:
+    """Facts about a checkpoint, as label and text.
+
+    Args:
+        path: a step-* directory of ours or one that holds some, or a directory with a config.json.
+        trust_pickle: whether weights may be looked at in ``.bin`` files.
+
+    Raises:
+        CheckpointError: it is neither, or damaged.
+    """
+    if not (path / "config.json").exists():
+        yield from _ours(path)
+        return
+    where = path / "config.json"
+    kind = ConfigValues(read_json(where), where).get("model_type")
+    if kind in WHOLE_MODELS:
+        whole = read_whole(path, trust_pickle=trust_pickle)
+        yield "what", whole.kind
+        yield from _model(whole.model)
+        yield from _tensors(whole.tensors)
+    elif str(kind).startswith(("clip", "siglip")):
+        vision, tensors = read_vision(path, trust_pickle=trust_pickle)
+        yield "what", "a vision tower of Hugging Face"
+        yield "vision", _vision(vision)
+        yield from _tensors(tensors)
+    else:
+        language, tensors = read_language(path, trust_pickle=trust_pickle)
+        yield "what", "a language model of Hugging Face"
+        yield "language", _language(language)
+        yield from _tensors(tensors)
+
+
+def _require_sizes(directory: Path, manifest: Manifest) -> None:
+    for name, record in manifest.files.items():
+        path = directory / name
+        found = path.stat().st_size if path.exists() else 0
+        if found != record.num_bytes:
+            raise CheckpointError(
+                f"{directory} is damaged: {name} has {found:,} of {record.num_bytes:,} bytes. Use "
+                "an older step-* directory."
+            )
+
+
+def _ours(path: Path) -> Iterator[tuple[str, str]]:
+    directory = resolve_checkpoint(path)
+    manifest = Manifest.read(directory)
+    _require_sizes(directory, manifest)
+    yield "what", f"a training checkpoint, {directory}"
+    yield "step", f"{manifest.step:,} ({manifest.samples_seen:,} samples)"
+    yield "layout", f"{manifest.layout or 'one process'}; any layout can read it"
+    yield "written by", ", ".join(f"{name} {text}" for name, text in manifest.versions.items())
+    yield from _model(manifest.run.model)
+    with weightless_model(manifest.run) as model:
+        yield from _tensors(open_checkpoint(directory, model))
+    size = sum(file.stat().st_size for file in directory.iterdir())
+    yield "on disk", f"{size / 2**30:,.2f} GiB"
+
+
+def _model(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    yield "vision", _vision(model.vision)
+    yield "connector", f"{model.connector.kind}, {model.visual_tokens()} visual tokens per image"
+    yield "language", _language(model.language)
+
+
+def _vision(vision: VisionConfig) -> str:
+    return (
+        f"{vision.family}, {vision.layers} layers ({vision.built_layers()} used), width "
+        f"{vision.width}, {vision.heads} heads, {vision.image_size} px in {vision.grid()} x "
+        f"{vision.grid()} patches, images made square by {vision.image_mode}"
+    )
+
+
+def _language(language: LanguageConfig) -> str:
+    rope = language.rope
+    scaling = "" if rope.scaling == "none" else f", rope {rope.scaling} x {rope.factor:g}"
+    tied = ", tied embeddings" if language.tied_embeddings else ""
+    return (
+        f"{language.family}, {language.layers} layers, width {language.width}, {language.heads} "
+        f"heads / {language.kv_heads} key-value heads, vocabulary {language.vocab_size:,}, "
+        f"{language.max_positions:,} positions{scaling}{tied}"
+    )
+
+
+def _tensors(tensors: LazyTensors) -> Iterator[tuple[str, str]]:
+    for part in PARTS:
+        own = [tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")]
+        if own:
+            count = sum(math.prod(tensor.shape) for tensor in own)
+            formats = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in own})
+            yield f"{part} weights", f"{count:,} in {len(own)} tensors, {' and '.join(formats)}"
+    total = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    yield "weights", f"{total:,}"

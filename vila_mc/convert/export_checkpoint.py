@@ -1,0 +1,151 @@
+"""Export a training checkpoint and prove the export, in a bounded amount of memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
+from vila_mc.convert.formats.write_export import DEFAULT_SHARD_BYTES, Format, export_hf
+from vila_mc.convert.proof.compare_export import (
+    VerifyPrompt,
+    VerifyReference,
+    VerifyResult,
+    export_format,
+    verify_export,
+)
+from vila_mc.convert.proof.reference import (
+    ProvingModel,
+    answered_prompts,
+    proving_model,
+    reference_of,
+)
+from vila_mc.convert.weights import open_weights
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.errors import CheckpointError, ConfigError, DataError
+from vila_mc.model.megatron_config import DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a proof asks besides random tokens."""
+
+    text: str
+    images: Sequence[Path] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """An export that computes what its training model computes."""
+
+    result: VerifyResult
+    is_streamed: bool
+    """Whether weights were read as they were used; then no greedy tokens were compared."""
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    format: Format = "hf-vila",
+    *,
+    tokenizer: Path | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Write an export of a checkpoint of any layout, tensor by tensor.
+
+    Args:
+        checkpoint: a step-* directory, or a directory of them.
+        output: directory to write.
+        format: as ``export_hf`` takes it.
+        tokenizer: the one that the checkpoint was trained with if None.
+        dtype: as it was trained if None.
+        max_shard_bytes: most bytes in one weight file.
+
+    Raises:
+        ConfigError: no tokenizer is known.
+        CheckpointError: the checkpoint is damaged, or cannot be exported so.
+    """
+    directory = resolve_checkpoint(checkpoint)
+    run = Manifest.read(directory).run
+    tokenizer = tokenizer or run.data.tokenizer
+    if tokenizer is None:
+        raise ConfigError("the checkpoint names no tokenizer. Give one with --tokenizer.")
+    with weightless_model(run) as model:
+        tensors = open_checkpoint(directory, model)
+    export_hf(
+        tensors,
+        run.model,
+        tokenizer,
+        output,
+        dtype or DTYPES[run.train.precision],
+        max_shard_bytes,
+        format,
+    )
+
+
+def prove(
+    checkpoint: Path,
+    export: Path,
+    question: Question,
+    tokenizer: Path | None = None,
+    *,
+    is_streamed: bool | None = None,
+) -> Proof:
+    """Reload an export in a fresh process and compare it with its training checkpoint.
+
+    Args:
+        checkpoint: what was exported.
+        export: what was written.
+        question: asked through the processor of an hf-vila export.
+        tokenizer: the one that the checkpoint was trained with if None.
+        is_streamed: as ``proving_model`` takes it.
+
+    Raises:
+        CheckpointError: they compute something else, or the export does not load.
+    """
+    reference = _reference(checkpoint, export, question, tokenizer, is_streamed)
+    return Proof(verify_export(export, reference), reference.is_streamed)
+
+
+def _reference(
+    checkpoint: Path,
+    export: Path,
+    question: Question,
+    tokenizer: Path | None,
+    is_streamed: bool | None,
+) -> VerifyReference:
+    """What the training model computes; the model itself is gone when the export is loaded."""
+    kind = export_format(export)
+    run = Manifest.read(resolve_checkpoint(checkpoint)).run
+    tokenizer = tokenizer or run.data.tokenizer
+    with proving_model(checkpoint, _dtype_of(export), is_streamed=is_streamed) as proving:
+        prompts: tuple[VerifyPrompt, ...] = ()
+        if kind == "hf-vila" and not proving.is_streamed and tokenizer is not None:
+            prompts = _asked(proving, tokenizer, question)
+        return reference_of(proving, prompts, has_images=kind != "llm")
+
+
+def _asked(proving: ProvingModel, tokenizer: Path, question: Question) -> tuple[VerifyPrompt, ...]:
+    """The question and its answers; none, and a line that says so, where it cannot be put."""
+    try:
+        known = Tokenizer(tokenizer)
+    except DataError as error:
+        print(f"no question is put: {error}", flush=True)
+        return ()
+    try:
+        return answered_prompts(proving.model, known, question.text, question.images)
+    except ConfigError as error:  # the model is too short for it
+        print(f"no question is put: {error}", flush=True)
+        return ()
+
+
+def _dtype_of(export: Path) -> torch.dtype:
+    """The number format of an export's weights."""
+    folder = export / "llm" if (export / "llm").is_dir() else export
+    found = {tensor.dtype for tensor in open_weights(folder).values()}
+    if len(found) != 1:
+        raise CheckpointError(f"{export} mixes number formats: {found}. Export it again.")
+    return found.pop()

@@ -1,0 +1,1 @@
+"""The config.json of each model family, both ways, and the rows of its name table."""

@@ -1,0 +1,1 @@
+"""The layouts that whole models are written in and read from."""

@@ -1,0 +1,307 @@
+"""The one table of names between the training model and Hugging Face, read both ways.
+
+Training names are the parameter names of a whole ``VilaModel`` (no tensor or pipeline
+parallelism, global layer numbers). Hugging Face names are those within a part: a language model as
+transformers' ...ForCausalLM has them, a vision tower without ``vision_model.``, a connector as each
+format spells it. A ``Naming`` says where a format puts the parts. To support another tower or
+language model, write its rows here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vila_mc.checkpoint.lazy import Shape
+from vila_mc.config.model import (
+    ConnectorKind,
+    LanguageConfig,
+    LanguageFamily,
+    ModelConfig,
+    VisionConfig,
+    VisionFamily,
+)
+from vila_mc.convert.transforms import (
+    BeforeIdentity,
+    MergeGateUp,
+    MergeQkv,
+    PadVocab,
+    Rename,
+    Reshape,
+    Row,
+    Sizes,
+)
+from vila_mc.errors import CheckpointError
+
+WORD_EMBEDDINGS = "language.embedding.word_embeddings.weight"
+
+_LAYER = "language.decoder.layers.{i}"
+_THEIRS = "model.layers.{i}"
+_LLAMA: tuple[Row, ...] = (
+    PadVocab(WORD_EMBEDDINGS, "model.embed_tokens.weight"),
+    Rename(f"{_LAYER}.input_layernorm.weight", f"{_THEIRS}.input_layernorm.weight", "h"),
+    MergeQkv(
+        f"{_LAYER}.self_attention.linear_qkv.weight",
+        f"{_THEIRS}.self_attn.{{part}}_proj.weight",
+        "h",
+    ),
+    Rename(
+        f"{_LAYER}.self_attention.linear_proj.weight", f"{_THEIRS}.self_attn.o_proj.weight", "h qd"
+    ),
+    Rename(f"{_LAYER}.pre_mlp_layernorm.weight", f"{_THEIRS}.post_attention_layernorm.weight", "h"),
+    MergeGateUp(f"{_LAYER}.mlp.linear_fc1.weight", f"{_THEIRS}.mlp.{{part}}_proj.weight"),
+    Rename(f"{_LAYER}.mlp.linear_fc2.weight", f"{_THEIRS}.mlp.down_proj.weight", "h f"),
+    Rename("language.decoder.final_layernorm.weight", "model.norm.weight", "h"),
+)
+_QKV_BIAS = MergeQkv(
+    f"{_LAYER}.self_attention.linear_qkv.bias", f"{_THEIRS}.self_attn.{{part}}_proj.bias", ""
+)
+LANGUAGE: Mapping[LanguageFamily, tuple[Row, ...]] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": (*_LLAMA, _QKV_BIAS),
+}
+HEAD = PadVocab("language.output_layer.weight", "lm_head.weight")
+"""Of language models whose embedding is not their output layer too."""
+
+
+def _affine(ours: str, theirs: str, weight: str, bias: str) -> tuple[Row, Row]:
+    """Rows of a layer with a weight and a bias, given the letters of their shapes."""
+    return (
+        Rename(f"{ours}.weight", f"{theirs}.weight", weight),
+        Rename(f"{ours}.bias", f"{theirs}.bias", bias),
+    )
+
+
+_BLOCK = "vision.decoder.layers.{i}"
+_ENCODER = "encoder.layers.{i}"
+_PATCHES = Rename("vision.conv1.weight", "embeddings.patch_embedding.weight", "e 3 patch patch")
+_VISION_LAYERS: tuple[Row, ...] = (
+    Rename(
+        "vision.position_embeddings.weight", "embeddings.position_embedding.weight", "positions e"
+    ),
+    *_affine(f"{_BLOCK}.input_layernorm", f"{_ENCODER}.layer_norm1", "e", "e"),
+    MergeQkv(
+        f"{_BLOCK}.self_attention.linear_qkv.weight",
+        f"{_ENCODER}.self_attn.{{part}}_proj.weight",
+        "e",
+    ),
+    MergeQkv(
+        f"{_BLOCK}.self_attention.linear_qkv.bias", f"{_ENCODER}.self_attn.{{part}}_proj.bias", ""
+    ),
+    *_affine(f"{_BLOCK}.self_attention.linear_proj", f"{_ENCODER}.self_attn.out_proj", "e e", "e"),
+    *_affine(f"{_BLOCK}.pre_mlp_layernorm", f"{_ENCODER}.layer_norm2", "e", "e"),
+    *_affine(f"{_BLOCK}.mlp.linear_fc1", f"{_ENCODER}.mlp.fc1", "f e", "f"),
+    *_affine(f"{_BLOCK}.mlp.linear_fc2", f"{_ENCODER}.mlp.fc2", "e f", "e"),
+)
+VISION: Mapping[VisionFamily, tuple[Row, ...]] = {
+    "clip": (
+        Reshape("vision.class_token", "embeddings.class_embedding", "1 1 e", "e"),
+        _PATCHES,
+        # "pre_layrnorm" is how the CLIP of transformers spells it.
+        *_affine("vision.ln_pre", "pre_layrnorm", "e", "e"),
+        *_VISION_LAYERS,
+    ),
+    "siglip": (
+        _PATCHES,
+        Rename("vision.conv1.bias", "embeddings.patch_embedding.bias", "e"),
+        *_VISION_LAYERS,
+    ),
+}
+
+
+def _connectors(
+    *, single: str, first: str, second: str, norm: str, norm_first: str, norm_second: str
+) -> dict[ConnectorKind, tuple[Row, ...]]:
+    """Rows of every connector, given how a format calls their layers; c is a merged block."""
+    first_shape, second_shape = ("h c", "h"), ("h h", "h")
+    return {
+        "linear": _affine("connector.fc1", single, *first_shape),
+        "mlp2x_gelu": (
+            *_affine("connector.fc1", first, *first_shape),
+            *_affine("connector.fc2", second, *second_shape),
+        ),
+        "downsample_linear": _affine("connector.fc1", single, *first_shape),
+        "mlp_downsample": (
+            *_affine("connector.norm", norm, "c", "c"),
+            *_affine("connector.fc1", norm_first, *first_shape),
+            *_affine("connector.fc2", norm_second, *second_shape),
+        ),
+    }
+
+
+OUR_CONNECTORS = _connectors(
+    single="fc1", first="fc1", second="fc2", norm="norm", norm_first="fc1", norm_second="fc2"
+)
+_OFFICIAL = _connectors(
+    single="layers",
+    first="layers.0",
+    second="layers.2",
+    norm="layers.1",
+    norm_first="layers.2",
+    norm_second="layers.4",
+)
+OFFICIAL_CONNECTORS: Mapping[ConnectorKind, tuple[Row, ...]] = {
+    kind: rows for kind, rows in _OFFICIAL.items() if kind != "downsample_linear"
+}
+"""The public VILA code has no name for the paper's downsample_linear."""
+LLAVA_CONNECTORS: Mapping[ConnectorKind, tuple[Row, ...]] = {
+    "linear": (
+        BeforeIdentity("connector.fc1.weight", "linear_1.weight", "h c", "linear_2.weight"),
+        BeforeIdentity("connector.fc1.bias", "linear_1.bias", "h", "linear_2.bias"),
+    ),
+    "mlp2x_gelu": (
+        *_affine("connector.fc1", "linear_1", "h c", "h"),
+        *_affine("connector.fc2", "linear_2", "h h", "h"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Where a format puts the parts of a model: what stands in front of their names."""
+
+    vision: str
+    connector: str
+    language: str
+    connectors: Mapping[ConnectorKind, tuple[Row, ...]]
+
+
+REMOTE_CODE = Naming("vision_tower.", "connector.", "language_model.", OUR_CONNECTORS)
+"""Our own modelling file."""
+LLAVA = Naming(
+    "vision_tower.vision_model.", "multi_modal_projector.", "language_model.", LLAVA_CONNECTORS
+)
+"""LlavaForConditionalGeneration as its published checkpoints name it."""
+OFFICIAL = Naming("vision_model.", "", "", OFFICIAL_CONNECTORS)
+"""The directories of the public VILA code, each part in one of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rows of one part of a model, one per parameter, with the sizes of that model."""
+
+    rows: tuple[Row, ...]
+    sizes: Sizes
+
+    def our_shapes(self) -> dict[str, Shape]:
+        """Every training parameter and its shape."""
+        return {row.ours: row.our_shape(self.sizes) for row in self.rows}
+
+    def their_shapes(self) -> dict[str, Shape]:
+        """Every Hugging Face tensor and its shape, row by row."""
+        shapes: dict[str, Shape] = {}
+        for row in self.rows:
+            shapes.update(row.their_shapes(self.sizes))
+        return shapes
+
+
+def language_table(
+    config: LanguageConfig,
+    prefix: str = "",
+    *,
+    padded_vocab: int | None = None,
+    placed_vocab: int | None = None,
+) -> Table:
+    """Rows of the language model.
+
+    Args:
+        config: its shape.
+        prefix: what stands in front of Hugging Face names.
+        padded_vocab: rows of our vocabulary tables; those of training if None.
+        placed_vocab: rows of Hugging Face's; ``config.vocab_size`` if None.
+
+    Raises:
+        CheckpointError: the padded vocabulary is smaller than the vocabulary.
+    """
+    padded = config.padded_vocab() if padded_vocab is None else padded_vocab
+    if padded < config.vocab_size:
+        raise CheckpointError(
+            f"the vocabulary table has {padded} rows, but model.language.vocab_size is "
+            f"{config.vocab_size}. Use the model section that the checkpoint was made with."
+        )
+    sizes = {
+        "v": config.vocab_size,
+        "padded": padded,
+        "placed": config.vocab_size if placed_vocab is None else placed_vocab,
+        "h": config.width,
+        "f": config.ffn,
+        "groups": config.kv_heads,
+        "qd": config.heads * config.head_width(),
+        "kd": config.kv_heads * config.head_width(),
+    }
+    rows = LANGUAGE[config.family]
+    if not config.tied_embeddings:
+        rows = (*rows, HEAD)
+    return Table(_expand(rows, config.layers, prefix), sizes)
+
+
+def vision_table(config: VisionConfig, prefix: str = "") -> Table:
+    """Rows of the vision tower, without the last layer, which no feature comes from."""
+    sizes = {
+        "e": config.width,
+        "f": config.ffn,
+        "patch": config.patch_size,
+        "positions": config.grid() ** 2 + config.class_tokens(),
+        "groups": config.heads,
+        "qd": config.width,
+        "kd": config.width,
+    }
+    return Table(_expand(VISION[config.family], config.built_layers(), prefix), sizes)
+
+
+def connector_table(model: ModelConfig, naming: Naming = REMOTE_CODE) -> Table:
+    """Rows of the connector.
+
+    Raises:
+        CheckpointError: the format has no such connector.
+    """
+    connector = model.connector
+    if connector.kind not in naming.connectors:
+        raise CheckpointError(
+            f"this format cannot hold the connector {connector.kind}; it knows "
+            f"{', '.join(naming.connectors)}. Use --format hf-vila, which holds every connector."
+        )
+    sizes = {"c": model.vision.width * connector.factor() ** 2, "h": model.language.width}
+    return Table(_expand(naming.connectors[connector.kind], 0, naming.connector), sizes)
+
+
+def tables(
+    model: ModelConfig,
+    naming: Naming = REMOTE_CODE,
+    *,
+    padded_vocab: int | None = None,
+    placed_vocab: int | None = None,
+) -> tuple[Table, Table, Table]:
+    """The tables of a whole model: vision, connector, language."""
+    return (
+        vision_table(model.vision, naming.vision),
+        connector_table(model, naming),
+        language_table(
+            model.language, naming.language, padded_vocab=padded_vocab, placed_vocab=placed_vocab
+        ),
+    )
+
+
+def unread_shapes(config: VisionConfig, prefix: str = "") -> dict[str, Shape]:
+    """Tensors of a complete tower that no feature passes through: its last layer and final norm.
+
+    Training leaves them out. A format whose reader builds the complete tower gets them as
+    ``unread_tensor`` fills them.
+    """
+    last = config.built_layers()
+    table = vision_table(config)
+    layer = {
+        name: shape
+        for row in VISION[config.family]
+        if "{i}" in row.ours
+        for name, shape in row.at(last).under(prefix).their_shapes(table.sizes).items()
+    }
+    norm = {f"{prefix}post_layernorm.{part}": (config.width,) for part in ("weight", "bias")}
+    return layer | norm
+
+
+def _expand(rows: tuple[Row, ...], layers: int, prefix: str) -> tuple[Row, ...]:
+    """Repeat the rows that name a layer for each layer."""
+    single = [row for row in rows if "{i}" not in row.ours]
+    per_layer = [row for row in rows if "{i}" in row.ours]
+    expanded = (*single, *(row.at(layer) for layer in range(layers) for row in per_layer))
+    return tuple(row.under(prefix) for row in expanded)

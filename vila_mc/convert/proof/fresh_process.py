@@ -1,0 +1,153 @@
+"""The fresh process of a proof: load an export as a user would, compute, compare, report.
+
+Usage: ``python -m vila_mc.convert.proof.fresh_process REQUEST_DIR EXPORT_DIR...``. Each export has
+a folder of its number in the request directory, which gets a result.json.
+"""
+
+import io
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vila_mc.convert.proof.reloaded import ExportFaultError, LoadedExport, load_export
+
+_SEED = 0
+_NUM_PROBES = 500
+_PROBE_CHARACTERS = (
+    "abcdefgh ABC  0123456789\n\t.,:<>/s_'\u00e9\u00df\u4e2d\u6587\U0001f600\u200b\u00a0"
+)
+
+
+def main() -> None:
+    """Entry point."""
+    for number, export in enumerate(sys.argv[2:]):
+        request = Path(sys.argv[1]) / str(number)
+        result = verify(Path(export), request)
+        (request / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def verify(export: Path, request: Path) -> dict[str, Any]:
+    """Compare an export with the reference in ``request``.
+
+    Returns:
+        ``max_difference``, ``mean_difference`` (None if not finite), ``answers`` and
+        ``greedy_faults``; or ``fault``, a sentence.
+    """
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        return {"fault": "transformers is not installed. Install it: pip install 'vila_mc[hf]'."}
+    wanted = json.loads((request / "request.json").read_text(encoding="utf-8"))
+    reference = load_file(request / "reference.safetensors")
+    try:
+        with torch.inference_mode():
+            loaded = load_export(
+                export,
+                wanted["format"],
+                is_streamed=wanted["is_streamed"],
+                vocab_size=wanted["vocab_size"],
+            )
+            output = _compare_logits(loaded, reference)
+            output["greedy_faults"] = _compare_greedy(loaded, reference)
+            return output | _answer(loaded, export, request, wanted)
+    except ExportFaultError as fault:
+        return {"fault": str(fault)}
+
+
+def _compare_logits(loaded: LoadedExport, reference: dict[str, Tensor]) -> dict[str, Any]:
+    logits = loaded.logits(reference["token_ids"], reference["images"])
+    expected, used = reference["logits"], loaded.vocab_size
+    for name, given in (("reference", expected), ("export", logits)):
+        if given.shape[-1] < used:
+            raise ExportFaultError(
+                f"the {name} has logits of {given.shape[-1]} tokens, the model of {used}. Give "
+                "the logits of the whole vocabulary."
+            )
+    difference = (logits[..., :used] - expected[..., :used]).abs()
+    largest, mean = difference.max().item(), difference.mean().item()
+    is_finite = math.isfinite(largest) and math.isfinite(mean)
+    return {
+        "max_difference": largest if is_finite else None,
+        "mean_difference": mean if is_finite else None,
+    }
+
+
+def _compare_greedy(loaded: LoadedExport, reference: dict[str, Tensor]) -> list[str]:
+    """What differs in the greedy continuation of each row of the reference."""
+    expected = reference["greedy_ids"]
+    if not expected.numel():
+        return []
+    given = loaded.greedy(reference["token_ids"], reference["images"], expected.shape[1])
+    return [
+        f"row {row} goes on with tokens {theirs} instead of {ours}"
+        for row, (theirs, ours) in enumerate(
+            zip(given.tolist(), expected.tolist(), strict=True), start=1
+        )
+        if theirs != ours
+    ]
+
+
+def _answer(
+    loaded: LoadedExport, export: Path, request: Path, wanted: dict[str, Any]
+) -> dict[str, Any]:
+    """Answers to prompts through the export's own processor, and how they differ if they do."""
+    answers: list[str] = []
+    faults: list[str] = []
+    if wanted["format"] != "hf-vila":
+        return {"answers": answers}
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(export, trust_remote_code=True)
+    _compare_tokenizers(export, processor.tokenizer)
+    model: Any = loaded.model  # type: ignore[attr-defined]
+    for number, prompt in enumerate(wanted["prompts"], start=1):
+        images = [
+            Image.open(io.BytesIO((request / name).read_bytes())) for name in prompt["images"]
+        ]
+        inputs = processor(text=prompt["text"], images=images or None, return_tensors="pt")
+        expected = prompt["greedy_ids"]
+        length = len(expected) or wanted["max_new_tokens"]
+        ids = model.generate(**inputs, max_new_tokens=length, do_sample=False)
+        given = ids[0, inputs["input_ids"].shape[1] :].tolist()
+        answers.append(processor.decode(given, skip_special_tokens=True))
+        if expected and given != expected:
+            faults.append(f"prompt {number} gives tokens {given} instead of {expected}")
+    return {"answers": answers} | ({"greedy_faults": faults} if faults else {})
+
+
+def _compare_tokenizers(export: Path, tokenizer: Any) -> None:
+    """Compare a converted tokenizer with the SentencePiece model it was made of.
+
+    Raises:
+        ExportFaultError: they read some text differently.
+    """
+    path = export / "tokenizer.model"
+    if not path.exists():
+        return  # copied from Hugging Face
+    import sentencepiece
+
+    original = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    choose = random.Random(_SEED)
+    pieces = [original.id_to_piece(i).replace("\u2581", " ") for i in range(len(original))]
+    probes = ["", " ", "  two  ", "</s> <s>", "\n\n"]
+    for _ in range(_NUM_PROBES):
+        probes.append("".join(choose.choices(_PROBE_CHARACTERS, k=choose.randint(1, 40))))
+        probes.append("".join(choose.choices(pieces, k=choose.randint(1, 12))))
+    for text in probes:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if ids != original.encode(text):
+            raise ExportFaultError(
+                f"the tokenizer reads {text!r} as {ids} instead of {original.encode(text)}."
+            )
+
+
+if __name__ == "__main__":
+    main()

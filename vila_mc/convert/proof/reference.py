@@ -1,0 +1,209 @@
+"""What a trained model computes, for an export to be compared with."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
+from vila_mc.checkpoint.streamed_module import stream_weights
+from vila_mc.checkpoint.whole import whole_model
+from vila_mc.config.model import ModelConfig
+from vila_mc.convert.names import WORD_EMBEDDINGS
+from vila_mc.convert.proof.compare_export import VerifyPrompt, VerifyReference
+from vila_mc.data.batches.collate import collate
+from vila_mc.data.chat_templates import IMAGE_MARKER, TemplateName, prompt
+from vila_mc.data.indexed.layout import StoredImage, StoredText
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.errors import DataError
+from vila_mc.evaluation.generate import generate
+from vila_mc.flow import ImagePart, Microbatch, TextPart
+from vila_mc.model.vila_model import VilaModel
+
+_NUM_ROWS = 2
+_TEXT_TOKENS = 24
+_MAX_NEW_TOKENS = 16
+_NUM_GREEDY = 8
+_SEED = 7
+_FP32_BYTES = 4
+_SHARE_OF_MEMORY = 0.3
+"""Both sides load the model in fp32, and there are activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProvingModel:
+    """A trained model in one process, ready to compute."""
+
+    model: VilaModel
+    is_streamed: bool
+    """Whether its weights are read from disk as they are used."""
+
+
+@contextmanager
+def proving_model(
+    checkpoint: Path, dtype: torch.dtype, *, is_streamed: bool | None = None
+) -> Iterator[ProvingModel]:
+    """The model of a checkpoint in fp32, its weights rounded as an export in ``dtype`` is.
+
+    Args:
+        checkpoint: of any layout.
+        dtype: number format of the export.
+        is_streamed: whether to read weights as they are used; if None, when the model in fp32 takes
+            more than 30 % of the memory that is free.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    directory = resolve_checkpoint(checkpoint)
+    run = Manifest.read(directory).run
+    with weightless_model(run) as model:
+        tensors = open_checkpoint(directory, model)
+        num_bytes = sum(weight.numel() for weight in model.parameters()) * _FP32_BYTES
+        if is_streamed is None:
+            is_streamed = num_bytes > _SHARE_OF_MEMORY * psutil.virtual_memory().available
+        if is_streamed:
+            stream_weights(
+                model,
+                lambda name: tensors[name].read().to(dtype),
+                resident=_read_by_others(model),
+            )
+            yield ProvingModel(model, is_streamed)
+            return
+    with whole_model(directory) as (model, _):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(weight.to(dtype))
+        yield ProvingModel(model, is_streamed)
+
+
+def _read_by_others(model: VilaModel) -> list[str]:
+    """Weights that are used outside the forward pass of the module that owns them.
+
+    The connector's kernels take all of its weights at once; a tied embedding is the output layer's.
+    """
+    names = [name for name, _ in model.named_parameters() if name.startswith("connector.")]
+    is_tied = model.run.model.language.tied_embeddings
+    return [*names, *([WORD_EMBEDDINGS] if is_tied else [])]
+
+
+def reference_of(
+    proving: ProvingModel,
+    prompts: tuple[VerifyPrompt, ...] = (),
+    *,
+    has_images: bool = True,
+) -> VerifyReference:
+    """Logits on random tokens around random images, and how each row goes on greedily.
+
+    Args:
+        proving: the trained model. A streamed one computes the logits alone, because every new
+            token would read all weights again.
+        prompts: what else the export is asked, as ``answered_prompts`` makes them.
+        has_images: whether the export can see.
+    """
+    model = proving.model
+    shape = model.run.model
+    generator = np.random.default_rng(_SEED)
+    per_image = shape.visual_tokens() if has_images else 0
+    length = min(2 * _TEXT_TOKENS + per_image, shape.language.max_positions - _NUM_GREEDY)
+    batch = collate(
+        [[_random_sample(shape, generator, has_images, length)] for _ in range(_NUM_ROWS)],
+        shape,
+        length,
+        needs_images=True,
+    )
+    with torch.inference_mode():
+        logits_bsv = model(batch, with_loss=False)
+        greedy = None if proving.is_streamed else _continue(model, batch)
+    return VerifyReference.of_microbatch(
+        batch, logits_bsv, shape, prompts, greedy, is_streamed=proving.is_streamed
+    )
+
+
+def answered_prompts(
+    model: VilaModel,
+    tokenizer: Tokenizer,
+    question: str,
+    images: Sequence[Path],
+    template: TemplateName = "vicuna_v1",
+) -> tuple[VerifyPrompt, ...]:
+    """The model's greedy answers to a question about ``images``, and about a random image.
+
+    Args:
+        model: a whole model in evaluation mode.
+        tokenizer: what it was trained with.
+        question: put to the model.
+        images: image files; may be empty.
+        template: how a question is put.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    noise = _random_image(model.run.model.vision.image_size, np.random.default_rng(_SEED))
+    prompts = [_prompt(model, tokenizer, template, question, [noise])]
+    if images:
+        files = [_read(path) for path in images]
+        prompts.insert(0, _prompt(model, tokenizer, template, question, files))
+    return tuple(prompts)
+
+
+def _continue(model: VilaModel, batch: Microbatch) -> Tensor:
+    """The next tokens of every row, greedily: [b, k]."""
+    ids: list[Tensor] = []
+    tokens = batch.tokens
+    for _ in range(_NUM_GREEDY):
+        logits_bsv = model(replace(batch, tokens=tokens, labels=tokens), with_loss=False)
+        ids.append(logits_bsv[:, -1].argmax(-1))
+        tokens = torch.cat([tokens, ids[-1][:, None]], dim=1)
+    return torch.stack(ids, dim=1)
+
+
+def _prompt(
+    model: VilaModel,
+    tokenizer: Tokenizer,
+    template: TemplateName,
+    question: str,
+    images: Sequence[bytes],
+) -> VerifyPrompt:
+    parts = prompt(template, question, [ImagePart(data, "an image") for data in images])
+    (answer,) = generate(model, tokenizer, [parts], _MAX_NEW_TOKENS)
+    text = "".join(part.text if isinstance(part, TextPart) else IMAGE_MARKER for part in parts)
+    return VerifyPrompt(text=text, images=tuple(images), greedy_ids=answer)
+
+
+def _random_sample(
+    shape: ModelConfig, generator: np.random.Generator, has_images: bool, length: int
+) -> list[StoredText | StoredImage]:
+    """Text, an image, text; or text alone; ``length`` positions."""
+    num_text = length - (shape.visual_tokens() if has_images else 0)
+
+    def text(count: int) -> StoredText:
+        ids = generator.integers(3, shape.language.vocab_size, count)
+        return StoredText(ids, is_trained=True)
+
+    if not has_images:
+        return [text(num_text)]
+    image = np.frombuffer(_random_image(shape.vision.image_size, generator), np.uint8)
+    before = num_text // 2
+    return [text(before), StoredImage(image, "random"), text(num_text - before)]
+
+
+def _random_image(size: int, generator: np.random.Generator) -> bytes:
+    pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the image {path} cannot be read: {error.strerror}.") from None

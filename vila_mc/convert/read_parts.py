@@ -1,0 +1,110 @@
+"""The parts of published models as training tensors: a language model, a vision tower, a connector.
+
+Nothing is read until it is needed. Names are those within a part: without ``language_model.``,
+``vision_model.`` and the like.
+"""
+
+from pathlib import Path
+
+from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
+from vila_mc.config.model import ImageMode, LanguageConfig, VisionConfig
+from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.language_configs import language_from_hf
+from vila_mc.convert.families.vision_configs import vision_from_hf
+from vila_mc.convert.names import language_table, vision_table
+from vila_mc.convert.rename_tensors import from_hf
+from vila_mc.convert.weights import open_weights, read_json
+
+_COMPUTED = (".rotary_emb.inv_freq", "embeddings.position_ids")
+"""Ends of names of tensors that old checkpoints hold although they follow from the config."""
+_BESIDE_THE_TOWER = (
+    "text_model.",
+    "text_projection.",
+    "visual_projection.",
+    "logit_scale",
+    "logit_bias",
+    "post_layernorm.",
+    "head.",
+)
+"""Beginnings of names of a CLIP or SigLIP that no patch feature passes through."""
+
+
+def read_language(
+    directory: Path, *, trust_pickle: bool = False
+) -> tuple[LanguageConfig, dict[str, LazyTensor]]:
+    """A language model alone, as the ``language.*`` part of a training state.
+
+    Args:
+        directory: of a Llama, Mistral or Qwen2 for causal language modelling.
+        trust_pickle: whether weights may be read from ``.bin`` files.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or not supported.
+    """
+    where = directory / "config.json"
+    config = language_from_hf(ConfigValues(read_json(where), where))
+    tensors = open_weights(directory, trust_pickle=trust_pickle)
+    return config, join_language(tensors, config, str(directory))
+
+
+def read_vision(
+    directory: Path, image_mode: ImageMode | None = None, *, trust_pickle: bool = False
+) -> tuple[VisionConfig, dict[str, LazyTensor]]:
+    """A vision tower, as the ``vision.*`` part of a training state.
+
+    Its last layer, final norm and heads are left out, and so is the text side: features come from
+    the output of the last layer but one.
+
+    Args:
+        directory: of a CLIP or SigLIP, whole or its vision model.
+        image_mode: how images become square; as the tower's makers do it if None.
+        trust_pickle: whether weights may be read from ``.bin`` files.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or not supported.
+    """
+    where = directory / "config.json"
+    config = vision_from_hf(ConfigValues(read_json(where), where), image_mode)
+    tensors = open_weights(directory, trust_pickle=trust_pickle)
+    return config, join_vision(tensors, config, str(directory))
+
+
+def join_language(
+    tensors: LazyTensors, config: LanguageConfig, where: str, placed_vocab: int | None = None
+) -> dict[str, LazyTensor]:
+    """Tensors named as in a ...ForCausalLM -> training tensors.
+
+    Args:
+        tensors: names and tensors.
+        config: the shape of the model.
+        where: what to call it in messages.
+        placed_vocab: rows of its vocabulary tables, where there are more than tokens.
+
+    Raises:
+        CheckpointError: names or shapes are not those of the model.
+    """
+    kept = {name: t for name, t in tensors.items() if not name.endswith(_COMPUTED)}
+    if config.tied_embeddings:
+        kept.pop("lm_head.weight", None)  # older files hold the embedding twice
+    return from_hf(kept, [language_table(config, placed_vocab=placed_vocab)], where)
+
+
+def join_vision(tensors: LazyTensors, config: VisionConfig, where: str) -> dict[str, LazyTensor]:
+    """Tensors named as in a CLIP or SigLIP -> training tensors. Raises CheckpointError."""
+    unused = (*_BESIDE_THE_TOWER, f"encoder.layers.{config.built_layers()}.")
+    named = {name.removeprefix("vision_model."): tensor for name, tensor in tensors.items()}
+    kept = {
+        name: tensor
+        for name, tensor in named.items()
+        if not name.startswith(unused) and not name.endswith(_COMPUTED)
+    }
+    return from_hf(kept, [vision_table(config)], where)
+
+
+def within(tensors: LazyTensors, prefix: str) -> dict[str, LazyTensor]:
+    """The tensors under ``prefix``, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

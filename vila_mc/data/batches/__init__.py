@@ -1,0 +1,1 @@
+"""Indexed datasets to microbatches: blend, sample, pack, balance, decode ahead, collate."""

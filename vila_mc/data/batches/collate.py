@@ -1,0 +1,136 @@
+"""Stored samples to a microbatch: laid out in rows, labels shifted, images decoded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vila_mc.config.data import BadImage
+from vila_mc.config.model import ModelConfig
+from vila_mc.data.batches.slots import Empty
+from vila_mc.data.images import load_image, mean_colour_image
+from vila_mc.data.indexed.layout import StoredImage, StoredPiece
+from vila_mc.errors import DataError
+from vila_mc.flow import IGNORE_LABEL, Microbatch
+
+Sample = Sequence[StoredPiece]
+
+
+@dataclass(frozen=True, slots=True)
+class _LaidOut:
+    """One sample along the sequence."""
+
+    tokens: np.ndarray
+    """[positions] int64."""
+    labels: np.ndarray
+    """[positions] int64."""
+    image_starts: list[int]
+    images: list[StoredImage]
+
+
+def collate(
+    rows: Sequence[Sequence[Sample]],
+    model: ModelConfig,
+    sequence_length: int,
+    needs_images: bool,
+    on_bad_image: BadImage = "stop",
+    empty: Empty = np.empty,
+) -> Microbatch:
+    """Lay samples out in rows of ``sequence_length`` positions.
+
+    Each image takes ``model.visual_tokens()`` positions. A sample longer than a row is cut; where
+    an image does not fit whole, it and everything after it is dropped. The last position of a
+    sample predicts nothing, or, where it was cut, the first token beyond it.
+
+    Args:
+        rows: samples of each row, as pieces.
+        model: says how large an image is, how it becomes square, and how many positions it takes.
+        sequence_length: positions per row (s).
+        needs_images: decode the images. Otherwise ``images`` is empty, but ``image_starts`` is not.
+        on_bad_image: what to do about an image that cannot be decoded.
+        empty: makes the memory that the tensors lie in.
+
+    Returns:
+        A microbatch of ``len(rows)`` rows.
+
+    Raises:
+        DataError: an image cannot be decoded, and that is to stop the run.
+        ValueError: the samples of a row are longer than it.
+    """
+    tokens = empty((len(rows), sequence_length), np.int64)
+    labels = empty((len(rows), sequence_length), np.int64)
+    tokens.fill(0)
+    labels.fill(IGNORE_LABEL)
+    lengths: list[tuple[int, ...]] = []
+    starts: list[tuple[int, int]] = []
+    images: list[StoredImage] = []
+    for row, samples in enumerate(rows):
+        laid_out = [_lay_out(pieces, model.visual_tokens(), sequence_length) for pieces in samples]
+        lengths.append(tuple(len(sample.tokens) for sample in laid_out))
+        start = 0
+        for sample, length in zip(laid_out, lengths[-1], strict=True):
+            tokens[row, start : start + length] = sample.tokens
+            labels[row, start : start + length] = sample.labels
+            starts += [(row, start + at) for at in sample.image_starts]
+            images += sample.images
+            start += length
+    image_starts = empty((len(starts), 2), np.int64)
+    image_starts[:] = np.reshape(starts, (-1, 2))
+    images = images if needs_images else []
+    pixels = empty((len(images), 3, model.vision.image_size, model.vision.image_size), np.uint8)
+    substitutes = _decode(images, pixels, model, on_bad_image)
+    return Microbatch(
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        images=torch.from_numpy(pixels),
+        image_starts=torch.from_numpy(image_starts),
+        num_samples=sum(map(len, lengths)),
+        sample_lengths=tuple(lengths),
+        substitutes=substitutes,
+    )
+
+
+def _lay_out(pieces: Sample, visual_tokens: int, longest: int) -> _LaidOut:
+    sizes = [
+        visual_tokens if isinstance(piece, StoredImage) else len(piece.ids) for piece in pieces
+    ]
+    # One position more than there is room for: the label of the last position.
+    stream = np.zeros(min(sum(sizes), longest) + 1, np.int64)
+    is_trained = np.zeros(len(stream), bool)
+    starts: list[int] = []
+    images: list[StoredImage] = []
+    end = 0
+    for piece, size in zip(pieces, sizes, strict=True):
+        if isinstance(piece, StoredImage):
+            if end + size > longest:
+                break
+            starts.append(end)
+            images.append(piece)
+        else:
+            ids = piece.ids[: longest + 1 - end]
+            stream[end : end + len(ids)] = ids
+            is_trained[end : end + len(ids)] = piece.is_trained
+        end += size
+        if end > longest:
+            break
+    end = min(end, longest)
+    labels = np.where(is_trained[1:], stream[1:], IGNORE_LABEL)
+    return _LaidOut(stream[:end], labels[:end], starts, images)
+
+
+def _decode(
+    images: Sequence[StoredImage], pixels: np.ndarray, model: ModelConfig, on_bad_image: BadImage
+) -> tuple[str, ...]:
+    """Fill [n, 3, y, x] uint8 pixels; a message for each image that was replaced."""
+    size, mode = model.vision.image_size, model.vision.image_mode
+    messages: list[str] = []
+    for index, image in enumerate(images):
+        try:
+            pixels[index] = load_image(image.data.tobytes(), size, mode, image.name)
+        except DataError as error:
+            if on_bad_image == "stop":
+                raise
+            pixels[index] = mean_colour_image(size)
+            messages.append(str(error))
+    return tuple(messages)

@@ -1,0 +1,235 @@
+"""The training data of one data-parallel rank: from a position in the run to microbatches.
+
+What a step reads depends on the seed and on the number of samples seen before it, and on nothing
+else: a run may stop and go on with other ranks, micro-batches or worker processes.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from vila_mc.config.data import DataConfig
+from vila_mc.config.model import ModelConfig
+from vila_mc.data.batches.blend import Blend
+from vila_mc.data.batches.collate import collate
+from vila_mc.data.batches.sampler import Draw, Sampler
+from vila_mc.data.batches.slots import Empty, Slots, placed_bytes
+from vila_mc.data.batches.workers import MOST_UNDER_WAY, Workers
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.errors import ConfigError, DataError
+from vila_mc.flow import Microbatch
+
+_LOOK_AHEAD = 2
+"""Microbatches per worker that may be ready or under way beyond the next step's."""
+
+_HELD_STEPS = 2
+"""Steps that a consumer may hold without copies: ``for`` lets one go after it has the next."""
+
+Rows = list[list[Draw]]
+"""The samples of a microbatch, by row."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepData:
+    """What one rank reads in one optimizer step."""
+
+    microbatches: list[Microbatch]
+    """This rank's share, the same number on every rank."""
+    samples_seen: int
+    """Samples of the run up to the end of this step, on all ranks: the whole state to resume."""
+
+
+class TrainingData:
+    """Opens every dataset of the blend, deals its samples out, and forks the worker processes.
+
+    Make it early: the workers keep the memory of this process as it is then.
+
+    Args:
+        data: blend, tokenizer, sequence length, packing, seed and workers.
+        model: vocabulary and image geometry.
+        micro_batch: rows of a microbatch.
+        global_batch: rows of a step over all ranks.
+        data_rank: which data-parallel rank this is.
+        data_size: how many there are.
+        needs_images: whether this rank's stage looks at images.
+
+    Raises:
+        ConfigError: the blend or the tokenizer is not set, or the batch does not divide.
+        DataError: a dataset is missing, damaged, or made with another tokenizer.
+        SetupError: there is no room for what the workers read ahead.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        model: ModelConfig,
+        *,
+        micro_batch: int,
+        global_batch: int,
+        data_rank: int,
+        data_size: int,
+        needs_images: bool,
+    ) -> None:
+        if global_batch % (micro_batch * data_size):
+            raise ConfigError(
+                f"train.global_batch {global_batch} is not a multiple of train.micro_batch x "
+                f"data-parallel size = {micro_batch} x {data_size}. Change one of them."
+            )
+        self._data, self._model, self._needs_images = data, model, needs_images
+        self._rank, self._ranks, self._micro_batch = data_rank, data_size, micro_batch
+        self._per_step = global_batch // (micro_batch * data_size)
+        self.readers: tuple[IndexedReader, ...] = open_blend(data, model)
+        """The datasets, in the order of ``data.blend``."""
+        self._sampler = Sampler(
+            _order(data, [len(reader) for reader in self.readers]),
+            self.readers,
+            num_rows=global_batch,
+            sequence_length=data.sequence_length,
+            visual_tokens=model.visual_tokens(),
+            packing=data.packing,
+        )
+        self._ahead = min(self._per_step + _LOOK_AHEAD * data.workers, MOST_UNDER_WAY)
+        self._workers = self._fork_workers() if data.workers else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def step(self, samples_seen: int) -> StepData:
+        """What this rank reads in the step that starts after ``samples_seen`` samples.
+
+        Raises:
+            DataError: an image no longer decodes, and data.on_bad_image is stop.
+        """
+        draws, samples_seen = self._draws(samples_seen)
+        return StepData([self._load(rows) for rows in draws], samples_seen)
+
+    def iterate(self, samples_seen: int) -> Iterator[StepData]:
+        """One step after the other, without end, read ahead by the workers. One call at a time.
+
+        Pixels stay where a worker wrote them, which is used again when no tensor of them is left.
+        A consumer may keep any number of steps; beyond two, their microbatches are copies.
+
+        Raises:
+            DataError: an image no longer decodes, and data.on_bad_image is stop.
+            SetupError: a worker died.
+        """
+        if self._workers is None:
+            while True:
+                step = self.step(samples_seen)
+                samples_seen = step.samples_seen
+                yield step
+        orders = self._orders(samples_seen)
+        waiting: deque[tuple[int, int]] = deque()
+        try:
+            while True:
+                loaded: list[Microbatch] = []  # in place of the last step's, whose slots are free
+                for _ in range(self._per_step):
+                    while len(waiting) < self._ahead:
+                        rows, end = next(orders)
+                        waiting.append((self._workers.order(rows), end))
+                    slot, end = waiting.popleft()
+                    loaded.append(self._workers.take(slot))
+                yield StepData(loaded, end)
+        finally:
+            self._workers.drop(slot for slot, _ in waiting)
+
+    def cut_samples(self) -> list[int]:
+        """Of each dataset, how many samples are longer than a row and lose their end."""
+        visual, longest = self._model.visual_tokens(), self._data.sequence_length
+        return [
+            int((reader.token_counts() + visual * reader.image_counts() > longest).sum())
+            for reader in self.readers
+        ]
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return self._workers.pids() if self._workers is not None else []
+
+    def close(self) -> None:
+        """End the workers. Files stay mapped until the object goes."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def _fork_workers(self) -> Workers:
+        # An order lies where its microbatch will be, and is smaller: 12 bytes a sample at most.
+        text = placed_bytes(self._micro_batch * self._data.sequence_length * 8)
+        num_images = self._micro_batch * (self._data.sequence_length // self._model.visual_tokens())
+        pixels = 3 * self._model.vision.image_size**2 if self._needs_images else 0
+        size = 2 * text + placed_bytes(num_images * 16) + placed_bytes(num_images * pixels)
+        lendable = _HELD_STEPS * self._per_step
+        slots = Slots(self._ahead + lendable, size, lendable)
+        return Workers(self._load, self._data.workers, slots)
+
+    def _orders(self, samples_seen: int) -> Iterator[tuple[Rows, int]]:
+        """This rank's microbatches without end, and the samples seen after the step of each."""
+        while True:
+            draws, samples_seen = self._draws(samples_seen)
+            yield from ((rows, samples_seen) for rows in draws)
+
+    def _draws(self, samples_seen: int) -> tuple[list[Rows], int]:
+        """This rank's samples of the step, by microbatch and row, and the samples seen after it."""
+        batch = self._sampler.at(samples_seen)
+        share = batch.share(self._rank, self._ranks, self._micro_batch)
+        return share, samples_seen + len(batch.samples)
+
+    def _load(self, rows: Rows, empty: Empty = np.empty) -> Microbatch:
+        return collate(
+            [[self.readers[dataset].sample(sample) for dataset, sample in row] for row in rows],
+            self._model,
+            self._data.sequence_length,
+            self._needs_images,
+            self._data.on_bad_image,
+            empty,
+        )
+
+
+def _order(data: DataConfig, sizes: Sequence[int]) -> Blend:
+    if data.by_epochs():
+        return Blend.by_epochs(data.blend_shares(), sizes, data.seed)
+    return Blend(data.blend_shares(), sizes, data.seed)
+
+
+def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...]:
+    """Open the datasets of a blend and check that they were made for this run.
+
+    Raises:
+        ConfigError: the blend or the tokenizer is not set.
+        DataError: a dataset cannot be used, or was made with another tokenizer.
+    """
+    if not data.blend:
+        raise ConfigError("data.blend is empty. Name at least one dataset: [{path: PREFIX}].")
+    if data.tokenizer is None:
+        raise ConfigError(
+            "data.tokenizer is not set. Give the tokenizer that the datasets were made with."
+        )
+    tokenizer = Tokenizer(data.tokenizer)
+    # Hugging Face models often have more rows than their tokenizers have tokens.
+    if tokenizer.vocab_size > model.language.vocab_size:
+        raise DataError(
+            f"data.tokenizer {data.tokenizer} has {tokenizer.vocab_size} tokens, but "
+            f"model.language.vocab_size is {model.language.vocab_size}. Raise the second to "
+            "the first, or use the model's tokenizer."
+        )
+    readers = tuple(IndexedReader(entry.path) for entry in data.blend)
+    for reader in readers:
+        if reader.manifest.tokenizer_sha256 != tokenizer.fingerprint():
+            raise DataError(
+                f"the dataset {reader.prefix} was made with another tokenizer "
+                f"({reader.manifest.vocab_size} tokens) than data.tokenizer {data.tokenizer} "
+                f"({tokenizer.vocab_size} tokens). Re-run tools/preprocess_data.py with this "
+                "tokenizer, or set data.tokenizer to the one that made it."
+            )
+    return readers

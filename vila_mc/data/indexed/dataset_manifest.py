@@ -1,0 +1,135 @@
+"""What an indexed dataset says about itself: PREFIX.manifest.json.
+
+It is written last, so a set without it is incomplete.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vila_mc.data.indexed.layout import with_suffix
+from vila_mc.errors import DataError
+
+FORMAT_VERSION = 2
+"""Version 1 differs only in that its manifests have no ``bin_sha256``."""
+_READABLE_VERSIONS = (1, FORMAT_VERSION)
+SUFFIX = ".manifest.json"
+PARTIAL_SUFFIX = ".partial"
+"""Of the folder that holds a set until it is finished."""
+
+SetKind = Literal["text", "multimodal"]
+
+_HASH_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Facts that training checks before it reads a set."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    format_version: int
+    """``FORMAT_VERSION`` of the tool that wrote the set."""
+    kind: SetKind
+    """text: tokens alone, in Megatron-LM's own layout. multimodal: text pieces and images."""
+    tokenizer_sha256: str
+    """Fingerprint of the tokenizer."""
+    vocab_size: int
+    """Token ids of the tokenizer."""
+    samples: int
+    """Samples (Megatron: documents)."""
+    tokens: int
+    """Text tokens of all samples, BOS and EOS included, visual tokens not."""
+    images: int
+    """Images of all samples."""
+    bin_bytes: int
+    """Size of PREFIX.bin."""
+    idx_sha256: str
+    """SHA-256 of PREFIX.idx."""
+    source: dict[str, Any]
+    """What the set was made from, and how."""
+    tool_version: str
+    """Version of vila_mc that wrote the set."""
+    bin_sha256: str | None = None
+    """SHA-256 of PREFIX.bin, for tools/inspect_data.py verify; None in sets of version 1."""
+
+
+def contents_sha256(manifest: Manifest) -> str:
+    """SHA-256 of what a set holds, wherever it lies and whatever it was made from.
+
+    Of a set of version 1, whose manifest has no checksum of .bin, the size stands in for it.
+    """
+    contents = f"{manifest.idx_sha256} {manifest.bin_sha256 or manifest.bin_bytes}"
+    return hashlib.sha256(contents.encode()).hexdigest()
+
+
+def to_json(manifest: Manifest) -> str:
+    """The text of a manifest file."""
+    return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
+
+
+def read_manifest(prefix: Path) -> Manifest:
+    """Read PREFIX.manifest.json.
+
+    Raises:
+        DataError: there is none, it is damaged, or a newer vila_mc wrote it.
+    """
+    file = with_suffix(prefix, SUFFIX)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(_explain_missing(prefix, file)) from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise DataError(f"{file} is damaged: {error}. {_REMAKE}") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version not in _READABLE_VERSIONS:
+        raise DataError(
+            f"{file} has format version {version}, but this vila_mc reads 1 to {FORMAT_VERSION}. "
+            f"Use the vila_mc that wrote it, or re-run tools/preprocess_data.py."
+        )
+    try:
+        return TypeAdapter(Manifest).validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{file} is damaged: {name}: {first['msg']}. {_REMAKE}") from None
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+_REMAKE = "Copy the set again or re-run tools/preprocess_data.py."
+
+
+def _explain_missing(prefix: Path, file: Path) -> str:
+    for suffix in (".bin", ".idx", SUFFIX):
+        whole = Path(str(prefix).removesuffix(suffix))
+        if whole != prefix and with_suffix(whole, SUFFIX).exists():
+            return f"{prefix} is one file of a dataset. Give the prefix of its files: {whole}."
+    if with_suffix(prefix, PARTIAL_SUFFIX).exists():
+        return (
+            f"{prefix} is not finished: a run is writing it, or was stopped. Wait for it, or start "
+            "the same command again with --resume."
+        )
+    if with_suffix(prefix, ".bin").exists() or with_suffix(prefix, ".idx").exists():
+        return (
+            f"{prefix} is incomplete: there is no {file}. Its preprocessing or copying did not "
+            f"finish. {_REMAKE}"
+        )
+    return (
+        f"there is no dataset {prefix} (no {file}). Give the prefix that was --output of "
+        "tools/preprocess_data.py."
+    )

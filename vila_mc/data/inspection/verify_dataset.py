@@ -1,0 +1,100 @@
+"""Whether a dataset is what it was when it was written, and whether training can read all of it."""
+
+import hashlib
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vila_mc.data.images import MAX_MAX_PIXELS, check_image
+from vila_mc.data.indexed.layout import StoredImage, StoredPiece, with_suffix
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.ordered_map import check_workers, ordered_map
+from vila_mc.errors import DataError
+
+_SAMPLES = 64
+"""Samples that a process checks at a time."""
+_READ_SIZE = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found."""
+
+    has_checksum: bool
+    """Whether the manifest knows a checksum of .bin; sets of version 1 do not."""
+    images: int
+    """Images that decode."""
+    faults: tuple[str, ...]
+    """What is wrong, one line each."""
+
+
+def verify(prefix: Path, workers: int = 1) -> Verified:
+    """Compare checksums, decode every image, check every token.
+
+    Args:
+        prefix: the dataset.
+        workers: processes that decode.
+
+    Raises:
+        DataError: the set cannot even be opened, see ``IndexedReader``.
+        ConfigError: ``workers`` is out of range.
+    """
+    check_workers(workers)
+    reader = IndexedReader(prefix)
+    expected = reader.manifest.bin_sha256
+    faults: list[str] = []
+    if expected is not None and _checksum(with_suffix(prefix, ".bin")) != expected:
+        faults.append(f"{with_suffix(prefix, '.bin')} is damaged: its checksum differs")
+    images = 0
+    ranges = (range(n, min(n + _SAMPLES, len(reader))) for n in range(0, len(reader), _SAMPLES))
+    checked = ordered_map(_check, ranges, workers, _open, (prefix,))
+    bar = tqdm(total=len(reader), unit=" samples", disable=None)
+    with closing(checked) as results, bar:
+        for samples, good, bad in results:
+            images += good
+            faults += bad
+            bar.update(samples)
+    return Verified(expected is not None, images, tuple(faults))
+
+
+def _checksum(file: Path) -> str:
+    digest = hashlib.sha256()
+    bar = tqdm(total=file.stat().st_size, unit="B", unit_scale=True, disable=None)
+    with file.open("rb") as stream, bar:
+        while block := stream.read(_READ_SIZE):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
+_reader: IndexedReader
+
+
+def _open(prefix: Path) -> None:
+    # What each process keeps.
+    global _reader
+    _reader = IndexedReader(prefix)
+
+
+def _check(samples: range) -> tuple[int, int, list[str]]:
+    """(samples, images that decode, faults)."""
+    good, bad = 0, []
+    for index in samples:
+        for piece in _reader.sample(index):
+            try:
+                good += _check_piece(piece)
+            except DataError as error:
+                bad.append(f"sample {index}: {error}")
+    return len(samples), good, bad
+
+
+def _check_piece(piece: StoredPiece) -> bool:
+    """Whether it is an image. Raises DataError: it cannot be read in training."""
+    if isinstance(piece, StoredImage):
+        check_image(piece.data.tobytes(), piece.name, MAX_MAX_PIXELS)
+        return True
+    if len(piece.ids) and not 0 <= piece.ids.min() <= piece.ids.max() < _reader.manifest.vocab_size:
+        raise DataError("a token id lies outside the vocabulary")
+    return False

@@ -1,0 +1,1 @@
+"""Tokenizers behind one face: SentencePiece models and Hugging Face tokenizer.json."""

@@ -1,0 +1,100 @@
+"""A SentencePiece model behind the face that ``Tokenizer`` shows."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from vila_mc.data.tokenizers.sentencepiece_model import PieceType, parse
+from vila_mc.errors import DataError
+from vila_mc.kernels.text import BytePairEncoder, is_built
+
+SPACE = "\u2581"
+"""What stands for a space inside pieces."""
+
+
+class SentencePieceTokenizer:
+    """See ``vila_mc.data.tokenizers.tokenizer.Backend``.
+
+    Args:
+        file: the ``.model`` file, for messages.
+        content: its bytes.
+
+    Raises:
+        DataError: it is no SentencePiece model, or lacks BOS or EOS.
+    """
+
+    def __init__(self, file: Path, content: bytes) -> None:
+        self._file = file
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        except RuntimeError:
+            raise DataError(
+                f"{file} is not a SentencePiece model. Give the .model file of a tokenizer, or "
+                "train one with tools/train_tokenizer.py."
+            ) from None
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.vocab_size: int = self._processor.vocab_size()
+        self.bos_id = self._special("BOS", self._processor.bos_id())
+        self.eos_id = self._special("EOS", self._processor.eos_id())
+        first = self._processor.encode("a")[0]
+        self.adds_space = self._processor.id_to_piece(first).startswith(SPACE)
+
+        self._content = content
+
+    @cached_property
+    def _fast(self) -> BytePairEncoder | None:
+        # Not every user of a tokenizer encodes, and this takes a tenth of a second.
+        return _byte_pair_encoder(self._content)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """See ``Backend.encode_batch``."""
+        if self._fast is not None:
+            return self._fast.encode_batch(texts)
+        # Its threads would fight over the cores with the other worker processes.
+        found = self._processor.encode(list(texts), num_threads=1)
+        return [np.array(ids, np.int32) for ids in found]
+
+    def decode(self, ids: list[int]) -> str:
+        """See ``Backend.decode``."""
+        text: str = self._processor.decode(ids)
+        return text
+
+    def token(self, token_id: int) -> str:
+        """See ``Backend.token``."""
+        return str(self._processor.id_to_piece(token_id)).replace(SPACE, " ")
+
+    def _special(self, name: str, token_id: int) -> int:
+        if token_id < 0 or not self._processor.is_control(token_id):
+            raise DataError(
+                f"{self._file} has no {name} token. Use a Llama-style model with <s> and </s>, or "
+                "train one with tools/train_tokenizer.py."
+            )
+        return token_id
+
+
+def _byte_pair_encoder(content: bytes) -> BytePairEncoder | None:
+    """The native encoder, where it is built and does exactly what SentencePiece does."""
+    model = parse(content)
+    kinds = {piece.type for piece in model.pieces}
+    spelled = {piece.text: index for index, piece in enumerate(model.pieces)}
+    bytes_ = [spelled.get(f"<0x{byte:02X}>", -1) for byte in range(256)]
+    if (
+        not is_built()
+        or not (model.is_bpe and model.is_identity and model.adds_dummy_prefix)
+        or model.removes_extra_whitespace
+        or not model.has_byte_fallback
+        or min(bytes_) < 0
+        or SPACE not in spelled
+        or kinds & {PieceType.USER_DEFINED, PieceType.UNUSED}
+    ):
+        return None
+    return BytePairEncoder(
+        [piece.text for piece in model.pieces],
+        [piece.score for piece in model.pieces],
+        [piece.type == PieceType.NORMAL for piece in model.pieces],
+        bytes_,
+    )

@@ -1,0 +1,240 @@
+"""Tokenizers: use one of SentencePiece or Hugging Face, train one of SentencePiece.
+
+Special tokens never come from text: ``<s>``, ``</s>``, ``<unk>`` and ``<image>`` inside a caption
+or a web page are tokenised as the characters they are. BOS and EOS are placed by the code that
+knows where a sample or a turn ends, and an image is a part of a sample, not a token.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import sentencepiece
+
+from vila_mc.errors import DataError
+
+_IN_FOLDERS = ("tokenizer.json", "tokenizer.model")
+_LONGEST_SENTENCE = 1000
+"""Characters, 4 bytes each at most. SentencePiece drops training sentences above 4,192 bytes
+without a word, so longer ones are cut."""
+
+
+class Backend(Protocol):
+    """A tokenizer library and one vocabulary of it."""
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    adds_space: bool
+    fingerprint: str
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text, int32, without BOS and EOS."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids within the vocabulary."""
+        ...
+
+    def token(self, token_id: int) -> str:
+        """A token as people read it, its space included."""
+        ...
+
+
+class Tokenizer:
+    """A tokenizer on disk, of SentencePiece or of Hugging Face.
+
+    Args:
+        path: a SentencePiece ``.model`` file, a ``tokenizer.json``, or a folder with either.
+
+    Raises:
+        DataError: the file is missing, is no tokenizer, or lacks BOS or EOS.
+        SetupError: it is a Hugging Face tokenizer and the tokenizers package is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._backend = _open_backend(self.path)
+        self.vocab_size: int = self._backend.vocab_size
+        """Number of token ids; the ids are 0 to vocab_size - 1."""
+        self.bos_id: int = self._backend.bos_id
+        """Id of the token that starts a sample."""
+        self.eos_id: int = self._backend.eos_id
+        """Id of the token that ends a turn."""
+        self.adds_space: bool = self._backend.adds_space
+        """Whether ``encode`` reads every text as if a space stood before it, as Llama 2's does."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text`` alone, without BOS and EOS. No text becomes a special token.
+
+        Raises:
+            DataError: the text holds half of a surrogate pair, which no UTF-8 file can hold; or
+                this tokenizer reads something in it as a special token whatever one does.
+        """
+        check_unicode(text)
+        ids: list[int] = self._backend.encode_batch([text])[0].tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """[tokens] int32 of each text, much faster than one by one.
+
+        Args:
+            texts: valid Unicode, see ``check_unicode``.
+
+        Raises:
+            DataError: as ``encode``, for any of the texts.
+        """
+        return self._backend.encode_batch(texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; BOS and EOS vanish.
+
+        Raises:
+            DataError: an id lies outside the vocabulary.
+        """
+        wrong = [i for i in ids if not 0 <= i < self.vocab_size]
+        if wrong:
+            raise DataError(
+                f"token id {wrong[0]} is outside the vocabulary of {self.path} "
+                f"(0 to {self.vocab_size - 1}). Use the tokenizer that the model was trained with."
+            )
+        return self._backend.decode([int(i) for i in ids])
+
+    def token(self, token_id: int) -> str:
+        """One token for people to read, its space included; special ones by their names."""
+        return self._backend.token(token_id)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the ``.model`` or ``tokenizer.json`` file, in hexadecimal."""
+        return self._backend.fingerprint
+
+
+def check_unicode(text: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell. Raises DataError."""
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text is not valid Unicode: character {error.start} is half of a surrogate "
+            "pair. Repair the file it came from."
+        ) from None
+
+
+def _open_backend(path: Path) -> Backend:
+    # Each library is imported when it is needed.
+    file = path
+    if path.is_dir():
+        names = [name for name in _IN_FOLDERS if (path / name).is_file()]
+        if not names:
+            raise DataError(
+                f"the folder {path} holds neither {' nor '.join(_IN_FOLDERS)}. Give a tokenizer."
+            )
+        file = path / names[0]
+    content = _read(file)
+    if file.suffix == ".json":
+        from vila_mc.data.tokenizers.hugging_face_tokenizer import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(file, content)
+    from vila_mc.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    return SentencePieceTokenizer(file, content)
+
+
+def train_tokenizer(sentences: Iterable[str], output: Path, vocab_size: int) -> int:
+    """Train a Llama-like SentencePiece model: BPE, byte fallback, digits split, nothing normalised.
+
+    Ids 0, 1 and 2 are ``<unk>``, ``<s>`` and ``</s>``; there is no padding token. The same
+    sentences in the same order give the same file. ``output`` appears only when it is complete.
+
+    Args:
+        sentences: training text; ``corpus_text.read_sentences`` reads it from files. All of it is
+            held in memory, so give a sample of a large corpus.
+        output: the ``.model`` file to write.
+        vocab_size: token ids, the 256 bytes and 3 special tokens included.
+
+    Returns:
+        How many sentences were used.
+
+    Raises:
+        DataError: there is no text, or too little (or too much) of it for ``vocab_size``.
+
+    Source:
+        Llama 2, arXiv 2307.09288, section 2.2 (tokenizer).
+    """
+    chunks = [chunk for sentence in sentences for chunk in _chunks(sentence)]
+    if not chunks:
+        raise DataError("there is no text to train a tokenizer on. Check --input.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(chunks),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=True,
+            split_digits=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(_explain(error, vocab_size)) from None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(model.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(output)
+    return len(chunks)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no tokenizer {path}. Give a SentencePiece .model file or a Hugging Face "
+            "tokenizer.json, or train one with tools/train_tokenizer.py."
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"the tokenizer {path} cannot be read: {error.strerror}. Give a SentencePiece .model "
+            "file or a Hugging Face tokenizer.json that you may read."
+        ) from None
+
+
+def _chunks(sentence: str) -> Iterator[str]:
+    clean = sentence.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
+    for line in clean.splitlines():
+        for start in range(0, len(line), _LONGEST_SENTENCE):
+            chunk = line[start : start + _LONGEST_SENTENCE]
+            if chunk.strip():
+                yield chunk
+
+
+def _explain(error: RuntimeError, vocab_size: int) -> str:
+    text = " ".join(str(error).split())
+    if at_most := re.search(r"too high.*<= (\d+)", text):
+        return (
+            f"a vocabulary of {vocab_size} tokens is too large for this text, which yields at "
+            f"most {at_most.group(1)}. Lower --vocab-size or give more text."
+        )
+    if re.search(r"(?i)vocab\w* size is (too )?small", text):
+        return (
+            f"a vocabulary of {vocab_size} tokens is too small: 256 bytes, 3 special tokens and "
+            "every character of the text need one each. Raise --vocab-size."
+        )
+    return f"SentencePiece cannot train a vocabulary of {vocab_size} tokens on this text: {text}"
