@@ -17,7 +17,7 @@ from vila_mc import __version__
 from vila_mc.data.indexed.dataset_manifest import (
     FORMAT_VERSION,
     SUFFIX,
-    Manifest,
+    DatasetManifest,
     sha256_of,
     to_json,
 )
@@ -124,7 +124,7 @@ def write_set(prefix: Path, sizes: Sizes, tokenizer: Path, pictures: Sequence[by
         for array in (lengths, pointers, documents, modes):
             file.write(array.tobytes())
     made = Tokenizer(tokenizer)
-    manifest = Manifest(
+    manifest = DatasetManifest(
         format_version=FORMAT_VERSION,
         kind="multimodal",
         tokenizer_sha256=made.fingerprint(),

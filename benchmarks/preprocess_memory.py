@@ -3,7 +3,8 @@
     python benchmarks/preprocess_memory.py [--json FILE]
 
 Every record is a short text of its own, so that the index is as large as it can be for its data.
-The first part appends packed records to the writer, the second reads JSON Lines with two workers.
+The first part appends serialised records to the writer, the second reads JSON Lines with two
+workers.
 """
 
 import subprocess
@@ -18,7 +19,7 @@ import psutil
 from claims import Claim, parser, report
 
 from vila_mc.data.indexed.dataset_manifest import read_manifest
-from vila_mc.data.indexed.serialisation import Packed
+from vila_mc.data.indexed.serialisation import Serialised
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from vila_mc.errors import SetupError, run_cli
@@ -26,7 +27,7 @@ from vila_mc.errors import SetupError, run_cli
 ROOT = Path(__file__).parents[1]
 GIB = 1 << 30
 BLOCK = 10_000
-"""Records a worker packs at a time."""
+"""Records a worker serialises at a time."""
 EVERY_S = 0.1
 
 
@@ -73,8 +74,8 @@ def main() -> int:
 
 
 def write_index(work: Path, records: int) -> None:
-    """One token a record, packed as workers pack them."""
-    some = Packed(
+    """One token a record, serialised as workers do it."""
+    some = Serialised(
         data=bytes(2 * BLOCK),
         lengths=np.ones(BLOCK, np.int32),
         modes=np.empty(0, np.int8),

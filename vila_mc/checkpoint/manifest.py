@@ -19,8 +19,7 @@ from vila_mc import __version__
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.config.train import PARTS, Part
-from vila_mc.data.indexed.dataset_manifest import Manifest as DatasetManifest
-from vila_mc.data.indexed.dataset_manifest import contents_sha256
+from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
 from vila_mc.errors import CheckpointError, ConfigError
 
 FORMAT_VERSION = 3

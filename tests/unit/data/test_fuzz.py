@@ -12,7 +12,7 @@ import zstandard
 
 from tests.unit.data.archives import tar_of, write_tar
 from vila_mc.data.indexed.layout import DTYPE_CODES
-from vila_mc.data.indexed.serialisation import pack
+from vila_mc.data.indexed.serialisation import serialise
 from vila_mc.data.ingest.encode import AS_IS, encode_samples
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
@@ -62,8 +62,8 @@ def survives(source: Source, tokenizer: Tokenizer) -> Iterator[str]:
             yield result.reason
         else:
             kept.append(result)
-    packed = pack(kept, "multimodal", DTYPE_CODES[1])
-    assert len(packed.data) == packed.lengths.sum()
+    stored = serialise(kept, "multimodal", DTYPE_CODES[1])
+    assert len(stored.data) == stored.lengths.sum()
     for rejected in found:
         if isinstance(rejected, Rejected):
             json.loads(json.dumps(rejected.to_json()))

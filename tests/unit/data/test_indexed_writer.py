@@ -107,7 +107,7 @@ def test_leftovers_of_a_crash_are_overwritten(
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path, tokenizer: Tokenizer) -> None:
     count = 20_000
-    documents = serialisation.Packed(
+    documents = serialisation.Serialised(
         data=bytes(2 * count),
         lengths=np.ones(count, np.int32),
         modes=np.empty(0, np.int8),

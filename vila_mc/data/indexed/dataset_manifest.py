@@ -28,7 +28,7 @@ _HASH_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class DatasetManifest:
     """Facts that training checks before it reads a set."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -59,7 +59,7 @@ class Manifest:
     """SHA-256 of PREFIX.bin, for tools/inspect_data.py verify; None in sets of version 1."""
 
 
-def contents_sha256(manifest: Manifest) -> str:
+def contents_sha256(manifest: DatasetManifest) -> str:
     """SHA-256 of what a set holds, wherever it lies and whatever it was made from.
 
     Of a set of version 1, whose manifest has no checksum of .bin, the size stands in for it.
@@ -68,12 +68,12 @@ def contents_sha256(manifest: Manifest) -> str:
     return hashlib.sha256(contents.encode()).hexdigest()
 
 
-def to_json(manifest: Manifest) -> str:
+def to_json(manifest: DatasetManifest) -> str:
     """The text of a manifest file."""
     return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
 
 
-def read_manifest(prefix: Path) -> Manifest:
+def read_manifest(prefix: Path) -> DatasetManifest:
     """Read PREFIX.manifest.json.
 
     Raises:
@@ -95,7 +95,7 @@ def read_manifest(prefix: Path) -> Manifest:
             f"Use the vila_mc that wrote it, or re-run tools/preprocess_data.py."
         )
     try:
-        return TypeAdapter(Manifest).validate_json(json.dumps(values))
+        return TypeAdapter(DatasetManifest).validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vila_mc.data.indexed.dataset_manifest import Manifest, read_manifest
+from vila_mc.data.indexed.dataset_manifest import DatasetManifest, read_manifest
 from vila_mc.data.indexed.layout import (
     DTYPE_CODES,
     HEADER,
@@ -41,7 +41,7 @@ class IndexedReader:
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
-        self.manifest: Manifest = read_manifest(prefix)
+        self.manifest: DatasetManifest = read_manifest(prefix)
         self._has_modes = self.manifest.kind == "multimodal"
         self._map_index(with_suffix(prefix, ".idx"))
         self._map_data(with_suffix(prefix, ".bin"))

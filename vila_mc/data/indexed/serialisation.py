@@ -1,6 +1,6 @@
 """Encoded samples as the bytes and index entries of an indexed dataset.
 
-Packing needs no open file, so the processes that encode do it, and the writer only appends.
+Serialising needs no open file, so the processes that encode do it, and the writer only appends.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ LONGEST_PIECE = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class Serialised:
     """Samples side by side, ready to be appended."""
 
     data: bytes
@@ -40,7 +40,7 @@ class Packed:
     images: int
 
 
-def pack(samples: Sequence[EncodedSample], kind: SetKind, dtype: np.dtype) -> Packed:
+def serialise(samples: Sequence[EncodedSample], kind: SetKind, dtype: np.dtype) -> Serialised:
     """Lay samples out side by side.
 
     Args:
@@ -54,10 +54,10 @@ def pack(samples: Sequence[EncodedSample], kind: SetKind, dtype: np.dtype) -> Pa
     """
     if not all(sample.pieces for sample in samples):
         raise ValueError("a sample without pieces")
-    return _pack_text(samples, dtype) if kind == "text" else _pack_multimodal(samples)
+    return _serialise_text(samples, dtype) if kind == "text" else _serialise_multimodal(samples)
 
 
-def _pack_text(samples: Sequence[EncodedSample], dtype: np.dtype) -> Packed:
+def _serialise_text(samples: Sequence[EncodedSample], dtype: np.dtype) -> Serialised:
     documents = []
     for sample in samples:
         ids = [piece.ids for piece in sample.pieces if isinstance(piece, EncodedText)]
@@ -67,10 +67,10 @@ def _pack_text(samples: Sequence[EncodedSample], dtype: np.dtype) -> Packed:
     lengths = _lengths([len(ids) for ids in documents])
     data = np.concatenate(documents, dtype=dtype, casting="unsafe") if documents else np.empty(0)
     ones = np.ones(len(documents), np.int64)
-    return Packed(data.tobytes(), lengths, np.empty(0, MODE), ones, int(lengths.sum()), 0)
+    return Serialised(data.tobytes(), lengths, np.empty(0, MODE), ones, int(lengths.sum()), 0)
 
 
-def _pack_multimodal(samples: Sequence[EncodedSample]) -> Packed:
+def _serialise_multimodal(samples: Sequence[EncodedSample]) -> Serialised:
     chunks: list[bytes] = []
     lengths: list[int] = []
     modes: list[int] = []
@@ -87,9 +87,9 @@ def _pack_multimodal(samples: Sequence[EncodedSample]) -> Packed:
             lengths.append(len(piece.data) + padding)
             modes.append(MODE_IMAGE)
     pieces = np.array([len(sample.pieces) for sample in samples], np.int64)
-    packed_modes = np.array(modes, MODE)
-    images = int((packed_modes == MODE_IMAGE).sum())
-    return Packed(b"".join(chunks), _lengths(lengths), packed_modes, pieces, tokens, images)
+    kinds = np.array(modes, MODE)
+    images = int((kinds == MODE_IMAGE).sum())
+    return Serialised(b"".join(chunks), _lengths(lengths), kinds, pieces, tokens, images)
 
 
 def _lengths(lengths: list[int]) -> np.ndarray:

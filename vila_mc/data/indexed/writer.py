@@ -25,7 +25,7 @@ from vila_mc.data.indexed.dataset_manifest import (
     FORMAT_VERSION,
     PARTIAL_SUFFIX,
     SUFFIX,
-    Manifest,
+    DatasetManifest,
     SetKind,
     sha256_of,
     to_json,
@@ -42,7 +42,7 @@ from vila_mc.data.indexed.layout import (
     text_dtype,
     with_suffix,
 )
-from vila_mc.data.indexed.serialisation import Packed, pack
+from vila_mc.data.indexed.serialisation import Serialised, serialise
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError, user_error
 from vila_mc.flow import EncodedSample
@@ -126,22 +126,22 @@ class IndexedWriter:
             DataError: a piece is too large, a text-only set is given an image, or the disk is full.
             ValueError: the sample is empty.
         """
-        self.append(pack([sample], self.kind, self.dtype))
+        self.append(serialise([sample], self.kind, self.dtype))
 
-    def append(self, packed: Packed) -> None:
-        """Append samples that are packed for this kind of set. Raises DataError: disk full."""
+    def append(self, samples: Serialised) -> None:
+        """Append samples that are serialised for this kind of set. Raises DataError: disk full."""
         counts = self._counts
-        ends = counts.pieces + np.cumsum(packed.pieces)
+        ends = counts.pieces + np.cumsum(samples.pieces)
         with _as_data_error(self._prefix):
-            self._files[".bin"].write(packed.data)
-            self._files[".lengths"].write(packed.lengths.astype(LENGTH).tobytes())
-            self._files[".modes"].write(packed.modes.astype(MODE).tobytes())
+            self._files[".bin"].write(samples.data)
+            self._files[".lengths"].write(samples.lengths.astype(LENGTH).tobytes())
+            self._files[".modes"].write(samples.modes.astype(MODE).tobytes())
             self._files[".documents"].write(ends.astype(POINTER).tobytes())
-        self._bin_sha256.update(packed.data)
-        counts.samples += len(packed.pieces)
-        counts.pieces += len(packed.lengths)
-        counts.tokens += packed.tokens
-        counts.images += packed.images
+        self._bin_sha256.update(samples.data)
+        counts.samples += len(samples.pieces)
+        counts.pieces += len(samples.lengths)
+        counts.tokens += samples.tokens
+        counts.images += samples.images
 
     def reject(self, line: str) -> None:
         """Append a line to PREFIX.rejected.jsonl. Raises DataError: disk full."""
@@ -166,7 +166,7 @@ class IndexedWriter:
             _write_atomically(self.folder / _PROGRESS, json.dumps(saved))
         self.committed = state
 
-    def finish(self, source: dict[str, Any]) -> Manifest:
+    def finish(self, source: dict[str, Any]) -> DatasetManifest:
         """Make the set real: flush, then move the rejected list, .bin, .idx and the manifest.
 
         Args:
@@ -266,8 +266,8 @@ class IndexedWriter:
             while block := file.read(_CHUNK * dtype.itemsize):
                 yield np.frombuffer(block, dtype)
 
-    def _manifest(self, source: dict[str, Any], idx_sha256: str) -> Manifest:
-        return Manifest(
+    def _manifest(self, source: dict[str, Any], idx_sha256: str) -> DatasetManifest:
+        return DatasetManifest(
             format_version=FORMAT_VERSION,
             kind=self.kind,
             tokenizer_sha256=self._tokenizer.fingerprint(),

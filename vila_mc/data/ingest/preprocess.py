@@ -1,7 +1,7 @@
 """Raw corpora to an indexed dataset: the same bytes for any number of workers, and after any kill.
 
 This process cuts the files into blocks of records. Workers turn a block into samples, tokenise the
-texts, check the images and pack the bytes. This process appends the packed blocks in their order. A
+texts, check the images and serialise them. This process appends the blocks in their order. A
 record that cannot be used goes to PREFIX.rejected.jsonl; too many of them and there is no dataset.
 """
 
@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vila_mc.data.indexed.dataset_manifest import PARTIAL_SUFFIX, Manifest, SetKind
+from vila_mc.data.indexed.dataset_manifest import PARTIAL_SUFFIX, DatasetManifest, SetKind
 from vila_mc.data.indexed.layout import DTYPE_CODES, text_dtype, with_suffix
 from vila_mc.data.indexed.reader import IndexedReader
-from vila_mc.data.indexed.serialisation import Packed, pack
+from vila_mc.data.indexed.serialisation import Serialised, serialise
 from vila_mc.data.indexed.writer import (
     REJECTED_SUFFIX,
     IndexedWriter,
@@ -46,7 +46,7 @@ _COMMIT_SECONDS = 60.0
 class Preprocessed:
     """What a run made."""
 
-    manifest: Manifest
+    manifest: DatasetManifest
     rejected: dict[str, int]
     """Rejected records by reason."""
     seconds: float
@@ -208,8 +208,8 @@ class _Run:
         self._check(is_end=True)
 
     def _take(self, result: "_Result") -> None:
-        self.tally.seen += len(result.packed.pieces) + len(result.rejected)
-        self._writer.append(result.packed)
+        self.tally.seen += len(result.samples.pieces) + len(result.rejected)
+        self._writer.append(result.samples)
         for rejected in result.rejected:
             self.tally.reject(rejected)
             self._writer.reject(json.dumps(rejected.to_json()))
@@ -291,7 +291,7 @@ class _Result:
     file: int
     block: int
     end: int
-    packed: Packed
+    samples: Serialised
     rejected: list[Rejected]
 
 
@@ -321,4 +321,4 @@ def _encode(numbered: tuple[int, int, Block]) -> _Result:
         else:
             encoded.append(result)
     dtype = text_dtype(_tokenizer.vocab_size) if _work.kind == "text" else DTYPE_CODES[1]
-    return _Result(file, number, block.end, pack(encoded, _work.kind, dtype), rejected)
+    return _Result(file, number, block.end, serialise(encoded, _work.kind, dtype), rejected)
