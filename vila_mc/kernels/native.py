@@ -1,11 +1,15 @@
 """Loads the libraries built from csrc/, and gives their operations shapes and gradients."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from vila_mc.kernels import reference
 
 _LIBRARIES = {"cpu": "libvila_mc_cpu.so", "cuda": "libvila_mc_cuda.so"}
 """Beside this file, where setup.py puts them; the first also holds the signatures."""
@@ -51,118 +55,36 @@ def _load(kind: str, path: Path) -> bool:
 
 def _register() -> None:
     """Fake versions (shapes only) and gradients of every operation, for torch's machinery."""
-    for name, fake in _FAKES.items():
-        torch.library.register_fake(f"vila_mc::{name}", fake)
+    for name in _OPERATIONS:
+        torch.library.register_fake(f"vila_mc::{name}", _fake(name))
     for name, (backward, setup) in _GRADIENTS.items():
         torch.library.register_autograd(f"vila_mc::{name}", backward, setup_context=setup)
 
 
 # ---------------------------------------------------------------- shapes
 
-
-def _merged(features: Tensor, factor: int, has_cls: bool) -> tuple[int, int, int]:
-    n, p, e = features.shape
-    grid = round((p - has_cls) ** 0.5)
-    return n, (-(-grid // factor)) ** 2, factor * factor * e
-
-
-def _statistics(features: Tensor, rows: tuple[int, int]) -> Tensor:
-    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-    return features.new_empty(rows, dtype=wide)
-
-
-def _fake_gather(features: Tensor, factor: int, has_cls: bool) -> Tensor:
-    return features.new_empty(_merged(features, factor, has_cls))
+_OPERATIONS = (
+    "downsample_gather",
+    "downsample_gather_backward",
+    "downsample_layernorm",
+    "downsample_layernorm_backward",
+    "downsample_layernorm_fp8",
+    "splice_visual",
+    "splice_visual_text_grad",
+    "splice_visual_visual_grad",
+    "normalize_patchify",
+)
 
 
-def _fake_gather_backward(grad: Tensor, grid: int, factor: int, has_cls: bool) -> Tensor:
-    n, _, channels = grad.shape
-    return grad.new_empty((n, has_cls + grid * grid, channels // factor**2))
+def _fake(name: str) -> Callable[..., Any]:
+    """Shapes of a native operation: those of its twin, on tensors without memory."""
+    twin = getattr(reference, name)
 
+    def fake(*inputs: Any) -> Any:
+        outputs = twin(*inputs)
+        return tree_map(lambda output: output.new_empty(output.shape), outputs)
 
-def _fake_layernorm(
-    features: Tensor, weight: Tensor, bias: Tensor, factor: int, has_cls: bool, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, tokens, channels = _merged(features, factor, has_cls)
-    out = features.new_empty((n, tokens, channels))
-    return out, _statistics(features, (n, tokens)), _statistics(features, (n, tokens))
-
-
-def _fake_layernorm_backward(
-    grad: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    factor: int,
-    has_cls: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(features), torch.empty_like(weight), torch.empty_like(weight)
-
-
-def _fake_layernorm_fp8(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor,
-    factor: int,
-    has_cls: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out, mean, rstd = _fake_layernorm(features, weight, bias, factor, has_cls, eps)
-    amax = features.new_empty((1,), dtype=torch.float32)
-    return out.to(torch.float8_e4m3fn), amax, mean, rstd
-
-
-def _fake_splice(
-    text: Tensor,
-    visual: Tensor,
-    image_starts: Tensor,
-    sequence_first: bool,
-    first_position: int,
-    sequence_length: int,
-) -> Tensor:
-    return text.new_empty(text.shape)
-
-
-def _fake_text_grad(
-    grad: Tensor,
-    image_starts: Tensor,
-    num_visual: int,
-    sequence_first: bool,
-    first_position: int,
-    sequence_length: int,
-) -> Tensor:
-    return grad.new_empty(grad.shape)
-
-
-def _fake_visual_grad(
-    grad: Tensor,
-    image_starts: Tensor,
-    num_visual: int,
-    sequence_first: bool,
-    first_position: int,
-    sequence_length: int,
-) -> Tensor:
-    return grad.new_empty((image_starts.shape[0], num_visual, grad.shape[2]))
-
-
-def _fake_patchify(images: Tensor, table: Tensor, patch: int) -> Tensor:
-    n, channels, y, x = images.shape
-    return table.new_empty((n, (y // patch) * (x // patch), channels * patch * patch))
-
-
-_FAKES: dict[str, Any] = {
-    "downsample_gather": _fake_gather,
-    "downsample_gather_backward": _fake_gather_backward,
-    "downsample_layernorm": _fake_layernorm,
-    "downsample_layernorm_backward": _fake_layernorm_backward,
-    "downsample_layernorm_fp8": _fake_layernorm_fp8,
-    "splice_visual": _fake_splice,
-    "splice_visual_text_grad": _fake_text_grad,
-    "splice_visual_visual_grad": _fake_visual_grad,
-    "normalize_patchify": _fake_patchify,
-}
+    return fake
 
 
 # ---------------------------------------------------------------- gradients

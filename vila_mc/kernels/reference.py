@@ -235,11 +235,13 @@ def splice_visual(
     q = visual_nqh.shape[1]
     places = _VisualPlaces(text.shape, image_starts, q, sequence_first)
     tokens = visual_nqh.flatten(0, 1)
-    index = places.flat_index(first_position)
-    if text.shape[places.axis] < sequence_length:
-        inside = places.inside(first_position)
-        index, tokens = index[inside], tokens[inside]
-    return text.flatten(0, 1).index_copy(0, index, tokens).view(text.shape)
+    rows, index = text.flatten(0, 1), places.flat_index(first_position)
+    if text.shape[places.axis] == sequence_length:
+        return rows.index_copy(0, index, tokens).view(text.shape)
+    # What lies outside goes to a row of its own: shapes must not depend on where images stand.
+    index = index.where(places.inside(first_position), len(rows))
+    spare = F.pad(rows, (0, 0, 0, 1))
+    return spare.index_copy(0, index, tokens)[:-1].view(text.shape)
 
 
 def splice_visual_text_grad(
@@ -266,14 +268,11 @@ def splice_visual_visual_grad(
 ) -> Tensor:
     """Gradient of ``splice_visual``'s visual tokens [n, num_visual, h]: zeros outside a shard."""
     places = _VisualPlaces(grad.shape, image_starts, num_visual, sequence_first)
-    index = places.flat_index(first_position)
-    rows = grad.flatten(0, 1)
-    if grad.shape[places.axis] == sequence_length:
-        tokens = rows.index_select(0, index)
-    else:
-        inside = places.inside(first_position)
-        tokens = grad.new_zeros((len(index), grad.shape[-1]))
-        tokens[inside] = rows[index[inside]]
+    rows, index = grad.flatten(0, 1), places.flat_index(first_position)
+    if grad.shape[places.axis] != sequence_length:
+        index = index.where(places.inside(first_position), len(rows))
+        rows = F.pad(rows, (0, 0, 0, 1))
+    tokens = rows.index_select(0, index)
     return tokens.view(image_starts.shape[0], num_visual, grad.shape[-1])
 
 

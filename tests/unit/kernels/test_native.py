@@ -203,15 +203,17 @@ def _opcheck_inputs():
         "downsample_layernorm_backward": (out, features, weight, mean, rstd, *ODD.args),
         "downsample_layernorm_fp8": (features, weight, bias, torch.ones(1), *ODD.args, 1e-5),
         "splice_visual": (text.requires_grad_(), visual.requires_grad_(), starts, *where),
+        "splice_visual of a shard": (text[:5], visual, starts, True, 2, 10),
         "splice_visual_text_grad": (text.detach(), starts, 3, *where),
         "splice_visual_visual_grad": (text.detach(), starts, 3, *where),
+        "splice_visual_visual_grad of a shard": (text.detach()[:5], starts, 3, True, 2, 10),
         "normalize_patchify": (images, torch.randn(3, 256), 4),
     }
 
 
-@pytest.mark.parametrize("name", _opcheck_inputs())
-def test_torch_s_own_check_of_custom_operations(built, name):
-    torch.library.opcheck(getattr(built, name).default, _opcheck_inputs()[name])
+@pytest.mark.parametrize("case", _opcheck_inputs())
+def test_torch_s_own_check_of_custom_operations(built, case):
+    torch.library.opcheck(getattr(built, case.split()[0]).default, _opcheck_inputs()[case])
 
 
 @pytest.mark.parametrize(
