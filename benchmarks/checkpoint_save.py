@@ -45,11 +45,11 @@ def main() -> int:
     arguments = _arguments()
     output = Path(tempfile.mkdtemp(prefix="checkpoint-save-", dir=arguments.directory))
     try:
-        run = _run(output, arguments.width, arguments.layers)
-        with distributed(run.parallel, seed=1) as ranks:
-            stages = build_stages(run, ranks)
+        config = _run(output, arguments.width, arguments.layers)
+        with distributed(config.parallel, seed=1) as ranks:
+            stages = build_stages(config, ranks)
             num_weights = count_weights(stages, ranks)
-            trainer = Trainer(run, ranks, stages)
+            trainer = Trainer(config, ranks, stages)
             saves = _measure(trainer, arguments.rounds)
     finally:
         shutil.rmtree(output)
@@ -80,7 +80,7 @@ def _run(output: Path, width: int, layers: int):  # type: ignore[no-untyped-def]
 
 
 def _measure(trainer: Trainer, rounds: int) -> Saves:
-    batches = tiny_microbatches(trainer.run, 0, 1)
+    batches = tiny_microbatches(trainer.config, 0, 1)
     saves = Saves([], [], [], [])
     for turn in range(rounds + 1):  # the first warms up
         step = _seconds(lambda: trainer.step(batches))
@@ -96,13 +96,15 @@ def _measure(trainer: Trainer, rounds: int) -> Saves:
             saves.stall.append(stall)
             saves.step.append(step)
             saves.step_while_writing.append(statistics.median(steps or [step]))
-    (newest,) = trainer.run.train.output.glob("step-*")
+    (newest,) = trainer.config.train.output.glob("step-*")
     saves.num_bytes = sum(file.num_bytes for file in Manifest.read(newest).files.values())
     return saves
 
 
 def _save(trainer: Trainer, step: int, in_background: bool) -> PendingSave:
-    manifest = Manifest(step=step, samples_seen=0, run=trainer.run, layout="", versions=versions())
+    manifest = Manifest(
+        step=step, samples_seen=0, config=trainer.config, layout="", versions=versions()
+    )
     return PendingSave(
         manifest,
         trainer.ranks,

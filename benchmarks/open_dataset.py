@@ -69,11 +69,13 @@ def _measure(folder: Path) -> dict[str, float]:
 
     blend = [{"path": folder / "set"}]
     data_options = {"blend": blend, "tokenizer": folder / "tokenizer.model", "workers": 0}
-    run = run_from_dict({"data": data_options, "model": {"language": {"vocab_size": 300}}})
+    config = run_from_dict({"data": data_options, "model": {"language": {"vocab_size": 300}}})
     imports = time.process_time() - started
     batch = dict(micro_batch=1, data_rank=0, data_size=1)
     started = time.process_time()
-    with TrainingData(run.data, run.model, global_batch=1, needs_images=True, **batch) as data:
+    with TrainingData(
+        config.data, config.model, global_batch=1, needs_images=True, **batch
+    ) as data:
         next(data.iterate(0))
     whole = time.process_time() - started
     started = time.process_time()
@@ -81,8 +83,8 @@ def _measure(folder: Path) -> dict[str, float]:
     opened = time.process_time() - started
     started = time.process_time()
     with TrainingData(
-        dataclasses.replace(run.data, packing=True),
-        run.model,
+        dataclasses.replace(config.data, packing=True),
+        config.model,
         global_batch=128,
         needs_images=False,
         **batch,

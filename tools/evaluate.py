@@ -42,7 +42,7 @@ def main() -> int:
     questions = read_questions(arguments.questions, arguments.images)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
     with whole_model(arguments.checkpoint) as (model, manifest):
-        tokenizer_path = arguments.tokenizer or manifest.run.data.tokenizer
+        tokenizer_path = arguments.tokenizer or manifest.config.data.tokenizer
         if tokenizer_path is None:
             raise ConfigError("the checkpoint names no tokenizer. Give one with --tokenizer.")
         asked = ask(

@@ -10,7 +10,7 @@ from tests.support.ranks import run_ranks
 from vila_mc.config.load import load_run
 from vila_mc.parallel.groups import distributed
 from vila_mc.topology.layout import Layout
-from vila_mc.train.loop import Run, training_data
+from vila_mc.train.loop import TrainingLoop, training_data
 
 LOSS_TOLERANCE = 1e-5
 STEPS_BETWEEN_STOPS = 2
@@ -57,19 +57,19 @@ def _train(recipe, output, packing, steps, parallel):
         training_data(config, layout, at) as data,
         distributed(config.parallel, seed=1, timeout_minutes=2) as ranks,
     ):
-        run = Run(config, ranks, data, _StopAfter(steps))
-        learn = run.trainer.step
+        loop = TrainingLoop(config, ranks, data, _StopAfter(steps))
+        learn = loop.trainer.step
 
         def watched(microbatches, *, should_stop):
             if (ranks.at.tensor, ranks.at.pipeline) == (0, 0):
                 rows.append([bytes(row.numpy()) for batch in microbatches for row in batch.tokens])
             return learn(microbatches, should_stop=should_stop)
 
-        run.trainer.step = watched
+        loop.trainer.step = watched
         try:
-            run.fit()
+            loop.fit()
         finally:
-            run.close()
+            loop.close()
     return rows
 
 

@@ -13,10 +13,10 @@ from vila_mc.train.step import Trainer
 def _after_one_step(parallel, trainable):
     """On this rank: names with a gradient buffer, names that changed, elements of one moment,
     and the number of weights of each part."""
-    run = tiny_run(parallel=parallel, train={"trainable": list(trainable)})
-    with distributed(run.parallel, seed=1, timeout_minutes=2) as ranks:
-        trainer = Trainer(run, ranks, build_stages(run, ranks))
-        batches = tiny_microbatches(run, ranks.at.data, ranks.layout.data)
+    config = tiny_run(parallel=parallel, train={"trainable": list(trainable)})
+    with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
+        trainer = Trainer(config, ranks, build_stages(config, ranks))
+        batches = tiny_microbatches(config, ranks.at.data, ranks.layout.data)
         weights = {n: p for stage in trainer.stages for n, p in stage.named_parameters()}
         before = {name: weight.detach().clone() for name, weight in weights.items()}
         trainer.step(batches)  # the learning rate of the first step is 0 or in warm-up

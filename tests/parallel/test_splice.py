@@ -13,16 +13,16 @@ from vila_mc.parallel.groups import distributed
 
 def _embed_and_gradients(seed_checkpoint, parallel):
     """Of every sample: the spliced embeddings [s, b, h]; and the connector's gradient."""
-    run = tiny_run(parallel=parallel)
-    with distributed(run.parallel, seed=1, timeout_minutes=2) as ranks:
-        (stage,) = build_stages(run, ranks)
+    config = tiny_run(parallel=parallel)
+    with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
+        (stage,) = build_stages(config, ranks)
         load_weights(seed_checkpoint, [stage])
         wholes = []
-        for batch in tiny_microbatches(run, 0, 1):
+        for batch in tiny_microbatches(config, 0, 1):
             shard = stage._embed(batch)  # [s/tp, b, h]
             whole = shard
-            if run.parallel.sequence:
-                assert shard.shape[0] == run.data.sequence_length // run.parallel.tensor
+            if config.parallel.sequence:
+                assert shard.shape[0] == config.data.sequence_length // config.parallel.tensor
                 whole = tensor_parallel.gather_from_sequence_parallel_region(
                     shard, tensor_parallel_output_grad=False, group=ranks.groups.tp
                 )

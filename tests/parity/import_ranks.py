@@ -11,13 +11,13 @@ from vila_mc.train.step import Trainer
 
 def load_and_save(imported, output, parallel):
     """What a rank does: start from the import at a layout, save at once."""
-    values = run_to_dict(Manifest.read(resolve_checkpoint(imported)).run)
+    values = run_to_dict(Manifest.read(resolve_checkpoint(imported)).config)
     values["parallel"] |= parallel
     values["train"] |= {"output": str(output), "global_batch": 4}
-    run = run_from_dict(values)
-    with distributed(run.parallel, seed=1, timeout_minutes=2) as ranks:
-        stages = build_stages(run, ranks)
+    config = run_from_dict(values)
+    with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
+        stages = build_stages(config, ranks)
         load_weights(imported, stages)
-        trainer = Trainer(run, ranks, stages)
-        manifest = Manifest(step=1, samples_seen=0, run=run, layout="", versions=versions())
+        trainer = Trainer(config, ranks, stages)
+        manifest = Manifest(step=1, samples_seen=0, config=config, layout="", versions=versions())
         save_checkpoint(manifest, ranks, stages, trainer.optimizer)

@@ -26,11 +26,11 @@ Trace = list[tuple[float, float]]
 
 def write_seed_checkpoint(directory: Path, model: dict[str, Any] | None = None) -> None:
     """Fresh weights of the tiny model, written by one rank; ``model`` overrides its section."""
-    run = tiny_run(model=model or {}, train={"output": str(directory)})
-    with distributed(run.parallel, seed=1) as ranks:
-        trainer = Trainer(run, ranks, build_stages(run, ranks))
+    config = tiny_run(model=model or {}, train={"output": str(directory)})
+    with distributed(config.parallel, seed=1) as ranks:
+        trainer = Trainer(config, ranks, build_stages(config, ranks))
         _make_one_dimensional_weights_matter(trainer)
-        manifest = Manifest(step=0, samples_seen=0, run=run, layout="", versions=versions())
+        manifest = Manifest(step=0, samples_seen=0, config=config, layout="", versions=versions())
         save_checkpoint(manifest, ranks, trainer.stages, trainer.optimizer)
 
 
@@ -48,11 +48,11 @@ def trace(
     with distributed(parallel_config, seed=1, timeout_minutes=2) as ranks:
         for trainable in trainables:
             options = {"trainable": list(trainable), **(train or {})}
-            run = tiny_run(parallel=parallel, train=options, model=model or {})
-            stages = build_stages(run, ranks)
+            config = tiny_run(parallel=parallel, train=options, model=model or {})
+            stages = build_stages(config, ranks)
             load_weights(seed_checkpoint, stages)
-            trainer = Trainer(run, ranks, stages)
-            batches = tiny_microbatches(run, ranks.at.data, ranks.layout.data)
+            trainer = Trainer(config, ranks, stages)
+            batches = tiny_microbatches(config, ranks.at.data, ranks.layout.data)
             if plant_mean_of_means:
                 _plant_mean_of_means(trainer)
             results = [trainer.step(batches) for _ in range(NUM_STEPS)]
@@ -64,19 +64,19 @@ def resumed_trace(
     checkpoints: Path, seed_checkpoint: Path, parallel: dict[str, Any], *, steps: int, save: bool
 ) -> Trace:
     """Train ``steps`` steps from the seed and save, or resume from that save and go on."""
-    run = tiny_run(parallel=parallel, train={"output": str(checkpoints)})
-    with distributed(run.parallel, seed=1, timeout_minutes=2) as ranks:
-        stages = build_stages(run, ranks)
+    config = tiny_run(parallel=parallel, train={"output": str(checkpoints)})
+    with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
+        stages = build_stages(config, ranks)
         if save:
             load_weights(seed_checkpoint, stages)
-        trainer = Trainer(run, ranks, stages)
+        trainer = Trainer(config, ranks, stages)
         if not save:
             trainer.resume(checkpoints)
-        batches = tiny_microbatches(run, ranks.at.data, ranks.layout.data)
+        batches = tiny_microbatches(config, ranks.at.data, ranks.layout.data)
         results = [trainer.step(batches) for _ in range(steps)]
         if save:
             manifest = Manifest(
-                step=steps, samples_seen=8 * steps, run=run, layout="", versions=versions()
+                step=steps, samples_seen=8 * steps, config=config, layout="", versions=versions()
             )
             save_checkpoint(manifest, ranks, stages, trainer.optimizer)
         return [(result.loss, result.grad_norm) for result in results]

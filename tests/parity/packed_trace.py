@@ -26,39 +26,39 @@ NUM_SAMPLES = 28
 
 def trace_of_samples(seed_checkpoint: Path, parallel: dict[str, Any], packed: bool) -> Trace:
     """Loss and gradient norm of a few steps on the fixed samples."""
-    run = _run(parallel)
-    with distributed(run.parallel, seed=1, timeout_minutes=2) as ranks:
-        stages = build_stages(run, ranks)
+    config = _run(parallel)
+    with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
+        stages = build_stages(config, ranks)
         load_weights(seed_checkpoint, stages)
-        trainer = Trainer(run, ranks, stages)
-        batches = microbatches(run, packed)[ranks.at.data :: ranks.layout.data]
+        trainer = Trainer(config, ranks, stages)
+        batches = microbatches(config, packed)[ranks.at.data :: ranks.layout.data]
         results = [trainer.step(batches) for _ in range(NUM_STEPS)]
         return [(result.loss, result.grad_norm) for result in results]
 
 
 def gradients_of_samples(seed_checkpoint: Path, packed: bool) -> dict[str, np.ndarray]:
     """The gradient of every weight for the fixed samples, on one rank."""
-    run = _run({})
-    with distributed(run.parallel, seed=1) as ranks:
-        stages = build_stages(run, ranks)
+    config = _run({})
+    with distributed(config.parallel, seed=1) as ranks:
+        stages = build_stages(config, ranks)
         load_weights(seed_checkpoint, stages)
-        trainer = Trainer(run, ranks, stages)
-        trainer._forward_backward(microbatches(run, packed))
+        trainer = Trainer(config, ranks, stages)
+        trainer._forward_backward(microbatches(config, packed))
         return {
             name: weight.main_grad.numpy().copy() for name, weight in stages[0].named_parameters()
         }
 
 
-def microbatches(run: RunConfig, packed: bool) -> list[Microbatch]:
+def microbatches(config: RunConfig, packed: bool) -> list[Microbatch]:
     """The fixed samples in micro-batches of ``MICRO_BATCH`` rows, all of one global batch."""
     samples = _samples()
     if packed:
-        visual = run.model.visual_tokens()
+        visual = config.model.visual_tokens()
         lengths = [
             sum(visual if isinstance(piece, StoredImage) else len(piece.ids) for piece in sample)
             for sample in samples
         ]
-        rows_of = best_fit(lengths, NUM_ROWS, run.data.sequence_length)
+        rows_of = best_fit(lengths, NUM_ROWS, config.data.sequence_length)
         assert len(rows_of) == len(samples)
         rows = [[samples[i] for i in np.flatnonzero(rows_of == row)] for row in range(NUM_ROWS)]
         assert {len(row) for row in rows} == {1, 3, 4, 5}
@@ -67,8 +67,8 @@ def microbatches(run: RunConfig, packed: bool) -> list[Microbatch]:
     return [
         collate(
             rows[start : start + MICRO_BATCH],
-            run.model,
-            run.data.sequence_length,
+            config.model,
+            config.data.sequence_length,
             needs_images=True,
         )
         for start in range(0, len(rows), MICRO_BATCH)

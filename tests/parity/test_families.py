@@ -61,7 +61,7 @@ def _largest_difference(ours, theirs):
 def test_training_computes_what_was_published(name, imported):
     case = imported[name]
     with whole_model(case.checkpoint) as (ours, manifest), torch.inference_mode():
-        vision = manifest.run.model.vision
+        vision = manifest.config.model.vision
         state = canonical_state(ours)
         assert all(torch.equal(state[n], t.read()) for n, t in case.source.tensors.items())
 

@@ -49,9 +49,9 @@ def pair(tmp_path_factory):
     model = ModelConfig(vision=vision, language=language, connector=ConnectorConfig())
     assert language.padded_vocab() > VOCABULARY
     state = {name: tensor.read() for name, tensor in (tower | decoder).items()}
-    run = _run(model)
-    with distributed(run.parallel, seed=1) as ranks:
-        (ours,) = build_stages(run, ranks)
+    config = _run(model)
+    with distributed(config.parallel, seed=1) as ranks:
+        (ours,) = build_stages(config, ranks)
         report = ours.load_state_dict(state, strict=False)
         assert not report.unexpected_keys
         missing = [name for name in report.missing_keys if not name.endswith("_extra_state")]

@@ -27,7 +27,7 @@ def test_an_import_passes_through_a_layout_unchanged(name, tmp_path):
     import_checkpoint(source, tmp_path / "imported")
     run_ranks(NUM_RANKS, load_and_save, tmp_path / "imported", tmp_path / "saved", CASES[name])
     directory = resolve_checkpoint(tmp_path / "saved")
-    with weightless_model(Manifest.read(directory).run) as model:
+    with weightless_model(Manifest.read(directory).config) as model:
         tensors = open_checkpoint(directory, model)
     assert tensors.keys() == source.tensors.keys()
     for tensor, values in source.tensors.items():

@@ -46,17 +46,21 @@ def tiny_run(**sections: dict[str, Any]) -> RunConfig:
     return run_from_dict(values)
 
 
-def tiny_microbatches(run: RunConfig, data_rank: int, data_size: int) -> list[Microbatch]:
+def tiny_microbatches(config: RunConfig, data_rank: int, data_size: int) -> list[Microbatch]:
     """One data-parallel rank's share of the fixed global batch, one sample per microbatch."""
     generator = torch.Generator().manual_seed(3)
-    batch = [_sample(run, index, count, generator) for index, count in enumerate(IMAGES_PER_SAMPLE)]
+    batch = [
+        _sample(config, index, count, generator) for index, count in enumerate(IMAGES_PER_SAMPLE)
+    ]
     share = GLOBAL_BATCH // data_size
     return batch[data_rank * share : (data_rank + 1) * share]
 
 
-def _sample(run: RunConfig, index: int, num_images: int, generator: torch.Generator) -> Microbatch:
-    length, per_image = run.data.sequence_length, run.model.visual_tokens()
-    side = run.model.vision.image_size
+def _sample(
+    config: RunConfig, index: int, num_images: int, generator: torch.Generator
+) -> Microbatch:
+    length, per_image = config.data.sequence_length, config.model.visual_tokens()
+    side = config.model.vision.image_size
     tokens = torch.randint(3, VOCABULARY, (1, length), generator=generator)
     labels = torch.randint(3, VOCABULARY, (1, length), generator=generator)
     starts = [2 + image * (per_image + 1) for image in range(num_images)]

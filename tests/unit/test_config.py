@@ -131,13 +131,13 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path:
     first.write_text("train: {steps: 1, seed: 1, save_every: 1}\noptimizer: {lr: 1e-3}\n")
     second.write_text("train:\n  seed: 2\n  save_every: 2\n")
     arguments = ["--config", str(first), "--config", str(second), "--train.save_every", "3"]
-    run = load_run_from_args(_parser().parse_args(arguments))
-    assert (run.train.steps, run.train.seed, run.train.save_every) == (1, 2, 3)
-    assert run.optimizer.lr == 1e-3
+    config = load_run_from_args(_parser().parse_args(arguments))
+    assert (config.train.steps, config.train.seed, config.train.save_every) == (1, 2, 3)
+    assert config.optimizer.lr == 1e-3
 
 
 def test_overrides_are_read_as_yaml() -> None:
-    run = load_run(
+    config = load_run(
         [],
         {
             "train.trainable": "[connector]",
@@ -146,10 +146,10 @@ def test_overrides_are_read_as_yaml() -> None:
             "data.blend": "[{path: a, weight: 2}, {path: b}]",
         },
     )
-    assert run.train.trainable == ("connector",)
-    assert run.train.load is None
-    assert run.train.resume is False
-    assert [(str(entry.path), entry.weight) for entry in run.data.blend] == [
+    assert config.train.trainable == ("connector",)
+    assert config.train.load is None
+    assert config.train.resume is False
+    assert [(str(entry.path), entry.weight) for entry in config.data.blend] == [
         ("a", 2.0),
         ("b", None),
     ]
@@ -202,7 +202,7 @@ def test_a_missing_argument_is_one_line() -> None:
 
 
 def test_run_to_dict_survives_yaml_and_json() -> None:
-    run = load_run(
+    config = load_run(
         [],
         {
             "model.connector.kind": "linear",
@@ -215,30 +215,30 @@ def test_run_to_dict_survives_yaml_and_json() -> None:
             "train.load": "/checkpoints/align",
         },
     )
-    plain = run_to_dict(run)
-    assert run_from_dict(plain) == run
-    assert run_from_dict(yaml.safe_load(yaml.safe_dump(plain))) == run
-    assert run_from_dict(json.loads(json.dumps(plain))) == run
+    plain = run_to_dict(config)
+    assert run_from_dict(plain) == config
+    assert run_from_dict(yaml.safe_load(yaml.safe_dump(plain))) == config
+    assert run_from_dict(json.loads(json.dumps(plain))) == config
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 6])
 def test_ranks_must_divide(world_size: int) -> None:
-    run = load_run([], {"parallel.tensor": 2, "parallel.pipeline": 2})
+    config = load_run([], {"parallel.tensor": 2, "parallel.pipeline": 2})
     with pytest.raises(ConfigError, match=rf"{world_size} ranks do not divide .* Use a multiple"):
-        run.check_world(world_size)
+        config.check_world(world_size)
 
 
 def test_the_global_batch_must_divide() -> None:
-    run = load_run([], {"train.global_batch": 6, "train.micro_batch": 2})
-    assert run.train.microbatches(3) == 1
+    config = load_run([], {"train.global_batch": 6, "train.micro_batch": 2})
+    assert config.train.microbatches(3) == 1
     with pytest.raises(ConfigError, match=r"global_batch 6 is not a multiple of .* 2 x 2 = 4"):
-        run.check_world(2)
+        config.check_world(2)
 
 
 def test_interleaving_needs_microbatches_in_multiples_of_the_pipeline() -> None:
-    run = load_run([], {"parallel.pipeline": 2, "parallel.virtual": 2, "train.global_batch": 3})
+    config = load_run([], {"parallel.pipeline": 2, "parallel.virtual": 2, "train.global_batch": 3})
     with pytest.raises(ConfigError, match=r"microbatches per step \(3\) in multiples of"):
-        run.check_world(2)
+        config.check_world(2)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_visual_tokens_at_336_pixels_are_the_papers(kind: str, tokens: int) -> N
 
 
 def test_an_odd_grid_is_padded() -> None:
-    run = load_run([], {"model.vision.image_size": 27 * 14})
-    assert run.model.visual_tokens() == 14 * 14
+    config = load_run([], {"model.vision.image_size": 27 * 14})
+    assert config.model.visual_tokens() == 14 * 14
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -84,7 +84,7 @@ def load_weights(
 def _open(path: Path, stages: Sequence[VilaModel], parts: Sequence[Part]) -> tuple[Path, Manifest]:
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
-    manifest.require_same_model(stages[0].run, directory, parts)
+    manifest.require_same_model(stages[0].run_config, directory, parts)
     require_intact(directory, manifest)
     return directory, manifest
 

@@ -67,14 +67,14 @@ class Manifest:
     """Optimizer steps done."""
     samples_seen: int
     """Samples of the blend consumed; the whole position of the data side."""
-    run: RunConfig
+    config: RunConfig
     """The resolved configuration that wrote it."""
     layout: str
     """Layout that wrote it, for people; any layout can read it."""
     versions: dict[str, str]
     """Versions of vila_mc, Python and the packages that wrote it."""
     datasets: tuple[DatasetRecord, ...] = ()
-    """What ``run.data.blend`` held, in its order; the position counts in these samples."""
+    """What ``config.data.blend`` held, in its order; the position counts in these samples."""
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     """Every other file of the directory; known only once all are written."""
 
@@ -83,7 +83,7 @@ class Manifest:
         values = {"format_version": FORMAT_VERSION} | {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
-        values["run"] = run_to_dict(self.run)
+        values["run"] = run_to_dict(values.pop("config"))
         values["datasets"] = [dataclasses.asdict(dataset) for dataset in self.datasets]
         values["files"] = {name: dataclasses.asdict(file) for name, file in self.files.items()}
         with open(directory / MANIFEST_NAME, "w", encoding="utf-8") as file:
@@ -92,15 +92,15 @@ class Manifest:
             os.fsync(file.fileno())
 
     def require_same_model(
-        self, run: RunConfig, directory: Path, parts: Sequence[Part] = PARTS
+        self, config: RunConfig, directory: Path, parts: Sequence[Part] = PARTS
     ) -> None:
         """Refuse to load ``parts`` of ``directory`` into a run of another model.
 
         Raises:
             CheckpointError: it names every option of the model section that differs.
         """
-        theirs = leaves(run_to_dict(self.run)["model"], "model")
-        ours = leaves(run_to_dict(run)["model"], "model")
+        theirs = leaves(run_to_dict(self.config)["model"], "model")
+        ours = leaves(run_to_dict(config)["model"], "model")
         differences = [
             f"{name}: checkpoint {theirs.get(name)}, run {ours.get(name)}"
             for name in ours | theirs
@@ -132,10 +132,10 @@ class Manifest:
                 f"vila_mc that wrote it: {values.get('versions', {}).get('vila_mc', 'unknown')}."
             )
         try:
-            run = run_from_dict(values["run"])
+            config = run_from_dict(values.pop("run"))
             files = {name: FileRecord(**record) for name, record in values["files"].items()}
             datasets = tuple(DatasetRecord(**record) for record in values["datasets"])
-            return Manifest(**{**values, "run": run, "datasets": datasets, "files": files})
+            return Manifest(**{**values, "config": config, "datasets": datasets, "files": files})
         except (ConfigError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged or was edited: {error}") from None
 

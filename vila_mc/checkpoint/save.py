@@ -28,7 +28,7 @@ class PendingSave:
     """A checkpoint that is being written; every rank must call every method together.
 
     Args:
-        manifest: what the checkpoint is of; ``manifest.run.train`` says where it goes and which
+        manifest: what the checkpoint is of; ``manifest.config.train`` says where it goes and which
             older ones are deleted when it is whole.
         ranks: this rank and its groups.
         stages: this rank's stages.
@@ -50,7 +50,7 @@ class PendingSave:
         in_background: bool,
     ) -> None:
         self._manifest, self._ranks, self._in_background = manifest, ranks, in_background
-        self._final = manifest.run.train.output / checkpoint_name(manifest.step)
+        self._final = manifest.config.train.output / checkpoint_name(manifest.step)
         self._partial = partial_path(self._final)
         self._on_first_rank(self._start_directory)
         state = run_state(ranks, stages, optimizer, is_loading=False)
@@ -114,13 +114,13 @@ class PendingSave:
             self._final.rename(self._final.with_name(f".{self._final.name}.old.partial"))
         self._partial.rename(self._final)
         _flush_directory(self._final.parent)
-        delete_superseded(self._manifest.run.train, in_background=self._in_background)
+        delete_superseded(self._manifest.config.train, in_background=self._in_background)
 
 
 def save_checkpoint(
     manifest: Manifest, ranks: Ranks, stages: Sequence[VilaModel], optimizer: Any
 ) -> Path:
-    """Write one checkpoint to ``manifest.run.train.output``; every rank must call this together.
+    """Write one checkpoint to ``manifest.config.train.output``; every rank must call this together.
 
     Returns:
         Its directory.

@@ -57,10 +57,10 @@ class Place:
 
 
 @contextmanager
-def weightless_model(run: RunConfig) -> Iterator[VilaModel]:
+def weightless_model(config: RunConfig) -> Iterator[VilaModel]:
     """The whole model of a run on one rank, its weights on torch's meta device: no memory."""
-    single = on_one_rank(run)
-    with distributed(single.parallel, seed=run.train.seed) as ranks:
+    single = on_one_rank(config)
+    with distributed(single.parallel, seed=config.train.seed) as ranks:
         (plan,) = plan_stages(single.model, single.parallel)
         with torch.device("meta"):
             model = VilaModel(single, plan, ranks.groups)

@@ -46,11 +46,11 @@ _COMMON = "common_state/shard_0_1"
 _STEP = 0
 
 
-def write_weights_checkpoint(run: RunConfig, tensors: LazyTensors, origin: str) -> Path:
+def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: str) -> Path:
     """Write a checkpoint that any run of the same model can start from, at any layout.
 
     Args:
-        run: what the manifest says; its ``train.output`` is where the checkpoint goes and its
+        config: what the manifest says; its ``train.output`` is where the checkpoint goes and its
             ``train.precision`` the number format of the weights.
         tensors: every parameter of a whole model.
         origin: where they come from, for messages.
@@ -61,16 +61,16 @@ def write_weights_checkpoint(run: RunConfig, tensors: LazyTensors, origin: str) 
     Raises:
         CheckpointError: there is a checkpoint already, or a weight is no number.
     """
-    final = run.train.output / checkpoint_name(_STEP)
+    final = config.train.output / checkpoint_name(_STEP)
     if final.exists():
         raise CheckpointError(f"{final} exists. Remove it, or choose another --output.")
     partial = partial_path(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with weightless_model(run) as model:
+        with weightless_model(config) as model:
             places, objects = places_of(model), objects_of(model)
-        state, dtype = Reading(tensors, origin), DTYPES[run.train.precision]
+        state, dtype = Reading(tensors, origin), DTYPES[config.train.precision]
         arriving = ahead((where, state[name].to(dtype)) for name, where in places.items())
         numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
         with _Shard(partial / _SHARD_NAME, numbers * dtype.itemsize) as shard:
@@ -87,7 +87,7 @@ def write_weights_checkpoint(run: RunConfig, tensors: LazyTensors, origin: str) 
             path.name: FileRecord.of(path) for path in partial.iterdir() if path.name not in files
         }
         Manifest(
-            step=_STEP, samples_seen=0, run=run, layout="", versions=versions(), files=files
+            step=_STEP, samples_seen=0, config=config, layout="", versions=versions(), files=files
         ).write(partial)
         partial.rename(final)
     finally:

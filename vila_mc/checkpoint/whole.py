@@ -28,9 +28,9 @@ def whole_model(path: Path) -> Iterator[tuple[VilaModel, Manifest]]:
     """
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
-    run = on_one_rank(manifest.run)
-    with distributed(run.parallel, seed=run.train.seed) as ranks:
-        stages = build_stages(run, ranks)
+    config = on_one_rank(manifest.config)
+    with distributed(config.parallel, seed=config.train.seed) as ranks:
+        stages = build_stages(config, ranks)
         load_weights(directory, stages)
         yield stages[0].eval(), manifest
 
@@ -40,7 +40,7 @@ def canonical_state(model: VilaModel) -> Mapping[str, Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
-def on_one_rank(run: RunConfig) -> RunConfig:
+def on_one_rank(config: RunConfig) -> RunConfig:
     """The same run in one process, in fp32, to evaluate."""
-    train = dataclasses.replace(run.train, precision="fp32", recompute="none")
-    return dataclasses.replace(run, parallel=ParallelConfig(), train=train)
+    train = dataclasses.replace(config.train, precision="fp32", recompute="none")
+    return dataclasses.replace(config, parallel=ParallelConfig(), train=train)

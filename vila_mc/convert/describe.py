@@ -67,8 +67,8 @@ def _ours(path: Path) -> Iterator[tuple[str, str]]:
     yield "step", f"{manifest.step:,} ({manifest.samples_seen:,} samples)"
     yield "layout", f"{manifest.layout or 'one process'}; any layout can read it"
     yield "written by", ", ".join(f"{name} {text}" for name, text in manifest.versions.items())
-    yield from _model(manifest.run.model)
-    with weightless_model(manifest.run) as model:
+    yield from _model(manifest.config.model)
+    with weightless_model(manifest.config) as model:
         yield from _tensors(open_checkpoint(directory, model))
     size = sum(file.stat().st_size for file in directory.iterdir())
     yield "on disk", f"{size / 2**30:,.2f} GiB"

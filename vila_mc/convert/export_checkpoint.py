@@ -69,18 +69,18 @@ def export_checkpoint(
         CheckpointError: the checkpoint is damaged, or cannot be exported so.
     """
     directory = resolve_checkpoint(checkpoint)
-    run = Manifest.read(directory).run
-    tokenizer = tokenizer or run.data.tokenizer
+    config = Manifest.read(directory).config
+    tokenizer = tokenizer or config.data.tokenizer
     if tokenizer is None:
         raise ConfigError("the checkpoint names no tokenizer. Give one with --tokenizer.")
-    with weightless_model(run) as model:
+    with weightless_model(config) as model:
         tensors = open_checkpoint(directory, model)
     export_hf(
         tensors,
-        run.model,
+        config.model,
         tokenizer,
         output,
-        dtype or DTYPES[run.train.precision],
+        dtype or DTYPES[config.train.precision],
         max_shard_bytes,
         format,
     )
@@ -119,8 +119,8 @@ def _reference(
 ) -> VerifyReference:
     """What the training model computes; the model itself is gone when the export is loaded."""
     kind = export_format(export)
-    run = Manifest.read(resolve_checkpoint(checkpoint)).run
-    tokenizer = tokenizer or run.data.tokenizer
+    config = Manifest.read(resolve_checkpoint(checkpoint)).config
+    tokenizer = tokenizer or config.data.tokenizer
     with proving_model(checkpoint, _dtype_of(export), is_streamed=is_streamed) as proving:
         prompts: tuple[VerifyPrompt, ...] = ()
         if kind == "hf-vila" and not proving.is_streamed and tokenizer is not None:

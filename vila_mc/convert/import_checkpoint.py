@@ -45,14 +45,14 @@ def import_checkpoint(source: ForeignModel, output: Path, precision: str | None 
     # Written first: what stands there when the checkpoint appears is complete.
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = _copy_tokenizer(source.tokenizer_dir, output / TOKENIZER_NAME)
-    run = _run(source, output, tokenizer, precision)
-    values = run_to_dict(run)
+    config = _run(source, output, tokenizer, precision)
+    values = run_to_dict(config)
     recipe: dict[str, Any] = {"model": values["model"]}
     if tokenizer is not None:
         recipe["data"] = {"tokenizer": values["data"]["tokenizer"]}
     text = yaml.safe_dump(recipe, sort_keys=False)
     (output / RECIPE_NAME).write_text(text, encoding="utf-8")
-    return write_weights_checkpoint(run, source.tensors, str(source.tokenizer_dir))
+    return write_weights_checkpoint(config, source.tensors, str(source.tokenizer_dir))
 
 
 def _run(source: ForeignModel, output: Path, tokenizer: Path | None, precision: str) -> RunConfig:

@@ -41,7 +41,7 @@ def generate(
         ConfigError: prompt and answer do not fit the model's positions.
         DataError: an image is missing or cannot be decoded.
     """
-    shape = model.run.model
+    shape = model.run_config.model
     encoded = [_encode(parts, tokenizer) for parts in prompts]
     lengths = [_positions(pieces, shape) for pieces in encoded]
     longest = max(lengths) + max_new_tokens

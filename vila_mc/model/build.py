@@ -10,20 +10,20 @@ from vila_mc.parallel.groups import Ranks
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
 
 
-def build_stages(run: RunConfig, ranks: Ranks) -> list[VilaModel]:
-    """This rank's stages on its device, frozen as ``run.train.trainable`` says.
+def build_stages(config: RunConfig, ranks: Ranks) -> list[VilaModel]:
+    """This rank's stages on its device, frozen as ``config.train.trainable`` says.
 
-    Fresh weights come from ``run.train.seed`` and do not depend on the tensor-parallel size.
+    Fresh weights come from ``config.train.seed`` and do not depend on the tensor-parallel size.
     """
     plans = stages_of_rank(
-        plan_stages(run.model, run.parallel), ranks.at.pipeline, run.parallel.pipeline
+        plan_stages(config.model, config.parallel), ranks.at.pipeline, config.parallel.pipeline
     )
-    torch.manual_seed(run.train.seed + ranks.at.pipeline)
+    torch.manual_seed(config.train.seed + ranks.at.pipeline)
     stages = []
     for index, plan in enumerate(plans):
-        virtual_stage = index if run.parallel.virtual > 1 else None
-        stage = VilaModel(run, plan, ranks.groups, virtual_stage).to(ranks.device)
-        freeze_all_but(stage, run.train.trainable)
+        virtual_stage = index if config.parallel.virtual > 1 else None
+        stage = VilaModel(config, plan, ranks.groups, virtual_stage).to(ranks.device)
+        freeze_all_but(stage, config.train.trainable)
         stages.append(stage)
     return stages
 

@@ -22,9 +22,9 @@ def tanh_gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def language_config(run: RunConfig) -> TransformerConfig:
+def language_config(config: RunConfig) -> TransformerConfig:
     """The Llama-like decoder: RMSNorm, SwiGLU, grouped-query attention; biases as its family."""
-    language, parallel = run.model.language, run.parallel
+    language, parallel = config.model.language, config.parallel
     is_virtual = parallel.virtual > 1
     return TransformerConfig(
         num_layers=language.layers,
@@ -42,7 +42,7 @@ def language_config(run: RunConfig) -> TransformerConfig:
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual if is_virtual else None,
         pipeline_model_parallel_layout=(
-            megatron_layout(plan_stages(run.model, parallel)) if parallel.pipeline > 1 else None
+            megatron_layout(plan_stages(config.model, parallel)) if parallel.pipeline > 1 else None
         ),
         # With virtual stages, Megatron-Core 0.19.2's batched point-to-point calls deliver to the
         # wrong chunk on 2 pipeline ranks: wrong gradients and no error. Plain 1F1B refuses overlap.
@@ -50,16 +50,16 @@ def language_config(run: RunConfig) -> TransformerConfig:
         overlap_p2p_comm=is_virtual,
         batch_p2p_comm=not is_virtual,
         finalize_model_grads_func=finalize_model_grads,
-        recompute_granularity="full" if run.train.recompute == "full" else None,
-        recompute_method="uniform" if run.train.recompute == "full" else None,
-        recompute_num_layers=1 if run.train.recompute == "full" else None,
-        **_common(run),
+        recompute_granularity="full" if config.train.recompute == "full" else None,
+        recompute_method="uniform" if config.train.recompute == "full" else None,
+        recompute_num_layers=1 if config.train.recompute == "full" else None,
+        **_common(config),
     )
 
 
-def vision_config(run: RunConfig) -> TransformerConfig:
+def vision_config(config: RunConfig) -> TransformerConfig:
     """The tower: LayerNorm, biases, its family's GELU. It is never split by stages or sequence."""
-    vision = run.model.vision
+    vision = config.model.vision
     return TransformerConfig(
         num_layers=vision.built_layers(),
         hidden_size=vision.width,
@@ -70,17 +70,17 @@ def vision_config(run: RunConfig) -> TransformerConfig:
         activation_func=quick_gelu if vision.family == "clip" else tanh_gelu,
         add_bias_linear=True,
         add_qkv_bias=True,
-        **_common(run),
+        **_common(config),
     )
 
 
-def _common(run: RunConfig) -> dict[str, object]:
-    dtype = DTYPES[run.train.precision]
+def _common(config: RunConfig) -> dict[str, object]:
+    dtype = DTYPES[config.train.precision]
     return {
-        "tensor_model_parallel_size": run.parallel.tensor,
+        "tensor_model_parallel_size": config.parallel.tensor,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        "bf16": run.train.precision == "bf16",
+        "bf16": config.train.precision == "bf16",
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         # The loss is summed and counted over the whole global batch, then divided once. DDP reads

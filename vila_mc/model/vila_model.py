@@ -22,7 +22,7 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
     """One (virtual) pipeline stage: vision, connector, splice and some language layers.
 
     Args:
-        run: the whole configuration.
+        config: the whole configuration.
         plan: what this stage holds.
         groups: process groups of this rank.
         virtual_stage: index among the stages of this rank, None without virtual stages.
@@ -30,28 +30,30 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
 
     def __init__(
         self,
-        run: RunConfig,
+        config: RunConfig,
         plan: StagePlan,
         groups: ProcessGroupCollection,
         virtual_stage: int | None = None,
     ) -> None:
-        super().__init__(config=language_config(run))
-        self.run = run
+        super().__init__(config=language_config(config))
+        self.run_config = config
         self.plan = plan
         self.groups = groups
         # Megatron-Core's schedules and gradient finalisation read the next five from the model.
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = plan.has_embedding, plan.has_head
         self.vp_stage = virtual_stage
-        self.share_embeddings_and_output_weights = run.model.language.tied_embeddings
-        self.needs_every_gradient = run.parallel.overlap_grad_reduce
+        self.share_embeddings_and_output_weights = config.model.language.tied_embeddings
+        self.needs_every_gradient = config.parallel.overlap_grad_reduce
 
         self.vision: torch.nn.Module | None = None
         self.connector: Connector | None = None
         if plan.has_vision:
-            self.vision = build_vision_tower(run, groups)
-            self.connector = Connector(self.config, run.model)
-        self.language = LanguageModel(self.config, run.model.language, plan, groups, virtual_stage)
+            self.vision = build_vision_tower(config, groups)
+            self.connector = Connector(self.config, config.model)
+        self.language = LanguageModel(
+            self.config, config.model.language, plan, groups, virtual_stage
+        )
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         """Receive the hidden states [s/tp, b, h] of the previous stage; None on the first."""
@@ -96,7 +98,7 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
     def patch_features(self, images_n3yx: Tensor) -> Tensor:
         """uint8 images [n, 3, y, x] -> features [n, class tokens + p, e]."""
         assert self.vision is not None, "this stage has no vision"
-        vision = self.run.model.vision
+        vision = self.run_config.model.vision
         seen = vision.grid() * vision.patch_size  # SigLIP's patches leave pixels over
         patches = normalize_patchify(
             images_n3yx[..., :seen, :seen].contiguous(),

@@ -24,21 +24,21 @@ class PatchEmbedding(torch.nn.Module):
         return F.linear(patches_npc, self.weight.flatten(1), self.bias).transpose(1, 2)
 
 
-def build_vision_tower(run: RunConfig, groups: ProcessGroupCollection) -> torch.nn.Module:
+def build_vision_tower(config: RunConfig, groups: ProcessGroupCollection) -> torch.nn.Module:
     """[n, p, 3 * patch**2] normalised patches -> [n, class tokens + p, e] features.
 
     The patches are those of ``kernels.ops.normalize_patchify``, the features those of the last
     layer built.
 
     Args:
-        run: the whole configuration.
+        config: the whole configuration.
         groups: process groups of this rank.
     """
-    vision = run.model.vision
+    vision = config.model.vision
     # Megatron-Core asks for whole patches; the convolution leaves out what does not fill one.
     seen = vision.grid() * vision.patch_size
     tower = CLIPViTModel(
-        vision_config(run),
+        vision_config(config),
         vision_layer_spec(),
         ln_pre_impl=TorchNorm,
         ln_post_impl=TorchNorm,
@@ -52,5 +52,5 @@ def build_vision_tower(run: RunConfig, groups: ProcessGroupCollection) -> torch.
     )
     tower.conv1 = PatchEmbedding(tower.conv1)
     tower.ln_post = None  # SigLIP's final norm comes after the last layer, which nobody reads
-    tower.to(DTYPES[run.train.precision])
+    tower.to(DTYPES[config.train.precision])
     return tower  # type: ignore[no-any-return]

@@ -54,7 +54,7 @@ def training_data(config: RunConfig, layout: Layout, at: Coordinates) -> Trainin
     )
 
 
-class Run:
+class TrainingLoop:
     """Everything one rank needs to train one stage.
 
     Args:
@@ -189,7 +189,7 @@ class Run:
         manifest = Manifest(
             step=self.state.step,
             samples_seen=self.state.samples_seen,
-            run=self.config,
+            config=self.config,
             layout=str(self.ranks.layout),
             versions=versions(),
             datasets=self.datasets,

@@ -14,7 +14,7 @@ from vila_mc.train.adam import use_group_step_adamw
 
 
 def build_optimizer(
-    run: RunConfig, stages: Sequence[DistributedDataParallel]
+    config: RunConfig, stages: Sequence[DistributedDataParallel]
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW whose state is divided among data-parallel ranks, and its schedule.
 
@@ -22,7 +22,7 @@ def build_optimizer(
     norms and biases only through it.
     """
     use_group_step_adamw()
-    settings, steps = run.optimizer, run.train.steps
+    settings, steps = config.optimizer, config.train.steps
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -33,8 +33,8 @@ def build_optimizer(
             adam_beta2=settings.beta2,
             adam_eps=settings.epsilon,
             clip_grad=settings.clip_grad,
-            bf16=run.train.precision == "bf16",
-            params_dtype=DTYPES[run.train.precision],
+            bf16=config.train.precision == "bf16",
+            params_dtype=DTYPES[config.train.precision],
             use_distributed_optimizer=True,
         ),
         list(stages),

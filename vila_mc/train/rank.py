@@ -51,7 +51,7 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
     from vila_mc.kernels import native
     from vila_mc.parallel.groups import distributed
     from vila_mc.parallel.quiet import optional_packages
-    from vila_mc.train.loop import Run, training_data
+    from vila_mc.train.loop import TrainingLoop, training_data
 
     train = config.train
     layout = Layout.of(config.parallel, int(os.environ.get("WORLD_SIZE", "1")))
@@ -69,12 +69,12 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
             missing = native.missing(ranks.device.type)
             if missing is not None:
                 print(f"warning: {missing}", file=sys.stderr)
-        run = Run(config, ranks, data, stop)
+        loop = TrainingLoop(config, ranks, data, stop)
         stop.listen()
         try:
-            state = run.fit()
+            state = loop.fit()
         finally:
-            run.close()
+            loop.close()
     return EXIT_OK if state.step == train.steps else EXIT_INTERRUPTED
 
 

@@ -47,7 +47,7 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
 
 def changed_settings(manifest: Manifest, config: RunConfig) -> list[str]:
     """``option old -> new`` for every setting that now applies and was another before."""
-    before, now = run_to_dict(manifest.run), run_to_dict(config)
+    before, now = run_to_dict(manifest.config), run_to_dict(config)
     changes = []
     for section in ("optimizer", "train", "data"):
         old, new = leaves(before[section], section), leaves(now[section], section)
@@ -66,7 +66,7 @@ def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
         CheckpointError: the run learns something else, or in another order.
     """
     elsewhere = "start a new stage from its weights with train.load and another train.output."
-    theirs, ours = manifest.run.data, config.data
+    theirs, ours = manifest.config.data, config.data
     their_order, our_order = (
         (data.seed, data.by_epochs(), data.blend_shares()) for data in (theirs, ours)
     )
@@ -77,10 +77,10 @@ def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
             f"{elsewhere}"
         )
     _require_same_datasets(manifest, config, elsewhere)
-    if set(manifest.run.train.trainable) != set(config.train.trainable):
+    if set(manifest.config.train.trainable) != set(config.train.trainable):
         raise CheckpointError(
             f"the checkpoint after step {manifest.step} was written with train.trainable "
-            f"[{', '.join(manifest.run.train.trainable)}], so it has no optimizer state for "
+            f"[{', '.join(manifest.config.train.trainable)}], so it has no optimizer state for "
             f"[{', '.join(config.train.trainable)}]. Restore it, or {elsewhere}"
         )
 

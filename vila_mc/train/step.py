@@ -26,21 +26,21 @@ class Trainer:
     """Stages wrapped for data parallelism, with their optimizer and schedule.
 
     Args:
-        run: the whole configuration.
+        config: the whole configuration.
         ranks: this rank and its groups.
         stages: this rank's stages, frozen already.
     """
 
-    def __init__(self, run: RunConfig, ranks: Ranks, stages: Sequence[VilaModel]) -> None:
-        self.run = run
+    def __init__(self, config: RunConfig, ranks: Ranks, stages: Sequence[VilaModel]) -> None:
+        self.config = config
         self.ranks = ranks
         self.stages = list(stages)
-        self.wrapped = [_wrap(run, stage, index) for index, stage in enumerate(stages)]
-        if run.parallel.overlap_grad_reduce:
+        self.wrapped = [_wrap(config, stage, index) for index, stage in enumerate(stages)]
+        if config.parallel.overlap_grad_reduce:
             no_sync = [stage.no_sync for stage in self.wrapped]
             for stage in self.stages:
                 stage.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
-        self.optimizer, self.scheduler = build_optimizer(run, self.wrapped)
+        self.optimizer, self.scheduler = build_optimizer(config, self.wrapped)
 
     def step(self, microbatches: Sequence[Microbatch], *, should_stop: bool = False) -> StepResult:
         """Learn from one global batch.
@@ -66,8 +66,8 @@ class Trainer:
         if trained_tokens == 0:
             raise TrainingError(
                 "no token of this step is trained, so there is nothing to learn. Samples lose what "
-                f"lies beyond data.sequence_length {self.run.data.sequence_length}: raise it, or "
-                "see with tools/inspect_data.py show what a sample trains."
+                f"lies beyond data.sequence_length {self.config.data.sequence_length}: raise it, "
+                "or see with tools/inspect_data.py show what a sample trains."
             )
         return StepResult(
             loss=loss,
@@ -76,7 +76,7 @@ class Trainer:
             trained_tokens=trained_tokens,
             num_images=int(total[2]),
             num_samples=int(total[3]),
-            filled=total[4] / (self.run.train.global_batch * self.run.data.sequence_length),
+            filled=total[4] / (self.config.train.global_batch * self.config.data.sequence_length),
             substitutes=int(total[5]),
             should_stop=total[6] > 0,
         )
@@ -106,8 +106,8 @@ class Trainer:
             data_iterator=iterators if is_virtual else iterators[0],
             model=self.wrapped if is_virtual else self.wrapped[0],
             num_microbatches=len(microbatches),
-            seq_length=self.run.data.sequence_length,
-            micro_batch_size=self.run.train.micro_batch,
+            seq_length=self.config.data.sequence_length,
+            micro_batch_size=self.config.train.micro_batch,
             forward_only=False,
         )
         return math.fsum(entry["loss_sum"].item() for entry in sums)
@@ -159,12 +159,12 @@ def _forward_step(
     return stage(batch), partial(loss_sum_and_count, batch.labels)
 
 
-def _wrap(run: RunConfig, stage: VilaModel, index: int) -> DistributedDataParallel:
-    config = DistributedDataParallelConfig(
+def _wrap(config: RunConfig, stage: VilaModel, index: int) -> DistributedDataParallel:
+    reduction = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
-        overlap_grad_reduce=run.parallel.overlap_grad_reduce,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         grad_reduce_in_fp32=True,
     )
-    module = Float16Module(stage.config, stage) if run.train.precision == "bf16" else stage
+    module = Float16Module(stage.config, stage) if config.train.precision == "bf16" else stage
     # Only the first chunk of a rank reduces in buckets: the others' backward passes come earlier.
-    return DistributedDataParallel(stage.config, config, module, disable_bucketing=index > 0)
+    return DistributedDataParallel(stage.config, reduction, module, disable_bucketing=index > 0)

@@ -16,9 +16,9 @@ from vila_mc.train.step import Trainer
 @contextmanager
 def trainer(**sections):
     """A trainer of the tiny model in this process."""
-    run = tiny_run(**sections)
-    with distributed(run.parallel, seed=run.train.seed) as ranks:
-        yield Trainer(run, ranks, build_stages(run, ranks))
+    config = tiny_run(**sections)
+    with distributed(config.parallel, seed=config.train.seed) as ranks:
+        yield Trainer(config, ranks, build_stages(config, ranks))
 
 
 def save(trainer, step):
@@ -26,7 +26,7 @@ def save(trainer, step):
     manifest = Manifest(
         step=step,
         samples_seen=8 * step,
-        run=trainer.run,
+        config=trainer.config,
         layout=str(trainer.ranks.layout),
         versions=versions(),
     )
@@ -37,7 +37,7 @@ def save(trainer, step):
 def _one_step(tmp_path_factory):
     output = tmp_path_factory.mktemp("one-step")
     with trainer(train={"output": str(output)}) as made:
-        made.step(tiny_microbatches(made.run, 0, 1))
+        made.step(tiny_microbatches(made.config, 0, 1))
         return save(made, step=1)
 
 

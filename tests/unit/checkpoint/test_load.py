@@ -43,7 +43,7 @@ class Harmful:
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(checkpoint):
     with trainer() as unbroken:
-        batches = tiny_microbatches(unbroken.run, 0, 1)
+        batches = tiny_microbatches(unbroken.config, 0, 1)
         expected = [unbroken.step(batches) for _ in range(3)]
         generators = (random.random(), np.random.random(), torch.rand(3).tolist())
     with trainer() as resumed:
@@ -68,7 +68,7 @@ def test_settings_of_the_run_apply_and_not_those_of_the_checkpoint(checkpoint):
         assert group["max_lr"] == 5e-4
         assert group["step"] == 1
         # Warm-up takes a fifth of 50 steps; the next step is the second.
-        result = resumed.step(tiny_microbatches(resumed.run, 0, 1))
+        result = resumed.step(tiny_microbatches(resumed.config, 0, 1))
         assert result.learning_rate == pytest.approx(5e-4 * 2 / 10)
 
 

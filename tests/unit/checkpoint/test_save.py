@@ -15,7 +15,9 @@ from vila_mc.errors import SetupError
 
 
 def _start(trainer, step):
-    manifest = Manifest(step=step, samples_seen=0, run=trainer.run, layout="", versions=versions())
+    manifest = Manifest(
+        step=step, samples_seen=0, config=trainer.config, layout="", versions=versions()
+    )
     return PendingSave(
         manifest, trainer.ranks, trainer.stages, trainer.optimizer, in_background=True
     )
@@ -35,7 +37,7 @@ def test_the_manifest_lists_every_other_file(checkpoint):
 def test_a_background_save_holds_the_state_of_its_start(tmp_path):
     now, later = tmp_path / "now", tmp_path / "later"
     with trainer(train={"output": str(now)}) as made:
-        batches = tiny_microbatches(made.run, 0, 1)
+        batches = tiny_microbatches(made.config, 0, 1)
         made.step(batches)
         save(made, step=1)
     with trainer(train={"output": str(later)}) as made:

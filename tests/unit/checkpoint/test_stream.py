@@ -18,9 +18,9 @@ from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 
 
-def _random_state(run):
+def _random_state(config):
     generator = torch.Generator().manual_seed(3)
-    with weightless_model(run) as model:
+    with weightless_model(config) as model:
         return {
             name: torch.randn(weight.shape, generator=generator)
             for name, weight in model.named_parameters()
@@ -28,25 +28,25 @@ def _random_state(run):
 
 
 @pytest.fixture
-def run(tmp_path):
+def config(tmp_path):
     return tiny_run(train={"output": str(tmp_path / "out")})
 
 
 @pytest.fixture
-def written(run):
-    state = _random_state(run)
-    return write_weights_checkpoint(run, lazily(state), "the test"), state
+def written(config):
+    state = _random_state(config)
+    return write_weights_checkpoint(config, lazily(state), "the test"), state
 
 
-def test_a_model_without_weights_takes_no_memory(run):
-    with weightless_model(run) as model:
+def test_a_model_without_weights_takes_no_memory(config):
+    with weightless_model(config) as model:
         assert all(weight.is_meta for weight in model.parameters())
         assert not model.language.rotary_pos_emb.inv_freq.is_meta
 
 
-def test_what_was_written_is_read_back_and_loaded(run, written):
+def test_what_was_written_is_read_back_and_loaded(config, written):
     directory, state = written
-    with weightless_model(run) as model:
+    with weightless_model(config) as model:
         tensors = open_checkpoint(directory, model)
     assert tensors.keys() == state.keys()
     for name, tensor in state.items():
@@ -68,11 +68,11 @@ def test_a_bf16_run_starts_from_fp32_weights(written):
             assert torch.equal(weight, state[name].bfloat16()), name
 
 
-def test_changed_bytes_are_found(run, written):
+def test_changed_bytes_are_found(config, written):
     directory, _ = written
     shard = directory / "__0_0.distcp"
     data = bytearray(shard.read_bytes())
-    with weightless_model(run) as model:
+    with weightless_model(config) as model:
         tensors = open_checkpoint(directory, model)
         first = next(iter(tensors))
         start = data.index(tensors[first].read().numpy().tobytes())
@@ -88,14 +88,14 @@ def test_changed_bytes_are_found(run, written):
             open_checkpoint(directory, model)[first].read()
 
 
-def test_an_index_runs_nothing_and_names_no_other_place(run, written, tmp_path):
+def test_an_index_runs_nothing_and_names_no_other_place(config, written, tmp_path):
     directory, _ = written
     index = directory / INDEX_NAME
     content = pickle.loads(index.read_bytes())
     for place in content.storage_data.values():
         place.relative_path = "../../secret"
     index.write_bytes(pickle.dumps(content))
-    with weightless_model(run) as model:
+    with weightless_model(config) as model:
         tensors = open_checkpoint(directory, model)
         with pytest.raises(CheckpointError, match="outside it"):
             next(iter(tensors.values())).read()
@@ -117,15 +117,15 @@ def test_a_checkpoint_of_another_model_is_refused(written):
         open_checkpoint(directory, model)
 
 
-def test_nothing_is_left_of_a_checkpoint_that_failed(run):
-    state = _random_state(run)
+def test_nothing_is_left_of_a_checkpoint_that_failed(config):
+    state = _random_state(config)
     state["language.decoder.final_layernorm.weight"][1] = torch.nan
     with pytest.raises(CheckpointError, match=r"the test: .*final_layernorm.weight holds NaN"):
-        write_weights_checkpoint(run, lazily(state), "the test")
-    assert not list(run.train.output.iterdir())
+        write_weights_checkpoint(config, lazily(state), "the test")
+    assert not list(config.train.output.iterdir())
 
 
-def test_a_checkpoint_is_not_written_over(run, written):
+def test_a_checkpoint_is_not_written_over(config, written):
     _, state = written
     with pytest.raises(CheckpointError, match="exists"):
-        write_weights_checkpoint(run, lazily(state), "the test")
+        write_weights_checkpoint(config, lazily(state), "the test")

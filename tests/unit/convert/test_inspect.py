@@ -44,11 +44,11 @@ def test_of_a_tower_alone(tmp_path):
 
 
 def test_of_training(tmp_path):
-    run = tiny_run(train={"output": str(tmp_path)})
-    with weightless_model(run) as model:
+    config = tiny_run(train={"output": str(tmp_path)})
+    with weightless_model(config) as model:
         shapes = {name: weight.shape for name, weight in model.named_parameters()}
     state = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    write_weights_checkpoint(run, lazily(state), "the test")
+    write_weights_checkpoint(config, lazily(state), "the test")
     facts = dict(describe(tmp_path))
     assert facts["what"].startswith("a training checkpoint")
     assert facts["weights"] == f"{sum(shape.numel() for shape in shapes.values()):,}"

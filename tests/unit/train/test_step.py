@@ -34,9 +34,9 @@ def ranks():
 
 
 def test_a_step_reports_the_global_batch(ranks):
-    run = tiny_run()
-    trainer = Trainer(run, ranks, build_stages(run, ranks))
-    batches = tiny_microbatches(run, 0, 1)
+    config = tiny_run()
+    trainer = Trainer(config, ranks, build_stages(config, ranks))
+    batches = tiny_microbatches(config, 0, 1)
     first = trainer.step(batches)
     trained = sum(int((batch.labels != IGNORE_LABEL).sum()) for batch in batches)
     assert (first.trained_tokens, first.num_images, first.should_stop) == (trained, 4, False)
@@ -46,21 +46,21 @@ def test_a_step_reports_the_global_batch(ranks):
 
 
 def test_a_step_that_trains_nothing_ends_the_run(ranks):
-    run = tiny_run()
-    trainer = Trainer(run, ranks, build_stages(run, ranks))
-    batches = tiny_microbatches(run, 0, 1)
+    config = tiny_run()
+    trainer = Trainer(config, ranks, build_stages(config, ranks))
+    batches = tiny_microbatches(config, 0, 1)
     for batch in batches:
         batch.labels.fill_(IGNORE_LABEL)
-    length = run.data.sequence_length
+    length = config.data.sequence_length
     with pytest.raises(TrainingError, match=f"no token .* data.sequence_length {length}"):
         trainer.step(batches)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(ranks):
-    run = tiny_run()
-    stages = build_stages(run, ranks)
-    trainer = Trainer(run, ranks, stages)
+    config = tiny_run()
+    stages = build_stages(config, ranks)
+    trainer = Trainer(config, ranks, stages)
     with torch.no_grad():
         stages[0].language.decoder.final_layernorm.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan"):
-        trainer.step(tiny_microbatches(run, 0, 1))
+        trainer.step(tiny_microbatches(config, 0, 1))

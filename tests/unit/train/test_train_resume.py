@@ -34,7 +34,7 @@ def output(tmp_path, prefix):
     Manifest(
         step=2,
         samples_seen=16,
-        run=_run(tmp_path / "output", prefix),
+        config=_run(tmp_path / "output", prefix),
         layout="",
         versions={},
         datasets=(DatasetRecord.of(read_manifest(prefix)),),

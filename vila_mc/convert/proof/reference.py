@@ -63,8 +63,8 @@ def proving_model(
         CheckpointError: it is missing or damaged.
     """
     directory = resolve_checkpoint(checkpoint)
-    run = Manifest.read(directory).run
-    with weightless_model(run) as model:
+    config = Manifest.read(directory).config
+    with weightless_model(config) as model:
         tensors = open_checkpoint(directory, model)
         num_bytes = sum(weight.numel() for weight in model.parameters()) * _FP32_BYTES
         if is_streamed is None:
@@ -90,7 +90,7 @@ def _read_by_others(model: VilaModel) -> list[str]:
     The connector's kernels take all of its weights at once; a tied embedding is the output layer's.
     """
     names = [name for name, _ in model.named_parameters() if name.startswith("connector.")]
-    is_tied = model.run.model.language.tied_embeddings
+    is_tied = model.run_config.model.language.tied_embeddings
     return [*names, *([WORD_EMBEDDINGS] if is_tied else [])]
 
 
@@ -109,7 +109,7 @@ def reference_of(
         has_images: whether the export can see.
     """
     model = proving.model
-    shape = model.run.model
+    shape = model.run_config.model
     generator = np.random.default_rng(_SEED)
     per_image = shape.visual_tokens() if has_images else 0
     length = min(2 * _TEXT_TOKENS + per_image, shape.language.max_positions - _NUM_GREEDY)
@@ -146,7 +146,7 @@ def answered_prompts(
     Raises:
         DataError: an image cannot be read.
     """
-    noise = _random_image(model.run.model.vision.image_size, np.random.default_rng(_SEED))
+    noise = _random_image(model.run_config.model.vision.image_size, np.random.default_rng(_SEED))
     prompts = [_prompt(model, tokenizer, template, question, [noise])]
     if images:
         files = [_read(path) for path in images]
