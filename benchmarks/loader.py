@@ -38,13 +38,14 @@ from claims import Claim, median_ratio, paired_seconds, parser, report
 from mixes import jpeg, make_tokenizer
 from PIL import Image
 
+from tests.support.pieces import text_piece
 from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.model import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.data.images import load_image
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
+from vila_mc.flow import EncodedSample, ImagePiece
 
 SIZE, BATCH, NUM_IMAGES, LENGTH = 336, 8, 128, 256
 ROUNDS, BATCHES_PER_ROUND = 15, 4
@@ -139,9 +140,9 @@ def _write_set(folder: Path, pictures: list[bytes]) -> tuple[DataConfig, ModelCo
     with IndexedWriter(folder / "set", "multimodal", tokenizer) as writer:
         for picture in pictures:
             caption = tokenizer.encode("a picture of smooth shapes under fine grain")
-            first = EncodedText((tokenizer.bos_id,), is_trained=False)
-            last = EncodedText((*caption, tokenizer.eos_id), is_trained=True)
-            writer.add(EncodedSample((first, EncodedImage(picture, 640, 480), last)))
+            first = text_piece((tokenizer.bos_id,), is_trained=False)
+            last = text_piece((*caption, tokenizer.eos_id), is_trained=True)
+            writer.add(EncodedSample((first, ImagePiece(picture, 640, 480), last)))
         writer.finish({})
     blend = (BlendEntry(path=folder / "set"),)
     data = DataConfig(blend=blend, tokenizer=path, sequence_length=LENGTH)

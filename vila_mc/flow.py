@@ -1,6 +1,9 @@
-"""Every type that crosses a package border, in the order a sample flows through the engine.
+"""What flows through the engine and crosses package borders, in the order it does so.
 
 raw files -> RawSample -> EncodedSample -> .bin/.idx -> Microbatch -> StepResult
+
+What does not flow stands with what owns it: settings in ``config``, places in ``topology``, and
+objects that a package lends, such as ``Tokenizer`` or ``VilaModel``.
 
 Shape letters: b rows of a microbatch, s positions, n images, q visual tokens per image,
 y and x pixels. The full legend is in docs/architecture.md.
@@ -19,8 +22,8 @@ IGNORE_LABEL = -100
 
 
 @dataclass(frozen=True, slots=True)
-class TextPart:
-    """A run of text within a sample, tokenised on its own."""
+class RawText:
+    """A run of text of a raw sample, tokenised on its own."""
 
     text: str
     is_trained: bool
@@ -30,46 +33,53 @@ class TextPart:
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePart:
-    """An image within a sample: a file, or encoded bytes that were read already."""
+class RawImage:
+    """An image of a raw sample: a file, or encoded bytes that were read already."""
 
     source: Path | bytes
     name: str
     """What to call it in messages: the path, or the member of an archive."""
 
 
+RawPiece = RawText | RawImage
+
+
 @dataclass(frozen=True, slots=True)
 class RawSample:
-    """One record of a raw corpus, its parts in reading order. Templates are already applied."""
+    """One record of a raw corpus in reading order. Templates are already applied."""
 
-    parts: tuple[TextPart | ImagePart, ...]
+    pieces: tuple[RawPiece, ...]
     place: int | str
     """Line, element or member of its file, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedText:
+class TextPiece:
     """Token ids of one run of text."""
 
-    ids: "tuple[int, ...] | np.ndarray"
-    """[tokens] integers."""
+    ids: "np.ndarray"
+    """[tokens] integers; of a stored sample a view of the mapped file."""
     is_trained: bool
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """An image file as it was, decoded once to check it."""
+class ImagePiece:
+    """An image file as it was. Up to 3 zero bytes follow it where it was stored."""
 
-    data: bytes
-    width: int
-    height: int
+    data: "bytes | np.ndarray"
+    """[bytes] uint8; of a stored sample a view of the mapped file."""
+    name: str
+    """What to call it in messages."""
+
+
+Piece = TextPiece | ImagePiece
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
     """A sample as it is stored: pieces in reading order, starting with the BOS token."""
 
-    pieces: tuple[EncodedText | EncodedImage, ...]
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)

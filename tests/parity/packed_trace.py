@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from tests.parity.layout_trace import NUM_STEPS, Trace
+from tests.support.pieces import text_piece
 from tests.support.tiny import VOCABULARY, tiny_run
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.collate import Sample, collate
 from vila_mc.data.batches.packing import best_fit
-from vila_mc.data.indexed.layout import StoredImage, StoredText
-from vila_mc.flow import Microbatch
+from vila_mc.flow import ImagePiece, Microbatch
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 from vila_mc.train.step import Trainer
@@ -55,7 +55,7 @@ def microbatches(config: RunConfig, packed: bool) -> list[Microbatch]:
     if packed:
         visual = config.model.visual_tokens()
         lengths = [
-            sum(visual if isinstance(piece, StoredImage) else len(piece.ids) for piece in sample)
+            sum(visual if isinstance(piece, ImagePiece) else len(piece.ids) for piece in sample)
             for sample in samples
         ]
         rows_of = best_fit(lengths, NUM_ROWS, config.data.sequence_length)
@@ -86,8 +86,8 @@ def _samples() -> list[Sample]:
     for number in range(NUM_SAMPLES):
         prompt = choose.integers(3, VOCABULARY, 1 + number % 3)
         answer = choose.integers(3, VOCABULARY, 1 + number % 5)
-        images = [StoredImage(_picture(choose), "a test's image") for _ in range(number % 8 // 3)]
-        samples.append([StoredText(prompt, False), *images, StoredText(answer, True)])
+        images = [ImagePiece(_picture(choose), "a test's image") for _ in range(number % 8 // 3)]
+        samples.append([text_piece(prompt, False), *images, text_piece(answer, True)])
     return samples
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.support.pieces import text_piece
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
-from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
+from vila_mc.flow import EncodedSample, ImagePiece
 
 VOCABULARY = 400
 
@@ -32,12 +33,12 @@ def write_dataset(folder: Path, num_samples: int = 24) -> tuple[Path, Path]:
     tokenizer_path, prefix = folder / "tokenizer.model", folder / "pairs"
     train_tokenizer(sentences, tokenizer_path, VOCABULARY)
     tokenizer = Tokenizer(tokenizer_path)
-    bos = EncodedText((tokenizer.bos_id,), is_trained=False)
+    bos = text_piece((tokenizer.bos_id,), is_trained=False)
     with IndexedWriter(prefix, "multimodal", tokenizer) as writer:
         for number in range(num_samples):
             ids = (*tokenizer.encode(sentences[number]), tokenizer.eos_id)
-            image = [] if number % 3 == 0 else [EncodedImage(_picture(number), 40, 30)]
-            writer.add(EncodedSample((bos, *image, EncodedText(ids, is_trained=True))))
+            image = [] if number % 3 == 0 else [ImagePiece(_picture(number), "an image")]
+            writer.add(EncodedSample((bos, *image, text_piece(ids, is_trained=True))))
         writer.finish({})
     return tokenizer_path, prefix
 

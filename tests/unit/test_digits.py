@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vila_mc.data.chat_templates import Turn, conversation_parts
+from vila_mc.data.chat_templates import Turn, conversation_pieces
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import read as read_source
 from vila_mc.data.sources.text import TextSource
-from vila_mc.flow import RawSample, TextPart
+from vila_mc.flow import RawSample, RawText
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -240,8 +240,8 @@ def test_evaluated_questions_are_worded_as_in_training(corpus: Path) -> None:
 
 def test_the_system_prompt_is_the_templates(script: ModuleType) -> None:
     said = [Turn("user", "Q"), Turn("assistant", "A")]
-    first = conversation_parts("vicuna_v1", said, [])[0]
-    assert isinstance(first, TextPart)
+    first = conversation_pieces("vicuna_v1", said, [])[0]
+    assert isinstance(first, RawText)
     assert first.text.startswith(script.SYSTEM_PROMPT + " USER: ")
 
 

@@ -1,9 +1,9 @@
-"""Conversation templates: turns become text and image parts, and only answers are trained.
+"""Conversation templates: turns become text and image pieces, and only answers are trained.
 
-Every part is tokenised on its own, and SentencePiece puts its dummy space before each. So a prompt
-ends at ``ASSISTANT:`` without a space, and the answer is a part of its own that starts without one:
-the tokens are those of ``ASSISTANT: answer``. A prompt at evaluation time is built by the same code
-as the prefix in training (``prompt``), so the two cannot differ.
+Every piece is tokenised on its own, and SentencePiece puts its dummy space before each. So a prompt
+ends at ``ASSISTANT:`` without a space, and the answer is a piece of its own that starts without
+one: the tokens are those of ``ASSISTANT: answer``. A prompt at evaluation time is built by the same
+code as the prefix in training (``prompt``), so the two cannot differ.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,13 @@ from typing import Literal, get_args
 import yaml
 
 from vila_mc.errors import ConfigError, DataError
-from vila_mc.flow import ImagePart, TextPart
+from vila_mc.flow import RawImage, RawPiece, RawText
 
 TemplateName = Literal["plain", "vicuna_v1", "llama_2"]
 TEMPLATES: tuple[TemplateName, ...] = get_args(TemplateName)
 
 IMAGE_MARKER = "<image>"
 """Where an image stands in a user's turn. Elsewhere it is plain text."""
-
-Part = TextPart | ImagePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +96,13 @@ def find_template(name: str | Path) -> Template:
     return Template(values.get("system", ""), values["first"], values["next"], values["close"])
 
 
-def conversation_parts(
+def conversation_pieces(
     template: Template | TemplateName,
     turns: Sequence[Turn],
-    images: Sequence[ImagePart],
+    images: Sequence[RawImage],
     system: str | None = None,
-) -> tuple[Part, ...]:
-    """Parts of a whole conversation; the assistant's turns, and the EOS after each, are trained.
+) -> tuple[RawPiece, ...]:
+    """Pieces of a whole conversation; the assistant's turns, and the EOS after each, are trained.
 
     ``plain`` drops the user's words: the image alone is the prompt, and the caption ends with a
     trained newline instead of EOS.
@@ -134,19 +132,19 @@ def conversation_parts(
             f"there are {sum(counts)} {IMAGE_MARKER} markers but {len(images)} images. Put one "
             "marker into the user's turns for each image."
         )
-    parts: list[Part] = []
+    pieces: list[RawPiece] = []
     used = 0
     for index, (user, count) in enumerate(zip(users, counts, strict=True)):
-        parts += _user_parts(template, user, images[used : used + count], is_first=index == 0)
-        parts.append(_answer_part(template, turns[2 * index + 1].text))
+        pieces += _user_pieces(template, user, images[used : used + count], is_first=index == 0)
+        pieces.append(_answer(template, turns[2 * index + 1].text))
         used += count
-    return tuple(parts)
+    return tuple(pieces)
 
 
 def prompt(
-    template: Template | TemplateName, question: str, images: Sequence[ImagePart] = ()
-) -> tuple[Part, ...]:
-    """Parts in front of the answer to one question, exactly as a model is trained with them.
+    template: Template | TemplateName, question: str, images: Sequence[RawImage] = ()
+) -> tuple[RawPiece, ...]:
+    """Pieces in front of the answer to one question, exactly as a model is trained with them.
 
     Args:
         template: a template, or the name of a built-in one.
@@ -164,7 +162,7 @@ def prompt(
             f"{len(images)} images are given. Use one marker per image, or none to put the images "
             "in front."
         )
-    return tuple(_user_parts(_resolve(template), question, images, is_first=True))
+    return tuple(_user_pieces(_resolve(template), question, images, is_first=True))
 
 
 def _resolve(template: Template | TemplateName) -> Template:
@@ -183,9 +181,9 @@ def _check_turns(turns: Sequence[Turn]) -> None:
             raise DataError(f"turn {number} ({turn.role}) is empty. Remove it or the conversation.")
 
 
-def _user_parts(
-    template: Template, text: str, images: Sequence[ImagePart], *, is_first: bool
-) -> list[Part]:
+def _user_pieces(
+    template: Template, text: str, images: Sequence[RawImage], *, is_first: bool
+) -> list[RawPiece]:
     if template.is_plain:
         if is_first and not images:
             raise DataError(
@@ -194,14 +192,14 @@ def _user_parts(
             )
         return list(images)
     before = template.first.replace("{system}", template.system) if is_first else template.next
-    parts: list[Part] = []
+    pieces: list[RawPiece] = []
     for chunk, image in zip(_chunks(text), [*images, None], strict=True):
         before += chunk
         if image is not None:
-            parts += [TextPart(before, is_trained=False)] if before else []
-            parts.append(image)
+            pieces += [RawText(before, is_trained=False)] if before else []
+            pieces.append(image)
             before = "\n"
-    return [*parts, TextPart(before + template.close, is_trained=False)]
+    return [*pieces, RawText(before + template.close, is_trained=False)]
 
 
 def _chunks(text: str) -> list[str]:
@@ -210,7 +208,7 @@ def _chunks(text: str) -> list[str]:
     return [f"{chunk} " if chunk else "" for chunk in chunks[:-1]] + chunks[-1:]
 
 
-def _answer_part(template: Template, text: str) -> TextPart:
+def _answer(template: Template, text: str) -> RawText:
     if template.is_plain:
-        return TextPart(text.strip() + "\n", is_trained=True)
-    return TextPart(text.strip(), is_trained=True, ends_turn=True)
+        return RawText(text.strip() + "\n", is_trained=True)
+    return RawText(text.strip(), is_trained=True, ends_turn=True)

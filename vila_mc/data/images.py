@@ -48,9 +48,7 @@ def check_image(data: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     return _checked(data, name, max_pixels).size
 
 
-def shrink_image(
-    data: bytes, side: int, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> tuple[bytes, int, int]:
+def shrink_image(data: bytes, side: int, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
     """Check an image as ``check_image`` does, and make it small where it is larger than needed.
 
     Args:
@@ -60,7 +58,7 @@ def shrink_image(
         max_pixels: most pixels allowed, at most ``MAX_MAX_PIXELS``.
 
     Returns:
-        The image file, now a JPEG of quality 95 where it was made smaller; its width and height.
+        The image file, now a JPEG of quality 95 where it was made smaller.
 
     Raises:
         DataError: as ``check_image``.
@@ -68,7 +66,7 @@ def shrink_image(
     image = _checked(data, name, max_pixels)
     width, height = image.size
     if min(width, height) <= side:
-        return data, width, height
+        return data
     scale = side / min(width, height)
     small = image.resize(
         (max(side, round(width * scale)), max(side, round(height * scale))),
@@ -76,7 +74,7 @@ def shrink_image(
     )
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue(), *small.size
+    return buffer.getvalue()
 
 
 def _checked(data: bytes, name: str, max_pixels: int) -> Image.Image:

@@ -3,25 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.collate import collate
 from vila_mc.data.images import DEFAULT_MAX_PIXELS
-from vila_mc.data.indexed.layout import StoredImage, StoredPiece, StoredText
 from vila_mc.data.ingest.encode import encode_sample
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
-from vila_mc.flow import EncodedText, ImagePart, Microbatch, RawSample, TextPart
+from vila_mc.flow import Microbatch, Piece, RawPiece, RawSample, TextPiece
 from vila_mc.model.vila_model import VilaModel
 
 
 def generate(
     model: VilaModel,
     tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[TextPart | ImagePart]],
+    prompts: Sequence[Sequence[RawPiece]],
     max_new_tokens: int,
 ) -> list[tuple[int, ...]]:
     """Continue each prompt greedily until EOS.
@@ -31,7 +29,7 @@ def generate(
     Args:
         model: a whole model in evaluation mode.
         tokenizer: what it was trained with.
-        prompts: parts of each prompt, as ``vila_mc.data.chat_templates.prompt`` makes them.
+        prompts: pieces of each prompt, as ``vila_mc.data.chat_templates.prompt`` makes them.
         max_new_tokens: longest answer.
 
     Returns:
@@ -42,7 +40,7 @@ def generate(
         DataError: an image is missing or cannot be decoded.
     """
     shape = model.run_config.model
-    encoded = [_encode(parts, tokenizer) for parts in prompts]
+    encoded = [_encode(pieces, tokenizer) for pieces in prompts]
     lengths = [_positions(pieces, shape) for pieces in encoded]
     longest = max(lengths) + max_new_tokens
     if longest > shape.language.max_positions:
@@ -71,24 +69,18 @@ def generate(
     return [tuple(answer) for answer in answers]
 
 
-def _encode(parts: Sequence[TextPart | ImagePart], tokenizer: Tokenizer) -> list[StoredPiece]:
-    sample = RawSample(parts=tuple(parts), place="prompt")
+def _encode(pieces: Sequence[RawPiece], tokenizer: Tokenizer) -> tuple[Piece, ...]:
+    sample = RawSample(pieces=tuple(pieces), place="prompt")
     try:
-        encoded = encode_sample(sample, tokenizer, DEFAULT_MAX_PIXELS)
+        return encode_sample(sample, tokenizer, DEFAULT_MAX_PIXELS).pieces
     except RejectionError as error:
         raise DataError(f"a prompt cannot be used: {error}") from None
-    return [
-        StoredText(np.asarray(piece.ids), piece.is_trained)
-        if isinstance(piece, EncodedText)
-        else StoredImage(np.frombuffer(piece.data, np.uint8), "an image of the prompt")
-        for piece in encoded.pieces
-    ]
 
 
-def _positions(pieces: Sequence[StoredPiece], shape: ModelConfig) -> int:
+def _positions(pieces: Sequence[Piece], shape: ModelConfig) -> int:
     """Positions a prompt takes in the sequence."""
     return sum(
-        len(piece.ids) if isinstance(piece, StoredText) else shape.visual_tokens()
+        len(piece.ids) if isinstance(piece, TextPiece) else shape.visual_tokens()
         for piece in pieces
     )
 

@@ -10,7 +10,7 @@ from vila_mc.data.chat_templates import Template, TemplateName, prompt
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 from vila_mc.evaluation.generate import generate
-from vila_mc.flow import ImagePart
+from vila_mc.flow import RawImage
 from vila_mc.model.vila_model import VilaModel
 
 
@@ -96,7 +96,7 @@ def ask(
             prompt(
                 template,
                 question.question,
-                [ImagePart(source=images / name, name=name) for name in question.images],
+                [RawImage(source=images / name, name=name) for name in question.images],
             )
             for question in chunk
         ]

@@ -10,10 +10,10 @@ from PIL import Image
 
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.convert.formats.write_export import export_hf
-from vila_mc.data.chat_templates import Turn, conversation_parts, prompt
+from vila_mc.data.chat_templates import Turn, conversation_pieces, prompt
 from vila_mc.data.images import load_image
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.flow import ImagePart, TextPart
+from vila_mc.flow import RawImage, RawText
 from vila_mc.kernels.reference import normalize_images
 
 
@@ -45,12 +45,12 @@ def image(photo):
     return Image.open(io.BytesIO(photo))
 
 
-def _training_ids(parts, tokenizer):
-    """What the data side makes of parts: BOS, text, q placeholders per image, EOS after turns."""
+def _training_ids(pieces, tokenizer):
+    """What the data side makes of pieces: BOS, text, q placeholders per image, EOS after turns."""
     ids = [tokenizer.bos_id]
-    for part in parts:
-        if isinstance(part, TextPart):
-            ids += tokenizer.encode(part.text) + [tokenizer.eos_id] * part.ends_turn
+    for piece in pieces:
+        if isinstance(piece, RawText):
+            ids += tokenizer.encode(piece.text) + [tokenizer.eos_id] * piece.ends_turn
         else:
             ids += [VOCABULARY] * tiny_model().visual_tokens()
     return ids
@@ -70,11 +70,11 @@ def _training_ids(parts, tokenizer):
 )
 def test_token_ids_equal_training(text, processor, tokenizer, image):
     chunks = text.split("<image>")
-    parts = [TextPart(chunks[0], is_trained=False)]
+    pieces = [RawText(chunks[0], is_trained=False)]
     for chunk in chunks[1:]:
-        parts += [ImagePart(b"", "image"), TextPart(chunk, is_trained=False)]
+        pieces += [RawImage(b"", "image"), RawText(chunk, is_trained=False)]
     output = processor(text=text, images=[image] * (len(chunks) - 1))
-    assert output["input_ids"] == [_training_ids(parts, tokenizer)]
+    assert output["input_ids"] == [_training_ids(pieces, tokenizer)]
     assert output["attention_mask"] == [[1] * len(output["input_ids"][0])]
 
 
@@ -165,22 +165,22 @@ def _conversation(turns, image):
 
 
 def test_chat_template_equals_training(processor, tokenizer, image):
-    parts = conversation_parts("vicuna_v1", TURNS, [ImagePart(b"", "image")] * 2)
+    pieces = conversation_pieces("vicuna_v1", TURNS, [RawImage(b"", "image")] * 2)
     output = processor.apply_chat_template(
         _conversation(TURNS, image), tokenize=True, return_dict=True, return_tensors="pt"
     )
-    assert output["input_ids"].tolist() == [_training_ids(parts, tokenizer)]
+    assert output["input_ids"].tolist() == [_training_ids(pieces, tokenizer)]
     assert output["pixel_values"].shape == (2, 3, 28, 28)
 
 
 def test_generation_prompt_equals_training(processor, tokenizer, image):
     question = [Turn("user", "<image>\nWhat is this?")]
-    parts = prompt("vicuna_v1", "What is this?", [ImagePart(b"", "image")])
+    pieces = prompt("vicuna_v1", "What is this?", [RawImage(b"", "image")])
     messages = _conversation(question, image)
     output = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )
-    assert output["input_ids"] == [_training_ids(parts, tokenizer)]
+    assert output["input_ids"] == [_training_ids(pieces, tokenizer)]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert text == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant "

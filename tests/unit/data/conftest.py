@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.pieces import text_piece
 from vila_mc.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
-from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
+from vila_mc.flow import EncodedSample, ImagePiece
 
 VOCAB_SIZE = 400
 
@@ -69,11 +70,9 @@ def make_set(tokenizer: Tokenizer, make_image: Callable[..., bytes]) -> Callable
     def make(prefix: Path, samples: int, first_id: int = 10) -> Path:
         with IndexedWriter(prefix, "multimodal", tokenizer) as writer:
             for number in range(samples):
-                image = EncodedImage(make_image(seed=number), 40, 30)
-                answer = EncodedText((first_id + number, 9, tokenizer.eos_id), True)
-                writer.add(
-                    EncodedSample((EncodedText((tokenizer.bos_id, 8), False), image, answer))
-                )
+                image = ImagePiece(make_image(seed=number), "an image")
+                answer = text_piece((first_id + number, 9, tokenizer.eos_id), True)
+                writer.add(EncodedSample((text_piece((tokenizer.bos_id, 8), False), image, answer)))
             writer.finish({})
         return prefix
 

@@ -16,7 +16,7 @@ from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Rejected, RejectionError, read
 from vila_mc.errors import DataError, SetupError
-from vila_mc.flow import ImagePart, RawSample, TextPart
+from vila_mc.flow import RawImage, RawSample, RawText
 
 NOWHERE = ImageFolder(Path("nowhere"))
 
@@ -28,9 +28,9 @@ def pairs_of(*files: Path, caption_key: str | None = None) -> list[RawSample | R
 def shown(sample: RawSample | Rejected) -> tuple[object, ...]:
     if isinstance(sample, Rejected):
         return sample.place, sample.reason
-    image, text = sample.parts
-    assert isinstance(image, ImagePart)
-    assert isinstance(text, TextPart)
+    image, text = sample.pieces
+    assert isinstance(image, RawImage)
+    assert isinstance(text, RawText)
     assert text.is_trained
     assert text.ends_turn
     return sample.place, image.name, image.source, text.text
@@ -206,22 +206,22 @@ def test_images_in_archives(stored: ImageTars, tmp_path: Path) -> None:
         ("x/b.jpg", b"X"),
         ("c.jpg", b"C"),
     ):
-        assert stored.part(name) == ImagePart(data, name)
+        assert stored.find(name) == RawImage(data, name)
     with pytest.raises(RejectionError, match="none of the archives"):
-        stored.part("f.jpg")
-    assert stored.part("x/d.jpg").source == b"D"
+        stored.find("f.jpg")
+    assert stored.find("x/d.jpg").source == b"D"
     with pytest.raises(RejectionError, match=r"d\.jpg is in the archives more than once"):
-        stored.part("d.jpg")
+        stored.find("d.jpg")
     again = index_tars([*stored.tars, stored.tars[1]], tmp_path / "again")
     with pytest.raises(RejectionError, match="ambiguous image"):
-        again.part("e")
+        again.find("e")
     document = {
         "text_list": ["One."],
         "image_info": [{"image_name": "c.jpg", "matched_text_index": 0}],
     }
     (tmp_path / "a.jsonl").write_text(json.dumps(document))
     (sample,) = read(InterleavedSource([tmp_path / "a.jsonl"], stored))
-    assert sample.parts[0] == ImagePart(b"C", "c.jpg")
+    assert sample.pieces[0] == RawImage(b"C", "c.jpg")
 
 
 def test_archives_are_indexed_within_the_unfinished_set(
@@ -249,7 +249,7 @@ def test_index_of_a_damaged_archive(tmp_path: Path) -> None:
         index_tars([tmp_path / "0.tar"], tmp_path / "index")
     assert write_tar(tmp_path / "e.tar", {}) is not None
     with pytest.raises(RejectionError):
-        index_tars([tmp_path / "e.tar"], tmp_path / "index").part("a")
+        index_tars([tmp_path / "e.tar"], tmp_path / "index").find("a")
 
 
 @pytest.mark.parametrize(

@@ -9,29 +9,29 @@ import torch
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.collate import collate
 from vila_mc.data.images import load_image
-from vila_mc.data.indexed.layout import StoredImage, StoredPiece, StoredText
 from vila_mc.errors import DataError
+from vila_mc.flow import ImagePiece, Piece, TextPiece
 
 _ = -100
 
 
-def text(*ids: int, trained: bool = True) -> StoredText:
-    return StoredText(np.asarray(ids, np.int32), trained)
+def text(*ids: int, trained: bool = True) -> TextPiece:
+    return TextPiece(np.asarray(ids, np.int32), trained)
 
 
 @pytest.fixture
-def image(make_image: Callable[..., bytes]) -> StoredImage:
-    return StoredImage(np.frombuffer(make_image() + b"\0", np.uint8), "the image of a test")
+def image(make_image: Callable[..., bytes]) -> ImagePiece:
+    return ImagePiece(np.frombuffer(make_image() + b"\0", np.uint8), "the image of a test")
 
 
 def rows(
-    model: ModelConfig, length: int, *samples: list[StoredPiece]
+    model: ModelConfig, length: int, *samples: list[Piece]
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
     batch = collate([[sample] for sample in samples], model, length, needs_images=False)
     return batch.tokens.tolist(), batch.labels.tolist(), batch.image_starts.tolist()
 
 
-def test_labels_are_the_next_trained_token(model: ModelConfig, image: StoredImage) -> None:
+def test_labels_are_the_next_trained_token(model: ModelConfig, image: ImagePiece) -> None:
     pieces = [text(1, 5, trained=False), image, text(6, trained=False), text(7, 2)]
     tokens, labels, starts = rows(model, 12, pieces)
     assert tokens == [[1, 5, 0, 0, 0, 0, 6, 7, 2, 0, 0, 0]]
@@ -39,13 +39,13 @@ def test_labels_are_the_next_trained_token(model: ModelConfig, image: StoredImag
     assert starts == [[0, 2]]
 
 
-def test_last_visual_position_predicts_the_caption(model: ModelConfig, image: StoredImage) -> None:
+def test_last_visual_position_predicts_the_caption(model: ModelConfig, image: ImagePiece) -> None:
     _tokens, labels, starts = rows(model, 8, [text(1, trained=False), image, text(7, 2)])
     assert labels == [[_, _, _, _, 7, 2, _, _]]
     assert starts == [[0, 1]]
 
 
-def test_position_before_an_image_predicts_nothing(model: ModelConfig, image: StoredImage) -> None:
+def test_position_before_an_image_predicts_nothing(model: ModelConfig, image: ImagePiece) -> None:
     _tokens, labels, _starts = rows(model, 8, [text(1, 5), image, text(6)])
     assert labels == [[5, _, _, _, _, 6, _, _]]
 
@@ -60,14 +60,14 @@ def test_long_text_is_cut_and_its_last_label_kept(model: ModelConfig) -> None:
         assert (tokens, labels) == ([[1, 5, 6, 7]], [[5, 6, 7, 8]])
 
 
-def test_text_after_a_cut_is_dropped(model: ModelConfig, image: StoredImage) -> None:
+def test_text_after_a_cut_is_dropped(model: ModelConfig, image: ImagePiece) -> None:
     pieces = [text(1, 5, 6, 7, 8, 9), image, text(3)]
     assert rows(model, 5, pieces) == ([[1, 5, 6, 7, 8]], [[5, 6, 7, 8, 9]], [])
 
 
 @pytest.mark.parametrize("length", [5, 6, 7, 8])
 def test_image_that_does_not_fit_ends_the_sample(
-    model: ModelConfig, image: StoredImage, length: int
+    model: ModelConfig, image: ImagePiece, length: int
 ) -> None:
     pieces = [text(1, 5, 6, 7, 8), image, text(9, 2)]
     tokens, labels, starts = rows(model, length, pieces)
@@ -76,7 +76,7 @@ def test_image_that_does_not_fit_ends_the_sample(
     assert starts == []
 
 
-def test_image_that_just_fits(model: ModelConfig, image: StoredImage) -> None:
+def test_image_that_just_fits(model: ModelConfig, image: ImagePiece) -> None:
     tokens, labels, starts = rows(model, 5, [text(1, trained=False), image, text(9, 2)])
     assert (tokens, labels, starts) == ([[1, 0, 0, 0, 0]], [[_, _, _, _, 9]], [[0, 1]])
 
@@ -85,7 +85,7 @@ def test_pixels_of_several_rows_come_in_order(
     model: ModelConfig, make_image: Callable[..., bytes]
 ) -> None:
     data = [make_image(seed=seed) for seed in range(3)]
-    images = [StoredImage(np.frombuffer(one, np.uint8), "x") for one in data]
+    images = [ImagePiece(np.frombuffer(one, np.uint8), "x") for one in data]
     samples = [[text(1), images[0], images[1], text(2)], [text(1, 2)], [text(1), images[2]]]
     batch = collate([[sample] for sample in samples], model, 12, needs_images=True)
     assert batch.image_starts.tolist() == [[0, 1], [0, 5], [2, 1]]
@@ -106,7 +106,7 @@ def test_microbatch_without_images(model: ModelConfig, needs_images: bool) -> No
 
 
 def test_stage_without_vision_still_knows_where_images_stand(
-    model: ModelConfig, image: StoredImage
+    model: ModelConfig, image: ImagePiece
 ) -> None:
     batch = collate([[[text(1), image]]], model, 8, needs_images=False)
     assert batch.images.shape == (0, 3, 56, 56)
@@ -114,13 +114,13 @@ def test_stage_without_vision_still_knows_where_images_stand(
 
 
 def test_image_that_no_longer_decodes(model: ModelConfig) -> None:
-    broken = StoredImage(np.zeros(8, np.uint8), "the image of set sample 4")
+    broken = ImagePiece(np.zeros(8, np.uint8), "the image of set sample 4")
     with pytest.raises(DataError, match="the image of set sample 4 is not an image"):
         collate([[[broken]]], model, 8, needs_images=True)
 
 
 def test_packed_samples_predict_nothing_of_each_other(
-    model: ModelConfig, image: StoredImage
+    model: ModelConfig, image: ImagePiece
 ) -> None:
     samples = [[text(1, 5, 6)], [text(1, trained=False), image, text(7, 2)], [text(3)]]
     batch = collate([samples, [[text(4, 8)]]], model, 13, needs_images=True)

@@ -6,19 +6,18 @@ import pytest
 
 from vila_mc.data.chat_templates import (
     TEMPLATES,
-    Part,
     TemplateName,
     Turn,
-    conversation_parts,
+    conversation_pieces,
     find_template,
     prompt,
 )
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
-from vila_mc.flow import ImagePart, TextPart
+from vila_mc.flow import RawImage, RawPiece, RawText
 
-A = ImagePart(Path("a.jpg"), "a.jpg")
-B = ImagePart(Path("b.jpg"), "b.jpg")
+A = RawImage(Path("a.jpg"), "a.jpg")
+B = RawImage(Path("b.jpg"), "b.jpg")
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -30,42 +29,44 @@ def turns(*texts: str) -> list[Turn]:
     return [Turn("assistant" if n % 2 else "user", text) for n, text in enumerate(texts)]
 
 
-def shown(parts: tuple[Part, ...]) -> str:
+def shown(pieces: tuple[RawPiece, ...]) -> str:
     """Parts on one line: images as <name>, trained text in braces, EOS as $."""
     out = ""
-    for part in parts:
-        if isinstance(part, ImagePart):
-            out += f"<{part.name}>"
+    for piece in pieces:
+        if isinstance(piece, RawImage):
+            out += f"<{piece.name}>"
         else:
-            text = part.text + ("$" if part.ends_turn else "")
-            out += f"{{{text}}}" if part.is_trained else text
+            text = piece.text + ("$" if piece.ends_turn else "")
+            out += f"{{{text}}}" if piece.is_trained else text
     return out
 
 
 def test_vicuna_v1() -> None:
-    parts = conversation_parts("vicuna_v1", turns("<image>\nWhat? ", " A fox.", "Why?", "So."), [A])
-    assert shown(parts) == (
+    pieces = conversation_pieces(
+        "vicuna_v1", turns("<image>\nWhat? ", " A fox.", "Why?", "So."), [A]
+    )
+    assert shown(pieces) == (
         f"{SYSTEM} USER: <a.jpg>\nWhat? ASSISTANT:{{A fox.$}}USER: Why? ASSISTANT:{{So.$}}"
     )
 
 
 def test_llama_2() -> None:
-    parts = conversation_parts("llama_2", turns("Look: <image>", "Yes", "More", "No"), [A])
-    assert shown(parts).startswith("[INST] <<SYS>>\nYou are a helpful language and vision")
-    assert shown(parts).endswith(
+    pieces = conversation_pieces("llama_2", turns("Look: <image>", "Yes", "More", "No"), [A])
+    assert shown(pieces).startswith("[INST] <<SYS>>\nYou are a helpful language and vision")
+    assert shown(pieces).endswith(
         "language.\n<</SYS>>\n\nLook: <a.jpg>\n [/INST]{Yes$}[INST] More [/INST]{No$}"
     )
 
 
 def test_plain_is_the_image_and_a_trained_caption_with_newline() -> None:
-    parts = conversation_parts("plain", turns("<image>\nDescribe it.", "A fox. "), [A])
-    assert parts == (A, TextPart("A fox.\n", is_trained=True, ends_turn=False))
+    pieces = conversation_pieces("plain", turns("<image>\nDescribe it.", "A fox. "), [A])
+    assert pieces == (A, RawText("A fox.\n", is_trained=True, ends_turn=False))
 
 
 def test_several_images_in_several_turns() -> None:
     said = turns("<image><image> differ?", "Yes", "Now <image>\nthis", "No")
-    parts = conversation_parts("vicuna_v1", said, [A, B, A])
-    assert shown(parts) == (
+    pieces = conversation_pieces("vicuna_v1", said, [A, B, A])
+    assert shown(pieces) == (
         f"{SYSTEM} USER: <a.jpg>\n<b.jpg>\ndiffer? ASSISTANT:{{Yes$}}"
         "USER: Now <a.jpg>\nthis ASSISTANT:{No$}"
     )
@@ -75,27 +76,27 @@ def test_several_images_in_several_turns() -> None:
 @pytest.mark.parametrize("question", ["What is it?", "<image>\nWhat is it?", "See <image>, what?"])
 def test_prompt_is_the_prefix_in_training(template: TemplateName, question: str) -> None:
     marked = question if "<image>" in question else f"<image>\n{question}"
-    whole = conversation_parts(template, turns(marked, "A fox."), [A])
+    whole = conversation_pieces(template, turns(marked, "A fox."), [A])
     assert prompt(template, question, [A]) == whole[:-1]
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "llama_2"])
 def test_text_only_prompt_is_the_prefix_in_training(template: TemplateName) -> None:
-    whole = conversation_parts(template, turns("Why?", "So."), [])
+    whole = conversation_pieces(template, turns("Why?", "So."), [])
     assert prompt(template, "Why?") == whole[:-1]
 
 
 def test_only_answers_are_trained() -> None:
     for template in TEMPLATES:
-        parts = conversation_parts(template, turns("<image>\nQ", "answer"), [A])
-        trained = [part for part in parts if isinstance(part, TextPart) and part.is_trained]
-        assert [part.text.strip() for part in trained] == ["answer"]
+        pieces = conversation_pieces(template, turns("<image>\nQ", "answer"), [A])
+        trained = [piece for piece in pieces if isinstance(piece, RawText) and piece.is_trained]
+        assert [piece.text.strip() for piece in trained] == ["answer"]
 
 
 def test_answer_tokens_follow_the_prompt_as_in_one_text(tokenizer: Tokenizer) -> None:
     whole = tokenizer.encode("USER: why? ASSISTANT: so what")
-    parts = tokenizer.encode("USER: why? ASSISTANT:") + tokenizer.encode("so what")
-    assert parts == whole
+    pieces = tokenizer.encode("USER: why? ASSISTANT:") + tokenizer.encode("so what")
+    assert pieces == whole
 
 
 @pytest.mark.parametrize(
@@ -109,14 +110,14 @@ def test_answer_tokens_follow_the_prompt_as_in_one_text(tokenizer: Tokenizer) ->
         (turns("Q", " "), [], r"turn 2 \(assistant\) is empty"),
     ],
 )
-def test_bad_conversations(said: list[Turn], images: list[ImagePart], message: str) -> None:
+def test_bad_conversations(said: list[Turn], images: list[RawImage], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        conversation_parts("vicuna_v1", said, images)
+        conversation_pieces("vicuna_v1", said, images)
 
 
 def test_plain_needs_an_image() -> None:
     with pytest.raises(DataError, match="the plain template"):
-        conversation_parts("plain", turns("Q", "A"), [])
+        conversation_pieces("plain", turns("Q", "A"), [])
 
 
 def test_prompt_with_too_few_markers() -> None:
@@ -131,10 +132,10 @@ def test_template_from_a_file(tmp_path: Path) -> None:
     )
     template = find_template(file)
     said = turns("<image> What?", "A fox.", "Why?", "So.")
-    assert shown(conversation_parts(template, said, [A])) == (
+    assert shown(conversation_pieces(template, said, [A])) == (
         "Be kind.|U: <a.jpg>\nWhat?|A:{A fox.$}|U: Why?|A:{So.$}"
     )
-    assert shown(conversation_parts(template, said, [A], system="Own {system}.")).startswith(
+    assert shown(conversation_pieces(template, said, [A], system="Own {system}.")).startswith(
         "Own {system}.|U: "
     )
     assert shown(prompt(template, "What?", [A])) == "Be kind.|U: <a.jpg>\nWhat?|A:"

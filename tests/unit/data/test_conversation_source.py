@@ -10,7 +10,7 @@ import pytest
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.records import Rejected, read
-from vila_mc.flow import ImagePart, RawSample, TextPart
+from vila_mc.flow import RawImage, RawSample, RawText
 
 Write = Callable[..., Path]
 FOLDER = ImageFolder(Path("images"))
@@ -37,7 +37,7 @@ def test_conversations_from_an_array(tmp_path: Path) -> None:
     file.write_text(json.dumps([one, two, three]))
     samples = list(read(ConversationSource([file], FOLDER)))
     found = [
-        [part.name for part in sample.parts if isinstance(part, ImagePart)] for sample in samples
+        [piece.name for piece in sample.pieces if isinstance(piece, RawImage)] for sample in samples
     ]
     assert found == [["a.jpg"], [], ["a", "b"]]
     assert [sample.place for sample in samples] == [1, 2, 3]
@@ -73,11 +73,11 @@ def talks(write_lines: Write, *records: object, **options: Any) -> list[Any]:
 def words(sample: RawSample) -> str:
     """Trained text in braces, images as <name>, without the template's system text."""
     out = ""
-    for part in sample.parts:
-        if isinstance(part, ImagePart):
-            out += f"<{part.name}>"
+    for piece in sample.pieces:
+        if isinstance(piece, RawImage):
+            out += f"<{piece.name}>"
         else:
-            out += f"{{{part.text}}}" if part.is_trained else part.text
+            out += f"{{{piece.text}}}" if piece.is_trained else piece.text
     return out.partition("USER: ")[2]
 
 
@@ -91,9 +91,12 @@ def test_messages(write_lines: Write) -> None:
         {"role": "assistant", "content": "B"},
     ]
     (sample,) = talks(write_lines, {"messages": messages, "images": []} | {"images": ["b.jpg"]})
-    assert isinstance(sample.parts[0], TextPart)
-    assert sample.parts[0].text == "Be kind. USER: "
-    assert [part.name for part in sample.parts if isinstance(part, ImagePart)] == ["b.jpg", "a.jpg"]
+    assert isinstance(sample.pieces[0], RawText)
+    assert sample.pieces[0].text == "Be kind. USER: "
+    assert [piece.name for piece in sample.pieces if isinstance(piece, RawImage)] == [
+        "b.jpg",
+        "a.jpg",
+    ]
 
 
 def test_share_gpt_and_questions(write_lines: Write) -> None:

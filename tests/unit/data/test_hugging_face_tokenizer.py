@@ -12,7 +12,7 @@ from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.sources.text import TextSource
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError, SetupError
-from vila_mc.flow import RawSample, TextPart
+from vila_mc.flow import RawSample, RawText
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -109,8 +109,8 @@ def test_unigram_that_spells_a_special_token_is_refused(tmp_path: Path) -> None:
 
 
 def test_answer_follows_its_prompt_after_a_space(tokenizer: Tokenizer) -> None:
-    parts = (TextPart("why? ASSISTANT:", False), TextPart("fox", True, ends_turn=True))
-    prompt, answer = encode_sample(RawSample(parts, 1), tokenizer, 1).pieces
+    pieces = (RawText("why? ASSISTANT:", False), RawText("fox", True, ends_turn=True))
+    prompt, answer = encode_sample(RawSample(pieces, 1), tokenizer, 1).pieces
     assert prompt.ids.tolist() == [0, *tokenizer.encode("why? ASSISTANT:")]
     assert answer.ids.tolist() == [*tokenizer.encode(" fox"), 1]
 

@@ -9,18 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.pieces import text_piece
 from vila_mc.data.indexed import dataset_manifest, writer
 from vila_mc.data.indexed.dataset_manifest import read_manifest
-from vila_mc.data.indexed.layout import StoredImage, StoredPiece, StoredText, text_dtype
+from vila_mc.data.indexed.layout import text_dtype
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
-from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
+from vila_mc.flow import EncodedSample, ImagePiece, Piece, TextPiece
 
 IDS = st.lists(st.integers(0, 399), max_size=9).map(tuple)
-TEXTS = st.builds(EncodedText, IDS, st.booleans())
-IMAGES = st.builds(EncodedImage, st.binary(max_size=9), st.just(1), st.just(1))
+TEXTS = st.builds(text_piece, IDS, st.booleans())
+IMAGES = st.builds(ImagePiece, st.binary(max_size=9), st.just("an image"))
 SAMPLES = st.lists(
     st.lists(st.one_of(TEXTS, IMAGES), min_size=1, max_size=4), min_size=1, max_size=6
 )
@@ -43,31 +44,31 @@ def fresh(tmp_path: Path) -> Path:
     return tmp_path / f"set.{len(list(tmp_path.iterdir()))}"
 
 
-def unpack(piece: StoredPiece) -> tuple[object, ...]:
-    if isinstance(piece, StoredText):
+def unpack(piece: Piece) -> tuple[object, ...]:
+    if isinstance(piece, TextPiece):
         return tuple(piece.ids.tolist()), piece.is_trained
-    return (piece.data.tobytes(),)
+    return (bytes(piece.data),)
 
 
-def packed(piece: EncodedText | EncodedImage) -> tuple[object, ...]:
-    if isinstance(piece, EncodedText):
-        return piece.ids, piece.is_trained
-    return (piece.data + bytes(-len(piece.data) % 4),)
+def packed(piece: Piece) -> tuple[object, ...]:
+    if isinstance(piece, TextPiece):
+        return tuple(piece.ids.tolist()), piece.is_trained
+    return (bytes(piece.data) + bytes(-len(piece.data) % 4),)
 
 
 @REUSED_FIXTURES
 @given(pieces=SAMPLES)
 def test_multimodal_round_trip(
-    tmp_path: Path, tokenizer: Tokenizer, pieces: list[list[EncodedText | EncodedImage]]
+    tmp_path: Path, tokenizer: Tokenizer, pieces: list[list[Piece]]
 ) -> None:
-    pieces = [[*sample, EncodedText((1,), False)] for sample in pieces]  # never an empty .bin
+    pieces = [[*sample, text_piece((1,), False)] for sample in pieces]  # never an empty .bin
     samples = [EncodedSample(tuple(sample)) for sample in pieces]
     reader = IndexedReader(write(fresh(tmp_path), "multimodal", tokenizer, samples))
     assert len(reader) == len(samples)
     for index, sample in enumerate(pieces):
         assert [unpack(piece) for piece in reader.sample(index)] == [packed(p) for p in sample]
-    texts = [[len(p.ids) for p in sample if isinstance(p, EncodedText)] for sample in pieces]
-    images = [[1 for p in sample if isinstance(p, EncodedImage)] for sample in pieces]
+    texts = [[len(p.ids) for p in sample if isinstance(p, TextPiece)] for sample in pieces]
+    images = [[1 for p in sample if isinstance(p, ImagePiece)] for sample in pieces]
     assert reader.token_counts().tolist() == [sum(counts) for counts in texts]
     assert reader.image_counts().tolist() == [sum(counts) for counts in images]
     assert reader.manifest.tokens == reader.token_counts().sum()
@@ -81,7 +82,7 @@ def test_text_set_is_what_megatron_writes(
 ) -> None:
     stock = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     torch = pytest.importorskip("torch")
-    samples = [EncodedSample((EncodedText(ids, True),)) for ids in documents]
+    samples = [EncodedSample((text_piece(ids, True),)) for ids in documents]
     ours = write(fresh(tmp_path), "text", tokenizer, samples)
     theirs = tmp_path / "theirs"
     dtype = stock.DType.optimal_dtype(tokenizer.vocab_size)
@@ -136,7 +137,7 @@ def test_samples_outside_the_set(tmp_path: Path, make_set: Callable[..., Path]) 
 
 def test_images_know_their_sample(tmp_path: Path, make_set: Callable[..., Path]) -> None:
     image = IndexedReader(make_set(tmp_path / "set", 2)).sample(1)[1]
-    assert isinstance(image, StoredImage)
+    assert isinstance(image, ImagePiece)
     assert image.name == f"the image of {tmp_path}/set sample 1"
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.pieces import text_piece
 from vila_mc.data.indexed import serialisation
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.indexed.writer import IndexedWriter, complete_moves
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError, SetupError
-from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
+from vila_mc.flow import EncodedSample, ImagePiece
 
-ONE = EncodedSample((EncodedText((1,), True),))
+ONE = EncodedSample((text_piece((1,), True),))
 
 
 def test_nothing_is_left_of_an_unfinished_set(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -25,7 +26,7 @@ def test_nothing_is_left_of_an_unfinished_set(tmp_path: Path, tokenizer: Tokeniz
         contextlib.suppress(KeyboardInterrupt),
         IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer,
     ):
-        writer.add(EncodedSample((EncodedText((1,), True),)))
+        writer.add(EncodedSample((text_piece((1,), True),)))
         assert os.listdir(tmp_path) == ["set.partial"]
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
@@ -133,7 +134,7 @@ def test_text_set_refuses_images(tmp_path: Path, tokenizer: Tokenizer) -> None:
         IndexedWriter(tmp_path / "set", "text", tokenizer) as writer,
         pytest.raises(DataError, match="a text-only set takes no images"),
     ):
-        writer.add(EncodedSample((EncodedImage(b"x", 1, 1),)))
+        writer.add(EncodedSample((ImagePiece(b"x", "an image"),)))
 
 
 def test_empty_sample_is_our_fault(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -152,12 +153,12 @@ def test_piece_that_is_too_long(
         IndexedWriter(tmp_path / "set", "text", tokenizer) as writer,
         pytest.raises(DataError, match="a piece of 4 elements is too long"),
     ):
-        writer.add(EncodedSample((EncodedText((1, 2, 3, 4), True),)))
+        writer.add(EncodedSample((text_piece((1, 2, 3, 4), True),)))
 
 
 def numbered(number: int) -> EncodedSample:
-    image = EncodedImage(bytes([number]) * number, 1, 1)
-    return EncodedSample((EncodedText((1, number), False), image, EncodedText((2,), True)))
+    image = ImagePiece(bytes([number]) * number, "an image")
+    return EncodedSample((text_piece((1, number), False), image, text_piece((2,), True)))
 
 
 @pytest.mark.parametrize("written", [0, 1, 4])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.pieces import text_piece
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.ingest.preprocess import preprocess
@@ -24,7 +25,7 @@ from vila_mc.data.sources.records import Source
 from vila_mc.data.sources.text import TextSource
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
-from vila_mc.flow import EncodedImage, EncodedSample, EncodedText
+from vila_mc.flow import EncodedSample, ImagePiece
 
 ROOT = Path(__file__).parents[3]
 ATTACK = "<script>alert('x')</script> & \"quoted\" <image>"
@@ -89,7 +90,7 @@ def test_page_of_nothing_and_of_another_tokenizer(
 
 def test_page_shows_damaged_images_as_such(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
-        writer.add(EncodedSample((EncodedText((1,), False), EncodedImage(b"junk", 1, 1))))
+        writer.add(EncodedSample((text_piece((1,), False), ImagePiece(b"junk", "an image"))))
         writer.finish({})
     assert "4 bytes that are no image" in sample_page(IndexedReader(tmp_path / "set"), 0, tokenizer)
 
@@ -113,8 +114,8 @@ def test_damage_is_named(
 ) -> None:
     prefix = tmp_path / "set"
     with IndexedWriter(prefix, "multimodal", tokenizer) as writer:
-        writer.add(EncodedSample((EncodedText((1, 399), False),)))
-        writer.add(EncodedSample((EncodedText((1, 400), False), EncodedImage(b"junk", 1, 1))))
+        writer.add(EncodedSample((text_piece((1, 399), False),)))
+        writer.add(EncodedSample((text_piece((1, 400), False), ImagePiece(b"junk", "an image"))))
         writer.finish({})
     found = verify(prefix)
     assert [fault.partition(":")[0] for fault in found.faults] == ["sample 1", "sample 1"]
@@ -130,7 +131,7 @@ def test_damage_is_named(
 
 def test_one_fault_and_no_workers(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
-        writer.add(EncodedSample((EncodedText((1, 400), False),)))
+        writer.add(EncodedSample((text_piece((1, 400), False),)))
         writer.finish({})
     with pytest.raises(DataError, match=r"set has 1 fault\. Copy"):
         tool("verify", tmp_path / "set")

@@ -23,7 +23,7 @@ from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.text import TextSource
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError, SetupError, run_cli
-from vila_mc.flow import EncodedImage, ImagePart, RawSample, TextPart
+from vila_mc.flow import ImagePiece, RawImage, RawSample, RawText
 
 ROOT = Path(__file__).parents[3]
 Write = Callable[..., Path]
@@ -265,16 +265,16 @@ def test_text_document_is_bos_text_eos(
 def test_encode_joins_texts_of_one_kind(
     tokenizer: Tokenizer, make_image: Callable[..., bytes]
 ) -> None:
-    parts = (
-        TextPart("USER:", is_trained=False),
-        ImagePart(make_image(), "x"),
-        TextPart("a", is_trained=False),
-        TextPart("b", is_trained=False),
-        TextPart("c", is_trained=True, ends_turn=True),
+    pieces = (
+        RawText("USER:", is_trained=False),
+        RawImage(make_image(), "x"),
+        RawText("a", is_trained=False),
+        RawText("b", is_trained=False),
+        RawText("c", is_trained=True, ends_turn=True),
     )
-    prompt, image, between, answer = encode_sample(RawSample(parts, 1), tokenizer, 10**6).pieces
-    assert isinstance(image, EncodedImage)
-    assert (image.width, image.height) == (40, 30)
+    prompt, image, between, answer = encode_sample(RawSample(pieces, 1), tokenizer, 10**6).pieces
+    assert isinstance(image, ImagePiece)
+    assert (image.data, image.name) == (make_image(), "x")
     texts = [(piece.ids.tolist(), piece.is_trained) for piece in (prompt, between, answer)]
     assert texts == [
         ([1, *tokenizer.encode("USER:")], False),

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.pieces import text_piece
 from vila_mc.data.batches.blend import Blend
 from vila_mc.data.batches.sampler import Sampler
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.flow import EncodedSample, EncodedText
+from vila_mc.flow import EncodedSample
 
 
 class FakeReader:
@@ -114,7 +115,7 @@ def test_sizes_are_read_from_the_index(
 def test_sizes_of_a_text_set(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with IndexedWriter(tmp_path / "set", "text", tokenizer) as writer:
         for length in (3, 1, 7):
-            writer.add(EncodedSample((EncodedText((5,) * length, is_trained=True),)))
+            writer.add(EncodedSample((text_piece((5,) * length, is_trained=True),)))
         writer.finish({})
     tokens, images = IndexedReader(tmp_path / "set").sizes(np.asarray([2, 0]))
     assert (tokens.tolist(), images.tolist()) == ([7, 3], [0, 0])

@@ -19,19 +19,19 @@ from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Record, Rejected, missing_key, read
 from vila_mc.data.sources.text import TextSource
 from vila_mc.errors import DataError
-from vila_mc.flow import ImagePart, RawSample, TextPart
+from vila_mc.flow import RawImage, RawSample, RawText
 
 Write = Callable[..., Path]
 ROOT = Path("images")
 FOLDER = ImageFolder(ROOT)
 
 
-def image(name: str) -> ImagePart:
-    return ImagePart(ROOT / name, name)
+def image(name: str) -> RawImage:
+    return RawImage(ROOT / name, name)
 
 
-def end(text: str) -> TextPart:
-    return TextPart(text, is_trained=True, ends_turn=True)
+def end(text: str) -> RawText:
+    return RawText(text, is_trained=True, ends_turn=True)
 
 
 def reasons(results: list[RawSample | Rejected]) -> list[str]:
@@ -50,7 +50,7 @@ def test_text_under_another_key_and_compressed(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl.gz"
     with gzip.open(file, "wt") as stream:
         stream.write('{"content": "one"}\n')
-    assert [sample.parts for sample in read(TextSource([file], "content"))] == [(end("one"),)]
+    assert [sample.pieces for sample in read(TextSource([file], "content"))] == [(end("one"),)]
 
 
 def test_bad_records_are_rejected_where_they_stand(write_lines: Write) -> None:
@@ -98,7 +98,7 @@ def test_compressed_lines(tmp_path: Path, suffix: str, pack: Callable[[bytes], b
     file.write_bytes(pack(lines))
     samples = list(read(TextSource([file])))
     assert [sample.place for sample in samples] == list(range(1, 5001))
-    assert samples[-1].parts == (end("number 4999"),)
+    assert samples[-1].pieces == (end("number 4999"),)
 
 
 @pytest.mark.parametrize("suffix", PACKED)
@@ -143,7 +143,7 @@ def test_array_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "a.json"
     file.write_text(json.dumps([{"text": f"n {n} ]}},"} for n in range(50)] + [1], indent=1))
     results = list(read(TextSource([file])))
-    assert [sample.parts[0].text for sample in results[:50]] == [f"n {n} ]}}," for n in range(50)]
+    assert [sample.pieces[0].text for sample in results[:50]] == [f"n {n} ]}}," for n in range(50)]
     assert reasons(results) == ["not an object"]
     assert results[-1].place == 51
 
@@ -176,7 +176,7 @@ def test_pairs(write_lines: Write) -> None:
         "a.jsonl",
         [{"image": "a.jpg", "caption": " A fox. "}, {"image": "b/c.png", "text": "<image>"}],
     )
-    assert [sample.parts for sample in read(PairSource([file], FOLDER))] == [
+    assert [sample.pieces for sample in read(PairSource([file], FOLDER))] == [
         (image("a.jpg"), end("A fox.")),
         (image("b/c.png"), end("<image>")),
     ]
@@ -208,11 +208,11 @@ def mmc4(sentences: list[object], *images: tuple[str, object]) -> dict[str, obje
 def test_interleaved(write_lines: Write) -> None:
     document = mmc4(["One.", " Two. ", "Three.", "Four."], ("c", 3), ("b", 1), ("a", 1))
     (sample,) = read(InterleavedSource([write_lines("a.jsonl", [document])], FOLDER))
-    assert sample.parts == (
-        TextPart("One.", is_trained=True),
+    assert sample.pieces == (
+        RawText("One.", is_trained=True),
         image("b"),
         image("a"),
-        TextPart("Two. Three.", is_trained=True),
+        RawText("Two. Three.", is_trained=True),
         image("c"),
         end("Four."),
     )
@@ -221,7 +221,7 @@ def test_interleaved(write_lines: Write) -> None:
 def test_interleaved_keeps_the_first_six_images_of_image_info(write_lines: Write) -> None:
     document = mmc4(["S"] * 8, *[(f"{n}", 7 - n) for n in range(8)])
     (sample,) = read(InterleavedSource([write_lines("a.jsonl", [document])], FOLDER))
-    names = [part.name for part in sample.parts if isinstance(part, ImagePart)]
+    names = [piece.name for piece in sample.pieces if isinstance(piece, RawImage)]
     assert names == ["5", "4", "3", "2", "1", "0"]
 
 
@@ -229,7 +229,7 @@ def test_interleaved_escapes_literal_markers(write_lines: Write) -> None:
     (sample,) = read(
         InterleavedSource([write_lines("a.jsonl", [mmc4(["An <image> tag"], ("a", 0))])], FOLDER)
     )
-    assert sample.parts == (image("a"), end("An <image> tag"))
+    assert sample.pieces == (image("a"), end("An <image> tag"))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def documents(write_lines: Write, *records: dict[str, object], **options: Any) -
 
 
 def shown(sample: RawSample) -> list[str]:
-    return [part.name if isinstance(part, ImagePart) else part.text for part in sample.parts]
+    return [piece.name if isinstance(piece, RawImage) else piece.text for piece in sample.pieces]
 
 
 def test_interleaved_keeps_other_numbers_of_images(write_lines: Write) -> None:
@@ -314,7 +314,7 @@ def test_interleaved_as_pairs(write_lines: Write) -> None:
     document = mmc4(["One.", " Two. ", ""], ("c", 1), ("../x", 0), ("d", 2), ("a", 0))
     results = documents(write_lines, document, as_pairs=True)
     samples = [result for result in results if isinstance(result, RawSample)]
-    assert [sample.parts for sample in samples] == [
+    assert [sample.pieces for sample in samples] == [
         (image("c"), end("Two.")),
         (image("a"), end("One.")),
     ]

@@ -21,11 +21,10 @@ from vila_mc.convert.names import WORD_EMBEDDINGS
 from vila_mc.convert.proof.compare_export import VerifyPrompt, VerifyReference
 from vila_mc.data.batches.collate import collate
 from vila_mc.data.chat_templates import IMAGE_MARKER, TemplateName, prompt
-from vila_mc.data.indexed.layout import StoredImage, StoredText
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 from vila_mc.evaluation.generate import generate
-from vila_mc.flow import ImagePart, Microbatch, TextPart
+from vila_mc.flow import ImagePiece, Microbatch, Piece, RawImage, RawText, TextPiece
 from vila_mc.model.vila_model import VilaModel
 
 _NUM_ROWS = 2
@@ -172,27 +171,27 @@ def _prompt(
     question: str,
     images: Sequence[bytes],
 ) -> VerifyPrompt:
-    parts = prompt(template, question, [ImagePart(data, "an image") for data in images])
-    (answer,) = generate(model, tokenizer, [parts], _MAX_NEW_TOKENS)
-    text = "".join(part.text if isinstance(part, TextPart) else IMAGE_MARKER for part in parts)
+    pieces = prompt(template, question, [RawImage(data, "an image") for data in images])
+    (answer,) = generate(model, tokenizer, [pieces], _MAX_NEW_TOKENS)
+    text = "".join(piece.text if isinstance(piece, RawText) else IMAGE_MARKER for piece in pieces)
     return VerifyPrompt(text=text, images=tuple(images), greedy_ids=answer)
 
 
 def _random_sample(
     shape: ModelConfig, generator: np.random.Generator, has_images: bool, length: int
-) -> list[StoredText | StoredImage]:
+) -> list[Piece]:
     """Text, an image, text; or text alone; ``length`` positions."""
     num_text = length - (shape.visual_tokens() if has_images else 0)
 
-    def text(count: int) -> StoredText:
+    def text(count: int) -> TextPiece:
         ids = generator.integers(3, shape.language.vocab_size, count)
-        return StoredText(ids, is_trained=True)
+        return TextPiece(ids, is_trained=True)
 
     if not has_images:
         return [text(num_text)]
     image = np.frombuffer(_random_image(shape.vision.image_size, generator), np.uint8)
     before = num_text // 2
-    return [text(before), StoredImage(image, "random"), text(num_text - before)]
+    return [text(before), ImagePiece(image, "random"), text(num_text - before)]
 
 
 def _random_image(size: int, generator: np.random.Generator) -> bytes:

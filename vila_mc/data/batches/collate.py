@@ -10,11 +10,10 @@ from vila_mc.config.data import BadImage
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.slots import Empty
 from vila_mc.data.images import load_image, mean_colour_image
-from vila_mc.data.indexed.layout import StoredImage, StoredPiece
 from vila_mc.errors import DataError
-from vila_mc.flow import IGNORE_LABEL, Microbatch
+from vila_mc.flow import IGNORE_LABEL, ImagePiece, Microbatch, Piece
 
-Sample = Sequence[StoredPiece]
+Sample = Sequence[Piece]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class _LaidOut:
     labels: np.ndarray
     """[positions] int64."""
     image_starts: list[int]
-    images: list[StoredImage]
+    images: list[ImagePiece]
 
 
 def collate(
@@ -64,7 +63,7 @@ def collate(
     labels.fill(IGNORE_LABEL)
     lengths: list[tuple[int, ...]] = []
     starts: list[tuple[int, int]] = []
-    images: list[StoredImage] = []
+    images: list[ImagePiece] = []
     for row, samples in enumerate(rows):
         laid_out = [_lay_out(pieces, model.visual_tokens(), sequence_length) for pieces in samples]
         lengths.append(tuple(len(sample.tokens) for sample in laid_out))
@@ -92,17 +91,15 @@ def collate(
 
 
 def _lay_out(pieces: Sample, visual_tokens: int, longest: int) -> _LaidOut:
-    sizes = [
-        visual_tokens if isinstance(piece, StoredImage) else len(piece.ids) for piece in pieces
-    ]
+    sizes = [visual_tokens if isinstance(piece, ImagePiece) else len(piece.ids) for piece in pieces]
     # One position more than there is room for: the label of the last position.
     stream = np.zeros(min(sum(sizes), longest) + 1, np.int64)
     is_trained = np.zeros(len(stream), bool)
     starts: list[int] = []
-    images: list[StoredImage] = []
+    images: list[ImagePiece] = []
     end = 0
     for piece, size in zip(pieces, sizes, strict=True):
-        if isinstance(piece, StoredImage):
+        if isinstance(piece, ImagePiece):
             if end + size > longest:
                 break
             starts.append(end)
@@ -120,14 +117,14 @@ def _lay_out(pieces: Sample, visual_tokens: int, longest: int) -> _LaidOut:
 
 
 def _decode(
-    images: Sequence[StoredImage], pixels: np.ndarray, model: ModelConfig, on_bad_image: BadImage
+    images: Sequence[ImagePiece], pixels: np.ndarray, model: ModelConfig, on_bad_image: BadImage
 ) -> tuple[str, ...]:
     """Fill [n, 3, y, x] uint8 pixels; a message for each image that was replaced."""
     size, mode = model.vision.image_size, model.vision.image_mode
     messages: list[str] = []
     for index, image in enumerate(images):
         try:
-            pixels[index] = load_image(image.data.tobytes(), size, mode, image.name)
+            pixels[index] = load_image(bytes(image.data), size, mode, image.name)
         except DataError as error:
             if on_bad_image == "stop":
                 raise

@@ -4,7 +4,6 @@ docs/data_format.md describes it for people; Megatron-Core's ``IndexedDataset`` 
 """
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,28 +35,6 @@ MODE_PROMPT_TEXT = 2
 
 LARGEST_U16_VOCABULARY = 65_500
 """Below it Megatron-LM stores text-only tokens as u16."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredText:
-    """Tokens of a stored sample."""
-
-    ids: np.ndarray
-    """[tokens] integers, a view of the mapped file."""
-    is_trained: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """An encoded image of a stored sample."""
-
-    data: np.ndarray
-    """[bytes] uint8, a view of the mapped file; up to 3 zero bytes follow the image."""
-    name: str
-    """Dataset and sample, for messages."""
-
-
-StoredPiece = StoredText | StoredImage
 
 
 def text_dtype(vocab_size: int) -> np.dtype:

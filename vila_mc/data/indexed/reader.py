@@ -18,13 +18,11 @@ from vila_mc.data.indexed.layout import (
     POINTER,
     TOKEN,
     VERSION,
-    StoredImage,
-    StoredPiece,
-    StoredText,
     text_dtype,
     with_suffix,
 )
 from vila_mc.errors import DataError
+from vila_mc.flow import ImagePiece, Piece, TextPiece
 
 _REMAKE = "Copy the set again or re-run tools/preprocess_data.py."
 
@@ -50,7 +48,7 @@ class IndexedReader:
         """Number of samples."""
         return len(self._documents) - 1
 
-    def sample(self, index: int) -> list[StoredPiece]:
+    def sample(self, index: int) -> list[Piece]:
         """Pieces of a sample in reading order; the first token is BOS. Nothing is copied.
 
         Raises:
@@ -98,16 +96,16 @@ class IndexedReader:
         sums: np.ndarray = np.add.reduceat(values.astype(np.int64), self._documents[:-1])
         return sums
 
-    def _piece(self, position: int, sample: int) -> StoredPiece:
+    def _piece(self, position: int, sample: int) -> Piece:
         start = int(self._pointers[position])
         size = int(self._lengths[position]) * self._dtype.itemsize
         data = self._data[start : start + size]
         if not self._has_modes:
-            return StoredText(data.view(self._dtype), is_trained=True)
+            return TextPiece(data.view(self._dtype), is_trained=True)
         mode = int(self._modes[position])
         if mode == MODE_IMAGE:
-            return StoredImage(data, f"the image of {self.prefix} sample {sample}")
-        return StoredText(data.view(TOKEN), is_trained=mode == MODE_TRAINED_TEXT)
+            return ImagePiece(data, f"the image of {self.prefix} sample {sample}")
+        return TextPiece(data.view(TOKEN), is_trained=mode == MODE_TRAINED_TEXT)
 
     def _map_index(self, file: Path) -> None:
         index = _map(file)

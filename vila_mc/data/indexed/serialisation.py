@@ -18,7 +18,7 @@ from vila_mc.data.indexed.layout import (
     TOKEN,
 )
 from vila_mc.errors import DataError
-from vila_mc.flow import EncodedSample, EncodedText
+from vila_mc.flow import EncodedSample, TextPiece
 
 LONGEST_PIECE = 2**31 - 1
 """Lengths are int32."""
@@ -60,7 +60,7 @@ def serialise(samples: Sequence[EncodedSample], kind: SetKind, dtype: np.dtype) 
 def _serialise_text(samples: Sequence[EncodedSample], dtype: np.dtype) -> Serialised:
     documents = []
     for sample in samples:
-        ids = [piece.ids for piece in sample.pieces if isinstance(piece, EncodedText)]
+        ids = [piece.ids for piece in sample.pieces if isinstance(piece, TextPiece)]
         if len(ids) != len(sample.pieces):
             raise DataError("a text-only set takes no images. Make it multimodal.")
         documents.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
@@ -76,14 +76,14 @@ def _serialise_multimodal(samples: Sequence[EncodedSample]) -> Serialised:
     modes: list[int] = []
     tokens = 0
     for piece in (piece for sample in samples for piece in sample.pieces):
-        if isinstance(piece, EncodedText):
+        if isinstance(piece, TextPiece):
             chunks.append(np.asarray(piece.ids, TOKEN).tobytes())
             lengths.append(len(chunks[-1]))
             modes.append(MODE_TRAINED_TEXT if piece.is_trained else MODE_PROMPT_TEXT)
             tokens += len(piece.ids)
         else:
             padding = -len(piece.data) % TOKEN.itemsize
-            chunks += [piece.data, bytes(padding)]
+            chunks += [bytes(piece.data), bytes(padding)]
             lengths.append(len(piece.data) + padding)
             modes.append(MODE_IMAGE)
     pieces = np.array([len(sample.pieces) for sample in samples], np.int64)

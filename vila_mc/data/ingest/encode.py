@@ -15,7 +15,16 @@ from vila_mc.data.images import (
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer, check_unicode
 from vila_mc.errors import ConfigError, DataError
-from vila_mc.flow import EncodedImage, EncodedSample, EncodedText, ImagePart, RawSample, TextPart
+from vila_mc.flow import (
+    EncodedSample,
+    ImagePiece,
+    Piece,
+    RawImage,
+    RawPiece,
+    RawSample,
+    RawText,
+    TextPiece,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,7 @@ AS_IS = ImagePolicy()
 def encode_samples(
     samples: Sequence[RawSample], tokenizer: Tokenizer, images: ImagePolicy
 ) -> Iterator[EncodedSample | RejectionError]:
-    """Encode samples: BOS, then their parts in order; texts of one kind side by side are joined.
+    """Encode samples: BOS, then their pieces in order; texts of one kind side by side are joined.
 
     In a sample without images that is trained from its first word on, BOS belongs to that first
     piece; elsewhere it is a piece, or part of one, that is not trained on.
@@ -77,7 +86,7 @@ def encode_samples(
         if number in faults:
             yield faults[number]
             continue
-        ids = [next(encoded) for part in sample.parts if isinstance(part, TextPart)]
+        ids = [next(encoded) for piece in sample.pieces if isinstance(piece, RawText)]
         try:
             yield _assemble(sample, ids, bos, eos, images)
         except RejectionError as error:
@@ -94,13 +103,13 @@ def encode_sample(sample: RawSample, tokenizer: Tokenizer, max_pixels: int) -> E
 
 def _texts(sample: RawSample, tokenizer: Tokenizer) -> Iterator[str]:
     """Texts to tokenise. An answer follows its prompt after a space, whoever has to write it."""
-    before: TextPart | ImagePart | None = None
-    for part in sample.parts:
-        if isinstance(part, TextPart):
-            is_answer = isinstance(before, TextPart) and part.is_trained and not before.is_trained
+    before: RawPiece | None = None
+    for piece in sample.pieces:
+        if isinstance(piece, RawText):
+            is_answer = isinstance(before, RawText) and piece.is_trained and not before.is_trained
             needs_space = is_answer and not tokenizer.adds_space
-            yield f" {part.text}" if needs_space else part.text
-        before = part
+            yield f" {piece.text}" if needs_space else piece.text
+        before = piece
 
 
 def _assemble(
@@ -111,46 +120,48 @@ def _assemble(
     images: ImagePolicy,
 ) -> EncodedSample:
     """``encoded`` are the ids of its texts, ``bos`` and ``eos`` arrays of one."""
-    pieces: list[EncodedText | EncodedImage] = []
-    first = sample.parts[0]
+    pieces: list[Piece] = []
+    first = sample.pieces[0]
     run = [bos]
-    is_trained = isinstance(first, TextPart) and first.is_trained
+    is_trained = isinstance(first, RawText) and first.is_trained
     texts = iter(encoded)
-    for part in sample.parts:
-        if isinstance(part, ImagePart):
-            pieces += [EncodedText(np.concatenate(run), is_trained)] if run else []
-            pieces.append(_encode_image(part, images))
+    for piece in sample.pieces:
+        if isinstance(piece, RawImage):
+            pieces += [TextPiece(np.concatenate(run), is_trained)] if run else []
+            pieces.append(_encode_image(piece, images))
             run = []
             continue
-        if run and part.is_trained != is_trained:
-            pieces.append(EncodedText(np.concatenate(run), is_trained))
+        if run and piece.is_trained != is_trained:
+            pieces.append(TextPiece(np.concatenate(run), is_trained))
             run = []
         run.append(next(texts))
-        run += [eos] if part.ends_turn else []
-        is_trained = part.is_trained
-    pieces += [EncodedText(np.concatenate(run), is_trained)] if run else []
+        run += [eos] if piece.ends_turn else []
+        is_trained = piece.is_trained
+    pieces += [TextPiece(np.concatenate(run), is_trained)] if run else []
     return EncodedSample(tuple(pieces))
 
 
-def _encode_image(part: ImagePart, policy: ImagePolicy) -> EncodedImage:
-    data = part.source if isinstance(part.source, bytes) else _read_file(part)
+def _encode_image(image: RawImage, policy: ImagePolicy) -> ImagePiece:
+    data = image.source if isinstance(image.source, bytes) else _read_file(image)
     try:
         if policy.resize is not None:
-            return EncodedImage(*shrink_image(data, policy.resize, part.name, policy.max_pixels))
-        return EncodedImage(data, *check_image(data, part.name, policy.max_pixels))
+            data = shrink_image(data, policy.resize, image.name, policy.max_pixels)
+        else:
+            check_image(data, image.name, policy.max_pixels)
     except DataError as error:
         raise RejectionError("unusable image", str(error)) from None
+    return ImagePiece(data, image.name)
 
 
-def _read_file(part: ImagePart) -> bytes:
-    assert not isinstance(part.source, bytes)
+def _read_file(image: RawImage) -> bytes:
+    assert not isinstance(image.source, bytes)
     try:
-        if not part.source.is_file():
-            raise RejectionError("missing image", f"there is no file {part.source}")
-        if part.source.stat().st_size > MAX_IMAGE_BYTES:
+        if not image.source.is_file():
+            raise RejectionError("missing image", f"there is no file {image.source}")
+        if image.source.stat().st_size > MAX_IMAGE_BYTES:
             raise RejectionError(
-                "unusable image", f"{part.name} has more than {MAX_IMAGE_BYTES:,} bytes"
+                "unusable image", f"{image.name} has more than {MAX_IMAGE_BYTES:,} bytes"
             )
-        return part.source.read_bytes()
+        return image.source.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name that no file system can hold
-        raise RejectionError("unreadable image", f"{part.name}: {error}") from None
+        raise RejectionError("unreadable image", f"{image.name}: {error}") from None

@@ -8,11 +8,11 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from vila_mc.data.indexed.layout import StoredImage, StoredText
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ingest.provenance import in_short
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
+from vila_mc.flow import ImagePiece, Piece
 
 _SHOWN_BY_BROWSERS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
@@ -80,9 +80,9 @@ def write_page(page: str, output: Path) -> None:
     partial.replace(output)
 
 
-def _shown(piece: StoredImage | StoredText, tokenizer: Tokenizer | None) -> _Piece:
-    if isinstance(piece, StoredImage):
-        return _shown_image(piece.data.tobytes())
+def _shown(piece: Piece, tokenizer: Tokenizer | None) -> _Piece:
+    if isinstance(piece, ImagePiece):
+        return _shown_image(bytes(piece.data))
     ids = piece.ids.tolist()
     texts = [str(i) if tokenizer is None else tokenizer.token(i) for i in ids]
     tokens = tuple(_Token(i, text) for i, text in zip(ids, texts, strict=True))

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vila_mc.data.indexed.layout import StoredImage
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ingest.provenance import in_short
+from vila_mc.flow import ImagePiece
 
 _LOOKED_AT = 2000
 """Samples whose image headers are read for the histogram of image sizes."""
@@ -65,9 +65,9 @@ def _image_sides(reader: IndexedReader) -> list[tuple[int, int]]:
     sides = []
     for index in chosen[reader.image_counts()[chosen] > 0]:
         for piece in reader.sample(int(index)):
-            if isinstance(piece, StoredImage):
+            if isinstance(piece, ImagePiece):
                 try:
-                    sides.append(Image.open(io.BytesIO(piece.data.tobytes())).size)
+                    sides.append(Image.open(io.BytesIO(bytes(piece.data))).size)
                 except Exception:  # Pillow raises nearly anything; verify names damaged images
                     continue
     return sides

@@ -8,10 +8,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vila_mc.data.images import MAX_MAX_PIXELS, check_image
-from vila_mc.data.indexed.layout import StoredImage, StoredPiece, with_suffix
+from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ordered_map import check_workers, ordered_map
 from vila_mc.errors import DataError
+from vila_mc.flow import ImagePiece, Piece
 
 _SAMPLES = 64
 """Samples that a process checks at a time."""
@@ -90,10 +91,10 @@ def _check(samples: range) -> tuple[int, int, list[str]]:
     return len(samples), good, bad
 
 
-def _check_piece(piece: StoredPiece) -> bool:
+def _check_piece(piece: Piece) -> bool:
     """Whether it is an image. Raises DataError: it cannot be read in training."""
-    if isinstance(piece, StoredImage):
-        check_image(piece.data.tobytes(), piece.name, MAX_MAX_PIXELS)
+    if isinstance(piece, ImagePiece):
+        check_image(bytes(piece.data), piece.name, MAX_MAX_PIXELS)
         return True
     if len(piece.ids) and not 0 <= piece.ids.min() <= piece.ids.max() < _reader.manifest.vocab_size:
         raise DataError("a token id lies outside the vocabulary")

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from vila_mc.data.indexed.layout import StoredImage, StoredPiece, StoredText
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
+from vila_mc.flow import ImagePiece, Piece, TextPiece
 
 _Shape = Literal["text", "pairs", "documents", "parts"]
 _FOLDER_SIZE = 1000
@@ -63,8 +63,8 @@ def _shape_of(reader: IndexedReader) -> _Shape:
     are_pairs = True
     for index in range(len(reader)):
         first, *others = reader.sample(index)
-        texts = [piece for piece in others if isinstance(piece, StoredText)]
-        assert isinstance(first, StoredText)  # it starts with BOS
+        texts = [piece for piece in others if isinstance(piece, TextPiece)]
+        assert isinstance(first, TextPiece)  # it starts with BOS
         has_prompt = not first.is_trained and len(first.ids) > 1
         if has_prompt or not all(text.is_trained for text in texts):
             return "parts"
@@ -73,13 +73,13 @@ def _shape_of(reader: IndexedReader) -> _Shape:
 
 
 def _record(
-    pieces: Sequence[StoredPiece], names: Sequence[str], tokenizer: Tokenizer, shape: _Shape
+    pieces: Sequence[Piece], names: Sequence[str], tokenizer: Tokenizer, shape: _Shape
 ) -> dict[str, Any]:
     """One line; ``names`` are the files of the images, in order."""
     waiting = iter(names)
     parts: list[dict[str, Any]] = []
     for piece in pieces:
-        if isinstance(piece, StoredImage):
+        if isinstance(piece, ImagePiece):
             parts.append({"image": next(waiting)})
         elif text := _text(piece, tokenizer):
             parts.append({"text": text, "is_trained": piece.is_trained})
@@ -105,15 +105,15 @@ def _mmc4(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"text_list": sentences, "image_info": infos}
 
 
-def _text(piece: StoredText, tokenizer: Tokenizer) -> str:
+def _text(piece: TextPiece, tokenizer: Tokenizer) -> str:
     special = (tokenizer.bos_id, tokenizer.eos_id)
     return tokenizer.decode([i for i in piece.ids.tolist() if i not in special])
 
 
-def _write_images(pieces: Sequence[StoredPiece], index: int, root: Path) -> list[str]:
+def _write_images(pieces: Sequence[Piece], index: int, root: Path) -> list[str]:
     names = []
-    for number, piece in enumerate(piece for piece in pieces if isinstance(piece, StoredImage)):
-        data = piece.data.tobytes()
+    for number, piece in enumerate(piece for piece in pieces if isinstance(piece, ImagePiece)):
+        data = bytes(piece.data)
         folder = f"images/{index // _FOLDER_SIZE:06}"
         name = f"{folder}/{index:09}_{number}.{_ending(data)}"
         (root / folder).mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from vila_mc.data.chat_templates import (
     IMAGE_MARKER,
     Template,
     Turn,
-    conversation_parts,
+    conversation_pieces,
     find_template,
 )
 from vila_mc.data.sources.record_files import ImageRecordSource
@@ -54,9 +54,9 @@ class ConversationSource(ImageRecordSource):
         names = _listed(record, "image", "images")
         frames = self._frames(record)
         system, turns = _turns(record, names, len(frames))
-        parts = [self.images.part(name) for name in (*names, *frames)]
+        shown = [self.images.find(name) for name in (*names, *frames)]
         try:
-            yield RawSample(conversation_parts(self.template, turns, parts, system), place)
+            yield RawSample(conversation_pieces(self.template, turns, shown, system), place)
         except DataError as error:
             raise RejectionError("bad conversation", str(error)) from None
 

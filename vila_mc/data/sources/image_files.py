@@ -15,7 +15,7 @@ from vila_mc.data.sources.file_kinds import refuse_no_archive
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.sources.tars import Member, read_member, scan
 from vila_mc.errors import DataError
-from vila_mc.flow import ImagePart
+from vila_mc.flow import RawImage
 
 _ENTRY = np.dtype(
     [
@@ -34,12 +34,12 @@ _ENTRY = np.dtype(
 class Images(Protocol):
     """Finds images by the names that records give."""
 
-    def part(self, name: object) -> ImagePart:
+    def find(self, name: object) -> RawImage:
         """The image. Raises RejectionError for what is no name, leads elsewhere, or is missing."""
         ...
 
     def has(self, name: object) -> bool:
-        """Whether the image is there. Raises RejectionError as ``part`` does, but not for that."""
+        """Whether the image is there. Raises RejectionError as ``find`` does, but not for that."""
         ...
 
     def folder(self, name: str) -> list[str]:
@@ -72,10 +72,10 @@ class ImageFolder:
 
     root: Path
 
-    def part(self, name: object) -> ImagePart:
-        """See ``Images.part``."""
+    def find(self, name: object) -> RawImage:
+        """See ``Images.find``."""
         name = check_name(name)
-        return ImagePart(self.root / name, name)
+        return RawImage(self.root / name, name)
 
     def has(self, name: object) -> bool:
         """See ``Images.has``."""
@@ -107,8 +107,8 @@ class ImageTars:
     index: Path | None = None
     """None until ``prepared``."""
 
-    def part(self, name: object) -> ImagePart:
-        """See ``Images.part``."""
+    def find(self, name: object) -> RawImage:
+        """See ``Images.find``."""
         name = check_name(name)
         found = self._find(name)
         if not found:
@@ -116,7 +116,7 @@ class ImageTars:
         if len(found) > 1 and found[0]["is_short"] == found[1]["is_short"]:
             raise RejectionError("ambiguous image", f"{name} is in the archives more than once")
         member = Member(name, int(found[0]["offset"]), int(found[0]["size"]))
-        return ImagePart(read_member(self.tars[int(found[0]["tar"])], member), name)
+        return RawImage(read_member(self.tars[int(found[0]["tar"])], member), name)
 
     def has(self, name: object) -> bool:
         """See ``Images.has``."""

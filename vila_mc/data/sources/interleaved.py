@@ -19,7 +19,7 @@ from vila_mc.data.sources.records import (
     RejectionError,
     missing_key,
 )
-from vila_mc.flow import ImagePart, RawSample, TextPart
+from vila_mc.flow import RawImage, RawPiece, RawSample, RawText
 
 MOST_IMAGES = 6
 """Images of a document that VILA keeps."""
@@ -56,15 +56,15 @@ class InterleavedSource(ImageRecordSource):
                 except RejectionError as error:
                     yield error.at(file, place)
             return
-        before: dict[int, list[ImagePart]] = {}
+        before: dict[int, list[RawImage]] = {}
         for index, name in placed:
-            before.setdefault(index, []).append(self.images.part(name))
+            before.setdefault(index, []).append(self.images.find(name))
         yield RawSample(_interleave(sentences, before), place)
 
-    def _pair(self, sentence: str, name: object) -> tuple[TextPart | ImagePart, ...]:
+    def _pair(self, sentence: str, name: object) -> tuple[RawPiece, ...]:
         if not sentence:
             raise RejectionError("empty text", f"the sentence of {str(name)[:80]} is blank")
-        return self.images.part(name), TextPart(sentence, is_trained=True, ends_turn=True)
+        return self.images.find(name), RawText(sentence, is_trained=True, ends_turn=True)
 
     def _choose(self, record: Record, num_sentences: int) -> list[tuple[int, object]]:
         """(index of the sentence that the image stands before, image name) of each image kept."""
@@ -90,20 +90,18 @@ class InterleavedSource(ImageRecordSource):
         return kept
 
 
-def _interleave(
-    sentences: list[str], before: dict[int, list[ImagePart]]
-) -> tuple[TextPart | ImagePart, ...]:
-    parts: list[TextPart | ImagePart] = []
+def _interleave(sentences: list[str], before: dict[int, list[RawImage]]) -> tuple[RawPiece, ...]:
+    pieces: list[RawPiece] = []
     run: list[str] = []
     for index, sentence in enumerate(sentences):
         if index in before:
             if run:
-                parts.append(TextPart(" ".join(run), is_trained=True))
-            parts += before[index]
+                pieces.append(RawText(" ".join(run), is_trained=True))
+            pieces += before[index]
             run = []
         if sentence:
             run.append(sentence)
-    return (*parts, TextPart(" ".join(run), is_trained=True, ends_turn=True))
+    return (*pieces, RawText(" ".join(run), is_trained=True, ends_turn=True))
 
 
 def _sentences(record: Record) -> list[str]:

@@ -19,7 +19,7 @@ from vila_mc.data.sources.records import (
 from vila_mc.data.sources.tars import read_member
 from vila_mc.data.sources.webdataset import IMAGES, ShardSample, read_shard
 from vila_mc.errors import DataError
-from vila_mc.flow import ImagePart, RawSample, TextPart
+from vila_mc.flow import RawImage, RawSample, RawText
 
 _CAPTION_KEYS = ("caption", "text")
 _CAPTION_OPTION = "--caption-key"
@@ -85,10 +85,10 @@ class PairSource(ImageRecordSource):
         """See ``RecordSource.parse``."""
         name = require_string(record, "image")
         caption = self._caption(record)
-        yield self._pair(self.images.part(name), caption, place)
+        yield self._pair(self.images.find(name), caption, place)
 
-    def _pair(self, image: ImagePart, caption: str, place: int | str) -> RawSample:
-        text = TextPart(caption.strip(), is_trained=True, ends_turn=True)
+    def _pair(self, image: RawImage, caption: str, place: int | str) -> RawSample:
+        text = RawText(caption.strip(), is_trained=True, ends_turn=True)
         return RawSample((image, text), place)
 
     def _caption(self, record: Record) -> str:
@@ -99,7 +99,7 @@ class PairSource(ImageRecordSource):
                 return require_string(record, key)
         raise missing_key(record, " or ".join(map(repr, _CAPTION_KEYS)), _CAPTION_OPTION)
 
-    def _read(self, archive: Path, sample: ShardSample) -> tuple[ImagePart, str]:
+    def _read(self, archive: Path, sample: ShardSample) -> tuple[RawImage, str]:
         images = [sample.members[kind] for kind in IMAGES if kind in sample.members]
         if len(images) != 1:
             raise RejectionError(
@@ -107,7 +107,7 @@ class PairSource(ImageRecordSource):
                 f"{sample.key} has {', '.join(sorted(sample.members)) or 'nothing'}",
             )
         caption = self._shard_caption(archive, sample)
-        return ImagePart(read_member(archive, images[0]), images[0].name), caption
+        return RawImage(read_member(archive, images[0]), images[0].name), caption
 
     def _shard_caption(self, archive: Path, sample: ShardSample) -> str:
         if sample.caption is not None:

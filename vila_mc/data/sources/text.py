@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vila_mc.data.sources.record_files import RecordSource
 from vila_mc.data.sources.records import Record, require_string
-from vila_mc.flow import RawSample, TextPart
+from vila_mc.flow import RawSample, RawText
 
 
 @dataclass(frozen=True)
@@ -21,4 +21,4 @@ class TextSource(RecordSource):
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample]:
         """See ``RecordSource.parse``."""
         text = require_string(record, self.key, "--text-key")
-        yield RawSample((TextPart(text, is_trained=True, ends_turn=True),), place)
+        yield RawSample((RawText(text, is_trained=True, ends_turn=True),), place)
