@@ -20,8 +20,7 @@ import torch
 from claims import Claim, parser, report
 
 from vila_mc.config.model import LanguageConfig, VisionConfig
-from vila_mc.convert.families.language_configs import language_json
-from vila_mc.convert.families.vision_configs import vision_json
+from vila_mc.convert.families.registry import language_json, vision_json
 from vila_mc.convert.names import language_table, unread_shapes, vision_table
 from vila_mc.convert.weights import write_weights
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer

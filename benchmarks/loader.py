@@ -40,7 +40,8 @@ from PIL import Image
 
 from tests.support.pieces import text_piece
 from vila_mc.config.data import BlendEntry, DataConfig
-from vila_mc.config.model import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig
+from vila_mc.config.families import CLIP
+from vila_mc.config.model import LanguageConfig, ModelConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.data.images import load_image
 from vila_mc.data.indexed.writer import IndexedWriter
@@ -175,7 +176,7 @@ def to_u8(image: Image.Image) -> torch.Tensor:
 
 def to_normalised(image: Image.Image) -> torch.Tensor:
     """The same in CLIP's normalised range: [3, y, x] float32."""
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (CLIP.channel_mean, CLIP.channel_std))
     return (to_u8(image).float() / 255 - mean) / std
 
 

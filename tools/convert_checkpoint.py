@@ -15,8 +15,9 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
+from vila_mc.config.families import ImageMode
 from vila_mc.config.load import ErrorRaisingParser
-from vila_mc.config.model import ConnectorKind, ImageMode
+from vila_mc.config.model import ConnectorKind
 from vila_mc.errors import ConfigError, run_cli
 
 QUESTION = "Describe this image."

@@ -1,26 +1,24 @@
 """The shape of a VILA: vision tower, connector, language model."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import ConfigDict
 
+from vila_mc.config.families import (
+    LANGUAGE_FAMILIES,
+    VISION_FAMILIES,
+    ImageMode,
+    LanguageFamily,
+    VisionFamily,
+)
 from vila_mc.errors import ConfigError
 
 STRICT = ConfigDict(extra="forbid")
 
 ConnectorKind = Literal["linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample"]
-ImageMode = Literal["crop", "pad", "resize"]
-VisionFamily = Literal["clip", "siglip"]
-LanguageFamily = Literal["llama", "mistral", "qwen2"]
 RopeScaling = Literal["none", "linear", "llama3"]
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Channel statistics of CLIP's training images (arXiv 2103.00020, released preprocessor)."""
-SIGLIP_MEAN = (0.5, 0.5, 0.5)
-SIGLIP_STD = (0.5, 0.5, 0.5)
-"""What SigLIP's pixels are shifted and scaled by (arXiv 2303.15343, released preprocessor)."""
 
 VOCAB_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this, whatever the layout, so that tables have one
@@ -42,13 +40,18 @@ def require_positive(section: str, **values: float) -> None:
         require(value > 0, f"{section}.{name} is {value}; it must be greater than 0.")
 
 
+def require_known(option: str, given: str, known: Collection[str]) -> None:
+    """Refuse a name that is not one of ``known``."""
+    require(given in known, f"{option} is {given}; it must be one of {', '.join(known)}.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
     """A vision transformer, read one layer before its last."""
 
     __pydantic_config__ = STRICT
 
-    family: VisionFamily = "clip"
+    family: str = "clip"
     """clip (arXiv 2103.00020): class token, norm before the layers, quick GELU, epsilon 1e-5.
     siglip (arXiv 2303.15343): neither of the first two, tanh GELU, epsilon 1e-6, a bias in the
     patch embedding, other channel statistics."""
@@ -69,6 +72,7 @@ class VisionConfig:
     image centred), resize (direct)."""
 
     def __post_init__(self) -> None:
+        require_known("model.vision.family", self.family, VISION_FAMILIES)
         require_positive(
             "model.vision",
             image_size=self.image_size,
@@ -83,7 +87,7 @@ class VisionConfig:
             "so at least 2 are needed.",
         )
         require(
-            self.family == "siglip" or self.image_size % self.patch_size == 0,
+            self.facts().partial_patches or self.image_size % self.patch_size == 0,
             f"model.vision.image_size {self.image_size} is not a multiple of "
             f"model.vision.patch_size {self.patch_size}. Change one of them.",
         )
@@ -98,26 +102,18 @@ class VisionConfig:
             f"{self.heads}. Change one of them.",
         )
 
+    def facts(self) -> VisionFamily:
+        """What its family decides."""
+        return VISION_FAMILIES[self.family]
+
     def grid(self) -> int:
         """Patches along one side (g). What SigLIP's patches leave over (384 = 27 x 14 + 6) lies
         at the right and bottom and is not seen."""
         return self.image_size // self.patch_size
 
-    def class_tokens(self) -> int:
-        """Tokens in front of the patches: CLIP's class token."""
-        return 1 if self.family == "clip" else 0
-
-    def norm_epsilon(self) -> float:
-        """Added to the variance in the tower's norms."""
-        return 1e-5 if self.family == "clip" else 1e-6
-
-    def channel_mean(self) -> tuple[float, float, float]:
-        """What each colour channel, on a scale of 0 to 1, is shifted by."""
-        return CLIP_MEAN if self.family == "clip" else SIGLIP_MEAN
-
-    def channel_std(self) -> tuple[float, float, float]:
-        """What each shifted colour channel is divided by."""
-        return CLIP_STD if self.family == "clip" else SIGLIP_STD
+    def positions(self) -> int:
+        """Tokens that pass through the tower for one image: class tokens, then patches."""
+        return self.facts().class_tokens + self.grid() ** 2
 
     def built_layers(self) -> int:
         """Layers that run: everything up to the last but one."""
@@ -180,7 +176,7 @@ class LanguageConfig:
 
     __pydantic_config__ = STRICT
 
-    family: LanguageFamily = "llama"
+    family: str = "llama"
     """llama (also Vicuna) and mistral compute alike; qwen2 adds biases to query, key, value."""
     layers: int = 32
     """Transformer layers."""
@@ -206,6 +202,7 @@ class LanguageConfig:
     """Added to the variance in RMSNorm."""
 
     def __post_init__(self) -> None:
+        require_known("model.language.family", self.family, LANGUAGE_FAMILIES)
         require_positive(
             "model.language",
             layers=self.layers,
@@ -235,9 +232,9 @@ class LanguageConfig:
         """Width of one head (d)."""
         return self.width // self.heads
 
-    def has_qkv_bias(self) -> bool:
-        """Whether query, key and value projections have biases."""
-        return self.family == "qwen2"
+    def facts(self) -> LanguageFamily:
+        """What its family decides."""
+        return LANGUAGE_FAMILIES[self.family]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.config.train import PARTS
 from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.registry import towers_by_type
 from vila_mc.convert.formats.read_whole import WHOLE_MODELS, read_whole
 from vila_mc.convert.read_parts import read_language, read_vision
 from vila_mc.convert.weights import read_json
@@ -36,7 +37,7 @@ def describe(path: Path, *, trust_pickle: bool = False) -> Iterator[tuple[str, s
         yield "what", whole.kind
         yield from _model(whole.model)
         yield from _tensors(whole.tensors)
-    elif str(kind).startswith(("clip", "siglip")):
+    elif kind in towers_by_type():
         vision, tensors = read_vision(path, trust_pickle=trust_pickle)
         yield "what", "a vision tower of Hugging Face"
         yield "vision", _vision(vision)

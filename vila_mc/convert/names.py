@@ -3,109 +3,19 @@
 Training names are the parameter names of a whole ``VilaModel`` (no tensor or pipeline
 parallelism, global layer numbers). Hugging Face names are those within a part: a language model as
 transformers' ...ForCausalLM has them, a vision tower without ``vision_model.``, a connector as each
-format spells it. A ``Naming`` says where a format puts the parts. To support another tower or
-language model, write its rows here.
+format spells it. A ``Naming`` says where a format puts the parts. The rows of towers and language
+models stand with their families.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vila_mc.checkpoint.lazy import Shape
-from vila_mc.config.model import (
-    ConnectorKind,
-    LanguageConfig,
-    LanguageFamily,
-    ModelConfig,
-    VisionConfig,
-    VisionFamily,
-)
-from vila_mc.convert.transforms import (
-    BeforeIdentity,
-    MergeGateUp,
-    MergeQkv,
-    PadVocab,
-    Rename,
-    Reshape,
-    Row,
-    Sizes,
-)
+from vila_mc.config.model import ConnectorKind, LanguageConfig, ModelConfig, VisionConfig
+from vila_mc.convert.families.language import HEAD
+from vila_mc.convert.families.registry import LANGUAGES, TOWERS
+from vila_mc.convert.transforms import BeforeIdentity, Row, Sizes, affine
 from vila_mc.errors import CheckpointError
-
-WORD_EMBEDDINGS = "language.embedding.word_embeddings.weight"
-
-_LAYER = "language.decoder.layers.{i}"
-_THEIRS = "model.layers.{i}"
-_LLAMA: tuple[Row, ...] = (
-    PadVocab(WORD_EMBEDDINGS, "model.embed_tokens.weight"),
-    Rename(f"{_LAYER}.input_layernorm.weight", f"{_THEIRS}.input_layernorm.weight", "h"),
-    MergeQkv(
-        f"{_LAYER}.self_attention.linear_qkv.weight",
-        f"{_THEIRS}.self_attn.{{part}}_proj.weight",
-        "h",
-    ),
-    Rename(
-        f"{_LAYER}.self_attention.linear_proj.weight", f"{_THEIRS}.self_attn.o_proj.weight", "h qd"
-    ),
-    Rename(f"{_LAYER}.pre_mlp_layernorm.weight", f"{_THEIRS}.post_attention_layernorm.weight", "h"),
-    MergeGateUp(f"{_LAYER}.mlp.linear_fc1.weight", f"{_THEIRS}.mlp.{{part}}_proj.weight"),
-    Rename(f"{_LAYER}.mlp.linear_fc2.weight", f"{_THEIRS}.mlp.down_proj.weight", "h f"),
-    Rename("language.decoder.final_layernorm.weight", "model.norm.weight", "h"),
-)
-_QKV_BIAS = MergeQkv(
-    f"{_LAYER}.self_attention.linear_qkv.bias", f"{_THEIRS}.self_attn.{{part}}_proj.bias", ""
-)
-LANGUAGE: Mapping[LanguageFamily, tuple[Row, ...]] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": (*_LLAMA, _QKV_BIAS),
-}
-HEAD = PadVocab("language.output_layer.weight", "lm_head.weight")
-"""Of language models whose embedding is not their output layer too."""
-
-
-def _affine(ours: str, theirs: str, weight: str, bias: str) -> tuple[Row, Row]:
-    """Rows of a layer with a weight and a bias, given the letters of their shapes."""
-    return (
-        Rename(f"{ours}.weight", f"{theirs}.weight", weight),
-        Rename(f"{ours}.bias", f"{theirs}.bias", bias),
-    )
-
-
-_BLOCK = "vision.decoder.layers.{i}"
-_ENCODER = "encoder.layers.{i}"
-_PATCHES = Rename("vision.conv1.weight", "embeddings.patch_embedding.weight", "e 3 patch patch")
-_VISION_LAYERS: tuple[Row, ...] = (
-    Rename(
-        "vision.position_embeddings.weight", "embeddings.position_embedding.weight", "positions e"
-    ),
-    *_affine(f"{_BLOCK}.input_layernorm", f"{_ENCODER}.layer_norm1", "e", "e"),
-    MergeQkv(
-        f"{_BLOCK}.self_attention.linear_qkv.weight",
-        f"{_ENCODER}.self_attn.{{part}}_proj.weight",
-        "e",
-    ),
-    MergeQkv(
-        f"{_BLOCK}.self_attention.linear_qkv.bias", f"{_ENCODER}.self_attn.{{part}}_proj.bias", ""
-    ),
-    *_affine(f"{_BLOCK}.self_attention.linear_proj", f"{_ENCODER}.self_attn.out_proj", "e e", "e"),
-    *_affine(f"{_BLOCK}.pre_mlp_layernorm", f"{_ENCODER}.layer_norm2", "e", "e"),
-    *_affine(f"{_BLOCK}.mlp.linear_fc1", f"{_ENCODER}.mlp.fc1", "f e", "f"),
-    *_affine(f"{_BLOCK}.mlp.linear_fc2", f"{_ENCODER}.mlp.fc2", "e f", "e"),
-)
-VISION: Mapping[VisionFamily, tuple[Row, ...]] = {
-    "clip": (
-        Reshape("vision.class_token", "embeddings.class_embedding", "1 1 e", "e"),
-        _PATCHES,
-        # "pre_layrnorm" is how the CLIP of transformers spells it.
-        *_affine("vision.ln_pre", "pre_layrnorm", "e", "e"),
-        *_VISION_LAYERS,
-    ),
-    "siglip": (
-        _PATCHES,
-        Rename("vision.conv1.bias", "embeddings.patch_embedding.bias", "e"),
-        *_VISION_LAYERS,
-    ),
-}
 
 
 def _connectors(
@@ -114,16 +24,16 @@ def _connectors(
     """Rows of every connector, given how a format calls their layers; c is a merged block."""
     first_shape, second_shape = ("h c", "h"), ("h h", "h")
     return {
-        "linear": _affine("connector.fc1", single, *first_shape),
+        "linear": affine("connector.fc1", single, *first_shape),
         "mlp2x_gelu": (
-            *_affine("connector.fc1", first, *first_shape),
-            *_affine("connector.fc2", second, *second_shape),
+            *affine("connector.fc1", first, *first_shape),
+            *affine("connector.fc2", second, *second_shape),
         ),
-        "downsample_linear": _affine("connector.fc1", single, *first_shape),
+        "downsample_linear": affine("connector.fc1", single, *first_shape),
         "mlp_downsample": (
-            *_affine("connector.norm", norm, "c", "c"),
-            *_affine("connector.fc1", norm_first, *first_shape),
-            *_affine("connector.fc2", norm_second, *second_shape),
+            *affine("connector.norm", norm, "c", "c"),
+            *affine("connector.fc1", norm_first, *first_shape),
+            *affine("connector.fc2", norm_second, *second_shape),
         ),
     }
 
@@ -149,8 +59,8 @@ LLAVA_CONNECTORS: Mapping[ConnectorKind, tuple[Row, ...]] = {
         BeforeIdentity("connector.fc1.bias", "linear_1.bias", "h", "linear_2.bias"),
     ),
     "mlp2x_gelu": (
-        *_affine("connector.fc1", "linear_1", "h c", "h"),
-        *_affine("connector.fc2", "linear_2", "h h", "h"),
+        *affine("connector.fc1", "linear_1", "h c", "h"),
+        *affine("connector.fc2", "linear_2", "h h", "h"),
     ),
 }
 
@@ -228,7 +138,7 @@ def language_table(
         "qd": config.heads * config.head_width(),
         "kd": config.kv_heads * config.head_width(),
     }
-    rows = LANGUAGE[config.family]
+    rows = LANGUAGES[config.family].rows
     if not config.tied_embeddings:
         rows = (*rows, HEAD)
     return Table(_expand(rows, config.layers, prefix), sizes)
@@ -240,12 +150,12 @@ def vision_table(config: VisionConfig, prefix: str = "") -> Table:
         "e": config.width,
         "f": config.ffn,
         "patch": config.patch_size,
-        "positions": config.grid() ** 2 + config.class_tokens(),
+        "positions": config.positions(),
         "groups": config.heads,
         "qd": config.width,
         "kd": config.width,
     }
-    return Table(_expand(VISION[config.family], config.built_layers(), prefix), sizes)
+    return Table(_expand(TOWERS[config.family].rows, config.built_layers(), prefix), sizes)
 
 
 def connector_table(model: ModelConfig, naming: Naming = REMOTE_CODE) -> Table:
@@ -291,7 +201,7 @@ def unread_shapes(config: VisionConfig, prefix: str = "") -> dict[str, Shape]:
     table = vision_table(config)
     layer = {
         name: shape
-        for row in VISION[config.family]
+        for row in TOWERS[config.family].rows
         if "{i}" in row.ours
         for name, shape in row.at(last).under(prefix).their_shapes(table.sizes).items()
     }

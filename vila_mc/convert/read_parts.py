@@ -7,10 +7,10 @@ Nothing is read until it is needed. Names are those within a part: without ``lan
 from pathlib import Path
 
 from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
-from vila_mc.config.model import ImageMode, LanguageConfig, VisionConfig
+from vila_mc.config.families import ImageMode
+from vila_mc.config.model import LanguageConfig, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
-from vila_mc.convert.families.language_configs import language_from_hf
-from vila_mc.convert.families.vision_configs import vision_from_hf
+from vila_mc.convert.families.registry import language_from_hf, vision_from_hf
 from vila_mc.convert.names import language_table, vision_table
 from vila_mc.convert.rename_tensors import from_hf
 from vila_mc.convert.weights import open_weights, read_json

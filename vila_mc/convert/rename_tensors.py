@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors, Reading, Shape, ahead
-from vila_mc.convert.names import WORD_EMBEDDINGS, Table
+from vila_mc.convert.families.language import WORD_EMBEDDINGS
+from vila_mc.convert.names import Table
 from vila_mc.errors import CheckpointError
 
 _NAMES_SHOWN = 4

@@ -1,8 +1,8 @@
 """Rules that carry one tensor of the training model to Hugging Face tensors, and back.
 
-A rule is a row of the tables in names.py. Its shapes are written in letters that the table
-resolves with the sizes of a model, so that a wrong tensor is refused by name before it is used.
-Rules only move numbers, so there and back is equal bit by bit.
+A rule is a row of the tables that names.py puts together. Its shapes are written in letters that
+the table resolves with the sizes of a model, so that a wrong tensor is refused by name before it is
+used. Rules only move numbers, so there and back is equal bit by bit.
 """
 
 from collections.abc import Mapping
@@ -85,6 +85,14 @@ class Rename(_Pair):
 
     def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
         return theirs[self.theirs]
+
+
+def affine(ours: str, theirs: str, weight: str, bias: str) -> tuple[Row, Row]:
+    """Rows of a layer with a weight and a bias, given the letters of their shapes."""
+    return (
+        Rename(f"{ours}.weight", f"{theirs}.weight", weight),
+        Rename(f"{ours}.bias", f"{theirs}.bias", bias),
+    )
 
 
 @dataclass(frozen=True, slots=True)

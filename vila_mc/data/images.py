@@ -9,7 +9,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from vila_mc.config.model import ImageMode
+from vila_mc.config.families import ImageMode
 from vila_mc.errors import ConfigError, DataError
 
 # The readers of the common formats now rather than when the first image needs them.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vila_mc.config.model import CLIP_MEAN, CLIP_STD
+from vila_mc.config.families import CLIP
 from vila_mc.kernels import native, reference
 from vila_mc.kernels.projector import DownsampleLinear, MlpDownsample
 
@@ -25,8 +25,8 @@ def normalize_patchify(
     images_n3yx: Tensor,
     patch: int,
     dtype: torch.dtype,
-    mean: tuple[float, float, float] = CLIP_MEAN,
-    std: tuple[float, float, float] = CLIP_STD,
+    mean: tuple[float, float, float] = CLIP.channel_mean,
+    std: tuple[float, float, float] = CLIP.channel_std,
 ) -> Tensor:
     """uint8 images -> normalised patches in ``dtype``, ready for a patch embedding's product.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vila_mc.config.model import CLIP_MEAN, CLIP_STD
+from vila_mc.config.families import CLIP
 
 FP8_MAX = 448.0
 """Largest number of e4m3."""
@@ -24,8 +24,8 @@ FP8_MAX = 448.0
 def normalize_images(
     images_n3yx: Tensor,
     dtype: torch.dtype,
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
+    mean: Sequence[float] = CLIP.channel_mean,
+    std: Sequence[float] = CLIP.channel_std,
 ) -> Tensor:
     """uint8 pixels [n, 3, y, x] to the tower's range in ``dtype``.
 
@@ -46,8 +46,8 @@ def normalize_images(
 def normalization_table(
     dtype: torch.dtype,
     device: torch.device,
-    mean: tuple[float, float, float] = CLIP_MEAN,
-    std: tuple[float, float, float] = CLIP_STD,
+    mean: tuple[float, float, float] = CLIP.channel_mean,
+    std: tuple[float, float, float] = CLIP.channel_std,
 ) -> Tensor:
     """[3, 256]: what ``normalize_images`` makes of every level of every channel."""
     levels = torch.arange(256, dtype=torch.uint8, device=device)

@@ -28,7 +28,7 @@ class Connector(MegatronModule):  # type: ignore[misc]
     def __init__(self, config: TransformerConfig, model: ModelConfig) -> None:
         super().__init__(config=config)
         kind, self.factor = model.connector.kind, model.connector.factor()
-        self.class_tokens = model.vision.class_tokens()
+        self.class_tokens = model.vision.facts().class_tokens
         merged_width = model.vision.width * self.factor**2
         width, dtype = model.language.width, config.params_dtype
         self.norm = (

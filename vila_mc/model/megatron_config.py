@@ -1,11 +1,14 @@
 """Our config in Megatron-Core's terms."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
+from vila_mc.config.families import Activation
 from vila_mc.config.run import RunConfig
 from vila_mc.topology.stage_plan import megatron_layout, plan_stages
 
@@ -20,6 +23,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 def tanh_gelu(x: Tensor) -> Tensor:
     """SigLIP's activation: GELU by the tanh formula."""
     return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
+}
 
 
 def language_config(config: RunConfig) -> TransformerConfig:
@@ -37,7 +46,7 @@ def language_config(config: RunConfig) -> TransformerConfig:
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
-        add_qkv_bias=language.has_qkv_bias(),
+        add_qkv_bias=language.facts().qkv_bias,
         sequence_parallel=parallel.sequence,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual if is_virtual else None,
@@ -65,9 +74,9 @@ def vision_config(config: RunConfig) -> TransformerConfig:
         hidden_size=vision.width,
         ffn_hidden_size=vision.ffn,
         num_attention_heads=vision.heads,
-        layernorm_epsilon=vision.norm_epsilon(),
+        layernorm_epsilon=vision.facts().norm_epsilon,
         normalization="LayerNorm",
-        activation_func=quick_gelu if vision.family == "clip" else tanh_gelu,
+        activation_func=ACTIVATIONS[vision.facts().activation],
         add_bias_linear=True,
         add_qkv_bias=True,
         **_common(config),

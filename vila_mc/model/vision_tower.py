@@ -34,7 +34,8 @@ def build_vision_tower(config: RunConfig, groups: ProcessGroupCollection) -> tor
         config: the whole configuration.
         groups: process groups of this rank.
     """
-    vision = config.model.vision
+    vision, family = config.model.vision, config.model.vision.facts()
+    assert family.pre_norm != family.patch_bias, "Megatron-Core 0.19.2 has no such tower"
     # Megatron-Core asks for whole patches; the convolution leaves out what does not fill one.
     seen = vision.grid() * vision.patch_size
     tower = CLIPViTModel(
@@ -42,12 +43,12 @@ def build_vision_tower(config: RunConfig, groups: ProcessGroupCollection) -> tor
         vision_layer_spec(),
         ln_pre_impl=TorchNorm,
         ln_post_impl=TorchNorm,
-        add_class_token=vision.class_tokens() > 0,
-        class_token_len=vision.class_tokens(),
+        add_class_token=family.class_tokens > 0,
+        class_token_len=family.class_tokens,
         patch_dim=vision.patch_size,
         img_h=seen,
         img_w=seen,
-        model_subtype=vision.family,
+        model_subtype="clip" if family.pre_norm else "siglip",
         pg_collection=groups,
     )
     tower.conv1 = PatchEmbedding(tower.conv1)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from vila_mc.config.families import ImageMode
 from vila_mc.config.model import (
     ConnectorConfig,
     ConnectorKind,
-    ImageMode,
     LanguageConfig,
     ModelConfig,
     VisionConfig,

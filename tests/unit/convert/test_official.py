@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.model import RopeConfig
 from vila_mc.convert.config_values import ConfigValues
-from vila_mc.convert.families.language_configs import language_from_hf, language_json
+from vila_mc.convert.families.registry import language_from_hf, language_json
 from vila_mc.convert.formats.configs import official_selection
 from vila_mc.convert.formats.read_whole import read_whole
 from vila_mc.convert.formats.write_export import export_hf

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vila_mc.config.model import CLIP_MEAN, CLIP_STD
+from vila_mc.config.families import CLIP
 from vila_mc.data.images import check_image, check_max_pixels, load_image, shrink_image
 from vila_mc.errors import ConfigError, DataError
 
@@ -38,7 +38,7 @@ def test_crop_equals_transformers(make_image: Make, size: tuple[int, int], forma
         do_rescale=False,
         do_normalize=False,
     )
-    assert (*processor.image_mean, *processor.image_std) == (*CLIP_MEAN, *CLIP_STD)
+    assert (*processor.image_mean, *processor.image_std) == (*CLIP.channel_mean, *CLIP.channel_std)
     data = make_image(*size, format)
     expected = np.asarray(processor(Image.open(io.BytesIO(data)))["pixel_values"][0])
     np.testing.assert_array_equal(load_image(data, 56, "crop"), expected)

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from vila_mc.config.model import ImageMode, ModelConfig, VisionConfig
-from vila_mc.convert.families.language_configs import language_json
-from vila_mc.convert.families.vision_configs import preprocessor_json, vision_json
+from vila_mc.config.families import ImageMode
+from vila_mc.config.model import ModelConfig, VisionConfig
+from vila_mc.convert.families.registry import TOWERS, language_json, vision_json
+from vila_mc.convert.families.vision import preprocessor_json
 
 MODEL_TYPE = "vila_mc"
 """``model_type`` of our own modelling file."""
@@ -104,7 +105,7 @@ def llava_processor_json(model: ModelConfig) -> dict[str, Any]:
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",
         "patch_size": model.vision.patch_size,
-        "num_additional_image_tokens": model.vision.class_tokens(),
+        "num_additional_image_tokens": model.vision.facts().class_tokens,
         "vision_feature_select_strategy": _selection(model),
     }
 
@@ -122,7 +123,7 @@ def llava_preprocessor_json(model: ModelConfig) -> dict[str, Any]:
 
 def _selection(model: ModelConfig) -> str:
     """LLaVA's name for dropping the class token, or for keeping everything."""
-    return "default" if model.vision.class_tokens() else "full"
+    return "default" if model.vision.facts().class_tokens else "full"
 
 
 def official_json(model: ModelConfig, dtype: torch.dtype, token_ids: TokenIds) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def official_json(model: ModelConfig, dtype: torch.dtype, token_ids: TokenIds) -
 
 def official_selection(vision: VisionConfig) -> str:
     """The public code's name for every patch: it drops the first token of a tower, or keeps it."""
-    return "patch" if vision.class_tokens() else "cls_patch"
+    return "patch" if vision.facts().class_tokens else "cls_patch"
 
 
 _ASPECTS: Mapping[ImageMode, str] = {"crop": "square", "pad": "pad", "resize": "resize"}
@@ -183,5 +184,5 @@ def official_projector_json(model: ModelConfig, dtype: torch.dtype) -> dict[str,
 
 def official_preprocessor_json(model: ModelConfig) -> dict[str, Any]:
     """vision_tower/preprocessor_config.json."""
-    kind = "CLIPImageProcessor" if model.vision.family == "clip" else "SiglipImageProcessor"
+    kind = TOWERS[model.vision.family].image_processor
     return {"image_processor_type": kind, **preprocessor_json(model.vision)}

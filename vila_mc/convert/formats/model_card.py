@@ -7,9 +7,6 @@ import torch
 from vila_mc.checkpoint.lazy import Shape
 from vila_mc.config.model import ModelConfig
 
-_TOWERS = {"clip": "CLIP", "siglip": "SigLIP"}
-_LANGUAGES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
-
 
 def model_card(model: ModelConfig, shapes: Mapping[str, Shape], *, needs_remote_code: bool) -> str:
     """What the model is and how to run it.
@@ -22,7 +19,7 @@ def model_card(model: ModelConfig, shapes: Mapping[str, Shape], *, needs_remote_
     language, vision = model.language, model.vision
     parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
     trust = ", trust_remote_code=True" if needs_remote_code else ""
-    tower, family = _TOWERS[vision.family], _LANGUAGES[language.family]
+    tower, family = vision.facts().title, language.facts().title
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text

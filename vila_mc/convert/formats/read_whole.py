@@ -8,17 +8,17 @@ from typing import get_args
 import torch
 
 from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors, lazily
+from vila_mc.config.families import ImageMode
 from vila_mc.config.model import (
     ConnectorConfig,
     ConnectorKind,
-    ImageMode,
     LanguageConfig,
     ModelConfig,
     VisionConfig,
 )
 from vila_mc.convert.config_values import ConfigValues
-from vila_mc.convert.families.language_configs import language_from_hf
-from vila_mc.convert.families.vision_configs import image_mode_of, vision_from_hf
+from vila_mc.convert.families.registry import language_from_hf, vision_from_hf
+from vila_mc.convert.families.vision import image_mode_of
 from vila_mc.convert.formats.configs import MODEL_TYPE, official_selection
 from vila_mc.convert.names import (
     LLAVA_CONNECTORS,
@@ -185,7 +185,7 @@ def _read_llava(
     config.require("vision_feature_layer", -2, None)
     config.require(
         "vision_feature_select_strategy",
-        *(("default", None) if vision.class_tokens() else ("full",)),
+        *(("default", None) if vision.facts().class_tokens else ("full",)),
     )
     config.require("multimodal_projector_bias", True, None)
     config.require("projector_hidden_act", "gelu", "linear", None)

@@ -17,7 +17,7 @@ from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
 from vila_mc.checkpoint.streamed_module import stream_weights
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.config.model import ModelConfig
-from vila_mc.convert.names import WORD_EMBEDDINGS
+from vila_mc.convert.families.language import WORD_EMBEDDINGS
 from vila_mc.convert.proof.compare_export import VerifyPrompt, VerifyReference
 from vila_mc.data.batches.collate import collate
 from vila_mc.data.chat_templates import IMAGE_MARKER, TemplateName, prompt

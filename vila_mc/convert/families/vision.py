@@ -1,0 +1,142 @@
+"""Vision towers as Hugging Face has them: what every family shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vila_mc.config.families import VISION_FAMILIES, ImageMode
+from vila_mc.config.model import VisionConfig
+from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.transforms import MergeQkv, Rename, Row, affine
+
+_BICUBIC = 3
+_DEFAULTS = dict(
+    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+)
+"""What transformers takes in every family where a config.json says nothing."""
+
+_OURS = "vision.decoder.layers.{i}"
+_THEIRS = "encoder.layers.{i}"
+PATCHES = Rename("vision.conv1.weight", "embeddings.patch_embedding.weight", "e 3 patch patch")
+LAYER_ROWS: tuple[Row, ...] = (
+    Rename(
+        "vision.position_embeddings.weight", "embeddings.position_embedding.weight", "positions e"
+    ),
+    *affine(f"{_OURS}.input_layernorm", f"{_THEIRS}.layer_norm1", "e", "e"),
+    MergeQkv(
+        f"{_OURS}.self_attention.linear_qkv.weight",
+        f"{_THEIRS}.self_attn.{{part}}_proj.weight",
+        "e",
+    ),
+    MergeQkv(
+        f"{_OURS}.self_attention.linear_qkv.bias", f"{_THEIRS}.self_attn.{{part}}_proj.bias", ""
+    ),
+    *affine(f"{_OURS}.self_attention.linear_proj", f"{_THEIRS}.self_attn.out_proj", "e e", "e"),
+    *affine(f"{_OURS}.pre_mlp_layernorm", f"{_THEIRS}.layer_norm2", "e", "e"),
+    *affine(f"{_OURS}.mlp.linear_fc1", f"{_THEIRS}.mlp.fc1", "f e", "f"),
+    *affine(f"{_OURS}.mlp.linear_fc2", f"{_THEIRS}.mlp.fc2", "e f", "e"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfVision:
+    """A family of towers as Hugging Face has it: config.json both ways, weight names."""
+
+    name: str
+    """``model_type`` of the whole model, text side and all; its name in ``config/families.py``."""
+    architecture: str
+    """The class of transformers that reads the tower alone."""
+    image_processor: str
+    """The class of transformers that prepares its images."""
+    defaults: Mapping[str, Any]
+    """What transformers takes where a config.json says nothing, besides what is the same in all."""
+    rows: tuple[Row, ...]
+    """Of its name table."""
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of its own that are written."""
+
+    def tower_type(self) -> str:
+        """``model_type`` of the tower alone."""
+        return f"{self.name}_vision_model"
+
+    def read(self, config: ConfigValues, image_mode: ImageMode | None = None) -> VisionConfig:
+        """The tower that a config.json describes.
+
+        Args:
+            config: of the whole model, or of its tower alone.
+            image_mode: how images become square, which these configs do not say; as the tower's
+                makers do it if None.
+
+        Raises:
+            CheckpointError: a key is missing, or asks for what this engine does not compute.
+        """
+        family = VISION_FAMILIES[self.name]
+        if config.get("model_type") == self.name:
+            config = config.part("vision_config")
+        defaults = {**_DEFAULTS, **self.defaults, "layer_norm_eps": family.norm_epsilon}
+        config = ConfigValues(config.values, config.where, defaults)
+        for key, allowed in (
+            ("hidden_act", (family.activation, None)),
+            ("layer_norm_eps", (family.norm_epsilon,)),
+            ("num_channels", (3, None)),
+            ("quantization_config", (None,)),
+        ):
+            config.require(key, *allowed)
+        return VisionConfig(
+            family=self.name,
+            image_size=config.size("image_size"),
+            patch_size=config.size("patch_size"),
+            width=config.size("hidden_size"),
+            layers=config.size("num_hidden_layers"),
+            heads=config.size("num_attention_heads"),
+            ffn=config.size("intermediate_size"),
+            image_mode=image_mode or family.image_mode,
+        )
+
+    def write(self, vision: VisionConfig, layers: int) -> dict[str, Any]:
+        """config.json of the tower.
+
+        Args:
+            vision: its shape.
+            layers: how many layers the files hold.
+        """
+        family = vision.facts()
+        return {
+            "architectures": [self.architecture],
+            "model_type": self.tower_type(),
+            "hidden_size": vision.width,
+            "intermediate_size": vision.ffn,
+            "num_hidden_layers": layers,
+            "num_attention_heads": vision.heads,
+            "num_channels": 3,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": family.activation,
+            "layer_norm_eps": family.norm_epsilon,
+        } | dict(self.switches)
+
+
+def preprocessor_json(vision: VisionConfig) -> dict[str, Any]:
+    """preprocessor_config.json in CLIP's words; whoever writes it adds the class that reads it."""
+    square = {"height": vision.image_size, "width": vision.image_size}
+    is_crop = vision.image_mode == "crop"
+    return {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": vision.image_size} if is_crop else square,
+        "resample": _BICUBIC,
+        "do_center_crop": is_crop,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(vision.facts().channel_mean),
+        "image_std": list(vision.facts().channel_std),
+    }
+
+
+def image_mode_of(preprocessor: ConfigValues) -> ImageMode:
+    """How a CLIP or LLaVA preprocessor makes images square."""
+    if preprocessor.get("do_pad"):
+        return "pad"
+    return "crop" if preprocessor.get("do_center_crop") else "resize"
