@@ -59,7 +59,7 @@ def ours(features: Tensor, *weights: Tensor) -> Tensor:
 
 
 def mlp_claims(inputs: Inputs, suffix: str, *, rounds: int) -> Iterator[Claim]:
-    """Forward and backward, with the vision tower frozen (the paper's stages) and trained."""
+    """Forward and backward, with the vision tower frozen (the paper's phases) and trained."""
     weights, grad = inputs.mlp(), inputs.random(inputs.images, TOKENS, LLM)
     for trained in (False, True):
         features = inputs.features(trained=trained)

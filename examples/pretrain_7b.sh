@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# VILA stage 2 at 7B: the language model and the connector learn from interleaved documents and
+# VILA's second phase at 7B: the language model and the connector learn from interleaved documents and
 # image-text pairs. Recipe: examples/pretrain_7b.yaml
 #
 #   bash examples/pretrain_7b.sh --mmc4 PREFIX --coyo PREFIX --tokenizer FILE.model \

@@ -31,7 +31,7 @@ from vila_mc.topology.layout import Layout
 CHECKOUT = Path(__file__).resolve().parents[1]
 RECIPES = CHECKOUT / "examples" / "quickstart"
 VOCABULARY = 800
-STAGES = ("align", "pretrain", "sft")
+PHASES = ("align", "pretrain", "sft")
 BLENDS = {
     "align": [("pairs", 1)],
     "pretrain": [("interleaved", 3), ("pairs", 1)],
@@ -187,25 +187,25 @@ def preprocess(job: Quickstart) -> None:
         )
 
 
-def train(stage: str) -> Callable[[Quickstart], None]:
-    """One stage of training, from the weights of the stage before."""
+def train(phase: str) -> Callable[[Quickstart], None]:
+    """One phase of training, from the weights of the phase before."""
 
     def run(job: Quickstart) -> None:
         blend = [
             {"path": str(job.path(f"data/{name}").absolute()), "weight": weight}
-            for name, weight in BLENDS[stage]
+            for name, weight in BLENDS[phase]
         ]
-        index = STAGES.index(stage)
-        load = ("--train.load", job.path(f"runs/{STAGES[index - 1]}")) if index else ()
+        index = PHASES.index(phase)
+        load = ("--train.load", job.path(f"runs/{PHASES[index - 1]}")) if index else ()
         job.tool(
             "tools/train.py",
             *("--ranks", str(job.placement.ranks)),
-            *("--config", RECIPES / "model.yaml", "--config", RECIPES / f"{stage}.yaml"),
+            *("--config", RECIPES / "model.yaml", "--config", RECIPES / f"{phase}.yaml"),
             *("--parallel.tensor", str(job.placement.tensor)),
             *("--parallel.pipeline", str(job.placement.pipeline)),
             *("--data.blend", json.dumps(blend)),
             *("--data.tokenizer", job.path("data/tokenizer.model").absolute()),
-            *("--train.output", job.path(f"runs/{stage}")),
+            *("--train.output", job.path(f"runs/{phase}")),
             *load,
         )
 
@@ -237,7 +237,7 @@ def report(job: Quickstart) -> None:
     """One HTML page and result.json."""
     started = time.monotonic()
     answers = [answer_row(job, record) for record in read_jsonl(job.path("answers.jsonl"))]
-    curves = {stage: read_metrics(job.path(f"runs/{stage}/{METRICS_NAME}")) for stage in STAGES}
+    curves = {phase: read_metrics(job.path(f"runs/{phase}/{METRICS_NAME}")) for phase in PHASES}
     proof = json.loads(job.path("export.json").read_text(encoding="utf-8"))
     packages = ("torch", "megatron-core", "transformers")
     result: dict[str, Any] = {
@@ -250,7 +250,7 @@ def report(job: Quickstart) -> None:
             }
             for task in score(answers)
         },
-        "final_loss": {stage: curves[stage][-1]["loss"] for stage in STAGES},
+        "final_loss": {phase: curves[phase][-1]["loss"] for phase in PHASES},
         "export": proof,
         "seconds": job.seconds | {"report": round(time.monotonic() - started, 1)},
         "layout": str(Layout(job.placement.tensor, job.placement.pipeline, data=1)),
@@ -260,7 +260,7 @@ def report(job: Quickstart) -> None:
     facts = {
         "layout": result["layout"],
         "greatest logit difference of the export": f"{proof['max_logit_difference']:.2e}",
-        "training time": clock(sum(job.seconds[f"train {stage}"] for stage in STAGES)),
+        "training time": clock(sum(job.seconds[f"train {phase}"] for phase in PHASES)),
         **result["versions"],
     }
     write_report(
@@ -274,7 +274,7 @@ def report(job: Quickstart) -> None:
 STEPS = (
     Step("raw data", make_raw_data),
     Step("preprocess", preprocess),
-    *(Step(f"train {stage}", train(stage)) for stage in STAGES),
+    *(Step(f"train {phase}", train(phase)) for phase in PHASES),
     Step("evaluate", evaluate),
     Step("export", export),
     Step("report", report),

@@ -1,4 +1,4 @@
-"""Train one stage of a VILA.
+"""Train one phase of a VILA.
 
 On one machine: ``python tools/train.py --config RECIPE.yaml --ranks 4``. On a cluster, start it
 once per machine with --nodes and --rendezvous, or start it under torchrun.

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.ranks import run_ranks
 from tests.support.tiny import tiny_microbatches, tiny_run
-from vila_mc.config.train import PARTS
+from vila_mc.config.train import MODEL_PARTS
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 from vila_mc.train.step import Trainer
@@ -61,9 +61,9 @@ def test_align_trains_the_connector_alone(world_size, parallel):
         assert rank["gradients"] == rank["changed"] == connector
 
 
-@pytest.mark.parametrize("frozen", PARTS)
+@pytest.mark.parametrize("frozen", MODEL_PARTS)
 def test_one_part_can_be_frozen(frozen):
-    trainable = [part for part in PARTS if part != frozen]
+    trainable = [part for part in MODEL_PARTS if part != frozen]
     (rank,) = run_ranks(1, _after_one_step, {}, trainable)
     expected = {name for name in rank["all"] if not name.startswith(f"{frozen}.")}
     assert rank["gradients"] == rank["changed"] == expected != rank["all"]

@@ -154,7 +154,7 @@ def test_a_long_sheet_says_that_it_is_cut_and_keeps_the_wrong_ones(tmp_path: Pat
     assert "unmistakable" in page
 
 
-def test_each_stage_has_a_curve_in_the_colour_of_the_text(tmp_path: Path) -> None:
+def test_each_phase_has_a_curve_in_the_colour_of_the_text(tmp_path: Path) -> None:
     page = render(tmp_path, curves={"align": curve(5), "sft": curve(4 * MAX_POINTS), "none": []})
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(figures) == 2

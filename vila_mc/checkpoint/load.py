@@ -20,7 +20,7 @@ from vila_mc.checkpoint.state import (
     run_state,
     weights_state,
 )
-from vila_mc.config.train import PARTS, Part
+from vila_mc.config.train import MODEL_PARTS, ModelPart
 from vila_mc.errors import CheckpointError
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
@@ -39,7 +39,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of another model.
     """
-    directory, manifest = _open(path, stages, PARTS)
+    directory, manifest = _open(path, stages, MODEL_PARTS)
     state = run_state(ranks, stages, optimizer, is_loading=True)
     has_same_ranks = manifest.layout == str(ranks.layout)
     if has_same_ranks:
@@ -55,9 +55,9 @@ def load_checkpoint(
 
 
 def load_weights(
-    path: Path, stages: Sequence[VilaModel], parts: Sequence[Part] = PARTS
+    path: Path, stages: Sequence[VilaModel], parts: Sequence[ModelPart] = MODEL_PARTS
 ) -> Manifest:
-    """Restore the weights alone, as a new stage of training starts from the previous one.
+    """Restore the weights alone, as a new phase of training starts from the previous one.
 
     Args:
         path: a step-* directory, or a directory of them (the newest is taken).
@@ -73,15 +73,17 @@ def load_weights(
         stage: {name: weight for name, weight in weights.items() if weight.key.startswith(wanted)}
         for stage, weights in weights_state(stages).items()
     }
-    others = tuple(f"{part}." for part in PARTS if part not in parts)
+    others = tuple(f"{part}." for part in MODEL_PARTS if part not in parts)
     require_same_names(directory, state, ignored=(*_NOT_WEIGHTS, *others))
     loaded = _load(state, directory)
     for name, stage in named(stages):
-        stage.load_state_dict(loaded.get(name, {}), strict=len(parts) == len(PARTS))
+        stage.load_state_dict(loaded.get(name, {}), strict=len(parts) == len(MODEL_PARTS))
     return manifest
 
 
-def _open(path: Path, stages: Sequence[VilaModel], parts: Sequence[Part]) -> tuple[Path, Manifest]:
+def _open(
+    path: Path, stages: Sequence[VilaModel], parts: Sequence[ModelPart]
+) -> tuple[Path, Manifest]:
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
     manifest.require_same_model(stages[0].run_config, directory, parts)

@@ -18,11 +18,12 @@ from typing import Any
 from vila_mc import __version__
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.run import RunConfig
-from vila_mc.config.train import PARTS, Part
+from vila_mc.config.train import MODEL_PARTS, ModelPart
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
 from vila_mc.errors import CheckpointError, ConfigError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+"""Version 3 called the configuration ``run``, and the phase in it a stage."""
 MANIFEST_NAME = "manifest.json"
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
@@ -83,7 +84,7 @@ class Manifest:
         values = {"format_version": FORMAT_VERSION} | {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
-        values["run"] = run_to_dict(values.pop("config"))
+        values["config"] = run_to_dict(self.config)
         values["datasets"] = [dataclasses.asdict(dataset) for dataset in self.datasets]
         values["files"] = {name: dataclasses.asdict(file) for name, file in self.files.items()}
         with open(directory / MANIFEST_NAME, "w", encoding="utf-8") as file:
@@ -92,7 +93,7 @@ class Manifest:
             os.fsync(file.fileno())
 
     def require_same_model(
-        self, config: RunConfig, directory: Path, parts: Sequence[Part] = PARTS
+        self, config: RunConfig, directory: Path, parts: Sequence[ModelPart] = MODEL_PARTS
     ) -> None:
         """Refuse to load ``parts`` of ``directory`` into a run of another model.
 
@@ -126,13 +127,16 @@ class Manifest:
             ) from None
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}.") from None
-        if version != FORMAT_VERSION:
+        if version not in (3, FORMAT_VERSION):
             raise CheckpointError(
                 f"{path} has format {version}; this version reads {FORMAT_VERSION}. Use the "
                 f"vila_mc that wrote it: {values.get('versions', {}).get('vila_mc', 'unknown')}."
             )
         try:
-            config = run_from_dict(values.pop("run"))
+            if version == 3:
+                values["config"] = values.pop("run")
+                values["config"]["train"]["phase"] = values["config"]["train"].pop("stage")
+            config = run_from_dict(values["config"])
             files = {name: FileRecord(**record) for name, record in values["files"].items()}
             datasets = tuple(DatasetRecord(**record) for record in values["datasets"])
             return Manifest(**{**values, "config": config, "datasets": datasets, "files": files})
@@ -152,9 +156,9 @@ def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 _SHAPE_THE_CONNECTOR = ("model.vision.width", "model.language.width")
 
 
-def _concerns(option: str, parts: Sequence[Part]) -> bool:
+def _concerns(option: str, parts: Sequence[ModelPart]) -> bool:
     """Whether an option of the model section decides what weights of ``parts`` mean."""
-    if len(parts) == len(PARTS):
+    if len(parts) == len(MODEL_PARTS):
         return True
     section = option.split(".")[1]
     return section in parts or ("connector" in parts and option in _SHAPE_THE_CONNECTOR)

@@ -1,4 +1,4 @@
-"""One stage of training: what is trained, on how much, kept where."""
+"""One phase of training: what is trained, on how much, kept where."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,22 +6,22 @@ from typing import Literal
 
 from vila_mc.config.model import STRICT, require, require_positive
 
-Part = Literal["vision", "connector", "language"]
-PARTS: tuple[Part, ...] = ("vision", "connector", "language")
+ModelPart = Literal["vision", "connector", "language"]
+MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "connector", "language")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """A training stage (VILA, section 3.1: align, pretrain, sft)."""
+    """One phase of training: align, pretrain or sft, the stages of VILA, section 3.1."""
 
     __pydantic_config__ = STRICT
 
-    stage: Literal["align", "pretrain", "sft", "custom"] = "pretrain"
-    """Name of the stage, for logs and manifests. What it trains is train.trainable."""
-    trainable: tuple[Part, ...] = ("connector", "language")
+    phase: Literal["align", "pretrain", "sft", "custom"] = "pretrain"
+    """Name of the phase, for logs and manifests. What it trains is train.trainable."""
+    trainable: tuple[ModelPart, ...] = ("connector", "language")
     """Parts that learn: any of vision, connector, language. The others are frozen."""
     steps: int = 100
-    """Optimizer steps of the whole stage."""
+    """Optimizer steps of the whole phase."""
     global_batch: int = 1024
     """Rows per optimizer step, over all ranks: samples, or packs with data.packing."""
     micro_batch: int = 1
@@ -33,10 +33,10 @@ class TrainConfig:
     seed: int = 42
     """Decides the initial weights of a model that loads none."""
     output: Path = Path("checkpoints")
-    """Directory of this stage's checkpoints and metrics."""
+    """Directory of this phase's checkpoints and metrics."""
     load: Path | None = None
-    """Checkpoint directory whose weights start this stage; its optimizer and position do not."""
-    load_parts: tuple[Part, ...] = PARTS
+    """Checkpoint directory whose weights start this phase; its optimizer and position do not."""
+    load_parts: tuple[ModelPart, ...] = MODEL_PARTS
     """Parts whose weights train.load gives: any of vision, connector, language. The others start
     from train.seed."""
     save_every: int = 500
@@ -64,7 +64,8 @@ class TrainConfig:
         )
         for name, parts in (("trainable", self.trainable), ("load_parts", self.load_parts)):
             require(
-                len(parts) > 0, f"train.{name} is empty; name at least one of {', '.join(PARTS)}."
+                len(parts) > 0,
+                f"train.{name} is empty; name at least one of {', '.join(MODEL_PARTS)}.",
             )
             require(
                 len(set(parts)) == len(parts),

@@ -8,7 +8,7 @@ from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
-from vila_mc.config.train import PARTS
+from vila_mc.config.train import MODEL_PARTS
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.registry import towers_by_type
 from vila_mc.convert.formats.read_whole import WHOLE_MODELS, read_whole
@@ -101,7 +101,7 @@ def _language(language: LanguageConfig) -> str:
 
 
 def _tensors(tensors: LazyTensors) -> Iterator[tuple[str, str]]:
-    for part in PARTS:
+    for part in MODEL_PARTS:
         own = [tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")]
         if own:
             count = sum(math.prod(tensor.shape) for tensor in own)

@@ -63,7 +63,7 @@ def _run(source: ForeignModel, output: Path, tokenizer: Path | None, precision: 
                 "tokenizer": tokenizer,
                 "sequence_length": min(_LONGEST_ROW, source.model.language.max_positions),
             },
-            "train": {"output": output, "precision": precision, "stage": "custom"},
+            "train": {"output": output, "precision": precision, "phase": "custom"},
         }
     )
 

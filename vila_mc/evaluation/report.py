@@ -61,7 +61,7 @@ def write_report(
     Args:
         output: the HTML file; missing directories are made.
         title: heading of the page.
-        curves: stage name -> records with ``step`` and any of ``loss``, ``learning_rate``.
+        curves: phase name -> records with ``step`` and any of ``loss``, ``learning_rate``.
         answers: rows of any number of tasks.
         facts: name -> value, shown as they are (layout, versions, time).
 
@@ -79,7 +79,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         facts=facts,
-        stages=[_stage(name, records) for name, records in curves.items()],
+        phases=[_phase(name, records) for name, records in curves.items()],
         scores=score(answers),
         sheets=[_sheet(task, rows) for task, rows in by_task(answers).items()],
     )
@@ -97,7 +97,7 @@ def _sheet(task: str, rows: Sequence[AnswerRow]) -> dict[str, Any]:
     }
 
 
-def _stage(name: str, records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def _phase(name: str, records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     losses = [record["loss"] for record in records if "loss" in record]
     return {
         "name": name,
@@ -109,7 +109,7 @@ def _stage(name: str, records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def _draw(name: str, records: Sequence[Mapping[str, float]]) -> markupsafe.Markup:
-    """The curves of one stage as inline SVG in the page's own text colour.
+    """The curves of one phase as inline SVG in the page's own text colour.
 
     No text of the caller enters the figure: matplotlib would read a ``$`` in it as mathematics.
     """

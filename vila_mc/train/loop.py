@@ -1,4 +1,4 @@
-"""A training stage from start or resume to its last step."""
+"""A run from start or resume to its last step."""
 
 import sys
 import time
@@ -55,7 +55,7 @@ def training_data(config: RunConfig, layout: Layout, at: Coordinates) -> Trainin
 
 
 class TrainingLoop:
-    """Everything one rank needs to train one stage.
+    """Everything one rank needs to train one phase.
 
     Args:
         config: the whole configuration.
@@ -79,7 +79,7 @@ class TrainingLoop:
             self._warn_of_cut_samples()
         self.saving: PendingSave | None = None
         self.state = self._restore_or_start(stages)
-        self.printer = StepPrinter(config.train.steps, config.train.stage)
+        self.printer = StepPrinter(config.train.steps, config.train.phase)
         self.metrics = (
             MetricsLog(config.train.output, self.state.step) if ranks.is_first() else None
         )

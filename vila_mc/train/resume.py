@@ -65,7 +65,7 @@ def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
     Raises:
         CheckpointError: the run learns something else, or in another order.
     """
-    elsewhere = "start a new stage from its weights with train.load and another train.output."
+    elsewhere = "start a new phase from its weights with train.load and another train.output."
     theirs, ours = manifest.config.data, config.data
     their_order, our_order = (
         (data.seed, data.by_epochs(), data.blend_shares()) for data in (theirs, ours)

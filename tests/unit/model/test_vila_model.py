@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.tiny import VOCABULARY, tiny_microbatches, tiny_run
-from vila_mc.config.train import PARTS
+from vila_mc.config.train import MODEL_PARTS
 from vila_mc.flow import IGNORE_LABEL
 from vila_mc.model.build import build_stages, count_weights
 from vila_mc.model.freeze import freeze_all_but
@@ -85,7 +85,7 @@ def test_every_vision_parameter_gets_a_zero_from_a_blank_image(model):
         assert torch.equal(parameter.grad, reference[name]), name
 
 
-@pytest.mark.parametrize("trainable", [("connector",), ("connector", "language"), PARTS])
+@pytest.mark.parametrize("trainable", [("connector",), ("connector", "language"), MODEL_PARTS])
 def test_freezing_goes_by_part(model, trainable):
     freeze_all_but(model, trainable)
     for name, parameter in model.named_parameters():

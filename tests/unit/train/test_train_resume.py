@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and what it must not have changed."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests.support.tiny import tiny_run
 from tests.support.tiny_data import write_dataset
-from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, checkpoint_name
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, DatasetRecord, Manifest, checkpoint_name
 from vila_mc.data.indexed.dataset_manifest import read_manifest
 from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.errors import CheckpointError, DataError
@@ -48,6 +49,16 @@ def test_what_was_read_is_in_the_manifest(output, prefix):
     assert recorded.samples == 24
 
 
+def test_a_manifest_of_before_phases_is_read(output):
+    path = output / checkpoint_name(2) / MANIFEST_NAME
+    values = json.loads(path.read_text())
+    values["format_version"], values["run"] = 3, values.pop("config")
+    values["run"]["train"]["stage"] = values["run"]["train"].pop("phase")
+    now = Manifest.read(path.parent)
+    path.write_text(json.dumps(values))
+    assert Manifest.read(path.parent) == now
+
+
 def test_a_dataset_that_lies_elsewhere_now(output, prefix, tmp_path):
     for suffix in SUFFIXES:
         shutil.copy(with_suffix(prefix, suffix), with_suffix(tmp_path / "moved", suffix))
@@ -81,7 +92,7 @@ def test_another_order(output, prefix):
 
 def test_other_parts_learn(output, prefix):
     now = _run(output, prefix)
-    fewer = replace(now, train=replace(now.train, stage="custom", trainable=("connector",)))
+    fewer = replace(now, train=replace(now.train, phase="custom", trainable=("connector",)))
     message = r"train\.trainable \[.*language.*\], so it has no optimizer state for \[connector\]"
     with pytest.raises(CheckpointError, match=message):
         checkpoint_to_resume(fewer)
