@@ -39,6 +39,7 @@ def remote_code_json(model: ModelConfig, dtype: torch.dtype, token_ids: TokenIds
         },
         "model_type": MODEL_TYPE,
         "dtype": DTYPE_NAMES[dtype],
+        "class_tokens": model.vision.facts().class_tokens,
         "connector_kind": model.connector.kind,
         "image_token_id": model.language.vocab_size,
         "tie_word_embeddings": model.language.tied_embeddings,

@@ -5,31 +5,19 @@
 
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    CLIPVisionConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from transformers import AutoConfig, PreTrainedConfig
 
 CONNECTOR_KINDS = ("linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample")
-TEXT_CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
-VISION_CONFIGS = {
-    "clip_vision_model": CLIPVisionConfig,
-    "siglip_vision_model": SiglipVisionConfig,
-}
 
 
 class VilaConfig(PreTrainedConfig):
     """What ``VilaForConditionalGeneration`` is built from.
 
     Args:
-        text_config: the language model, as one of ``TEXT_CONFIGS`` or its dict.
-        vision_config: the vision tower, as one of ``VISION_CONFIGS`` or its dict. It counts the
+        text_config: the language model: a config of transformers, or its dict.
+        vision_config: the vision tower: a config of transformers, or its dict. It counts the
             layers that run: the layer after the one whose output is read does not exist.
+        class_tokens: how many of the tower's tokens stand in front of the patches.
         connector_kind: one of ``CONNECTOR_KINDS``.
         image_token_id: placeholder of one visual token in ``input_ids``. It lies outside the
             vocabulary, so that no text contains it and the model never generates it.
@@ -42,6 +30,7 @@ class VilaConfig(PreTrainedConfig):
         self,
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
         vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        class_tokens: int = 1,
         connector_kind: str = "mlp_downsample",
         image_token_id: int | None = None,
         **kwargs: Any,
@@ -51,8 +40,9 @@ class VilaConfig(PreTrainedConfig):
                 f"connector_kind is {connector_kind!r}; it must be one of "
                 f"{', '.join(CONNECTOR_KINDS)}."
             )
-        self.text_config = _as_config(text_config, TEXT_CONFIGS)
-        self.vision_config = _as_config(vision_config, VISION_CONFIGS)
+        self.text_config = _as_config(text_config, "llama")
+        self.vision_config = _as_config(vision_config, "clip_vision_model")
+        self.class_tokens = class_tokens
         self.connector_kind = connector_kind
         vocab_size = self.text_config.vocab_size
         self.image_token_id = vocab_size if image_token_id is None else image_token_id
@@ -65,12 +55,9 @@ class VilaConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-def _as_config(given: Any, kinds: dict[str, type[PreTrainedConfig]]) -> Any:
-    """The config itself, or one made of its dict; of the first kind where nothing says which."""
+def _as_config(given: Any, default: str) -> Any:
+    """The config itself, or one made of its dict; of the ``default`` type where nothing says it."""
     if isinstance(given, PreTrainedConfig):
         return given
     values = dict(given or {})
-    name = values.pop("model_type", next(iter(kinds)))
-    if name not in kinds:
-        raise ValueError(f"model_type is {name!r}; it must be one of {', '.join(kinds)}.")
-    return kinds[name](**values)
+    return AutoConfig.for_model(values.pop("model_type", default), **values)

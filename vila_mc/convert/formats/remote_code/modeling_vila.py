@@ -11,14 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    CLIPVisionModel,
-    LlamaForCausalLM,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2ForCausalLM,
-    SiglipVisionModel,
-)
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.generation import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -26,12 +19,6 @@ from .configuration_vila import VilaConfig
 
 IGNORE_LABEL = -100
 _MERGE_FACTOR = {"linear": 1, "mlp2x_gelu": 1, "downsample_linear": 2, "mlp_downsample": 2}
-_LANGUAGE_MODELS = {
-    "llama": LlamaForCausalLM,
-    "mistral": MistralForCausalLM,
-    "qwen2": Qwen2ForCausalLM,
-}
-_TOWERS = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 
 
 def merge_neighbours(patches_npe: Tensor, factor: int) -> Tensor:
@@ -89,13 +76,6 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = [  # noqa: RUF012
-        "CLIPEncoderLayer",
-        "SiglipEncoderLayer",
-        "LlamaDecoderLayer",
-        "MistralDecoderLayer",
-        "Qwen2DecoderLayer",
-    ]
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -104,12 +84,11 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: VilaConfig) -> None:
         super().__init__(config)
         text, vision = config.text_config, config.vision_config
-        self.vision_tower = _TOWERS[vision.model_type]._from_config(vision)
-        self.class_tokens = 1 if vision.model_type == "clip_vision_model" else 0
+        self.vision_tower = AutoModel.from_config(vision)
         # Features are patch states before any final norm, so the tower has none.
         self.vision_tower.post_layernorm = nn.Identity()
         self.connector = VilaConnector(config.connector_kind, vision.hidden_size, text.hidden_size)
-        self.language_model = _LANGUAGE_MODELS[text.model_type]._from_config(text)
+        self.language_model = AutoModelForCausalLM.from_config(text)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -121,7 +100,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels [n, 3, y, x] -> visual tokens [n, q, h]."""
         states = self.vision_tower(pixel_values=pixel_values).last_hidden_state
-        visual: Tensor = self.connector(states[:, self.class_tokens :])
+        visual: Tensor = self.connector(states[:, self.config.class_tokens :])
         return visual
 
     def forward(
