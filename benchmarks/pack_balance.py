@@ -46,7 +46,7 @@ def _mix(name: str, folder: Path) -> list[Claim]:
         sizes = source(np.random.default_rng(0), int(share * MILLION))
         write_set(prefix, sizes, make_tokenizer(folder), [jpeg(0)])
         readers.append(IndexedReader(prefix))
-    blend = Blend(list(sources.values()), [len(reader) for reader in readers], seed=1)
+    blend = Blend.by_weights(list(sources.values()), [len(reader) for reader in readers], seed=1)
     packed = _sampler(blend, readers, packing=True)
     batches, seconds = _read_all(packed)
     unpacked = _sampler(blend, readers, packing=False)
@@ -116,7 +116,7 @@ def _other_padding(folder: Path) -> list[Claim]:
     )
     claims = []
     for readers, name in (([alone, short], "pretrain"), ([alone], "documents alone")):
-        blend = Blend([1] * len(readers), [len(reader) for reader in readers], seed=1)
+        blend = Blend.by_weights([1] * len(readers), [len(reader) for reader in readers], seed=1)
         for num_rows in (8, 64, 1024):
             sampler = _sampler(blend, readers, packing=True, num_rows=num_rows)
             filled, position, steps = 0, 0, max(2048 // num_rows, 4)

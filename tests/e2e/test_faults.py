@@ -20,7 +20,7 @@ from tests.support.launching import (
     wait_until,
 )
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints
-from vila_mc.checkpoint.whole import canonical_state, whole_model
+from vila_mc.checkpoint.whole import whole_model
 from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 
 MANY_STEPS = 100_000
@@ -207,4 +207,4 @@ def test_a_full_disk_costs_no_earlier_checkpoint(in_background, recipe, unbroken
 
 def _weights(directory):
     with whole_model(directory) as (model, _):
-        return {name: weight.clone() for name, weight in canonical_state(model).items()}
+        return {name: weight.detach().clone() for name, weight in model.named_parameters()}

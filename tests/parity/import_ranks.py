@@ -2,7 +2,7 @@
 
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, versions
-from vila_mc.checkpoint.save import save_checkpoint
+from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
@@ -20,4 +20,4 @@ def load_and_save(imported, output, parallel):
         load_weights(imported, stages)
         trainer = Trainer(config, ranks, stages)
         manifest = Manifest(step=1, samples_seen=0, config=config, layout="", versions=versions())
-        save_checkpoint(manifest, ranks, stages, trainer.optimizer)
+        PendingSave(manifest, ranks, stages, trainer.optimizer, in_background=False).finish()

@@ -9,7 +9,7 @@ import torch
 from tests.support.tiny import tiny_microbatches, tiny_run
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import Manifest, versions
-from vila_mc.checkpoint.save import save_checkpoint
+from vila_mc.checkpoint.save import PendingSave
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 from vila_mc.train import step as step_module
@@ -31,7 +31,9 @@ def write_seed_checkpoint(directory: Path, model: dict[str, Any] | None = None) 
         trainer = Trainer(config, ranks, build_stages(config, ranks))
         _make_one_dimensional_weights_matter(trainer)
         manifest = Manifest(step=0, samples_seen=0, config=config, layout="", versions=versions())
-        save_checkpoint(manifest, ranks, trainer.stages, trainer.optimizer)
+        PendingSave(
+            manifest, ranks, trainer.stages, trainer.optimizer, in_background=False
+        ).finish()
 
 
 def trace(
@@ -78,7 +80,7 @@ def resumed_trace(
             manifest = Manifest(
                 step=steps, samples_seen=8 * steps, config=config, layout="", versions=versions()
             )
-            save_checkpoint(manifest, ranks, stages, trainer.optimizer)
+            PendingSave(manifest, ranks, stages, trainer.optimizer, in_background=False).finish()
         return [(result.loss, result.grad_norm) for result in results]
 
 

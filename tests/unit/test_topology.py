@@ -125,4 +125,3 @@ def test_more_stages_than_layers_are_refused(arguments: tuple[int, ...]) -> None
 def test_what_a_stage_reads() -> None:
     first, middle, last = plan(3, 3)
     assert [stage.needs_images() for stage in (first, middle, last)] == [True, False, False]
-    assert [stage.needs_tokens() for stage in (first, middle, last)] == [True, False, True]

@@ -117,20 +117,6 @@ class PendingSave:
         delete_superseded(self._manifest.config.train, in_background=self._in_background)
 
 
-def save_checkpoint(
-    manifest: Manifest, ranks: Ranks, stages: Sequence[VilaModel], optimizer: Any
-) -> Path:
-    """Write one checkpoint to ``manifest.config.train.output``; every rank must call this together.
-
-    Returns:
-        Its directory.
-
-    Raises:
-        SetupError: the disk is full or cannot be written; older checkpoints are untouched.
-    """
-    return PendingSave(manifest, ranks, stages, optimizer, in_background=False).finish()
-
-
 def _flush_directory(directory: Path) -> None:
     """Make names in it survive a loss of power."""
     descriptor = os.open(directory, os.O_RDONLY)

@@ -1,11 +1,9 @@
 """A trained model whole, in one process, from a checkpoint of any layout."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from torch import Tensor
 
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
@@ -33,11 +31,6 @@ def whole_model(path: Path) -> Iterator[tuple[VilaModel, Manifest]]:
         stages = build_stages(config, ranks)
         load_weights(directory, stages)
         yield stages[0].eval(), manifest
-
-
-def canonical_state(model: VilaModel) -> Mapping[str, Tensor]:
-    """Every parameter of a whole model by its name."""
-    return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
 def on_one_rank(config: RunConfig) -> RunConfig:

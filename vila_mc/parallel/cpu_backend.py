@@ -62,11 +62,6 @@ def undo_cpu_backend() -> None:
         _active = None
 
 
-def is_cpu_backend_active() -> bool:
-    """Whether Megatron-Core is being redirected to the CPU in this process."""
-    return _active is not None
-
-
 class _NullStream:
     """Stands for a CUDA stream or event: the CPU has one order of execution, so all is ready."""
 

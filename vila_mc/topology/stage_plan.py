@@ -28,10 +28,6 @@ class StagePlan:
         """Whether the stage reads pixels."""
         return self.has_vision
 
-    def needs_tokens(self) -> bool:
-        """Whether the stage reads token ids or labels."""
-        return self.has_embedding or self.has_head
-
 
 def plan_stages(model: ModelConfig, parallel: ParallelConfig) -> tuple[StagePlan, ...]:
     """The plan of every stage, in the order a token flows through them.

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.tiny import tiny_microbatches, tiny_run
 from vila_mc.checkpoint.manifest import Manifest, versions
-from vila_mc.checkpoint.save import save_checkpoint
+from vila_mc.checkpoint.save import PendingSave
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 from vila_mc.train.step import Trainer
@@ -30,7 +30,9 @@ def save(trainer, step):
         layout=str(trainer.ranks.layout),
         versions=versions(),
     )
-    return save_checkpoint(manifest, trainer.ranks, trainer.stages, trainer.optimizer)
+    return PendingSave(
+        manifest, trainer.ranks, trainer.stages, trainer.optimizer, in_background=False
+    ).finish()
 
 
 @pytest.fixture(scope="session")

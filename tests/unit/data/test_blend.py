@@ -16,7 +16,7 @@ WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=5)
 def test_shares_are_nearly_exact_everywhere(
     weights: list[float], seed: int, start: int, count: int
 ) -> None:
-    datasets, _ = Blend(weights, [10] * len(weights), seed).choose(start, count)
+    datasets, _ = Blend.by_weights(weights, [10] * len(weights), seed).choose(start, count)
     realised = np.bincount(datasets, minlength=len(weights))
     expected = np.asarray(weights) / np.sum(weights) * count
     assert np.abs(realised - expected).max() <= 3 + np.log2(count)
@@ -26,8 +26,8 @@ def test_shares_are_nearly_exact_everywhere(
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(0, 10**6))
 def test_ranges_concatenate_to_one_sequence(cuts: list[int], start: int) -> None:
     weights, sizes = [3.0, 1.0, 0.5], [50, 7, 1]
-    whole = Blend(weights, sizes, 9).choose(start, sum(cuts))
-    blend, parts, position = Blend(weights, sizes, 9), [], start
+    whole = Blend.by_weights(weights, sizes, 9).choose(start, sum(cuts))
+    blend, parts, position = Blend.by_weights(weights, sizes, 9), [], start
     for cut in cuts:
         parts.append(blend.choose(position, cut))
         position += cut
@@ -39,7 +39,7 @@ def test_ranges_concatenate_to_one_sequence(cuts: list[int], start: int) -> None
 
 def test_no_sample_repeats_within_an_epoch_of_its_dataset() -> None:
     sizes = [97, 10, 1]
-    datasets, samples = Blend([5, 2, 1], sizes, 3).choose(0, 2000)
+    datasets, samples = Blend.by_weights([5, 2, 1], sizes, 3).choose(0, 2000)
     for dataset, size in enumerate(sizes):
         drawn = samples[datasets == dataset]
         for start in range(0, len(drawn) - size, size):
@@ -47,17 +47,17 @@ def test_no_sample_repeats_within_an_epoch_of_its_dataset() -> None:
 
 
 def test_epochs_datasets_and_seeds_have_orders_of_their_own() -> None:
-    datasets, samples = Blend([1, 1], [64, 64], 3).choose(0, 400)
+    datasets, samples = Blend.by_weights([1, 1], [64, 64], 3).choose(0, 400)
     first = samples[datasets == 0]
     second = samples[datasets == 1]
-    other_seed = Blend([1], [64], 4).choose(0, 64)[1]
+    other_seed = Blend.by_weights([1], [64], 4).choose(0, 64)[1]
     orders = [first[:64], first[64:128], second[:64], other_seed, np.arange(64)]
     assert len({tuple(order) for order in orders}) == len(orders)
 
 
 def test_order_is_pinned() -> None:
     """A change here would silently change every run that resumes."""
-    datasets, samples = Blend([2, 1], [100, 10], 1234).choose(1000, 8)
+    datasets, samples = Blend.by_weights([2, 1], [100, 10], 1234).choose(1000, 8)
     assert datasets.tolist() == PINNED[0]
     assert samples.tolist() == PINNED[1]
 
@@ -79,14 +79,14 @@ def test_permute_mixes() -> None:
 
 
 def test_tiny_last_weight_does_not_overflow() -> None:
-    datasets, _ = Blend([1, 1e-30], [5, 5], 0).choose(0, 1000)
+    datasets, _ = Blend.by_weights([1, 1e-30], [5, 5], 0).choose(0, 1000)
     assert not datasets.any()
 
 
 @pytest.mark.parametrize(("weights", "sizes"), [([], []), ([1], [0]), ([1, 2], [3])])
 def test_datasets_that_cannot_be_blended(weights: list[float], sizes: list[int]) -> None:
     with pytest.raises(DataError, match="cannot blend"):
-        Blend(weights, sizes, 0)
+        Blend.by_weights(weights, sizes, 0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -126,6 +126,6 @@ def test_more_samples_than_can_be_counted() -> None:
 @given(WEIGHTS, st.integers(0, 2**40), st.integers(0, 2000))
 def test_draws_before_a_position_are_counted(weights: list[float], seed: int, start: int) -> None:
     sizes = [7] * len(weights)
-    datasets, samples = Blend(weights, sizes, seed).choose(0, start + 1)
-    later = Blend(weights, sizes, seed).choose(start, 1)
+    datasets, samples = Blend.by_weights(weights, sizes, seed).choose(0, start + 1)
+    later = Blend.by_weights(weights, sizes, seed).choose(start, 1)
     assert (datasets[-1], samples[-1]) == (later[0][0], later[1][0])

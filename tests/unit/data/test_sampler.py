@@ -33,7 +33,7 @@ READERS = [FakeReader(50, 1), FakeReader(30, 2)]
 
 def sampler(num_rows: int = 6, packing: bool = True) -> Sampler:
     return Sampler(
-        Blend([2, 1], [50, 30], 5),
+        Blend.by_weights([2, 1], [50, 30], 5),
         READERS,  # type: ignore[arg-type]
         num_rows=num_rows,
         sequence_length=100,
@@ -46,7 +46,7 @@ def sampler(num_rows: int = 6, packing: bool = True) -> Sampler:
 @given(st.integers(0, 10**6), st.integers(1, 20), st.booleans())
 def test_a_batch_is_a_stretch_of_the_stream(position: int, num_rows: int, packing: bool) -> None:
     batch = sampler(num_rows, packing).at(position)
-    datasets, samples = Blend([2, 1], [50, 30], 5).choose(position, len(batch.samples))
+    datasets, samples = Blend.by_weights([2, 1], [50, 30], 5).choose(position, len(batch.samples))
     np.testing.assert_array_equal(batch.datasets, datasets)
     np.testing.assert_array_equal(batch.samples, samples)
     load = np.bincount(batch.rows, batch.lengths, num_rows)
@@ -84,7 +84,7 @@ def test_what_was_drawn_ahead_changes_nothing() -> None:
 
 def test_long_samples_count_as_one_row() -> None:
     batch = Sampler(
-        Blend([1], [50], 5),
+        Blend.by_weights([1], [50], 5),
         READERS[:1],  # type: ignore[arg-type]
         num_rows=3,
         sequence_length=20,

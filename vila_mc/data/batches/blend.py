@@ -20,6 +20,8 @@ from vila_mc.errors import DataError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2**64 divided by the golden ratio."""
+_ENDLESS = 2**64
+"""The period of a blend by weights: no run gets there."""
 _LARGEST_PERIOD = 2**40
 _LONGEST_STRETCH = 2**23
 """Of one call of ``choose``: their product stays below 2**64."""
@@ -30,26 +32,38 @@ _FACTORS = np.asarray([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 
 
 class Blend:
-    """An endless, seeded order over several datasets.
+    """An endless, seeded order over several datasets; see ``by_weights`` and ``by_epochs``.
 
     Args:
-        weights: share of the positions of each dataset, up to a common factor.
+        ends: where each dataset's interval of the period ends; the last end is the period.
         sizes: samples in each dataset.
         seed: decides the order.
-
-    Raises:
-        DataError: there is no dataset, or one is empty.
     """
 
-    def __init__(self, weights: Sequence[float], sizes: Sequence[int], seed: int) -> None:
+    def __init__(self, ends: Sequence[int], sizes: Sequence[int], seed: int) -> None:
+        self._ends = list(ends)
+        self._period = self._ends[-1]
+        self._stride = _stride(self._period)
+        self._sizes = tuple(int(size) for size in sizes)
+        self._key = _mix(_u64(seed))
+
+    @classmethod
+    def by_weights(cls, weights: Sequence[float], sizes: Sequence[int], seed: int) -> Self:
+        """Each dataset in its share, without end.
+
+        Args:
+            weights: share of the positions of each dataset, up to a common factor.
+            sizes: samples in each dataset.
+            seed: decides the order.
+
+        Raises:
+            DataError: there is no dataset, or one is empty.
+        """
         _check(weights, sizes)
         shares = np.asarray(weights, np.float64) / np.sum(np.asarray(weights, np.float64))
         # Upper ends of each dataset's share of the 64-bit integers; the last takes the rest.
         ends = np.minimum(np.cumsum(shares)[:-1], 1 - 2.0**-53)
-        self._ends = [*map(int, (ends * 2.0**64).astype(np.uint64)), 2**64]
-        self._period, self._stride = 2**64, int(_GOLDEN)
-        self._sizes = tuple(int(size) for size in sizes)
-        self._key = _mix(_u64(seed))
+        return cls([*map(int, (ends * 2.0**64).astype(np.uint64)), _ENDLESS], sizes, seed)
 
     @classmethod
     def by_epochs(cls, epochs: Sequence[float], sizes: Sequence[int], seed: int) -> Self:
@@ -63,21 +77,18 @@ class Blend:
         Raises:
             DataError: there is no dataset, one is empty, or there are too many samples to read.
         """
-        blend = cls(epochs, sizes, seed)
-        draws = [max(1, round(e * size)) for e, size in zip(epochs, sizes, strict=True)]
-        blend._ends = np.cumsum(draws).tolist()
-        blend._period = sum(draws)
-        if blend._period > _LARGEST_PERIOD:
+        _check(epochs, sizes)
+        draws = [max(1, round(each * size)) for each, size in zip(epochs, sizes, strict=True)]
+        if sum(draws) > _LARGEST_PERIOD:
             raise DataError(
-                f"data.blend asks for {blend._period:,} samples; at most {_LARGEST_PERIOD:,} can "
+                f"data.blend asks for {sum(draws):,} samples; at most {_LARGEST_PERIOD:,} can "
                 "be counted. Use weights, or fewer epochs."
             )
-        blend._stride = _coprime_near(round(blend._period * (math.sqrt(5) - 1) / 2), blend._period)
-        return blend
+        return cls(np.cumsum(draws).tolist(), sizes, seed)
 
     def period(self) -> int | None:
         """Samples after which all epochs are done; None for a blend by weights."""
-        return None if self._period == 2**64 else self._period
+        return None if self._period == _ENDLESS else self._period
 
     def choose(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Datasets and samples at positions ``start`` to ``start + count - 1``.
@@ -102,7 +113,7 @@ class Blend:
     def _datasets(self, start: int, count: int) -> np.ndarray:
         first = (self._stride * start + self._offset()) % self._period
         points = _u64(first) + _u64(self._stride) * np.arange(count, dtype=np.uint64)
-        if self._period < 2**64:
+        if self._period != _ENDLESS:
             points %= np.uint64(self._period)
         ends = np.asarray(self._ends[:-1], np.uint64)
         datasets: np.ndarray = np.searchsorted(ends, points, side="right").astype(np.int64)
@@ -133,10 +144,14 @@ def _check(weights: Sequence[float], sizes: Sequence[int]) -> None:
         )
 
 
-def _coprime_near(value: int, period: int) -> int:
-    while math.gcd(value, period) != 1:
-        value += 1
-    return value
+def _stride(period: int) -> int:
+    """The period divided by the golden ratio, or a little more: it has no divisor with it."""
+    if period == _ENDLESS:
+        return int(_GOLDEN)
+    stride = round(period * (math.sqrt(5) - 1) / 2)
+    while math.gcd(stride, period) != 1:
+        stride += 1
+    return stride
 
 
 def _sum_of_floors(count: int, modulus: int, slope: int, offset: int) -> int:

@@ -61,31 +61,28 @@ def collate(
     labels = empty((len(rows), sequence_length), np.int64)
     tokens.fill(0)
     labels.fill(IGNORE_LABEL)
-    lengths: list[tuple[int, ...]] = []
+    laid_out = [
+        [_lay_out(pieces, model.visual_tokens(), sequence_length) for pieces in row] for row in rows
+    ]
     starts: list[tuple[int, int]] = []
-    images: list[ImagePiece] = []
-    for row, samples in enumerate(rows):
-        laid_out = [_lay_out(pieces, model.visual_tokens(), sequence_length) for pieces in samples]
-        lengths.append(tuple(len(sample.tokens) for sample in laid_out))
-        start = 0
-        for sample, length in zip(laid_out, lengths[-1], strict=True):
-            tokens[row, start : start + length] = sample.tokens
-            labels[row, start : start + length] = sample.labels
+    for row, samples in enumerate(laid_out):
+        end = 0
+        for sample in samples:
+            start, end = end, end + len(sample.tokens)
+            tokens[row, start:end] = sample.tokens
+            labels[row, start:end] = sample.labels
             starts += [(row, start + at) for at in sample.image_starts]
-            images += sample.images
-            start += length
     image_starts = empty((len(starts), 2), np.int64)
     image_starts[:] = np.reshape(starts, (-1, 2))
-    images = images if needs_images else []
-    pixels = empty((len(images), 3, model.vision.image_size, model.vision.image_size), np.uint8)
-    substitutes = _decode(images, pixels, model, on_bad_image)
+    images = [image for row in laid_out for sample in row for image in sample.images]
+    pixels, substitutes = _decode(images if needs_images else [], model, on_bad_image, empty)
     return Microbatch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),
         images=torch.from_numpy(pixels),
         image_starts=torch.from_numpy(image_starts),
-        num_samples=sum(map(len, lengths)),
-        sample_lengths=tuple(lengths),
+        num_samples=sum(map(len, rows)),
+        sample_lengths=tuple(tuple(len(sample.tokens) for sample in row) for row in laid_out),
         substitutes=substitutes,
     )
 
@@ -117,10 +114,11 @@ def _lay_out(pieces: Sample, visual_tokens: int, longest: int) -> _LaidOut:
 
 
 def _decode(
-    images: Sequence[ImagePiece], pixels: np.ndarray, model: ModelConfig, on_bad_image: BadImage
-) -> tuple[str, ...]:
-    """Fill [n, 3, y, x] uint8 pixels; a message for each image that was replaced."""
+    images: Sequence[ImagePiece], model: ModelConfig, on_bad_image: BadImage, empty: Empty
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """[n, 3, y, x] uint8 pixels; a message for each image that was replaced."""
     size, mode = model.vision.image_size, model.vision.image_mode
+    pixels = empty((len(images), 3, size, size), np.uint8)
     messages: list[str] = []
     for index, image in enumerate(images):
         try:
@@ -130,4 +128,4 @@ def _decode(
                 raise
             pixels[index] = mean_colour_image(size)
             messages.append(str(error))
-    return tuple(messages)
+    return pixels, tuple(messages)

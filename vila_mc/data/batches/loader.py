@@ -86,7 +86,7 @@ class TrainingData:
         self.readers: tuple[IndexedReader, ...] = open_blend(data, model)
         """The datasets, in the order of ``data.blend``."""
         self._sampler = Sampler(
-            _order(data, [len(reader) for reader in self.readers]),
+            _blend(data, [len(reader) for reader in self.readers]),
             self.readers,
             num_rows=global_batch,
             sequence_length=data.sequence_length,
@@ -131,14 +131,14 @@ class TrainingData:
                 step = self.step(samples_seen)
                 samples_seen = step.samples_seen
                 yield step
-        orders = self._orders(samples_seen)
+        rows_ahead = self._rows_ahead(samples_seen)
         waiting: deque[tuple[int, int]] = deque()
         try:
             while True:
                 loaded: list[Microbatch] = []  # in place of the last step's, whose slots are free
                 for _ in range(self._per_step):
                     while len(waiting) < self._ahead:
-                        rows, end = next(orders)
+                        rows, end = next(rows_ahead)
                         waiting.append((self._workers.order(rows), end))
                     slot, end = waiting.popleft()
                     loaded.append(self._workers.take(slot))
@@ -173,7 +173,7 @@ class TrainingData:
         slots = Slots(self._ahead + lendable, size, lendable)
         return Workers(self._load, self._data.workers, slots)
 
-    def _orders(self, samples_seen: int) -> Iterator[tuple[Rows, int]]:
+    def _rows_ahead(self, samples_seen: int) -> Iterator[tuple[Rows, int]]:
         """This rank's microbatches without end, and the samples seen after the step of each."""
         while True:
             draws, samples_seen = self._draws(samples_seen)
@@ -196,10 +196,9 @@ class TrainingData:
         )
 
 
-def _order(data: DataConfig, sizes: Sequence[int]) -> Blend:
-    if data.by_epochs():
-        return Blend.by_epochs(data.blend_shares(), sizes, data.seed)
-    return Blend(data.blend_shares(), sizes, data.seed)
+def _blend(data: DataConfig, sizes: Sequence[int]) -> Blend:
+    make = Blend.by_epochs if data.by_epochs() else Blend.by_weights
+    return make(data.blend_shares(), sizes, data.seed)
 
 
 def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...]:
