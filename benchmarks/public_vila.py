@@ -31,9 +31,11 @@ from vila_mc.config.model import (
     VisionConfig,
 )
 from vila_mc.convert.export_checkpoint import export_checkpoint
-from vila_mc.convert.formats.read_whole import ForeignModel, read_whole
+from vila_mc.convert.formats.format import ForeignModel
+from vila_mc.convert.formats.registry import find_format
+from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.import_checkpoint import import_checkpoint
-from vila_mc.convert.names import OFFICIAL_CONNECTORS, Naming, tables
+from vila_mc.convert.names import tables
 from vila_mc.convert.proof.reference import proving_model, reference_of
 from vila_mc.convert.rename_tensors import from_hf, their_shapes, to_hf
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer
@@ -42,8 +44,11 @@ from vila_mc.kernels.reference import normalize_images
 READER = Path(__file__).with_name("public_vila_reader.py")
 VOCABULARY = 401  # odd, so that training's tables have padding rows
 TOLERANCE = 1e-5
-INSIDE = Naming(
-    "vision_tower.vision_tower.vision_model.", "mm_projector.", "llm.", OFFICIAL_CONNECTORS
+INSIDE = replace(
+    find_format("vila").naming,
+    vision="vision_tower.vision_tower.vision_model.",
+    connector="mm_projector.",
+    language="llm.",
 )
 """Where the public model has its parts."""
 _CLIP = VisionConfig(image_size=28, patch_size=7, width=32, layers=3, heads=4, ffn=48)

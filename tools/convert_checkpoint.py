@@ -18,10 +18,10 @@ from typing import Any, get_args
 from vila_mc.config.families import ImageMode
 from vila_mc.config.load import ErrorRaisingParser
 from vila_mc.config.model import ConnectorKind
+from vila_mc.convert.formats.registry import FORMATS
 from vila_mc.errors import ConfigError, run_cli
 
 QUESTION = "Describe this image."
-FORMATS = ("hf-vila", "hf-llava", "vila", "llm")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -116,7 +116,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def import_command(arguments: argparse.Namespace) -> int:
     """Write a checkpoint of step 0."""
-    from vila_mc.convert.formats.read_whole import combine, read_whole
+    from vila_mc.convert.combine_parts import combine_parts
+    from vila_mc.convert.formats.whole_directory import read_whole
     from vila_mc.convert.import_checkpoint import RECIPE_NAME, import_checkpoint
 
     trust, mode = arguments.trust_pickle, arguments.image_mode
@@ -126,7 +127,7 @@ def import_command(arguments: argparse.Namespace) -> int:
     ):
         raise ConfigError("give either --model, or both --llm and --vision.")
     if is_pair:
-        source = combine(
+        source = combine_parts(
             arguments.llm,
             arguments.vision,
             arguments.connector,
@@ -178,9 +179,9 @@ def inspect_command(arguments: argparse.Namespace) -> int:
 
 
 def _prove(arguments: argparse.Namespace, export: Path) -> int:
-    from vila_mc.convert.export_checkpoint import Question, prove
+    from vila_mc.convert.export_checkpoint import Question, prove_export
 
-    proof = prove(
+    proof = prove_export(
         arguments.checkpoint,
         export,
         Question(arguments.question, arguments.image),

@@ -15,6 +15,7 @@ LIGHT_MODULES = (
     "vila_mc.config.run",
     "vila_mc.topology.layout",
     "vila_mc.topology.stage_plan",
+    "vila_mc.convert.formats.registry",
     "vila_mc.evaluation.report",
 )
 

@@ -9,10 +9,11 @@ from tests.support import families
 from tests.support.families import NAMES, VOCABULARY
 from tests.support.tiny_data import random_sentences
 from vila_mc.checkpoint.whole import whole_model
+from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.export_checkpoint import export_checkpoint
-from vila_mc.convert.formats.read_whole import combine, read_whole
+from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.import_checkpoint import import_checkpoint
-from vila_mc.convert.proof.compare_export import verify_exports
+from vila_mc.convert.proof.compare import compare_exports
 from vila_mc.convert.proof.reference import proving_model, reference_of
 from vila_mc.convert.read_parts import read_language
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer
@@ -45,7 +46,7 @@ def imported(tokenizer, tmp_path_factory):
     for name in NAMES:
         family, folder = families.make(name), tmp_path_factory.mktemp("family")
         family.save(folder)
-        source = combine(folder / "llm", folder / "vision", family.connector)
+        source = combine_parts(folder / "llm", folder / "vision", family.connector)
         import_checkpoint(source, folder / "ours")
         result[name] = Imported(family, source, folder / "ours", tokenizer)
     return result
@@ -98,7 +99,7 @@ def exported(imported, tmp_path_factory):
 
 
 def test_every_export_computes_the_same_in_a_fresh_process(exported):
-    results = verify_exports(list(exported.values()), tolerance=TOLERANCE)
+    results = compare_exports(list(exported.values()), tolerance=TOLERANCE)
     assert len(results) == sum(len(families.make(name).formats) for name in NAMES)
     assert all(0 <= result.max_difference < TOLERANCE for result in results)
 

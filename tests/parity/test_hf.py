@@ -12,8 +12,8 @@ from tests.support.tiny_data import random_sentences
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.load import run_from_dict
 from vila_mc.config.model import DOWNSAMPLE_FACTOR, ConnectorConfig, ModelConfig
-from vila_mc.convert.formats.write_export import export_hf
-from vila_mc.convert.proof.compare_export import VerifyReference, verify_export
+from vila_mc.convert.formats.write_export import write_export
+from vila_mc.convert.proof.compare import Reference, compare_export
 from vila_mc.convert.read_parts import read_language, read_vision
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.flow import IGNORE_LABEL, Microbatch
@@ -187,7 +187,7 @@ def test_an_export_computes_the_same(pair, tmp_path):
     with torch.inference_mode():
         logits = pair.ours(batch, with_loss=False)
     state = lazily({n: p.detach() for n, p in pair.ours.named_parameters()})
-    export_hf(state, pair.model, tokenizer, tmp_path / "export", torch.float32)
-    reference = VerifyReference.of_microbatch(batch, logits, pair.model)
-    result = verify_export(tmp_path / "export", reference, tolerance=TOLERANCE)
+    write_export(state, pair.model, tokenizer, tmp_path / "export", torch.float32)
+    reference = Reference.of_microbatch(batch, logits, pair.model)
+    result = compare_export(tmp_path / "export", reference, tolerance=TOLERANCE)
     assert 0 <= result.max_difference < TOLERANCE

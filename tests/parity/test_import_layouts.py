@@ -8,7 +8,7 @@ from tests.support import families
 from tests.support.ranks import run_ranks
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
-from vila_mc.convert.formats.read_whole import combine
+from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.import_checkpoint import import_checkpoint
 
 CASES = {
@@ -23,7 +23,7 @@ NUM_RANKS = 4
 def test_an_import_passes_through_a_layout_unchanged(name, tmp_path):
     family = families.make(name)
     family.save(tmp_path)
-    source = combine(tmp_path / "llm", tmp_path / "vision", family.connector)
+    source = combine_parts(tmp_path / "llm", tmp_path / "vision", family.connector)
     import_checkpoint(source, tmp_path / "imported")
     run_ranks(NUM_RANKS, load_and_save, tmp_path / "imported", tmp_path / "saved", CASES[name])
     directory = resolve_checkpoint(tmp_path / "saved")

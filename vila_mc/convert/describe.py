@@ -11,7 +11,7 @@ from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.config.train import MODEL_PARTS
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.registry import towers_by_type
-from vila_mc.convert.formats.read_whole import WHOLE_MODELS, read_whole
+from vila_mc.convert.formats.whole_directory import whole_format
 from vila_mc.convert.read_parts import read_language, read_vision
 from vila_mc.convert.weights import read_json
 from vila_mc.errors import CheckpointError
@@ -31,20 +31,21 @@ def describe(path: Path, *, trust_pickle: bool = False) -> Iterator[tuple[str, s
         yield from _ours(path)
         return
     where = path / "config.json"
-    kind = ConfigValues(read_json(where), where).get("model_type")
-    if kind in WHOLE_MODELS:
-        whole = read_whole(path, trust_pickle=trust_pickle)
-        yield "what", whole.kind
+    config = ConfigValues(read_json(where), where)
+    format = whole_format(config)
+    if format is not None:
+        whole = format.read(path, config, None, trust_pickle=trust_pickle)
+        yield "what", f"a whole model, {whole.kind}"
         yield from _model(whole.model)
         yield from _tensors(whole.tensors)
-    elif kind in towers_by_type():
+    elif config.get("model_type") in towers_by_type():
         vision, tensors = read_vision(path, trust_pickle=trust_pickle)
-        yield "what", "a vision tower of Hugging Face"
+        yield "what", "a vision tower"
         yield "vision", _vision(vision)
         yield from _tensors(tensors)
     else:
         language, tensors = read_language(path, trust_pickle=trust_pickle)
-        yield "what", "a language model of Hugging Face"
+        yield "what", "a language model, llm"
         yield "language", _language(language)
         yield from _tensors(tensors)
 

@@ -8,13 +8,17 @@ import torch
 
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
-from vila_mc.convert.formats.write_export import DEFAULT_SHARD_BYTES, Format, export_hf
-from vila_mc.convert.proof.compare_export import (
-    VerifyPrompt,
-    VerifyReference,
-    VerifyResult,
-    export_format,
-    verify_export,
+from vila_mc.convert.formats.registry import FormatName
+from vila_mc.convert.formats.write_export import (
+    DEFAULT_SHARD_BYTES,
+    write_export,
+    written_format,
+)
+from vila_mc.convert.proof.compare import (
+    Differences,
+    ProofPrompt,
+    Reference,
+    compare_export,
 )
 from vila_mc.convert.proof.reference import (
     ProvingModel,
@@ -40,7 +44,7 @@ class Question:
 class Proof:
     """An export that computes what its training model computes."""
 
-    result: VerifyResult
+    result: Differences
     is_streamed: bool
     """Whether weights were read as they were used; then no greedy tokens were compared."""
 
@@ -48,7 +52,7 @@ class Proof:
 def export_checkpoint(
     checkpoint: Path,
     output: Path,
-    format: Format = "hf-vila",
+    format: FormatName = "hf-vila",
     *,
     tokenizer: Path | None = None,
     dtype: torch.dtype | None = None,
@@ -59,7 +63,7 @@ def export_checkpoint(
     Args:
         checkpoint: a step-* directory, or a directory of them.
         output: directory to write.
-        format: as ``export_hf`` takes it.
+        format: its name.
         tokenizer: the one that the checkpoint was trained with if None.
         dtype: as it was trained if None.
         max_shard_bytes: most bytes in one weight file.
@@ -75,7 +79,7 @@ def export_checkpoint(
         raise ConfigError("the checkpoint names no tokenizer. Give one with --tokenizer.")
     with weightless_model(config) as model:
         tensors = open_checkpoint(directory, model)
-    export_hf(
+    write_export(
         tensors,
         config.model,
         tokenizer,
@@ -86,7 +90,7 @@ def export_checkpoint(
     )
 
 
-def prove(
+def prove_export(
     checkpoint: Path,
     export: Path,
     question: Question,
@@ -99,7 +103,7 @@ def prove(
     Args:
         checkpoint: what was exported.
         export: what was written.
-        question: asked through the processor of an hf-vila export.
+        question: asked where the format has a processor.
         tokenizer: the one that the checkpoint was trained with if None.
         is_streamed: as ``proving_model`` takes it.
 
@@ -107,7 +111,7 @@ def prove(
         CheckpointError: they compute something else, or the export does not load.
     """
     reference = _reference(checkpoint, export, question, tokenizer, is_streamed)
-    return Proof(verify_export(export, reference), reference.is_streamed)
+    return Proof(compare_export(export, reference), reference.is_streamed)
 
 
 def _reference(
@@ -116,19 +120,19 @@ def _reference(
     question: Question,
     tokenizer: Path | None,
     is_streamed: bool | None,
-) -> VerifyReference:
+) -> Reference:
     """What the training model computes; the model itself is gone when the export is loaded."""
-    kind = export_format(export)
+    format = written_format(export)
     config = Manifest.read(resolve_checkpoint(checkpoint)).config
     tokenizer = tokenizer or config.data.tokenizer
     with proving_model(checkpoint, _dtype_of(export), is_streamed=is_streamed) as proving:
-        prompts: tuple[VerifyPrompt, ...] = ()
-        if kind == "hf-vila" and not proving.is_streamed and tokenizer is not None:
+        prompts: tuple[ProofPrompt, ...] = ()
+        if format.has_processor and not proving.is_streamed and tokenizer is not None:
             prompts = _asked(proving, tokenizer, question)
-        return reference_of(proving, prompts, has_images=kind != "llm")
+        return reference_of(proving, prompts, has_images=format.sees_images)
 
 
-def _asked(proving: ProvingModel, tokenizer: Path, question: Question) -> tuple[VerifyPrompt, ...]:
+def _asked(proving: ProvingModel, tokenizer: Path, question: Question) -> tuple[ProofPrompt, ...]:
     """The question and its answers; none, and a line that says so, where it cannot be put."""
     try:
         known = Tokenizer(tokenizer)

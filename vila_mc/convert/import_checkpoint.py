@@ -9,7 +9,7 @@ import yaml
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.run import RunConfig
-from vila_mc.convert.formats.read_whole import ForeignModel
+from vila_mc.convert.formats.format import ForeignModel
 
 RECIPE_NAME = "model.yaml"
 TOKENIZER_NAME = "tokenizer"

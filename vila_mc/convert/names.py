@@ -3,22 +3,22 @@
 Training names are the parameter names of a whole ``VilaModel`` (no tensor or pipeline
 parallelism, global layer numbers). Hugging Face names are those within a part: a language model as
 transformers' ...ForCausalLM has them, a vision tower without ``vision_model.``, a connector as each
-format spells it. A ``Naming`` says where a format puts the parts. The rows of towers and language
-models stand with their families.
+format spells it, where its rows stand. A ``Naming`` says where a format puts the parts. The rows of
+towers and language models stand with their families.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vila_mc.checkpoint.lazy import Shape
 from vila_mc.config.model import ConnectorKind, LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.convert.families.language import HEAD
 from vila_mc.convert.families.registry import LANGUAGES, TOWERS
-from vila_mc.convert.transforms import BeforeIdentity, Row, Sizes, affine
+from vila_mc.convert.transforms import Row, Sizes, affine
 from vila_mc.errors import CheckpointError
 
 
-def _connectors(
+def connector_rows(
     *, single: str, first: str, second: str, norm: str, norm_first: str, norm_second: str
 ) -> dict[ConnectorKind, tuple[Row, ...]]:
     """Rows of every connector, given how a format calls their layers; c is a merged block."""
@@ -38,51 +38,24 @@ def _connectors(
     }
 
 
-OUR_CONNECTORS = _connectors(
-    single="fc1", first="fc1", second="fc2", norm="norm", norm_first="fc1", norm_second="fc2"
-)
-_OFFICIAL = _connectors(
-    single="layers",
-    first="layers.0",
-    second="layers.2",
-    norm="layers.1",
-    norm_first="layers.2",
-    norm_second="layers.4",
-)
-OFFICIAL_CONNECTORS: Mapping[ConnectorKind, tuple[Row, ...]] = {
-    kind: rows for kind, rows in _OFFICIAL.items() if kind != "downsample_linear"
-}
-"""The public VILA code has no name for the paper's downsample_linear."""
-LLAVA_CONNECTORS: Mapping[ConnectorKind, tuple[Row, ...]] = {
-    "linear": (
-        BeforeIdentity("connector.fc1.weight", "linear_1.weight", "h c", "linear_2.weight"),
-        BeforeIdentity("connector.fc1.bias", "linear_1.bias", "h", "linear_2.bias"),
-    ),
-    "mlp2x_gelu": (
-        *affine("connector.fc1", "linear_1", "h c", "h"),
-        *affine("connector.fc2", "linear_2", "h h", "h"),
-    ),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """Where a format puts the parts of a model: what stands in front of their names."""
+    """What a format calls the parts of a model and the connectors that it can hold."""
 
+    format: str
+    """Its name."""
     vision: str
+    """In front of the names of the vision tower."""
     connector: str
+    """In front of the names of the connector."""
     language: str
+    """In front of the names of the language model."""
     connectors: Mapping[ConnectorKind, tuple[Row, ...]]
+    """Rows of each connector."""
 
-
-REMOTE_CODE = Naming("vision_tower.", "connector.", "language_model.", OUR_CONNECTORS)
-"""Our own modelling file."""
-LLAVA = Naming(
-    "vision_tower.vision_model.", "multi_modal_projector.", "language_model.", LLAVA_CONNECTORS
-)
-"""LlavaForConditionalGeneration as its published checkpoints name it."""
-OFFICIAL = Naming("vision_model.", "", "", OFFICIAL_CONNECTORS)
-"""The directories of the public VILA code, each part in one of its own."""
+    def within_parts(self) -> "Naming":
+        """The same for names within a part."""
+        return replace(self, vision="", connector="", language="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +131,7 @@ def vision_table(config: VisionConfig, prefix: str = "") -> Table:
     return Table(_expand(TOWERS[config.family].rows, config.built_layers(), prefix), sizes)
 
 
-def connector_table(model: ModelConfig, naming: Naming = REMOTE_CODE) -> Table:
+def connector_table(model: ModelConfig, naming: Naming) -> Table:
     """Rows of the connector.
 
     Raises:
@@ -167,8 +140,8 @@ def connector_table(model: ModelConfig, naming: Naming = REMOTE_CODE) -> Table:
     connector = model.connector
     if connector.kind not in naming.connectors:
         raise CheckpointError(
-            f"this format cannot hold the connector {connector.kind}; it knows "
-            f"{', '.join(naming.connectors)}. Use --format hf-vila, which holds every connector."
+            f"the format {naming.format} cannot hold the connector {connector.kind}; it knows "
+            f"{', '.join(naming.connectors) or 'none'}. hf-vila holds every connector."
         )
     sizes = {"c": model.vision.width * connector.factor() ** 2, "h": model.language.width}
     return Table(_expand(naming.connectors[connector.kind], 0, naming.connector), sizes)
@@ -176,7 +149,7 @@ def connector_table(model: ModelConfig, naming: Naming = REMOTE_CODE) -> Table:
 
 def tables(
     model: ModelConfig,
-    naming: Naming = REMOTE_CODE,
+    naming: Naming,
     *,
     padded_vocab: int | None = None,
     placed_vocab: int | None = None,

@@ -10,9 +10,9 @@ from PIL import Image
 
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.model import DOWNSAMPLE_FACTOR
-from vila_mc.convert.formats import write_export as export_module
-from vila_mc.convert.formats.read_whole import read_whole
-from vila_mc.convert.formats.write_export import export_hf
+from vila_mc.convert.formats import hf_vila
+from vila_mc.convert.formats.whole_directory import read_whole
+from vila_mc.convert.formats.write_export import write_export
 from vila_mc.convert.output_directory import MANIFEST
 from vila_mc.errors import CheckpointError
 
@@ -36,7 +36,7 @@ def test_logits_equal_an_independent_construction(
 ):
     model = tiny_model(kind, grid)
     vila = build(model)
-    export_hf(lazily(vila.canonical()), model, tokenizer_path, tmp_path / "out", torch.float32)
+    write_export(lazily(vila.canonical()), model, tokenizer_path, tmp_path / "out", torch.float32)
     loaded, _ = load_export(tmp_path / "out")
     token_ids, pixels = _inputs(model)
     with torch.inference_mode():
@@ -54,7 +54,7 @@ def exported(tokenizer_path, tmp_path_factory):
     model = tiny_model()
     directory = tmp_path_factory.mktemp("exported") / "vila"
     state = build(model).canonical()
-    export_hf(
+    write_export(
         lazily(state), model, tokenizer_path, directory, torch.float32, max_shard_bytes=60_000
     )
     return directory, model, state
@@ -146,7 +146,7 @@ def test_the_pipeline_of_transformers_runs(exported):
 
 def test_bfloat16_export_loads_as_bfloat16(tokenizer_path, load_export, tmp_path):
     model = tiny_model()
-    export_hf(lazily(build(model).canonical()), model, tokenizer_path, tmp_path / "out")
+    write_export(lazily(build(model).canonical()), model, tokenizer_path, tmp_path / "out")
     loaded, _ = load_export(tmp_path / "out")
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     token_ids, pixels = _inputs(model)
@@ -157,7 +157,7 @@ def test_an_earlier_export_is_replaced(exported, tokenizer_path, tmp_path):
     _, model, state = exported
     output = tmp_path / "out"
     for _ in range(2):
-        export_hf(lazily(state), model, tokenizer_path, output)
+        write_export(lazily(state), model, tokenizer_path, output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     files = sorted(path.name for path in output.iterdir())
     assert files == json.loads((output / MANIFEST).read_text())["files"]
@@ -167,7 +167,7 @@ def test_anything_else_at_the_target_is_refused(exported, tokenizer_path, tmp_pa
     _, model, state = exported
 
     def export(output: Path) -> None:
-        export_hf(lazily(state), model, tokenizer_path, output)
+        write_export(lazily(state), model, tokenizer_path, output)
 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("dear")
@@ -188,16 +188,16 @@ def test_anything_else_at_the_target_is_refused(exported, tokenizer_path, tmp_pa
 
 def test_a_failed_export_leaves_nothing_behind(exported, tokenizer_path, tmp_path, monkeypatch):
     _, model, state = exported
-    export_hf(lazily(state), model, tokenizer_path, tmp_path / "old")
+    write_export(lazily(state), model, tokenizer_path, tmp_path / "old")
     before = (tmp_path / "old" / "model.safetensors").read_bytes()
 
     def fail(*_):
         raise OSError(28, "No space left on device", "x")
 
-    monkeypatch.setattr(export_module, "write_json", fail)
+    monkeypatch.setattr(hf_vila, "write_json", fail)
     for name in ("new", "old"):
         with pytest.raises(OSError, match="No space"):
-            export_hf(lazily(state), model, tokenizer_path, tmp_path / name)
+            write_export(lazily(state), model, tokenizer_path, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert (tmp_path / "old" / "model.safetensors").read_bytes() == before
 
@@ -205,4 +205,4 @@ def test_a_failed_export_leaves_nothing_behind(exported, tokenizer_path, tmp_pat
 def test_half_precision_is_refused(exported, tokenizer_path, tmp_path):
     _, model, state = exported
     with pytest.raises(CheckpointError, match="float32 or bfloat16"):
-        export_hf(lazily(state), model, tokenizer_path, tmp_path / "out", torch.float16)
+        write_export(lazily(state), model, tokenizer_path, tmp_path / "out", torch.float16)

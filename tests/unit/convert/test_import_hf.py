@@ -9,7 +9,8 @@ from independent_vila import PADDED, build, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
-from vila_mc.convert.formats.read_whole import combine, read_whole
+from vila_mc.convert.combine_parts import combine_parts
+from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.read_parts import read_language, read_vision
 from vila_mc.errors import CheckpointError
 
@@ -165,7 +166,8 @@ def test_a_short_sliding_window_is_the_longest_sequence(copies):
 
 def test_a_combination_is_whole_and_follows_its_seed(vila, saved):
     first, again, other = (
-        combine(saved / "llama", saved / "clip", "mlp_downsample", seed=seed) for seed in (1, 1, 2)
+        combine_parts(saved / "llama", saved / "clip", "mlp_downsample", seed=seed)
+        for seed in (1, 1, 2)
     )
     expected = vila.canonical()
     assert first.tensors.keys() == expected.keys()

@@ -11,14 +11,15 @@ from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.stream import weightless_model
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.convert.describe import describe
-from vila_mc.convert.formats.write_export import FORMATS, export_hf
+from vila_mc.convert.formats.registry import FORMATS
+from vila_mc.convert.formats.write_export import write_export
 from vila_mc.errors import CheckpointError
 
 WHAT = {
-    "hf-vila": "an export of ours",
-    "hf-llava": "a LLaVA of transformers",
-    "vila": "a directory of the public VILA code",
-    "llm": "a language model of Hugging Face",
+    "hf-vila": "a whole model, hf-vila",
+    "hf-llava": "a whole model, hf-llava",
+    "vila": "a whole model, vila",
+    "llm": "a language model, llm",
 }
 
 
@@ -26,7 +27,7 @@ WHAT = {
 def test_of_hugging_face(kind, tokenizer_path, tmp_path):
     model = tiny_model("mlp2x_gelu")
     state = build(model).canonical()
-    export_hf(lazily(state), model, tokenizer_path, tmp_path / "out", format=kind)
+    write_export(lazily(state), model, tokenizer_path, tmp_path / "out", format=kind)
     facts = dict(describe(tmp_path / "out"))
     assert facts["what"] == WHAT[kind]
     assert f"vocabulary {VOCABULARY}" in facts["language"]
@@ -39,7 +40,7 @@ def test_of_hugging_face(kind, tokenizer_path, tmp_path):
 def test_of_a_tower_alone(tmp_path):
     build(tiny_model()).clip.save_pretrained(tmp_path)
     facts = dict(describe(tmp_path))
-    assert facts["what"] == "a vision tower of Hugging Face"
+    assert facts["what"] == "a vision tower"
     assert "clip, 3 layers (2 used)" in facts["vision"]
 
 

@@ -6,7 +6,8 @@ from independent_vila import PADDED, VOCABULARY, build, tiny_model
 
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.model import DOWNSAMPLE_FACTOR
-from vila_mc.convert.names import LLAVA, OFFICIAL, connector_table, tables
+from vila_mc.convert.formats.registry import find_format
+from vila_mc.convert.names import connector_table, tables
 from vila_mc.convert.rename_tensors import from_hf, to_hf, vocabulary_rows
 from vila_mc.errors import CheckpointError
 
@@ -14,7 +15,7 @@ KINDS = tuple(DOWNSAMPLE_FACTOR)
 
 
 def _parts(model, padded=PADDED):
-    return tables(model, padded_vocab=padded)
+    return tables(model, find_format("hf-vila").naming, padded_vocab=padded)
 
 
 def _to_hf(state, model):
@@ -119,7 +120,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name():
 
 def test_two_linear_layers_are_not_taken_for_one():
     model = tiny_model("linear")
-    table = connector_table(model, LLAVA)
+    table = connector_table(model, find_format("hf-llava").naming)
     width = model.language.width
     state = {
         f"connector.fc1.{part}": torch.randn(*shape)
@@ -135,6 +136,6 @@ def test_two_linear_layers_are_not_taken_for_one():
 
 def test_a_format_refuses_the_connectors_it_cannot_hold():
     with pytest.raises(CheckpointError, match="cannot hold the connector mlp_downsample"):
-        connector_table(tiny_model(), LLAVA)
+        connector_table(tiny_model(), find_format("hf-llava").naming)
     with pytest.raises(CheckpointError, match="cannot hold the connector downsample_linear"):
-        connector_table(tiny_model("downsample_linear"), OFFICIAL)
+        connector_table(tiny_model("downsample_linear"), find_format("vila").naming)

@@ -9,7 +9,7 @@ from independent_vila import VOCABULARY, build, tiny_model
 from PIL import Image
 
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.convert.formats.write_export import export_hf
+from vila_mc.convert.formats.write_export import write_export
 from vila_mc.data.chat_templates import Turn, conversation_pieces, prompt
 from vila_mc.data.images import load_image
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ def processors(tokenizer_path, tmp_path_factory):
     for mode in ("crop", "pad", "resize"):
         model = tiny_model(image_mode=mode)
         directory = tmp_path_factory.mktemp("processor") / mode
-        export_hf(lazily(build(model).canonical()), model, tokenizer_path, directory)
+        write_export(lazily(build(model).canonical()), model, tokenizer_path, directory)
         loaded[mode] = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
     return loaded
 

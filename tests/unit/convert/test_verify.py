@@ -12,16 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.convert.formats.write_export import export_hf
-from vila_mc.convert.proof import compare_export as verify_module
-from vila_mc.convert.proof.compare_export import (
-    VerifyPrompt,
-    VerifyReference,
-    export_format,
-    verify_export,
+from vila_mc.convert.formats.write_export import write_export, written_format
+from vila_mc.convert.proof import compare as compare_module
+from vila_mc.convert.proof.compare import (
+    ProofPrompt,
+    Reference,
+    compare_export,
     write_request,
 )
-from vila_mc.convert.proof.fresh_process import verify
+from vila_mc.convert.proof.fresh_process import compare_with_reference
 from vila_mc.errors import CheckpointError
 from vila_mc.flow import Microbatch
 from vila_mc.kernels.reference import normalize_images
@@ -35,7 +34,7 @@ def case(tokenizer_path, tmp_path_factory, load_export, photo):
     model = tiny_model()
     vila = build(model)
     directory = tmp_path_factory.mktemp("verify") / "vila"
-    export_hf(lazily(vila.canonical()), model, tokenizer_path, directory, torch.float32)
+    write_export(lazily(vila.canonical()), model, tokenizer_path, directory, torch.float32)
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(3, VOCABULARY, (2, 16), generator=generator)
     starts = torch.tensor([[0, 2], [1, 7]])
@@ -48,8 +47,8 @@ def case(tokenizer_path, tmp_path_factory, load_export, photo):
     with torch.inference_mode():
         logits = vila.logits(with_places, normalize_images(images, torch.float32))
     padding = torch.full((2, 16, 15), -1e9)
-    prompt = VerifyPrompt(WORDS, (photo,), _greedy(vila, directory, photo, load_export))
-    reference = VerifyReference.of_microbatch(
+    prompt = ProofPrompt(WORDS, (photo,), _greedy(vila, directory, photo, load_export))
+    reference = Reference.of_microbatch(
         batch, torch.cat([logits, padding], dim=-1), model, (prompt,)
     )
     return directory, reference
@@ -68,7 +67,7 @@ def _greedy(vila, directory, photo, load_export, steps=6):
 
 
 def test_a_good_export_passes(case):
-    result = verify_export(*case, tolerance=1e-5)
+    result = compare_export(*case, tolerance=1e-5)
     assert 0 <= result.mean_difference <= result.max_difference < 1e-5
     assert result.greedy_equal
     assert len(result.answers) == 1
@@ -82,9 +81,11 @@ def in_process(monkeypatch):
     def run(exports, folder, timeout_s):
         for number, export in enumerate(exports):
             request = folder / str(number)
-            (request / "result.json").write_text(json.dumps(verify(export, request)))
+            (request / "result.json").write_text(
+                json.dumps(compare_with_reference(export, request))
+            )
 
-    monkeypatch.setattr(verify_module, "_run_child", run)
+    monkeypatch.setattr(compare_module, "_run_child", run)
 
 
 def test_swapped_weights_are_caught(case, tmp_path, in_process):
@@ -96,13 +97,13 @@ def test_swapped_weights_are_caught(case, tmp_path, in_process):
     state[first], state[second] = state[second], state[first]
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"logits .* differ .* max .*, mean .*, tolerance"):
-        verify_export(tmp_path / "bad", reference)
+        compare_export(tmp_path / "bad", reference)
 
 
 def _fault(export, reference, folder):
     """What the fresh process would report, without starting one."""
     write_request(folder / "request", reference, "hf-vila")
-    return verify(export, folder / "request")["fault"]
+    return compare_with_reference(export, folder / "request")["fault"]
 
 
 def test_a_missing_weight_is_caught_although_transformers_only_warns(case, tmp_path):
@@ -139,7 +140,7 @@ def test_a_truncated_file_gives_one_clear_line(case, tmp_path):
     file = tmp_path / "bad" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="does not load in a fresh process") as caught:
-        verify_export(tmp_path / "bad", reference)
+        compare_export(tmp_path / "bad", reference)
     assert "\n" not in str(caught.value)
 
 
@@ -148,21 +149,21 @@ def test_another_answer_is_caught(case, in_process):
     prompt = reference.prompts[0]
     wrong = (*prompt.greedy_ids[:-1], (prompt.greedy_ids[-1] + 1) % VOCABULARY)
     changed = dataclasses.replace(
-        reference, prompts=(VerifyPrompt(prompt.text, prompt.images, wrong),)
+        reference, prompts=(ProofPrompt(prompt.text, prompt.images, wrong),)
     )
     with pytest.raises(CheckpointError, match="prompt 1 gives tokens"):
-        verify_export(directory, changed)
+        compare_export(directory, changed)
 
 
 def test_not_finite_reference_and_wrong_shapes_are_refused(case):
     directory, reference = case
     with pytest.raises(CheckpointError, match="not finite"):
-        verify_export(
+        compare_export(
             directory,
             dataclasses.replace(reference, logits=reference.logits * torch.nan),
         )
     with pytest.raises(CheckpointError, match=r"logits \[2, 15"):
-        verify_export(
+        compare_export(
             directory,
             dataclasses.replace(reference, logits=reference.logits[:, 1:]),
         )
@@ -170,4 +171,4 @@ def test_not_finite_reference_and_wrong_shapes_are_refused(case):
 
 def test_a_directory_that_is_no_export(tmp_path):
     with pytest.raises(CheckpointError, match="is no export of vila_mc"):
-        export_format(tmp_path)
+        written_format(tmp_path)

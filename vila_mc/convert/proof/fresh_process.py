@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vila_mc.convert.proof.reloaded import ExportFaultError, LoadedExport, load_export
+from vila_mc.convert.formats.registry import find_format
+from vila_mc.convert.proof.reloaded import LoadedModel, ModelFaultError
 
 _SEED = 0
 _NUM_PROBES = 500
@@ -30,11 +31,11 @@ def main() -> None:
     """Entry point."""
     for number, export in enumerate(sys.argv[2:]):
         request = Path(sys.argv[1]) / str(number)
-        result = verify(Path(export), request)
+        result = compare_with_reference(Path(export), request)
         (request / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def verify(export: Path, request: Path) -> dict[str, Any]:
+def compare_with_reference(export: Path, request: Path) -> dict[str, Any]:
     """Compare an export with the reference in ``request``.
 
     Returns:
@@ -49,25 +50,22 @@ def verify(export: Path, request: Path) -> dict[str, Any]:
     reference = load_file(request / "reference.safetensors")
     try:
         with torch.inference_mode():
-            loaded = load_export(
-                export,
-                wanted["format"],
-                is_streamed=wanted["is_streamed"],
-                vocab_size=wanted["vocab_size"],
+            loaded = find_format(wanted["format"]).load(
+                export, is_streamed=wanted["is_streamed"], vocab_size=wanted["vocab_size"]
             )
             output = _compare_logits(loaded, reference)
             output["greedy_faults"] = _compare_greedy(loaded, reference)
             return output | _answer(loaded, export, request, wanted)
-    except ExportFaultError as fault:
+    except ModelFaultError as fault:
         return {"fault": str(fault)}
 
 
-def _compare_logits(loaded: LoadedExport, reference: dict[str, Tensor]) -> dict[str, Any]:
+def _compare_logits(loaded: LoadedModel, reference: dict[str, Tensor]) -> dict[str, Any]:
     logits = loaded.logits(reference["token_ids"], reference["images"])
     expected, used = reference["logits"], loaded.vocab_size
     for name, given in (("reference", expected), ("export", logits)):
         if given.shape[-1] < used:
-            raise ExportFaultError(
+            raise ModelFaultError(
                 f"the {name} has logits of {given.shape[-1]} tokens, the model of {used}. Give "
                 "the logits of the whole vocabulary."
             )
@@ -80,7 +78,7 @@ def _compare_logits(loaded: LoadedExport, reference: dict[str, Tensor]) -> dict[
     }
 
 
-def _compare_greedy(loaded: LoadedExport, reference: dict[str, Tensor]) -> list[str]:
+def _compare_greedy(loaded: LoadedModel, reference: dict[str, Tensor]) -> list[str]:
     """What differs in the greedy continuation of each row of the reference."""
     expected = reference["greedy_ids"]
     if not expected.numel():
@@ -96,18 +94,15 @@ def _compare_greedy(loaded: LoadedExport, reference: dict[str, Tensor]) -> list[
 
 
 def _answer(
-    loaded: LoadedExport, export: Path, request: Path, wanted: dict[str, Any]
+    loaded: LoadedModel, export: Path, request: Path, wanted: dict[str, Any]
 ) -> dict[str, Any]:
     """Answers to prompts through the export's own processor, and how they differ if they do."""
     answers: list[str] = []
     faults: list[str] = []
-    if wanted["format"] != "hf-vila":
+    processor = loaded.processor
+    if processor is None:
         return {"answers": answers}
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(export, trust_remote_code=True)
     _compare_tokenizers(export, processor.tokenizer)
-    model: Any = loaded.model  # type: ignore[attr-defined]
     for number, prompt in enumerate(wanted["prompts"], start=1):
         images = [
             Image.open(io.BytesIO((request / name).read_bytes())) for name in prompt["images"]
@@ -115,7 +110,7 @@ def _answer(
         inputs = processor(text=prompt["text"], images=images or None, return_tensors="pt")
         expected = prompt["greedy_ids"]
         length = len(expected) or wanted["max_new_tokens"]
-        ids = model.generate(**inputs, max_new_tokens=length, do_sample=False)
+        ids = loaded.model.generate(**inputs, max_new_tokens=length, do_sample=False)
         given = ids[0, inputs["input_ids"].shape[1] :].tolist()
         answers.append(processor.decode(given, skip_special_tokens=True))
         if expected and given != expected:
@@ -127,7 +122,7 @@ def _compare_tokenizers(export: Path, tokenizer: Any) -> None:
     """Compare a converted tokenizer with the SentencePiece model it was made of.
 
     Raises:
-        ExportFaultError: they read some text differently.
+        ModelFaultError: they read some text differently.
     """
     path = export / "tokenizer.model"
     if not path.exists():
@@ -144,7 +139,7 @@ def _compare_tokenizers(export: Path, tokenizer: Any) -> None:
     for text in probes:
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if ids != original.encode(text):
-            raise ExportFaultError(
+            raise ModelFaultError(
                 f"the tokenizer reads {text!r} as {ids} instead of {original.encode(text)}."
             )
 

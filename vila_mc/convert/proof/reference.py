@@ -18,7 +18,7 @@ from vila_mc.checkpoint.streamed_module import stream_weights
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.families.language import WORD_EMBEDDINGS
-from vila_mc.convert.proof.compare_export import VerifyPrompt, VerifyReference
+from vila_mc.convert.proof.compare import ProofPrompt, Reference
 from vila_mc.data.batches.collate import collate
 from vila_mc.data.chat_templates import IMAGE_MARKER, TemplateName, prompt
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
@@ -95,10 +95,10 @@ def _read_by_others(model: VilaModel) -> list[str]:
 
 def reference_of(
     proving: ProvingModel,
-    prompts: tuple[VerifyPrompt, ...] = (),
+    prompts: tuple[ProofPrompt, ...] = (),
     *,
     has_images: bool = True,
-) -> VerifyReference:
+) -> Reference:
     """Logits on random tokens around random images, and how each row goes on greedily.
 
     Args:
@@ -121,7 +121,7 @@ def reference_of(
     with torch.inference_mode():
         logits_bsv = model(batch, with_loss=False)
         greedy = None if proving.is_streamed else _continue(model, batch)
-    return VerifyReference.of_microbatch(
+    return Reference.of_microbatch(
         batch, logits_bsv, shape, prompts, greedy, is_streamed=proving.is_streamed
     )
 
@@ -132,7 +132,7 @@ def answered_prompts(
     question: str,
     images: Sequence[Path],
     template: TemplateName = "vicuna_v1",
-) -> tuple[VerifyPrompt, ...]:
+) -> tuple[ProofPrompt, ...]:
     """The model's greedy answers to a question about ``images``, and about a random image.
 
     Args:
@@ -170,11 +170,11 @@ def _prompt(
     template: TemplateName,
     question: str,
     images: Sequence[bytes],
-) -> VerifyPrompt:
+) -> ProofPrompt:
     pieces = prompt(template, question, [RawImage(data, "an image") for data in images])
     (answer,) = generate(model, tokenizer, [pieces], _MAX_NEW_TOKENS)
     text = "".join(piece.text if isinstance(piece, RawText) else IMAGE_MARKER for piece in pieces)
-    return VerifyPrompt(text=text, images=tuple(images), greedy_ids=answer)
+    return ProofPrompt(text=text, images=tuple(images), greedy_ids=answer)
 
 
 def _random_sample(

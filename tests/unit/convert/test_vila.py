@@ -15,9 +15,9 @@ from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.model import RopeConfig
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.registry import language_from_hf, language_json
-from vila_mc.convert.formats.configs import official_selection
-from vila_mc.convert.formats.read_whole import read_whole
-from vila_mc.convert.formats.write_export import export_hf
+from vila_mc.convert.formats.vila import select_feature
+from vila_mc.convert.formats.whole_directory import read_whole
+from vila_mc.convert.formats.write_export import write_export
 from vila_mc.errors import CheckpointError
 
 KINDS = ("linear", "mlp2x_gelu", "mlp_downsample")
@@ -34,9 +34,9 @@ def exported(tokenizer_path, tmp_path_factory):
     result = {}
     for kind in KINDS:
         model = tiny_model(kind, grid=3, image_mode="pad")
-        vila, output = build(model), tmp_path_factory.mktemp("official") / kind
+        vila, output = build(model), tmp_path_factory.mktemp("vila") / kind
         state = lazily(vila.canonical())
-        export_hf(state, model, tokenizer_path, output, torch.float32, 60_000, "vila")
+        write_export(state, model, tokenizer_path, output, torch.float32, 60_000, "vila")
         result[kind] = vila, output
     return result
 
@@ -135,8 +135,8 @@ def test_the_files_have_the_names_and_keys_that_its_loader_needs(kind, exported)
 def test_every_patch_of_a_siglip_is_kept_under_the_public_codes_name():
     model = tiny_model()
     siglip = dataclasses.replace(model.vision, family="siglip")
-    assert official_selection(model.vision) == "patch"  # drops the class token
-    assert official_selection(siglip) == "cls_patch"  # drops nothing
+    assert select_feature(model.vision) == "patch"  # drops the class token
+    assert select_feature(siglip) == "cls_patch"  # drops nothing
 
 
 def test_linearly_stretched_positions_are_said_in_two_words():

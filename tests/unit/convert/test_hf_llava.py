@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.convert.formats.read_whole import read_whole
-from vila_mc.convert.formats.write_export import export_hf
+from vila_mc.convert.formats.whole_directory import read_whole
+from vila_mc.convert.formats.write_export import write_export
 from vila_mc.errors import CheckpointError
 
 ROWS = VOCABULARY + 15  # as LLaVA-1.5 has rows for its placeholder and for padding
@@ -48,7 +48,9 @@ def test_there_and_back_every_tensor_keeps_its_name_and_bits(published, tokenize
     assert whole.model.connector.kind == "mlp2x_gelu"
     assert whole.model.language.vocab_size == ROWS
     output = tmp_path / "out"
-    export_hf(whole.tensors, whole.model, tokenizer_path, output, torch.float32, format="hf-llava")
+    write_export(
+        whole.tensors, whole.model, tokenizer_path, output, torch.float32, format="hf-llava"
+    )
     before, after = (load_file(d / "model.safetensors") for d in (folder, output))
     after = {
         name.replace("vision_tower.vision_model.", "vision_tower."): t for name, t in after.items()
@@ -77,7 +79,7 @@ def test_the_processor_of_transformers_finds_the_placeholder(tokenizer_path, tmp
     model = tiny_model("linear")
     state = lazily(build(model).canonical())
     output = tmp_path / "out"
-    export_hf(state, model, tokenizer_path, output, torch.float32, format="hf-llava")
+    write_export(state, model, tokenizer_path, output, torch.float32, format="hf-llava")
     (tmp_path / "photo.png").write_bytes(photo)
     processor = AutoProcessor.from_pretrained(output)
     question = [

@@ -1,7 +1,7 @@
 """Prove an export: reload it with transformers in a fresh process and compare what it computes.
 
 Writing files proves nothing: transformers fills what it cannot find with random numbers. So the
-export is loaded by its own remote code, offline, and its logits and answers are compared with those
+export is loaded as its users load it, offline, and its logits and answers are compared with those
 of the training model.
 """
 
@@ -21,9 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vila_mc.config.model import ModelConfig
-from vila_mc.convert.formats.write_export import FORMATS
-from vila_mc.convert.output_directory import MANIFEST
-from vila_mc.convert.weights import read_json
+from vila_mc.convert.formats.registry import FormatName
+from vila_mc.convert.formats.write_export import written_format
 from vila_mc.errors import CheckpointError
 from vila_mc.flow import Microbatch
 
@@ -34,7 +33,7 @@ _SHOWN_LINES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyPrompt:
+class ProofPrompt:
     """A prompt to answer greedily through the exported processor."""
 
     text: str
@@ -46,7 +45,7 @@ class VerifyPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyReference:
+class Reference:
     """What the training model computes, on the CPU."""
 
     vocab_size: int
@@ -59,8 +58,8 @@ class VerifyReference:
     """[b, s, v], v at least the vocabulary; padded columns are not compared."""
     greedy_ids: Tensor | None = None
     """[b, k] int64: how each row goes on greedily, also beyond its end."""
-    prompts: tuple[VerifyPrompt, ...] = ()
-    """Prompts to answer as well, where the format has a processor of ours (hf-vila)."""
+    prompts: tuple[ProofPrompt, ...] = ()
+    """Prompts to answer as well, where the format has a processor."""
     max_new_tokens: int = 16
     """Length of the answers to prompts without ``greedy_ids``."""
     is_streamed: bool = False
@@ -72,7 +71,7 @@ class VerifyReference:
         batch: Microbatch,
         logits: Tensor,
         model: ModelConfig,
-        prompts: tuple[VerifyPrompt, ...] = (),
+        prompts: tuple[ProofPrompt, ...] = (),
         greedy_ids: Tensor | None = None,
         is_streamed: bool = False,
     ) -> Self:
@@ -95,7 +94,7 @@ class VerifyReference:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyResult:
+class Differences:
     """How far the reloaded export is from the training model."""
 
     max_difference: float
@@ -108,19 +107,19 @@ class VerifyResult:
     """Answers to the prompts, in order."""
 
 
-def verify_export(
+def compare_export(
     export_dir: Path,
-    reference: VerifyReference,
+    reference: Reference,
     tolerance: float = DEFAULT_TOLERANCE,
     timeout_s: float = 3600.0,
-) -> VerifyResult:
+) -> Differences:
     """Reload an export in a fresh, offline process and compare it with the training model.
 
     The export computes in fp32 on the CPU, whatever its number format is. A tokenizer that was
     converted is compared with the SentencePiece model beside it, too.
 
     Args:
-        export_dir: what ``export_hf`` wrote.
+        export_dir: what ``write_export`` wrote.
         reference: inputs, and what the training model makes of them.
         tolerance: largest difference of a logit to accept. An export in bfloat16 rounds weights:
             give the reference of rounded weights, or a tolerance that allows for it.
@@ -132,48 +131,32 @@ def verify_export(
     Raises:
         CheckpointError: the export does not load cleanly, or computes something else.
     """
-    (result,) = verify_exports([(export_dir, reference)], tolerance, timeout_s)
+    (result,) = compare_exports([(export_dir, reference)], tolerance, timeout_s)
     return result
 
 
-def verify_exports(
-    pairs: Sequence[tuple[Path, VerifyReference]],
+def compare_exports(
+    pairs: Sequence[tuple[Path, Reference]],
     tolerance: float = DEFAULT_TOLERANCE,
     timeout_s: float = 3600.0,
-) -> list[VerifyResult]:
-    """``verify_export`` of several exports in one fresh process, which is slow to start."""
+) -> list[Differences]:
+    """``compare_export`` of several exports in one fresh process, which is slow to start."""
     for _, reference in pairs:
         _check_reference(reference)
     with tempfile.TemporaryDirectory(prefix="vila-verify-") as folder:
         requests = []
         for number, (export_dir, reference) in enumerate(pairs):
             requests.append(Path(folder) / str(number))
-            write_request(requests[-1], reference, export_format(export_dir))
+            write_request(requests[-1], reference, written_format(export_dir).name)
         exports = [export_dir for export_dir, _ in pairs]
         _run_child(exports, Path(folder), timeout_s)
         outputs = [_read_result(*pair) for pair in zip(exports, requests, strict=True)]
     return [_judge(*pair, tolerance) for pair in zip(exports, outputs, strict=True)]
 
 
-def export_format(directory: Path) -> str:
-    """What an export says it is. Raises CheckpointError if it is none."""
-    if not (directory / MANIFEST).exists():
-        raise CheckpointError(
-            f"there is no {directory / MANIFEST}, so {directory} is no export of vila_mc. Give "
-            "what tools/convert_checkpoint.py export wrote."
-        )
-    content = read_json(directory / MANIFEST)
-    if content.get("format") not in FORMATS:
-        raise CheckpointError(
-            f"{directory / MANIFEST} names the format {content.get('format')}; it is one of "
-            f"{', '.join(FORMATS)}. Export again."
-        )
-    return str(content["format"])
-
-
-def _judge(export_dir: Path, output: dict[str, Any], tolerance: float) -> VerifyResult:
+def _judge(export_dir: Path, output: dict[str, Any], tolerance: float) -> Differences:
     """Refuse what differs too much."""
-    result = VerifyResult(
+    result = Differences(
         max_difference=output["max_difference"],
         mean_difference=output["mean_difference"],
         greedy_equal=not output["greedy_faults"],
@@ -195,7 +178,7 @@ def _judge(export_dir: Path, output: dict[str, Any], tolerance: float) -> Verify
     return result
 
 
-def _check_reference(reference: VerifyReference) -> None:
+def _check_reference(reference: Reference) -> None:
     rows, positions = reference.token_ids.shape
     if reference.logits.shape[:2] != (rows, positions):
         raise CheckpointError(
@@ -209,7 +192,7 @@ def _check_reference(reference: VerifyReference) -> None:
         )
 
 
-def write_request(folder: Path, reference: VerifyReference, format: str) -> None:
+def write_request(folder: Path, reference: Reference, format: FormatName) -> None:
     """Write what the fresh process reads: request.json, reference.safetensors and the images."""
     folder.mkdir()
     greedy_ids = reference.greedy_ids

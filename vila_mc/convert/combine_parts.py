@@ -1,0 +1,65 @@
+"""A language model and a vision tower, each published on its own, with a new connector between."""
+
+from pathlib import Path
+
+import torch
+
+from vila_mc.checkpoint.lazy import lazily
+from vila_mc.config.families import ImageMode
+from vila_mc.config.model import ConnectorConfig, ConnectorKind, ModelConfig
+from vila_mc.convert.formats.format import ForeignModel
+from vila_mc.convert.formats.hf_vila import FORMAT as HF_VILA
+from vila_mc.convert.names import connector_table
+from vila_mc.convert.read_parts import read_language, read_vision
+
+
+def combine_parts(
+    llm: Path,
+    vision: Path,
+    connector: ConnectorKind,
+    image_mode: ImageMode | None = None,
+    *,
+    seed: int = 42,
+    trust_pickle: bool = False,
+) -> ForeignModel:
+    """A language model and a vision tower with a new connector between.
+
+    Args:
+        llm: directory of a Llama, Mistral or Qwen2.
+        vision: directory of a CLIP or SigLIP.
+        connector: what to put between them.
+        image_mode: how images become square; as the tower's makers do it if None.
+        seed: decides the weights of the connector.
+        trust_pickle: whether weights may be read from ``.bin`` files.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or not supported.
+    """
+    language_config, language = read_language(llm, trust_pickle=trust_pickle)
+    vision_config, tower = read_vision(vision, image_mode, trust_pickle=trust_pickle)
+    model = ModelConfig(
+        vision=vision_config,
+        connector=ConnectorConfig(kind=connector),
+        language=language_config,
+    )
+    # bf16 parts make a bf16 model; other formats are widened to fp32 when they are stored.
+    parts = tower | language
+    is_bf16 = all(tensor.dtype == torch.bfloat16 for tensor in parts.values())
+    fresh = lazily(_fresh_connector(model, seed, torch.bfloat16 if is_bf16 else torch.float32))
+    kind = f"{language_config.family} + {vision_config.family} + a new {connector}"
+    return ForeignModel(model, tower | fresh | language, llm, kind)
+
+
+def _fresh_connector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Linear layers as torch starts them, norms that change nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, torch.Tensor] = {}
+    fan_in = 1
+    for name, shape in connector_table(model, HF_VILA.naming).our_shapes().items():
+        if ".norm." in name:
+            state[name] = torch.full(shape, float(name.endswith("weight")), dtype=dtype)
+            continue
+        fan_in = shape[1] if len(shape) == 2 else fan_in  # a bias follows its weight
+        drawn = torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        state[name] = drawn.to(dtype)
+    return state

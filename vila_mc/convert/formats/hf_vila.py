@@ -1,0 +1,143 @@
+"""hf-vila: our own modelling file and processor, for every connector (trust_remote_code)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from vila_mc.config.families import ImageMode
+from vila_mc.config.model import ConnectorConfig, ModelConfig
+from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.registry import (
+    language_from_hf,
+    language_json,
+    vision_from_hf,
+    vision_json,
+)
+from vila_mc.convert.families.vision import preprocessor_json
+from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource, write_packaged
+from vila_mc.convert.formats.format import ForeignModel, Format
+from vila_mc.convert.formats.model_card import model_card
+from vila_mc.convert.formats.registry import FormatName
+from vila_mc.convert.formats.whole_directory import assemble_whole, connector_kind
+from vila_mc.convert.names import Naming, connector_rows, tables
+from vila_mc.convert.output_directory import write_json
+from vila_mc.convert.proof.reloaded import LoadedModel, TransformersModel, load_model
+from vila_mc.convert.rename_tensors import their_shapes, vocabulary_rows
+from vila_mc.convert.weights import open_weights, read_json
+
+_PACKAGED = (
+    "configuration_vila.py",
+    "modeling_vila.py",
+    "image_processing_vila.py",
+    "processing_vila.py",
+    CHAT_TEMPLATE,
+)
+
+
+class _HfVila:
+    name: FormatName = "hf-vila"
+    model_type = "vila_mc"
+    sees_images = True
+    has_processor = True
+    naming = Naming(
+        name,
+        "vision_tower.",
+        "connector.",
+        "language_model.",
+        connector_rows(
+            single="fc1",
+            first="fc1",
+            second="fc2",
+            norm="norm",
+            norm_first="fc1",
+            norm_second="fc2",
+        ),
+    )
+
+    def write(self, source: ExportSource, directory: Path) -> None:
+        model, token_ids = source.model, source.token_ids()
+        parts = tables(model, self.naming, padded_vocab=vocabulary_rows(source.tensors))
+        source.write_weights(directory, parts)
+        source.tokenizer.write(
+            directory, model.language.max_positions, processor="VilaProcessor", with_image=False
+        )
+        for name in _PACKAGED:
+            write_packaged(directory, name)
+        write_json(directory / "config.json", self._config_json(source))
+        write_json(directory / "generation_config.json", {**token_ids, "do_sample": False})
+        write_json(directory / "preprocessor_config.json", _preprocessor_json(model))
+        write_json(directory / "processor_config.json", _processor_json(model))
+        card = model_card(model, their_shapes(parts), needs_remote_code=True)
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+    def _config_json(self, source: ExportSource) -> dict[str, Any]:
+        model, token_ids = source.model, source.token_ids()
+        modeling = "modeling_vila.VilaForConditionalGeneration"
+        return {
+            "architectures": ["VilaForConditionalGeneration"],
+            "auto_map": {
+                "AutoConfig": "configuration_vila.VilaConfig",
+                "AutoModelForCausalLM": modeling,
+                "AutoModelForImageTextToText": modeling,
+            },
+            "model_type": self.model_type,
+            "dtype": source.dtype_name(),
+            "class_tokens": model.vision.facts().class_tokens,
+            "connector_kind": model.connector.kind,
+            "image_token_id": model.language.vocab_size,
+            "tie_word_embeddings": model.language.tied_embeddings,
+            **token_ids,
+            "text_config": language_json(model.language) | dict(token_ids),
+            "vision_config": vision_json(model.vision, model.vision.built_layers()),
+        }
+
+    def read(
+        self,
+        directory: Path,
+        config: ConfigValues,
+        image_mode: ImageMode | None,
+        *,
+        trust_pickle: bool,
+    ) -> ForeignModel:
+        preprocessor = read_json(directory / "preprocessor_config.json")
+        language = language_from_hf(config.part("text_config"))
+        given = image_mode or preprocessor.get("image_mode")
+        vision = vision_from_hf(config.part("vision_config"), given)
+        # An export leaves out the layer that nobody reads.
+        vision = dataclasses.replace(vision, layers=vision.layers + 1)
+        tensors = open_weights(directory, trust_pickle=trust_pickle)
+        kind = connector_kind(config, "connector_kind", self.naming)
+        model = ModelConfig(vision=vision, connector=ConnectorConfig(kind=kind), language=language)
+        return assemble_whole(directory, model, tensors, self.naming)
+
+    def load(self, directory: Path, *, is_streamed: bool, vocab_size: int) -> LoadedModel:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        model = load_model(
+            AutoModelForImageTextToText, directory, is_streamed, trust_remote_code=True
+        )
+        processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+        image_token = model.config.image_token_id
+        return TransformersModel(directory, vocab_size, model, image_token, processor)
+
+
+def _processor_json(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "processor_class": "VilaProcessor",
+        "auto_map": {"AutoProcessor": "processing_vila.VilaProcessor"},
+        "image_seq_length": model.visual_tokens(),
+        "image_token_id": model.language.vocab_size,
+    }
+
+
+def _preprocessor_json(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "image_processor_type": "VilaImageProcessor",
+        "auto_map": {"AutoImageProcessor": "image_processing_vila.VilaImageProcessor"},
+        "processor_class": "VilaProcessor",
+        "image_mode": model.vision.image_mode,
+        **preprocessor_json(model.vision),
+    }
+
+
+FORMAT: Format = _HfVila()

@@ -1,0 +1,53 @@
+"""llm: the language model alone, as its family's own ...ForCausalLM of transformers."""
+
+from pathlib import Path
+
+from vila_mc.config.families import ImageMode
+from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.registry import language_json
+from vila_mc.convert.formats.export_source import ExportSource
+from vila_mc.convert.formats.format import ForeignModel, Format
+from vila_mc.convert.formats.registry import FormatName
+from vila_mc.convert.names import Naming
+from vila_mc.convert.output_directory import write_json
+from vila_mc.convert.proof.reloaded import LoadedModel, TransformersModel, load_model
+from vila_mc.errors import CheckpointError
+
+_NO_TOKEN = -1
+
+
+class _Llm:
+    name: FormatName = "llm"
+    model_type = None
+    sees_images = False
+    has_processor = False
+    naming = Naming(name, "", "", "", {})
+
+    def write(self, source: ExportSource, directory: Path) -> None:
+        language, token_ids = source.model.language, source.token_ids()
+        source.write_weights(directory, [source.language_part()])
+        source.tokenizer.write(directory, language.max_positions, processor=None, with_image=False)
+        config = language_json(language) | {"dtype": source.dtype_name(), **token_ids}
+        write_json(directory / "config.json", config)
+        write_json(directory / "generation_config.json", {**token_ids, "do_sample": False})
+
+    def read(
+        self,
+        directory: Path,
+        config: ConfigValues,
+        image_mode: ImageMode | None,
+        *,
+        trust_pickle: bool,
+    ) -> ForeignModel:
+        raise CheckpointError(
+            f"{directory} holds a language model alone. Give it together with a vision tower."
+        )
+
+    def load(self, directory: Path, *, is_streamed: bool, vocab_size: int) -> LoadedModel:
+        from transformers import AutoModelForCausalLM
+
+        model = load_model(AutoModelForCausalLM, directory, is_streamed)
+        return TransformersModel(directory, vocab_size, model, _NO_TOKEN)
+
+
+FORMAT: Format = _Llm()

@@ -1,0 +1,233 @@
+"""vila: the directories that the public VILA code reads, one per part and a config above them.
+
+transformers has no class for the whole. A proof puts it together from its parts, the connector by
+formulas of its own.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vila_mc.config.families import ImageMode
+from vila_mc.config.model import ConnectorConfig, ModelConfig, VisionConfig
+from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.registry import TOWERS, towers_by_type, vision_json
+from vila_mc.convert.families.vision import preprocessor_json
+from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource, packaged
+from vila_mc.convert.formats.format import ForeignModel, Format
+from vila_mc.convert.formats.llm import FORMAT as LLM
+from vila_mc.convert.formats.registry import FormatName
+from vila_mc.convert.formats.whole_directory import connector_kind
+from vila_mc.convert.names import (
+    Naming,
+    connector_rows,
+    connector_table,
+    unread_shapes,
+    vision_table,
+)
+from vila_mc.convert.output_directory import write_json
+from vila_mc.convert.proof.reloaded import LoadedModel, generate, load_model, normalise
+from vila_mc.convert.read_parts import read_language, read_vision
+from vila_mc.convert.rename_tensors import from_hf
+from vila_mc.convert.weights import open_weights, read_json
+
+LANGUAGE, VISION, CONNECTOR = "llm", "vision_tower", "mm_projector"
+_ASPECTS: Mapping[ImageMode, str] = {"crop": "square", "pad": "pad", "resize": "resize"}
+_CONNECTORS = connector_rows(
+    single="layers",
+    first="layers.0",
+    second="layers.2",
+    norm="layers.1",
+    norm_first="layers.2",
+    norm_second="layers.4",
+)
+del _CONNECTORS["downsample_linear"]  # The public code has no name for the paper's.
+
+
+class _Vila:
+    name: FormatName = "vila"
+    model_type = "llava_llama"
+    sees_images = True
+    has_processor = False
+    naming = Naming(name, "vision_model.", "", "", _CONNECTORS)
+
+    def write(self, source: ExportSource, directory: Path) -> None:
+        model = source.model
+        connector = connector_table(model, self.naming)  # refuses before anything is written
+        for name in (LANGUAGE, VISION, CONNECTOR):
+            (directory / name).mkdir()
+        LLM.write(source, directory / LANGUAGE)
+        _move_chat_template(directory / LANGUAGE)
+        configs = {LANGUAGE: read_json(directory / LANGUAGE / "config.json")}
+        tower = directory / VISION
+        unread = unread_shapes(model.vision, self.naming.vision)
+        source.write_weights(tower, [vision_table(model.vision, self.naming.vision)], unread)
+        configs[VISION] = vision_json(model.vision, model.vision.layers) | {
+            "dtype": source.dtype_name()
+        }
+        write_json(tower / "config.json", configs[VISION])
+        write_json(tower / "preprocessor_config.json", _preprocessor_json(model))
+        source.write_weights(directory / CONNECTOR, [connector])
+        configs[CONNECTOR] = {
+            "architectures": ["MultimodalProjector"],
+            "model_type": "v2l_projector",
+            "mm_projector_type": model.connector.kind,
+            "dtype": source.dtype_name(),
+        }
+        write_json(directory / CONNECTOR / "config.json", configs[CONNECTOR])
+        config = self._config_json(source) | {f"{part}_cfg": configs[part] for part in configs}
+        write_json(directory / "config.json", config)
+
+    def _config_json(self, source: ExportSource) -> dict[str, Any]:
+        model = source.model
+        return {
+            "architectures": ["LlavaLlamaModel"],
+            "model_type": self.model_type,
+            # Its loader goes on only where this is set; it looks for the parts beside the file.
+            "resume_path": "./",
+            "hidden_size": model.language.width,
+            "mm_hidden_size": model.vision.width,
+            "image_aspect_ratio": _ASPECTS[model.vision.image_mode],
+            "mm_vision_select_layer": -2,
+            "mm_vision_select_feature": select_feature(model.vision),
+            "mm_use_im_start_end": False,
+            "mm_use_im_patch_token": False,
+            # Without this the newer loader puts a newline after every image.
+            "image_encoder": {
+                "_target_": "llava.model.encoders.BasicImageEncoder",
+                "end_tokens": None,
+            },
+            "model_dtype": f"torch.{source.dtype_name()}",
+        }
+
+    def read(
+        self,
+        directory: Path,
+        config: ConfigValues,
+        image_mode: ImageMode | None,
+        *,
+        trust_pickle: bool,
+    ) -> ForeignModel:
+        config.require("mm_vision_select_layer", -2)
+        config.require("s2", False, None)
+        config.require("dynamic_s2", False, None)
+        config.require("image_aspect_ratio", "resize", "pad", "square", None)
+        aspect = config.get("image_aspect_ratio")
+        if image_mode is None:
+            image_mode = aspect if aspect in ("resize", "pad") else "crop"
+        language, language_tensors = read_language(directory / LANGUAGE, trust_pickle=trust_pickle)
+        vision, vision_tensors = read_vision(
+            directory / VISION, image_mode, trust_pickle=trust_pickle
+        )
+        config.require("mm_vision_select_feature", select_feature(vision))
+        projector = directory / CONNECTOR
+        where = projector / "config.json"
+        projector_config = ConfigValues(read_json(where), where)
+        kind = connector_kind(projector_config, "mm_projector_type", self.naming)
+        model = ModelConfig(vision=vision, connector=ConnectorConfig(kind=kind), language=language)
+        tensors = open_weights(projector, trust_pickle=trust_pickle)
+        table = connector_table(model, self.naming)
+        joined = from_hf(tensors, [table], str(projector))
+        found = self.name + (_TOKEN_ORDER if "downsample" in kind else "")
+        return ForeignModel(
+            model, vision_tensors | joined | language_tensors, directory / LANGUAGE, found
+        )
+
+    def load(self, directory: Path, *, is_streamed: bool, vocab_size: int) -> LoadedModel:
+        return _LoadedParts(directory, is_streamed, vocab_size)
+
+
+_TOKEN_ORDER = " (tokens row by row; weights from before late 2024 expect them by columns)"
+"""Said because no file says which; see docs/checkpoints.md."""
+
+
+def select_feature(vision: VisionConfig) -> str:
+    """The public code's name for every patch: it drops the first token of a tower, or keeps it."""
+    return "patch" if vision.facts().class_tokens else "cls_patch"
+
+
+def _preprocessor_json(model: ModelConfig) -> dict[str, Any]:
+    kind = TOWERS[model.vision.family].image_processor
+    return {"image_processor_type": kind, **preprocessor_json(model.vision)}
+
+
+def _move_chat_template(directory: Path) -> None:
+    """Where the transformers of the public code looks for it, which reads no file of its own."""
+    (directory / CHAT_TEMPLATE).unlink(missing_ok=True)
+    where = directory / "tokenizer_config.json"
+    write_json(where, {**read_json(where), "chat_template": packaged(CHAT_TEMPLATE)})
+
+
+class _LoadedParts:
+    """The parts loaded by transformers, the connector computed from its published description."""
+
+    processor = None
+
+    def __init__(self, directory: Path, is_streamed: bool, vocab_size: int) -> None:
+        import transformers
+
+        self.vocab_size = vocab_size
+        self.model = load_model(
+            transformers.AutoModelForCausalLM, directory / LANGUAGE, is_streamed
+        )
+        tower = directory / VISION
+        kind = towers_by_type()[read_json(tower / "config.json")["model_type"]]
+        tower_class = getattr(transformers, kind.architecture)
+        self._tower = load_model(tower_class, tower, is_streamed, "vision_model.{}".format)
+        self._preprocessor = read_json(tower / "preprocessor_config.json")
+        config = read_json(directory / "config.json")
+        self._select = config["mm_vision_select_layer"]
+        # As the public code does it, whatever the tower is.
+        self._first_patch = 1 if config["mm_vision_select_feature"] == "patch" else 0
+        projector = directory / CONNECTOR
+        self._kind = read_json(projector / "config.json")["mm_projector_type"]
+        self._layers = {n: t.read().float() for n, t in open_weights(projector).items()}
+
+    def logits(self, token_ids: Tensor, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(inputs_embeds=self._embed(token_ids, images)).logits
+        return logits
+
+    def greedy(self, token_ids: Tensor, images: Tensor, length: int) -> Tensor:
+        embeds = self._embed(token_ids, images)
+        return generate(self.model, token_ids, length, inputs_embeds=embeds)
+
+    def _embed(self, token_ids: Tensor, images: Tensor) -> Tensor:
+        is_image = token_ids == self.vocab_size
+        embeds: Tensor = self.model.get_input_embeddings()(token_ids.masked_fill(is_image, 0))
+        if len(images):
+            pixels = normalise(images, self._preprocessor)
+            states = self._tower(pixels, output_hidden_states=True).hidden_states[self._select]
+            embeds[is_image] = self._connect(states[:, self._first_patch :]).flatten(0, 1)
+        return embeds
+
+    def _connect(self, patches: Tensor) -> Tensor:
+        layers = self._layers
+
+        def linear(x: Tensor, name: str) -> Tensor:
+            return F.linear(x, layers[f"{name}.weight"], layers[f"{name}.bias"])
+
+        if self._kind == "linear":
+            return linear(patches, "layers")
+        if self._kind == "mlp2x_gelu":
+            return linear(F.gelu(linear(patches, "layers.0")), "layers.2")
+        x = _blocks_of_two(patches)
+        x = F.layer_norm(x, x.shape[-1:], layers["layers.1.weight"], layers["layers.1.bias"])
+        return linear(F.gelu(linear(x, "layers.2")), "layers.4")
+
+
+def _blocks_of_two(patches: Tensor) -> Tensor:
+    """2 x 2 patches side by side: upper left, upper right, lower left, lower right."""
+    side = math.isqrt(patches.shape[1])
+    grid = patches.reshape(len(patches), side, side, -1)
+    if side % 2:
+        grid = F.pad(grid, (0, 0, 0, 1, 0, 1))
+    corners = [grid[:, y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    return torch.cat(corners, dim=-1).flatten(1, 2)
+
+
+FORMAT: Format = _Vila()

@@ -1,0 +1,91 @@
+"""Whole models in one directory: which format it is, and its tensors part by part."""
+
+from pathlib import Path
+from typing import get_args
+
+from vila_mc.checkpoint.lazy import LazyTensors
+from vila_mc.config.families import ImageMode
+from vila_mc.config.model import ConnectorKind, ModelConfig
+from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.formats.format import ForeignModel, Format
+from vila_mc.convert.formats.registry import FORMATS, find_format
+from vila_mc.convert.names import Naming, connector_table
+from vila_mc.convert.read_parts import join_language, join_vision, within
+from vila_mc.convert.rename_tensors import check_tensors, from_hf
+from vila_mc.convert.weights import read_json
+from vila_mc.errors import CheckpointError
+
+
+def read_whole(
+    directory: Path, image_mode: ImageMode | None = None, *, trust_pickle: bool = False
+) -> ForeignModel:
+    """A whole model in any format that holds one.
+
+    Args:
+        directory: holds a config.json that says which.
+        image_mode: how images become square; as the directory says if None.
+        trust_pickle: whether weights may be read from ``.bin`` files.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or not supported.
+    """
+    where = directory / "config.json"
+    config = ConfigValues(read_json(where), where)
+    format = whole_format(config)
+    if format is None:
+        known = ", ".join(str(format.model_type) for format in _whole_formats())
+        raise CheckpointError(
+            f"{where}: model_type is {config.get('model_type')}; a whole model is one of {known}. "
+            "Give a language model and a vision tower each on its own to put them together."
+        )
+    return format.read(directory, config, image_mode, trust_pickle=trust_pickle)
+
+
+def whole_format(config: ConfigValues) -> Format | None:
+    """The format of the whole model that a config.json describes; None if it describes another."""
+    kind = config.get("model_type")
+    return next((format for format in _whole_formats() if format.model_type == kind), None)
+
+
+def _whole_formats() -> list[Format]:
+    return [format for format in map(find_format, FORMATS) if format.model_type is not None]
+
+
+def assemble_whole(
+    directory: Path,
+    model: ModelConfig,
+    tensors: LazyTensors,
+    naming: Naming,
+    placed_vocab: int | None = None,
+) -> ForeignModel:
+    """A whole model out of the tensors of one directory; one that is in no part is refused.
+
+    Args:
+        directory: where they are from.
+        model: its shape.
+        tensors: names and tensors, which ``naming`` divides into parts.
+        naming: of its format.
+        placed_vocab: rows of its vocabulary tables, where there are more than tokens.
+
+    Raises:
+        CheckpointError: names or shapes are not those of the model.
+    """
+    prefixes = [
+        f"{name.partition('.')[0]}." for name in (naming.vision, naming.connector, naming.language)
+    ]
+    expected = {name: t.shape for name, t in tensors.items() if name.startswith(tuple(prefixes))}
+    check_tensors(tensors, expected, str(directory))
+    vision, connector, language = (within(tensors, prefix) for prefix in prefixes)
+    table = connector_table(model, naming.within_parts())
+    joined = join_vision(vision, model.vision, f"{directory} (vision)")
+    joined |= from_hf(connector, [table], f"{directory} (connector)")
+    joined |= join_language(language, model.language, f"{directory} (language)", placed_vocab)
+    return ForeignModel(model, joined, directory, naming.format)
+
+
+def connector_kind(config: ConfigValues, key: str, naming: Naming) -> ConnectorKind:
+    """The connector that a config names. Raises CheckpointError if the format has no such one."""
+    config.require(key, *naming.connectors)
+    kind: ConnectorKind = config.get(key)
+    assert kind in get_args(ConnectorKind)
+    return kind
