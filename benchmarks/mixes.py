@@ -18,7 +18,6 @@ from vila_mc.data.indexed.dataset_manifest import (
     FORMAT_VERSION,
     SUFFIX,
     DatasetManifest,
-    sha256_of,
     to_json,
 )
 from vila_mc.data.indexed.layout import (
@@ -34,6 +33,7 @@ from vila_mc.data.indexed.layout import (
     VERSION,
 )
 from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
+from vila_mc.files import sha256_of
 
 VISUAL_TOKENS = 144
 """Of an image of 336 px after the 2x2 downsample."""

@@ -29,9 +29,7 @@ import argparse
 import io
 import itertools
 import json
-import os
 import random
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +37,7 @@ from typing import Any
 
 from vila_mc.config.load import ErrorRaisingParser
 from vila_mc.errors import ConfigError, SetupError, run_cli
+from vila_mc.files import write_whole
 
 SEED = 1797
 NUM_HELD_OUT = 360
@@ -441,18 +440,11 @@ def write_corpus(output: Path) -> dict[str, int]:
     training, held_out, pictures = load_digits()
     records = make_records(training, held_out)
     lines = tokenizer_lines(records)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=output) as scratch:
-
-        def put(name: str, data: bytes) -> None:
-            unfinished = Path(scratch, "file")
-            unfinished.write_bytes(data)
-            os.replace(unfinished, output / name)
-
-        for name, data in pictures.items():
-            put(f"images/{name}", data)
-        put("tokenizer_text.txt", ("\n".join(lines) + "\n").encode())
-        for name, rows in records.items():
-            put(name, to_json(rows, is_lines=name.endswith("l")).encode())
+    for name, data in pictures.items():
+        (output / "images" / name).write_bytes(data)  # thousands: not worth a flush each
+    write_whole(output / "tokenizer_text.txt", "\n".join(lines) + "\n")
+    for name, rows in records.items():
+        write_whole(output / name, to_json(rows, is_lines=name.endswith("l")))
     counts = {name: len(rows) for name, rows in records.items()}
     return {"images/": len(pictures), **counts, "tokenizer_text.txt": len(lines)}
 

@@ -7,7 +7,6 @@ Nothing pre-trained is used: the small ViT and the small LLM are trained as well
 """
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from vila_mc.config.load import ErrorRaisingParser
 from vila_mc.errors import EXIT_INTERRUPTED, ConfigError, run_cli
 from vila_mc.evaluation.report import AnswerRow, write_report
 from vila_mc.evaluation.scores import score
+from vila_mc.files import write_json
 from vila_mc.observe.console import clock
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
 from vila_mc.topology.layout import Layout
@@ -306,13 +306,6 @@ def answer_row(job: Quickstart, record: dict[str, Any]) -> AnswerRow:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every record of a JSON Lines file that a step wrote."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ Needs neither a GPU nor torchrun. Models larger than memory are converted tensor
 """
 
 import argparse
-import json
 import os
 import re
 from pathlib import Path
@@ -20,6 +19,7 @@ from vila_mc.config.load import ErrorRaisingParser
 from vila_mc.config.model import ConnectorKind
 from vila_mc.convert.formats.registry import FORMATS
 from vila_mc.errors import ConfigError, run_cli
+from vila_mc.files import write_json
 
 QUESTION = "Describe this image."
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -197,7 +197,7 @@ def _prove(arguments: argparse.Namespace, export: Path) -> int:
     if result.answers:
         print(f"the reloaded model, asked {arguments.question!r}: {result.answers[0]!r}")
     if arguments.result:
-        _write_json(
+        write_json(
             arguments.result,
             {
                 "max_logit_difference": result.max_difference,
@@ -217,12 +217,6 @@ def _num_bytes(text: str) -> int:
             f"--shard-size is {text}; give a number and a unit, such as 5GB or 500MB."
         )
     return int(match[1]) * _UNITS[match[2]]
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2), encoding="utf-8")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ Questions are JSON Lines with id, task, images, question, answer and chance.
 """
 
 import json
-import os
 from pathlib import Path
 
 from vila_mc.config.load import ErrorRaisingParser
 from vila_mc.data.chat_templates import TEMPLATES, find_template
 from vila_mc.errors import ConfigError, run_cli
+from vila_mc.files import write_whole
 
 
 def main() -> int:
@@ -55,10 +55,8 @@ def main() -> int:
             batch=arguments.batch,
         )
         answers = list(tqdm(asked, total=len(questions), unit="question", mininterval=1.0))
-    partial = arguments.output.with_name(f".{arguments.output.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(answer_record(answer)) + "\n" for answer in answers)
-    os.replace(partial, arguments.output)
+    lines = [json.dumps(answer_record(answer)) + "\n" for answer in answers]
+    write_whole(arguments.output, "".join(lines))
     for task in score(answers):
         print(
             f"{task.task}: {100 * task.accuracy():.1f} % right ({task.num_correct} of "

@@ -13,6 +13,7 @@ from typing import Any
 
 from vila_mc.config.load import ErrorRaisingParser
 from vila_mc.errors import DataError, run_cli
+from vila_mc.files import write_whole
 
 _SHOWN_FAULTS = 20
 
@@ -68,12 +69,12 @@ def _summary(options: Any) -> int:
 
 def _show(options: Any) -> int:
     from vila_mc.data.indexed.reader import IndexedReader
-    from vila_mc.data.inspection.page import sample_page, write_page
+    from vila_mc.data.inspection.page import sample_page
     from vila_mc.data.tokenizers.tokenizer import Tokenizer
 
     tokenizer = None if options.tokenizer is None else Tokenizer(options.tokenizer)
     page = sample_page(IndexedReader(options.prefix), options.sample, tokenizer)
-    write_page(page, options.output)
+    write_whole(options.output, page)
     print(f"wrote {options.output}")
     return 0
 

@@ -8,6 +8,8 @@ import errno
 import sys
 from collections.abc import Callable
 
+from vila_mc.files import final_name
+
 EXIT_OK = 0
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
@@ -46,7 +48,6 @@ class TrainingError(VilaError):
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-_PARTIAL = ".partial"
 _NO_PLACE = (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV, errno.ENXIO)
 
 
@@ -79,11 +80,9 @@ def user_error(error: BaseException) -> VilaError | None:
 
 
 def _meant(filename: object) -> str:
-    """What a person knows a file as: outputs grow under the name .NAME.partial or NAME.partial."""
+    """What a person knows a file as: see ``vila_mc.files``."""
     folder, slash, name = str(filename).rpartition("/")
-    if name.endswith(_PARTIAL):
-        name = name.removesuffix(_PARTIAL).removeprefix(".")
-    return f"{folder}{slash}{name}"
+    return f"{folder}{slash}{final_name(name)}"
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

@@ -61,7 +61,7 @@ def test_a_users_mistake_is_2_with_one_line() -> None:
             "/proc/out cannot be used: No such file or directory. Check the path",
         ),
         ("OSError(errno.ENOSPC, 'Full', '/out/.a.html.partial')", "left for /out/a.html. Free"),
-        ("OSError(errno.EACCES, 'Forbidden', 'out.partial')", "error: out cannot be used"),
+        ("OSError(errno.EACCES, 'Forbidden', '.out.partial')", "error: out cannot be used"),
         ("OSError(errno.ENAMETOOLONG, 'File name too long', 'aaa')", "File name too long. Check"),
     ],
 )

@@ -91,7 +91,7 @@ def raise_on_every_rank(failure: Failure | None, directory: Path) -> None:
             )
 
 
-def on_first_rank(ranks: Ranks, action: Callable[[], None], directory: Path) -> None:
+def on_first_rank(ranks: Ranks, action: Callable[[], object], directory: Path) -> None:
     """Do something on rank 0; if that fails, every rank fails with its error.
 
     Raises:

@@ -5,9 +5,7 @@ DIRECTORY/.step-00000120.partial/   being written, or left by a run that died; n
 """
 
 import dataclasses
-import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from vila_mc.config.run import RunConfig
 from vila_mc.config.train import MODEL_PARTS, ModelPart
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
 from vila_mc.errors import CheckpointError, ConfigError
+from vila_mc.files import sha256_of, write_json
 
 FORMAT_VERSION = 4
 """Version 3 called the configuration ``run``, and the phase in it a stage."""
@@ -38,9 +37,7 @@ class FileRecord:
     @staticmethod
     def of(path: Path) -> "FileRecord":
         """Describe a file as it is now; reads all of it."""
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return FileRecord(os.fstat(file.fileno()).st_size, digest)
+        return FileRecord(path.stat().st_size, sha256_of(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +84,7 @@ class Manifest:
         values["config"] = run_to_dict(self.config)
         values["datasets"] = [dataclasses.asdict(dataset) for dataset in self.datasets]
         values["files"] = {name: dataclasses.asdict(file) for name, file in self.files.items()}
-        with open(directory / MANIFEST_NAME, "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
+        write_json(directory / MANIFEST_NAME, values)
 
     def require_same_model(
         self, config: RunConfig, directory: Path, parts: Sequence[ModelPart] = MODEL_PARTS
@@ -177,11 +171,6 @@ def versions() -> dict[str, str]:
 def checkpoint_name(step: int) -> str:
     """Directory name of the checkpoint after ``step`` steps."""
     return f"step-{step:08d}"
-
-
-def partial_path(final: Path) -> Path:
-    """Where the checkpoint that will be ``final`` is written."""
-    return final.with_name(f".{final.name}.partial")
 
 
 def whole_checkpoints(directory: Path) -> list[Path]:

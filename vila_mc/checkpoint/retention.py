@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vila_mc.checkpoint.disk import disk_errors_explained
-from vila_mc.checkpoint.manifest import partial_path, step_of, whole_checkpoints
+from vila_mc.checkpoint.manifest import step_of, whole_checkpoints
 from vila_mc.config.train import TrainConfig
 from vila_mc.errors import SetupError
+from vila_mc.files import partial_path
 
 _OPTIMIZER_BYTES = 12
 """An fp32 copy and two fp32 moments of every trained weight."""

@@ -5,8 +5,6 @@ lists every file with its checksum.
 """
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,11 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
 from vila_mc.checkpoint.disk import on_first_rank, raise_on_every_rank
-from vila_mc.checkpoint.manifest import FileRecord, Manifest, checkpoint_name, partial_path
+from vila_mc.checkpoint.manifest import FileRecord, Manifest, checkpoint_name
 from vila_mc.checkpoint.retention import delete_superseded
 from vila_mc.checkpoint.shard_writer import BackgroundWrite, Written, plan_shards
 from vila_mc.checkpoint.state import random_state, run_state
+from vila_mc.files import new_partial_directory, partial_path, put_in_place
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
 
@@ -52,7 +51,7 @@ class PendingSave:
         self._manifest, self._ranks, self._in_background = manifest, ranks, in_background
         self._final = manifest.config.train.output / checkpoint_name(manifest.step)
         self._partial = partial_path(self._final)
-        self._on_first_rank(self._start_directory)
+        self._on_first_rank(lambda: new_partial_directory(self._final))
         state = run_state(ranks, stages, optimizer, is_loading=False)
         state["random"] = random_state(ranks)
         self._plan = plan_shards(state, self._partial, ranks)
@@ -94,12 +93,8 @@ class PendingSave:
             self._background.abandon()
             self._background = None
 
-    def _on_first_rank(self, action: Callable[[], None]) -> None:
+    def _on_first_rank(self, action: Callable[[], object]) -> None:
         on_first_rank(self._ranks, action, self._final.parent)
-
-    def _start_directory(self) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
 
     def _make_visible(self, parts: Sequence[Written]) -> None:
         self._plan.finish([part.results for part in parts])
@@ -109,18 +104,6 @@ class PendingSave:
             if path.name not in files:
                 files[path.name] = FileRecord.of(path)
         dataclasses.replace(self._manifest, files=files).write(self._partial)
-        _flush_directory(self._partial)
-        if self._final.exists():  # not a whole one: a run resumes after the newest of those
-            self._final.rename(self._final.with_name(f".{self._final.name}.old.partial"))
-        self._partial.rename(self._final)
-        _flush_directory(self._final.parent)
+        # What may stand there is not a whole one: a run resumes after the newest of those.
+        put_in_place(self._partial, self._final)
         delete_superseded(self._manifest.config.train, in_background=self._in_background)
-
-
-def _flush_directory(directory: Path) -> None:
-    """Make names in it survive a loss of power."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,6 @@ them, and the manifest. It has no optimizer state; a run starts from it with ``t
 
 import math
 import pickle
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,18 +25,13 @@ from torch.distributed.checkpoint.metadata import (
 
 from vila_mc.checkpoint.direct_file import DirectFile
 from vila_mc.checkpoint.lazy import LazyTensors, Reading, ahead
-from vila_mc.checkpoint.manifest import (
-    FileRecord,
-    Manifest,
-    checkpoint_name,
-    partial_path,
-    versions,
-)
+from vila_mc.checkpoint.manifest import FileRecord, Manifest, checkpoint_name, versions
 from vila_mc.checkpoint.safe_index import INDEX_NAME
 from vila_mc.checkpoint.state import content_metadata
 from vila_mc.checkpoint.stream import Place, objects_of, places_of, weightless_model
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import CheckpointError
+from vila_mc.files import whole_directory
 from vila_mc.model.megatron_config import DTYPES
 
 _SHARD_NAME = "__0_0.distcp"
@@ -64,10 +58,7 @@ def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: st
     final = config.train.output / checkpoint_name(_STEP)
     if final.exists():
         raise CheckpointError(f"{final} exists. Remove it, or choose another --output.")
-    partial = partial_path(final)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_directory(final) as partial:
         with weightless_model(config) as model:
             places, objects = places_of(model), objects_of(model)
         state, dtype = Reading(tensors, origin), DTYPES[config.train.precision]
@@ -89,9 +80,6 @@ def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: st
         Manifest(
             step=_STEP, samples_seen=0, config=config, layout="", versions=versions(), files=files
         ).write(partial)
-        partial.rename(final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return final
 
 

@@ -1,13 +1,13 @@
 """A directory that appears whole or not at all, and never over somebody's files."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vila_mc.errors import CheckpointError
+from vila_mc.files import whole_directory, write_json
 
 MANIFEST = "vila_export.json"
 """Lists the files of an export: what may be replaced, and nothing else."""
@@ -25,20 +25,9 @@ def output_directory(output: Path, about: dict[str, Any]) -> Iterator[Path]:
         CheckpointError: something that is not an export stands at ``output``.
     """
     _check_replaceable(output)
-    partial = output.with_name(f".{output.name}.partial")
-    _remove(partial)
-    partial.mkdir(parents=True)
-    try:
+    with whole_directory(output) as partial:
         yield partial
         write_json(partial / MANIFEST, about | {"files": sorted([*_files(partial), MANIFEST])})
-        _replace(partial, output)
-    finally:
-        _remove(partial)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file for people to read."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _files(directory: Path) -> set[str]:
@@ -70,24 +59,3 @@ def _check_replaceable(output: Path) -> None:
             f"{output} holds {foreign[0]}, which no export wrote. Move it away, or choose another "
             "directory."
         )
-
-
-def _replace(partial: Path, output: Path) -> None:
-    """Put the finished directory in place; the old one stays if that fails."""
-    if not output.exists():
-        partial.rename(output)
-        return
-    old = output.with_name(f".{output.name}.old")
-    _remove(old)
-    output.rename(old)
-    try:
-        partial.rename(output)
-    except OSError:
-        old.rename(output)
-        raise
-    _remove(old)
-
-
-def _remove(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)

@@ -2,8 +2,6 @@
 
 import base64
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -17,6 +15,7 @@ from matplotlib.figure import Figure
 
 from vila_mc.errors import DataError
 from vila_mc.evaluation.scores import by_task, score
+from vila_mc.files import write_whole
 
 SHEET_LENGTH = 48
 """Answers shown per task, in the order given."""
@@ -83,7 +82,7 @@ def write_report(
         scores=score(answers),
         sheets=[_sheet(task, rows) for task, rows in by_task(answers).items()],
     )
-    _write_whole(output, page)
+    write_whole(output, page)
 
 
 def _sheet(task: str, rows: Sequence[AnswerRow]) -> dict[str, Any]:
@@ -173,11 +172,3 @@ def _data_uri(image: bytes) -> str:
         f"an image of an answer starts with {image[:8]!r}, which is neither PNG nor JPEG. "
         "Convert it before the report."
     )
-
-
-def _write_whole(output: Path, page: str) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=output.parent) as scratch:
-        unfinished = Path(scratch, output.name)
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, output)

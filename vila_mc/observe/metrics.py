@@ -1,9 +1,10 @@
 """The record of a run, one JSON object per optimizer step."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from vila_mc.files import write_whole
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -20,10 +21,7 @@ class MetricsLog:
     def __init__(self, directory: Path, after_step: int = 0) -> None:
         self.path = directory / METRICS_NAME
         kept = [record for record in read_metrics(self.path) if record["step"] <= after_step]
-        partial = self.path.with_suffix(".partial")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-        os.replace(partial, self.path)
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed in close()
 
     def write(self, record: Mapping[str, float]) -> None:

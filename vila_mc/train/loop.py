@@ -13,6 +13,7 @@ from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.errors import TrainingError
+from vila_mc.files import Lock
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
 from vila_mc.model.megatron_config import DTYPES
@@ -22,7 +23,7 @@ from vila_mc.parallel.groups import Ranks
 from vila_mc.topology.layout import Coordinates, Layout
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
 from vila_mc.train.faults import StopRequest
-from vila_mc.train.output_lock import OutputLock
+from vila_mc.train.output_lock import lock_output
 from vila_mc.train.resume import changed_settings, checkpoint_to_resume
 from vila_mc.train.step import Trainer
 
@@ -72,7 +73,7 @@ class TrainingLoop:
     ) -> None:
         self.config, self.ranks, self.data, self.stop = config, ranks, data, stop
         stages = build_stages(config, ranks)
-        self.lock: OutputLock | None = None
+        self.lock: Lock | None = None
         self._take_output(stages)
         self.datasets = tuple(DatasetRecord.of(reader.manifest) for reader in data.readers)
         if ranks.is_first():
@@ -163,7 +164,7 @@ class TrainingLoop:
 
         def take_output() -> None:
             warning = check_room(train, one)
-            self.lock = OutputLock(train.output)
+            self.lock = lock_output(train.output)
             if warning is not None:
                 self._say(f"warning: {warning}")
 

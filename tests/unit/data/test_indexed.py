@@ -17,6 +17,7 @@ from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
+from vila_mc.files import sha256_of
 from vila_mc.flow import EncodedSample, ImagePiece, Piece, TextPiece
 
 IDS = st.lists(st.integers(0, 399), max_size=9).map(tuple)
@@ -206,7 +207,7 @@ def test_sets_of_version_1_have_no_checksum_of_the_data(
     prefix = make_set(tmp_path / "set", 2)
     file = Path(f"{prefix}.manifest.json")
     facts = json.loads(file.read_text())
-    assert facts.pop("bin_sha256") == dataset_manifest.sha256_of(Path(f"{prefix}.bin"))
+    assert facts.pop("bin_sha256") == sha256_of(Path(f"{prefix}.bin"))
     file.write_text(json.dumps(facts | {"format_version": 1}))
     assert IndexedReader(prefix).manifest.bin_sha256 is None
 
@@ -215,7 +216,7 @@ def test_unknown_modes(tmp_path: Path, make_set: Callable[..., Path]) -> None:
     prefix = make_set(tmp_path / "set", 1)
     index, facts = Path(f"{prefix}.idx"), Path(f"{prefix}.manifest.json")
     index.write_bytes(index.read_bytes()[:-1] + b"\x07")
-    values = json.loads(facts.read_text()) | {"idx_sha256": dataset_manifest.sha256_of(index)}
+    values = json.loads(facts.read_text()) | {"idx_sha256": sha256_of(index)}
     facts.write_text(json.dumps(values))
     with pytest.raises(DataError, match="pieces of a kind"):
         IndexedReader(prefix)

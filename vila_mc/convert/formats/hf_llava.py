@@ -20,11 +20,11 @@ from vila_mc.convert.formats.model_card import model_card
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.formats.whole_directory import assemble_whole
 from vila_mc.convert.names import Naming, connector_table, unread_shapes, vision_table
-from vila_mc.convert.output_directory import write_json
 from vila_mc.convert.proof.reloaded import LoadedModel, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes
 from vila_mc.convert.transforms import BeforeIdentity, affine
 from vila_mc.convert.weights import open_weights, read_json
+from vila_mc.files import write_json
 
 
 class _HfLlava:

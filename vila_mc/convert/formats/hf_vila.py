@@ -20,10 +20,10 @@ from vila_mc.convert.formats.model_card import model_card
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.formats.whole_directory import assemble_whole, connector_kind
 from vila_mc.convert.names import Naming, connector_rows, tables
-from vila_mc.convert.output_directory import write_json
 from vila_mc.convert.proof.reloaded import LoadedModel, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes, vocabulary_rows
 from vila_mc.convert.weights import open_weights, read_json
+from vila_mc.files import write_json
 
 _PACKAGED = (
     "configuration_vila.py",

@@ -9,9 +9,9 @@ from vila_mc.convert.formats.export_source import ExportSource
 from vila_mc.convert.formats.format import ForeignModel, Format
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.names import Naming
-from vila_mc.convert.output_directory import write_json
 from vila_mc.convert.proof.reloaded import LoadedModel, TransformersModel, load_model
 from vila_mc.errors import CheckpointError
+from vila_mc.files import write_json
 
 _NO_TOKEN = -1
 

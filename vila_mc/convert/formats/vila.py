@@ -30,11 +30,11 @@ from vila_mc.convert.names import (
     unread_shapes,
     vision_table,
 )
-from vila_mc.convert.output_directory import write_json
 from vila_mc.convert.proof.reloaded import LoadedModel, generate, load_model, normalise
 from vila_mc.convert.read_parts import read_language, read_vision
 from vila_mc.convert.rename_tensors import from_hf
 from vila_mc.convert.weights import open_weights, read_json
+from vila_mc.files import write_json
 
 LANGUAGE, VISION, CONNECTOR = "llm", "vision_tower", "mm_projector"
 _ASPECTS: Mapping[ImageMode, str] = {"crop": "square", "pad": "pad", "resize": "resize"}

@@ -24,8 +24,6 @@ PARTIAL_SUFFIX = ".partial"
 
 SetKind = Literal["text", "multimodal"]
 
-_HASH_BLOCK = 1 << 20
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetManifest:
@@ -100,15 +98,6 @@ def read_manifest(prefix: Path) -> DatasetManifest:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{file} is damaged: {name}: {first['msg']}. {_REMAKE}") from None
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 _REMAKE = "Copy the set again or re-run tools/preprocess_data.py."

@@ -7,10 +7,8 @@ memory but a few counts.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,7 +25,6 @@ from vila_mc.data.indexed.dataset_manifest import (
     SUFFIX,
     DatasetManifest,
     SetKind,
-    sha256_of,
     to_json,
 )
 from vila_mc.data.indexed.layout import (
@@ -45,6 +42,7 @@ from vila_mc.data.indexed.layout import (
 from vila_mc.data.indexed.serialisation import Serialised, serialise
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError, user_error
+from vila_mc.files import Lock, flush, sha256_of, sync_directory, whole_file, write_whole
 from vila_mc.flow import EncodedSample
 
 REJECTED_SUFFIX = ".rejected.jsonl"
@@ -92,14 +90,15 @@ class IndexedWriter:
         self._tokenizer = tokenizer
         self.dtype = text_dtype(tokenizer.vocab_size) if kind == "text" else DTYPE_CODES[1]
         self._counts = _Counts()
+        self._is_closed = False
         self._bin_sha256 = hashlib.sha256()
         self.committed: dict[str, Any] | None = None
         """What the last ``commit`` was given; None before the first."""
         refuse_existing(prefix)
         with _as_data_error(self._prefix), contextlib.ExitStack() as on_failure:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock: BinaryIO = on_failure.enter_context((self.folder / "lock").open("ab"))
-            _lock(self._lock, prefix)
+            self._lock = _lock(prefix)
+            on_failure.callback(self._lock.release)
             saved = self._read_progress(resume)
             self._files: dict[str, BinaryIO] = {
                 suffix: on_failure.enter_context((self.folder / f"set{suffix}").open("ab"))
@@ -160,10 +159,10 @@ class IndexedWriter:
         """
         with _as_data_error(self._prefix):
             for file in self._files.values():
-                _flush(file)
+                flush(file)
             sizes = {suffix: file.tell() for suffix, file in self._files.items()}
             saved = {"sizes": sizes, "counts": asdict(self._counts), "state": state}
-            _write_atomically(self.folder / _PROGRESS, json.dumps(saved))
+            write_whole(self.folder / _PROGRESS, json.dumps(saved))
         self.committed = state
 
     def finish(self, source: dict[str, Any]) -> DatasetManifest:
@@ -177,17 +176,17 @@ class IndexedWriter:
         """
         with _as_data_error(self._prefix):
             for file in self._files.values():
-                _flush(file)
+                flush(file)
             index_file = self.folder / "set.idx"
             with index_file.open("wb") as index:
                 self._write_index(index)
-                _flush(index)
+                flush(index)
             if not self._files[REJECTED_SUFFIX].tell():
                 (self.folder / f"set{REJECTED_SUFFIX}").unlink()
                 # There may be one of an earlier run, which failed.
                 with_suffix(self._prefix, REJECTED_SUFFIX).unlink(missing_ok=True)
             manifest = self._manifest(source, sha256_of(index_file))
-            _write_atomically(self.folder / f"set{SUFFIX}", to_json(manifest))
+            write_whole(self.folder / f"set{SUFFIX}", to_json(manifest))
             _move_into_place(self._prefix)
         self.committed = None
         self.close()
@@ -195,23 +194,26 @@ class IndexedWriter:
 
     def close(self) -> None:
         """Close the files. Without a commit nothing is left; with one, what a resume needs."""
-        if self._lock.closed:
+        if self._is_closed:
             return
+        self._is_closed = True
         for file in self._files.values():
             with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
                 file.close()
         if self.committed is None:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.close()
+        self._lock.release()
 
     def give_rejected(self) -> Path:
         """Put the list of rejected records in its final place, for a run that failed."""
         target = with_suffix(self._prefix, REJECTED_SUFFIX)
         with _as_data_error(target):
             self._files[REJECTED_SUFFIX].flush()
-            partial = target.with_name(target.name + ".partial")
-            shutil.copyfile(self.folder / f"set{REJECTED_SUFFIX}", partial)
-            partial.replace(target)
+            with (
+                (self.folder / f"set{REJECTED_SUFFIX}").open("rb") as rejected,
+                whole_file(target) as copy,
+            ):
+                shutil.copyfileobj(rejected, copy)
         return target
 
     def _read_progress(self, resume: bool) -> dict[str, Any] | None:
@@ -306,10 +308,13 @@ def complete_moves(prefix: Path) -> None:
     folder = with_suffix(prefix, PARTIAL_SUFFIX)
     if not folder.exists() or not (is_finished(prefix) or (folder / f"set{SUFFIX}").exists()):
         return
-    with _as_data_error(prefix), (folder / "lock").open("ab") as lock:
-        _lock(lock, prefix)
-        _move_into_place(prefix)
-        shutil.rmtree(folder, ignore_errors=True)
+    with _as_data_error(prefix):
+        lock = _lock(prefix)
+        try:
+            _move_into_place(prefix)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            lock.release()
 
 
 def _move_into_place(prefix: Path) -> None:
@@ -317,12 +322,13 @@ def _move_into_place(prefix: Path) -> None:
     for suffix in _FINAL:
         if (folder / f"set{suffix}").exists():
             (folder / f"set{suffix}").replace(with_suffix(prefix, suffix))
-    _sync_folder(prefix.parent)
+    sync_directory(prefix.parent)
 
 
-def _lock(file: BinaryIO, prefix: Path) -> None:
+def _lock(prefix: Path) -> Lock:
+    """Hold the folder in which a set grows. Raises DataError: another run holds it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Lock(with_suffix(prefix, PARTIAL_SUFFIX))
     except BlockingIOError:
         raise DataError(
             f"another run is writing {prefix}. Wait for it or choose another --output."
@@ -331,29 +337,6 @@ def _lock(file: BinaryIO, prefix: Path) -> None:
 
 def _cannot_resume(folder: Path, why: str) -> str:
     return f"{folder} cannot be resumed: {why}. Delete it to start anew."
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".new")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        _flush(stream)
-    partial.replace(file)
-    _sync_folder(file.parent)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import base64
 import io
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import jinja2
 from PIL import Image
@@ -70,14 +69,6 @@ def sample_page(reader: IndexedReader, index: int, tokenizer: Tokenizer | None) 
         num_images=sum(piece.image is not None for piece in pieces),
         source={key: in_short(value) for key, value in reader.manifest.source.items()},
     )
-
-
-def write_page(page: str, output: Path) -> None:
-    """Write a page; it appears whole or not at all."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(output)
 
 
 def _shown(piece: Piece, tokenizer: Tokenizer | None) -> _Piece:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ingest.provenance import in_short
+from vila_mc.files import whole_file
 from vila_mc.flow import ImagePiece
 
 _LOOKED_AT = 2000
@@ -49,10 +50,8 @@ def plot_summary(reader: IndexedReader, output: Path) -> None:
         axes[2].hist(np.array(sides), bins=40, label=["width", "height"], histtype="step")
         axes[2].legend()
     axes[2].set(xlabel=f"pixels ({len(sides):,} images looked at)", ylabel="images")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(output)
+    with whole_file(output) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _spread(counts: np.ndarray) -> str:

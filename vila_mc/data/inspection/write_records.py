@@ -7,7 +7,6 @@ was said, so conversations become ``parts``: texts, each with whether it is trai
 
 import io
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from PIL import Image
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
+from vila_mc.files import whole_directory
 from vila_mc.flow import ImagePiece, Piece, TextPiece
 
 _Shape = Literal["text", "pairs", "documents", "parts"]
@@ -42,17 +42,16 @@ def export(reader: IndexedReader, tokenizer: Tokenizer, output: Path) -> int:
         raise DataError(f"{output} exists already. Delete it or choose another --output.")
     if tokenizer.fingerprint() != reader.manifest.tokenizer_sha256:
         raise DataError(f"{reader.prefix} was made with another tokenizer than {tokenizer.path}.")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     shape = _shape_of(reader)
-    with (partial / "samples.jsonl").open("w", encoding="utf-8") as lines:
+    with (
+        whole_directory(output) as folder,
+        (folder / "samples.jsonl").open("w", encoding="utf-8") as lines,
+    ):
         for index in range(len(reader)):
             pieces = reader.sample(index)
-            names = _write_images(pieces, index, partial)
+            names = _write_images(pieces, index, folder)
             record = _record(pieces, names, tokenizer, shape)
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-    partial.replace(output)
     return len(reader)
 
 

@@ -6,7 +6,6 @@ knows where a sample or a turn ends, and an image is a part of a sample, not a t
 """
 
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import sentencepiece
 
 from vila_mc.errors import DataError
+from vila_mc.files import write_whole
 
 _IN_FOLDERS = ("tokenizer.json", "tokenizer.model")
 _LONGEST_SENTENCE = 1000
@@ -191,13 +191,7 @@ def train_tokenizer(sentences: Iterable[str], output: Path, vocab_size: int) -> 
         )
     except RuntimeError as error:
         raise DataError(_explain(error, vocab_size)) from None
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(model.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(output)
+    write_whole(output, model.getvalue())
     return len(chunks)
 
 
