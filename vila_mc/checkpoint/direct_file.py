@@ -11,9 +11,9 @@ import hashlib
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ _BLOCK = 4096
 _BUFFER_BYTES = 2**24
 
 
-class DirectFile:
+class DirectFile(AbstractContextManager["DirectFile"]):
     """A file that is written from its beginning to its end.
 
     Args:
@@ -91,16 +91,8 @@ class DirectFile:
         os.close(self._file)
         self._file = -1
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None:
             self.close()
         elif self._file >= 0:
             self._release()

@@ -6,9 +6,9 @@ them, and the manifest. It has no optimizer state; a run starts from it with ``t
 
 import math
 import pickle
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
@@ -83,7 +83,7 @@ def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: st
     return final
 
 
-class _Shard:
+class _Shard(AbstractContextManager["_Shard"]):
     """The one shard file; remembers where everything stands in it, and its checksum."""
 
     def __init__(self, path: Path, least_bytes: int) -> None:
@@ -135,16 +135,8 @@ class _Shard:
         """For the manifest, once the file is closed."""
         return FileRecord(self._file.num_bytes, self._file.sha256())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.__exit__(kind, error, trace)
+    def __exit__(self, *exception: object) -> None:
+        self._file.__exit__(*exception)
 
 
 def _alone(tensor: Tensor) -> Tensor:

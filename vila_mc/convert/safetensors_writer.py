@@ -10,9 +10,8 @@ Source:
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _ALIGNMENT = 8
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(AbstractContextManager["SafetensorsWriter"]):
     """A file whose tensors are known by name and shape, and arrive in that order.
 
     Args:
@@ -64,13 +63,5 @@ class SafetensorsWriter:
         values = tensor.detach().to("cpu", self._dtype).contiguous()
         self._file.write(values.reshape(-1).view(torch.uint8).numpy())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.__exit__(kind, error, trace)
+    def __exit__(self, *exception: object) -> None:
+        self._file.__exit__(*exception)

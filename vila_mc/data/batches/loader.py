@@ -6,9 +6,8 @@ else: a run may stop and go on with other ranks, micro-batches or worker process
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -44,7 +43,7 @@ class StepData:
     """Samples of the run up to the end of this step, on all ranks: the whole state to resume."""
 
 
-class TrainingData:
+class TrainingData(AbstractContextManager["TrainingData"]):
     """Opens every dataset of the blend, deals its samples out, and forks the worker processes.
 
     Make it early: the workers keep the memory of this process as it is then.
@@ -96,15 +95,7 @@ class TrainingData:
         self._ahead = min(self._per_step + _LOOK_AHEAD * data.workers, MOST_UNDER_WAY)
         self._workers = self._fork_workers() if data.workers else None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def step(self, samples_seen: int) -> StepData:

@@ -1,10 +1,9 @@
 """The progress bar of preprocessing: how much of the input is read, how fast, how long to go."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -14,7 +13,7 @@ _FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left, {rat
 _MEGABYTE = 1e6
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A bar over the bytes of the input; nothing is shown where no terminal looks on.
 
     Args:
@@ -35,15 +34,7 @@ class Progress:
         )
         self._first: int | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
     def show(self, file: int, end: int, tally: Tally, written: int) -> None:
