@@ -9,8 +9,8 @@
 #include <climits>
 
 #include "../checks.h"
-#include "neighbours.cuh"
 #include "numbers.cuh"
+#include "patch_blocks.cuh"
 
 namespace vila_mc {
 
@@ -40,7 +40,7 @@ inline int small(const char* name, int64_t size) {
     return int(size);
 }
 
-inline Neighbours neighbours_of(const Blocks& blocks) {
+inline PatchBlocks patch_blocks_of(const Blocks& blocks) {
     small("tokens of all images", blocks.images * blocks.tokens());
     small("numbers of an image", blocks.patches() * blocks.width);
     return {int(blocks.grid), int(blocks.cls), int(blocks.width), int(blocks.factor)};

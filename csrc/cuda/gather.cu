@@ -16,7 +16,7 @@ Tensor downsample_gather(const Tensor& given, int64_t factor, bool has_cls) {
     check_launch(
         "downsample_gather",
         launch_gather_forward(in<void>(features), out<void>(tokens), int(features.element_size()),
-                              blocks.images, neighbours_of(blocks), device.stream()));
+                              blocks.images, patch_blocks_of(blocks), device.stream()));
     return tokens;
 }
 
@@ -29,7 +29,7 @@ Tensor downsample_gather_backward(const Tensor& given, int64_t grid, int64_t fac
     check_launch(
         "downsample_gather_backward",
         launch_gather_backward(in<void>(grad), out<void>(features_grad), int(grad.element_size()),
-                               blocks.images, neighbours_of(blocks), device.stream()));
+                               blocks.images, patch_blocks_of(blocks), device.stream()));
     return features_grad;
 }
 

@@ -52,7 +52,7 @@ struct Inputs {
                 nullptr,
                 nullptr,
                 blocks.images * blocks.tokens(),
-                neighbours_of(blocks),
+                patch_blocks_of(blocks),
                 float(eps)};
     }
 
@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor> downsample_layernorm_backward(
                                   out<T>(weight_grad),
                                   out<T>(bias_grad),
                                   blocks.images * blocks.tokens(),
-                                  neighbours_of(blocks)};
+                                  patch_blocks_of(blocks)};
         const int64_t parts = norm_backward_parts(arguments);
         if (parts < 0) check_launch("downsample_layernorm_backward", int(-parts));
         Tensor partial =

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
-#include "neighbours.cuh"
 #include "numbers.cuh"
+#include "patch_blocks.cuh"
 #include "reduce.cuh"
 
 namespace vila_mc {
@@ -16,23 +16,23 @@ constexpr int kItems = 32;
 constexpr int kMaxNormThreads = 384;  // leaves each thread the registers for kItems
 constexpr int kMaxNormWidth = kItems * kMaxNormThreads;
 
-inline int norm_threads(int merged_width) {
-    const int busy = (merged_width + kItems - 1) / kItems;
+inline int norm_threads(int token_width) {
+    const int busy = (token_width + kItems - 1) / kItems;
     return (busy + kWarpSize - 1) / kWarpSize * kWarpSize;
 }
 
 template <class T, class Out>
 struct NormForward {
     const T* patches;    // [images, patches, width]
-    const T* weight;     // [merged width]
-    const T* bias;       // [merged width]
-    Out* normal;         // [rows, merged width]
+    const T* weight;     // [channels]
+    const T* bias;       // [channels]
+    Out* normal;         // [rows, channels]
     float* mean;         // [rows]
     float* rstd;         // [rows]
     const float* scale;  // [1], null for 1: what `normal` is multiplied by before rounding
     float* amax;         // [1], null or 0 at the start: the largest |normal| before scaling
     int64_t rows;
-    Neighbours neighbours;
+    PatchBlocks patch_blocks;
     float epsilon;
 };
 
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_forward_kernel(NormForwa
     constexpr int kVectors = kItems / kLoad;
     SIMT_SHARED(float, sum_scratch, kMaxWarps);
     SIMT_SHARED(float, square_scratch, kMaxWarps);
-    const int width = a.neighbours.merged_width();
+    const int width = a.patch_blocks.channels();
     const auto first_of = [](int v) { return int(v * blockDim.x + threadIdx.x) * kLoad; };
 
     T* const weight = simt::dynamic_shared<T>();  // registers are for the token
@@ -55,14 +55,14 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_forward_kernel(NormForwa
     float top = 0.0f;
 
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-        const Neighbours::Token token = a.neighbours.token(row);
+        const PatchBlocks::Token token = a.patch_blocks.token(row);
         Vector<T, kLoad> x[kVectors];
         float sum = 0.0f;
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
             x[v] = zeros<T, kLoad>();
             if (first_of(v) >= width) continue;
-            const Neighbours::Channel channel = a.neighbours.channel(first_of(v));
+            const PatchBlocks::Channel channel = a.patch_blocks.channel(first_of(v));
             if (token.has(channel)) x[v] = load<T, kLoad>(a.patches + token.first + channel.offset);
 #pragma unroll
             for (int k = 0; k < kLoad; ++k) sum += to_float(x[v].at[k]);
@@ -119,7 +119,7 @@ inline int64_t norm_blocks(int64_t rows, const simt::Room& room, int least_each,
 template <class T, class Out>
 int launch_norm_forward(const NormForward<T, Out>& a, simt::Stream stream) {
     if (a.rows == 0) return 0;
-    const int width = a.neighbours.merged_width(), threads = norm_threads(width);
+    const int width = a.patch_blocks.channels(), threads = norm_threads(width);
     const size_t shared = 2 * size_t(width) * sizeof(T);
     const auto launch = [&](auto kernel) {
         simt::Room room;
@@ -129,7 +129,7 @@ int launch_norm_forward(const NormForward<T, Out>& a, simt::Stream stream) {
         return simt::launch(kernel, dim3(unsigned(blocks)), dim3(threads), shared, stream, a);
     };
     constexpr int kLoad = kVectorBytes / sizeof(T);
-    if (takes_vectors<T>(a.neighbours.width, {a.patches, a.weight, a.bias, a.normal}))
+    if (takes_vectors<T>(a.patch_blocks.width, {a.patches, a.weight, a.bias, a.normal}))
         return launch(norm_forward_kernel<T, Out, kLoad>);
     return launch(norm_forward_kernel<T, Out, 1>);
 }

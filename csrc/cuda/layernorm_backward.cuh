@@ -10,17 +10,17 @@ namespace vila_mc {
 
 template <class T>
 struct NormBackward {
-    const T* grad;      // [rows, merged width]
+    const T* grad;      // [rows, channels]
     const T* patches;   // [images, patches, width]
-    const T* weight;    // [merged width]
+    const T* weight;    // [channels]
     const float* mean;  // [rows]
     const float* rstd;  // [rows]
     T* patches_grad;    // as patches; every element is written
-    float* partial;     // [blocks, 2, merged width]: what each block adds to dweight and dbias
-    T* weight_grad;     // [merged width]
-    T* bias_grad;       // [merged width]
+    float* partial;     // [blocks, 2, channels]: what each block adds to dweight and dbias
+    T* weight_grad;     // [channels]
+    T* bias_grad;       // [channels]
     int64_t rows;
-    Neighbours neighbours;
+    PatchBlocks patch_blocks;
 };
 
 template <class T, int kLoad>
@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_backward_kernel(NormBack
     constexpr int kFloats = kLoad < 4 ? kLoad : 4;
     SIMT_SHARED(float, sum_scratch, kMaxWarps);
     SIMT_SHARED(float, product_scratch, kMaxWarps);
-    T* const weight = simt::dynamic_shared<T>();  // [merged width]: registers are for the sums
-    const int width = a.neighbours.merged_width();
+    T* const weight = simt::dynamic_shared<T>();  // [channels]: registers are for the sums
+    const int width = a.patch_blocks.channels();
     const auto first_of = [](int v) { return int(v * blockDim.x + threadIdx.x) * kLoad; };
 
     float weight_grad[kItems] = {}, bias_grad[kItems] = {};
@@ -40,14 +40,14 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_backward_kernel(NormBack
             store<T, kLoad>(weight + first_of(v), load<T, kLoad>(a.weight + first_of(v)));
 
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-        const Neighbours::Token token = a.neighbours.token(row);
+        const PatchBlocks::Token token = a.patch_blocks.token(row);
         const float mean = a.mean[row], rstd = a.rstd[row];
         Vector<T, kLoad> x[kVectors], dy[kVectors];
         float sum = 0.0f, product = 0.0f;
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
             if (first_of(v) >= width) continue;
-            const Neighbours::Channel channel = a.neighbours.channel(first_of(v));
+            const PatchBlocks::Channel channel = a.patch_blocks.channel(first_of(v));
             dy[v] = load<T, kLoad>(a.grad + row * width + first_of(v));
             x[v] = token.has(channel) ? load<T, kLoad>(a.patches + token.first + channel.offset)
                                       : zeros<T, kLoad>();
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_backward_kernel(NormBack
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
             if (first_of(v) >= width) continue;
-            const Neighbours::Channel channel = a.neighbours.channel(first_of(v));
+            const PatchBlocks::Channel channel = a.patch_blocks.channel(first_of(v));
             if (!token.has(channel)) continue;
             const Vector<T, kLoad> gamma = load<T, kLoad>(weight + first_of(v));
             Vector<T, kLoad> dx;
@@ -83,8 +83,9 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_backward_kernel(NormBack
             }
             store<T, kLoad>(a.patches_grad + token.first + channel.offset, dx);
         }
-        if (a.neighbours.starts_image(row))  // the class token is in no token
-            for (int i = threadIdx.x; i < a.neighbours.prefix * a.neighbours.width; i += blockDim.x)
+        if (a.patch_blocks.starts_image(row))  // the class token is in no token
+            for (int i = threadIdx.x; i < a.patch_blocks.prefix * a.patch_blocks.width;
+                 i += blockDim.x)
                 a.patches_grad[token.image + i] = from_float<T>(0.0f);
     }
 
@@ -136,7 +137,7 @@ template <class T>
 NormBackwardKernel<T> choose_norm_backward(const NormBackward<T>& a) {
     constexpr int kLoad = kVectorBytes / sizeof(T);
     const bool wide =
-        takes_vectors<T>(a.neighbours.width, {a.grad, a.patches, a.weight, a.patches_grad});
+        takes_vectors<T>(a.patch_blocks.width, {a.grad, a.patches, a.weight, a.patches_grad});
     return wide ? norm_backward_kernel<T, kLoad> : norm_backward_kernel<T, 1>;
 }
 
@@ -145,7 +146,7 @@ NormBackwardKernel<T> choose_norm_backward(const NormBackward<T>& a) {
 /// A part costs as much traffic as three tokens, which is why blocks are fewer than forward's.
 template <class T>
 int64_t norm_backward_parts(const NormBackward<T>& a) {
-    const int width = a.neighbours.merged_width();
+    const int width = a.patch_blocks.channels();
     simt::Room room;
     const int refused = simt::make_room(choose_norm_backward(a), norm_threads(width),
                                         size_t(width) * sizeof(T), room);
@@ -156,7 +157,7 @@ int64_t norm_backward_parts(const NormBackward<T>& a) {
 /// Returns CUDA's error code. Without rows the gradients of weight and bias are zero.
 template <class T>
 int launch_norm_backward(const NormBackward<T>& a, int64_t parts, simt::Stream stream) {
-    const int width = a.neighbours.merged_width();
+    const int width = a.patch_blocks.channels();
     if (parts > 0) {
         const int refused =
             simt::launch(choose_norm_backward(a), dim3(unsigned(parts)), dim3(norm_threads(width)),

@@ -9,12 +9,12 @@
 namespace vila_mc {
 namespace {
 
-Neighbours neighbours(const Case& c) {
+PatchBlocks patch_blocks(const Case& c) {
     return {int(c.integer("grid")), int(c.integer("prefix")), int(c.integer("width")),
             int(c.integer("factor"))};
 }
 
-int64_t rows(const Case& c) { return c.integer("images") * neighbours(c).tokens(); }
+int64_t rows(const Case& c) { return c.integer("images") * patch_blocks(c).tokens(); }
 
 Sequence sequence(const Case& c) {
     return {c.integer("rows"), c.integer("positions"), c.integer("first_position"),
@@ -28,13 +28,13 @@ VisualTokens visual_tokens(const Case& c) {
 int gather(const Case& c) {
     return launch_gather_forward(c.tensor<const void>("patches"), c.tensor<void>("tokens"),
                                  int(c.integer("element_bytes")), c.integer("images"),
-                                 neighbours(c), nullptr);
+                                 patch_blocks(c), nullptr);
 }
 
 int gather_backward(const Case& c) {
     return launch_gather_backward(c.tensor<const void>("tokens_grad"),
                                   c.tensor<void>("patches_grad"), int(c.integer("element_bytes")),
-                                  c.integer("images"), neighbours(c), nullptr);
+                                  c.integer("images"), patch_blocks(c), nullptr);
 }
 
 template <class T, class Out>
@@ -48,7 +48,7 @@ int norm(const Case& c) {
                           c.tensor<const float>("scale"),
                           c.tensor<float>("amax"),
                           rows(c),
-                          neighbours(c),
+                          patch_blocks(c),
                           c.real("epsilon")};
     if (a.amax != nullptr) *a.amax = 0.0f;
     return launch_norm_forward(a, nullptr);
@@ -66,7 +66,7 @@ int norm_backward(const Case& c) {
                             c.tensor<T>("weight_grad"),
                             c.tensor<T>("bias_grad"),
                             rows(c),
-                            neighbours(c)};
+                            patch_blocks(c)};
     return launch_norm_backward(a, norm_backward_parts(a), nullptr);
 }
 

@@ -27,8 +27,8 @@ class EmulatedOps:
     """What the latest call moved, by tensor."""
 
     def downsample_gather(self, features: Tensor, factor: int, has_cls: bool) -> Tensor:
-        sizes = _neighbours(features, factor, has_cls)
-        tokens = features.new_empty(_merged(sizes))
+        sizes = _blocks(features, factor, has_cls)
+        tokens = features.new_empty(_tokens(sizes))
         sizes["element_bytes"] = features.element_size()
         return self._run(
             "downsample_gather", sizes, {"patches": features}, {"tokens": tokens}
@@ -39,7 +39,7 @@ class EmulatedOps:
     ) -> Tensor:
         width = grad.shape[2] // factor**2
         features = grad.new_empty((grad.shape[0], has_cls + grid * grid, width))
-        sizes = _neighbours(features, factor, has_cls)
+        sizes = _blocks(features, factor, has_cls)
         sizes["element_bytes"] = grad.element_size()
         return self._run(
             "downsample_gather_backward",
@@ -57,9 +57,9 @@ class EmulatedOps:
         has_cls: bool,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sizes = _neighbours(features, factor, has_cls)
+        sizes = _blocks(features, factor, has_cls)
         outputs = _statistics(features, sizes)
-        outputs["normal"] = features.new_empty(_merged(sizes))
+        outputs["normal"] = features.new_empty(_tokens(sizes))
         made = self._run(
             "downsample_layernorm",
             sizes | {"epsilon": float(eps), "format": FORMATS[features.dtype]},
@@ -78,9 +78,9 @@ class EmulatedOps:
         has_cls: bool,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        sizes = _neighbours(features, factor, has_cls)
+        sizes = _blocks(features, factor, has_cls)
         outputs = _statistics(features, sizes)
-        outputs["normal"] = features.new_empty(_merged(sizes), dtype=torch.float8_e4m3fn)
+        outputs["normal"] = features.new_empty(_tokens(sizes), dtype=torch.float8_e4m3fn)
         outputs["amax"] = scale.new_empty(1)
         made = self._run(
             "downsample_layernorm_fp8",
@@ -100,7 +100,7 @@ class EmulatedOps:
         factor: int,
         has_cls: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sizes = _neighbours(features, factor, has_cls)
+        sizes = _blocks(features, factor, has_cls)
         parts = max(1, self.multiprocessors * self.blocks_each)
         outputs = {
             "patches_grad": torch.empty_like(features),
@@ -198,20 +198,20 @@ class EmulatedOps:
         return run
 
 
-def _neighbours(features: Tensor, factor: int, has_cls: bool) -> dict[str, Any]:
+def _blocks(features: Tensor, factor: int, has_cls: bool) -> dict[str, Any]:
     images, patches, width = features.shape
     grid = round((patches - has_cls) ** 0.5)
     sizes = {"images": images, "grid": grid, "width": width}
     return sizes | {"prefix": int(has_cls), "factor": factor}
 
 
-def _merged(sizes: dict[str, Any]) -> tuple[int, int, int]:
+def _tokens(sizes: dict[str, Any]) -> tuple[int, int, int]:
     side = -(-sizes["grid"] // sizes["factor"])
     return sizes["images"], side * side, sizes["factor"] ** 2 * sizes["width"]
 
 
 def _statistics(features: Tensor, sizes: dict[str, Any]) -> dict[str, Tensor]:
-    rows = _merged(sizes)[:2]
+    rows = _tokens(sizes)[:2]
     return {name: features.new_empty(rows, dtype=torch.float32) for name in ("mean", "rstd")}
 
 

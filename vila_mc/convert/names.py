@@ -21,7 +21,7 @@ from vila_mc.errors import CheckpointError
 def connector_rows(
     *, single: str, first: str, second: str, norm: str, norm_first: str, norm_second: str
 ) -> dict[ConnectorKind, tuple[Row, ...]]:
-    """Rows of every connector, given how a format calls their layers; c is a merged block."""
+    """Rows of every connector, given how a format calls their layers; c: channels of a block."""
     first_shape, second_shape = ("h c", "h"), ("h h", "h")
     return {
         "linear": affine("connector.fc1", single, *first_shape),

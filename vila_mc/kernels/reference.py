@@ -4,7 +4,7 @@ They define what the native operations compute, and do the work where those are 
 differentiates them; the twins of backward operations are written out, as oracles for kernels.
 
 Shape letters: b rows, s positions, h LLM width, n images, p patches, g patches along a side, e ViT
-width, f side of a merged block, t = ceil(g / f)**2 merged tokens, q visual tokens per image, y and
+width, f side of a block of patches, t = ceil(g / f)**2 tokens, q visual tokens per image, y and
 x pixels.
 """
 

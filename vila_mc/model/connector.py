@@ -15,8 +15,8 @@ class Connector(MegatronModule):  # type: ignore[misc]
 
     linear:             e -> h
     mlp2x_gelu:         e -> h, GELU, h -> h
-    downsample_linear:  2x2 concat -> 4e -> h
-    mlp_downsample:     2x2 concat -> LayerNorm(4e) -> h, GELU, h -> h
+    downsample_linear:  2x2 block -> 4e -> h
+    mlp_downsample:     2x2 block -> LayerNorm(4e) -> h, GELU, h -> h
 
     The downsampling kinds keep the patch features for the backward pass and little else.
 
@@ -29,14 +29,14 @@ class Connector(MegatronModule):  # type: ignore[misc]
         super().__init__(config=config)
         kind, self.factor = model.connector.kind, model.connector.factor()
         self.class_tokens = model.vision.facts().class_tokens
-        merged_width = model.vision.width * self.factor**2
+        channels = model.vision.width * self.factor**2
         width, dtype = model.language.width, config.params_dtype
         self.norm = (
-            torch.nn.LayerNorm(merged_width, eps=1e-5, dtype=dtype)
+            torch.nn.LayerNorm(channels, eps=1e-5, dtype=dtype)
             if kind == "mlp_downsample"
             else None
         )
-        self.fc1 = torch.nn.Linear(merged_width, width, dtype=dtype)
+        self.fc1 = torch.nn.Linear(channels, width, dtype=dtype)
         has_second_layer = kind in ("mlp2x_gelu", "mlp_downsample")
         self.fc2 = torch.nn.Linear(width, width, dtype=dtype) if has_second_layer else None
 

@@ -18,10 +18,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_vila import VilaConfig
 
 IGNORE_LABEL = -100
-_MERGE_FACTOR = {"linear": 1, "mlp2x_gelu": 1, "downsample_linear": 2, "mlp_downsample": 2}
+_BLOCK_SIDE = {"linear": 1, "mlp2x_gelu": 1, "downsample_linear": 2, "mlp_downsample": 2}
 
 
-def merge_neighbours(patches_npe: Tensor, factor: int) -> Tensor:
+def downsample_gather(patches_npe: Tensor, factor: int) -> Tensor:
     """Fold each ``factor x factor`` block of patches into one token.
 
     A grid that ``factor`` does not divide gets zeros at the bottom and right.
@@ -45,13 +45,13 @@ def merge_neighbours(patches_npe: Tensor, factor: int) -> Tensor:
 class VilaConnector(nn.Module):
     """Patch features [n, p, e] -> visual tokens [n, q, h].
 
-    linear: e -> h. mlp2x_gelu: e -> h -> GELU -> h. The downsample kinds first merge 2 x 2
+    linear: e -> h. mlp2x_gelu: e -> h -> GELU -> h. The downsample kinds first fold 2 x 2
     patches: downsample_linear: 4e -> h. mlp_downsample: LayerNorm -> 4e -> h -> GELU -> h.
     """
 
     def __init__(self, kind: str, tower_width: int, language_width: int) -> None:
         super().__init__()
-        self.factor = _MERGE_FACTOR[kind]
+        self.factor = _BLOCK_SIDE[kind]
         width = tower_width * self.factor**2
         self.norm = nn.LayerNorm(width, eps=1e-5) if kind == "mlp_downsample" else None
         self.fc1 = nn.Linear(width, language_width)
@@ -59,7 +59,7 @@ class VilaConnector(nn.Module):
         self.fc2 = nn.Linear(language_width, language_width) if is_mlp else None
 
     def forward(self, patches_npe: Tensor) -> Tensor:
-        tokens = merge_neighbours(patches_npe, self.factor) if self.factor > 1 else patches_npe
+        tokens = downsample_gather(patches_npe, self.factor) if self.factor > 1 else patches_npe
         if self.norm is not None:
             tokens = self.norm(tokens)
         tokens = self.fc1(tokens)
