@@ -1,5 +1,7 @@
 """Build the stages that one rank holds."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -28,7 +30,7 @@ def build_stages(config: RunConfig, ranks: Ranks) -> list[VilaModel]:
     return stages
 
 
-def count_weights(stages: list[VilaModel], ranks: Ranks, *, trained_only: bool = False) -> int:
+def count_weights(stages: Sequence[VilaModel], ranks: Ranks, *, trained_only: bool = False) -> int:
     """Parameters of the whole model; every rank must call this together.
 
     Weights split by tensor parallelism are counted on every rank, the others on one; the copy of a

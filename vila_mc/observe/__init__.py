@@ -1,1 +1,1 @@
-"""Logging, metrics and progress. No megatron; imports flow and below."""
+"""The record of a step, and the sinks it goes to. No megatron; imports flow and below."""

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TextIO
 
-from vila_mc.flow import StepResult
+from vila_mc.observe.record import StepRecord
 
 
 class StepPrinter:
@@ -24,16 +24,9 @@ class StepPrinter:
         self.started = time.monotonic()
         self.last_printed = 0.0
 
-    def show(self, step: int, result: StepResult, step_seconds: float, samples: int) -> None:
-        """Report one finished step.
-
-        Args:
-            step: number of the step, from 1.
-            result: its figures.
-            step_seconds: how long it took.
-            samples: samples in its global batch.
-        """
-        now = time.monotonic()
+    def write(self, record: StepRecord) -> None:
+        """Report one finished step."""
+        now, step = time.monotonic(), record.step
         if self.first_step is None:
             # The first step pays for warming up; the estimate starts after it.
             self.first_step, self.started = step, now
@@ -42,12 +35,15 @@ class StepPrinter:
         self.last_printed = now
         width = len(str(self.total_steps))
         line = (
-            f"{self.label}  step {step:{width}d}/{self.total_steps}  loss {result.loss:.4f}  "
-            f"grad {result.grad_norm:.3f}  lr {result.learning_rate:.2e}  "
-            f"{samples / step_seconds:,.0f} samples/s  {1000 * step_seconds:.0f} ms  "
+            f"{self.label}  step {step:{width}d}/{self.total_steps}  loss {record.loss:.4f}  "
+            f"grad {record.grad_norm:.3f}  lr {record.learning_rate:.2e}  "
+            f"{1000 * record.samples / record.step_ms:,.0f} samples/s  {record.step_ms:.0f} ms  "
             f"left {self._time_left(step, now)}"
         )
         print(line, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing: every line is flushed, and the stream is not ours."""
 
     def _time_left(self, step: int, now: float) -> str:
         done = step - (self.first_step or step)

@@ -1,10 +1,11 @@
 """The record of a run, one JSON object per optimizer step."""
 
 import json
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from vila_mc.files import write_whole
+from vila_mc.observe.record import StepRecord
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -24,9 +25,9 @@ class MetricsLog:
         write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed in close()
 
-    def write(self, record: Mapping[str, float]) -> None:
+    def write(self, record: StepRecord) -> None:
         """Append one step."""
-        self._file.write(json.dumps(dict(record)) + "\n")
+        self._file.write(json.dumps(asdict(record)) + "\n")
         self._file.flush()
 
     def close(self) -> None:

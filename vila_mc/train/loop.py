@@ -17,8 +17,9 @@ from vila_mc.files import Lock
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
 from vila_mc.model.megatron_config import DTYPES
-from vila_mc.observe.console import StepPrinter
-from vila_mc.observe.metrics import MetricsLog
+from vila_mc.model.vila_model import VilaModel
+from vila_mc.observe.record import StepRecord
+from vila_mc.observe.sinks import Sink, open_sinks
 from vila_mc.parallel.groups import Ranks
 from vila_mc.topology.layout import Coordinates, Layout
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
@@ -79,11 +80,10 @@ class TrainingLoop:
         if ranks.is_first():
             self._warn_of_cut_samples()
         self.saving: PendingSave | None = None
-        self.state = self._restore_or_start(stages)
-        self.printer = StepPrinter(config.train.steps, config.train.phase)
-        self.metrics = (
-            MetricsLog(config.train.output, self.state.step) if ranks.is_first() else None
-        )
+        self.trainer, self.state = self._restore_or_start(stages)
+        self.sinks: list[Sink] = []
+        if ranks.is_first():
+            self.sinks = open_sinks(config, self.state.step)
 
     def fit(self) -> TrainState:
         """Train to the last step, or until asked to stop; the last state is always saved."""
@@ -103,9 +103,9 @@ class TrainingLoop:
         return self.state
 
     def close(self) -> None:
-        """Close the log, give up an unfinished save and the output."""
-        if self.metrics is not None:
-            self.metrics.close()
+        """Close the sinks, give up an unfinished save and the output."""
+        for sink in self.sinks:
+            sink.close()
         if self.saving is not None:
             self.saving.abandon()
         if self.lock is not None:
@@ -119,41 +119,40 @@ class TrainingLoop:
         self.state = TrainState(self.state.step + 1, data.samples_seen)
         if self.ranks.at.tensor == 0:
             _warn_of_substitutes(data.microbatches)
-        if self.metrics is not None:
-            self.printer.show(self.state.step, result, seconds, result.num_samples)
-            self.metrics.write(
-                {
-                    "step": self.state.step,
-                    "loss": result.loss,
-                    "grad_norm": result.grad_norm,
-                    "learning_rate": result.learning_rate,
-                    "trained_tokens": result.trained_tokens,
-                    "images": result.num_images,
-                    "samples": result.num_samples,
-                    "filled": round(result.filled, 4),
-                    "substitutes": result.substitutes,
-                    "step_ms": round(1000 * seconds, 3),
-                }
-            )
+        record = StepRecord(
+            step=self.state.step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            learning_rate=result.learning_rate,
+            trained_tokens=result.trained_tokens,
+            images=result.num_images,
+            samples=result.num_samples,
+            filled=round(result.filled, 4),
+            substitutes=result.substitutes,
+            step_ms=round(1000 * seconds, 3),
+        )
+        for sink in self.sinks:
+            sink.write(record)
         return result
 
-    def _restore_or_start(self, stages: list) -> TrainState:  # type: ignore[type-arg]
+    def _restore_or_start(self, stages: Sequence[VilaModel]) -> tuple[Trainer, TrainState]:
+        """The newest checkpoint of ``train.output``, or else the weights of ``train.load``."""
         train = self.config.train
         earlier = checkpoint_to_resume(self.config)
         if earlier is None and train.load is not None:
             load_weights(train.load, stages, train.load_parts)
-        self.trainer = Trainer(self.config, self.ranks, stages)
+        trainer = Trainer(self.config, self.ranks, stages)
         if earlier is None:
-            return TrainState(step=0, samples_seen=0)
-        manifest = self.trainer.resume(earlier)
+            return trainer, TrainState(step=0, samples_seen=0)
+        manifest = trainer.resume(earlier)
         self._say(f"resuming after step {manifest.step} from {earlier}")
         for change in changed_settings(manifest, self.config):
             self._say(f"from here on: {change}")
         if manifest.step == train.steps:
             self._say("all train.steps are done; nothing is left to train")
-        return TrainState(manifest.step, manifest.samples_seen)
+        return trainer, TrainState(manifest.step, manifest.samples_seen)
 
-    def _take_output(self, stages: list) -> None:  # type: ignore[type-arg]
+    def _take_output(self, stages: Sequence[VilaModel]) -> None:
         """Refuse to start where checkpoints have no room or another run writes."""
         train, layout = self.config.train, self.ranks.layout
         num_weights = count_weights(stages, self.ranks)

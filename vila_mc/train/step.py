@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -57,13 +58,13 @@ class Trainer:
         self.scheduler.step(1)
         _, grad_norm, _ = self.optimizer.step()
         total = self._sum_over_ranks(loss_sum, microbatches, should_stop)
-        loss, trained_tokens = total[0] / max(total[1], 1.0), int(total[1])
+        loss = total.loss_sum / max(total.trained_tokens, 1.0)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss}. Nothing was saved since the last checkpoint; lower "
                 "optimizer.lr, or look at the data of this step."
             )
-        if trained_tokens == 0:
+        if total.trained_tokens == 0:
             raise TrainingError(
                 "no token of this step is trained, so there is nothing to learn. Samples lose what "
                 f"lies beyond data.sequence_length {self.config.data.sequence_length}: raise it, "
@@ -73,12 +74,13 @@ class Trainer:
             loss=loss,
             grad_norm=float(grad_norm),
             learning_rate=self.scheduler.get_lr({}),
-            trained_tokens=trained_tokens,
-            num_images=int(total[2]),
-            num_samples=int(total[3]),
-            filled=total[4] / (self.config.train.global_batch * self.config.data.sequence_length),
-            substitutes=int(total[5]),
-            should_stop=total[6] > 0,
+            trained_tokens=int(total.trained_tokens),
+            num_images=int(total.images),
+            num_samples=int(total.samples),
+            filled=total.filled_positions
+            / (self.config.train.global_batch * self.config.data.sequence_length),
+            substitutes=int(total.substitutes),
+            should_stop=total.stop_requests > 0,
         )
 
     def resume(self, path: Path) -> Manifest:
@@ -114,8 +116,8 @@ class Trainer:
 
     def _sum_over_ranks(
         self, loss_sum: float, microbatches: Sequence[Microbatch], should_stop: bool
-    ) -> list[float]:
-        """Loss, trained tokens, images, samples, filled positions, substitutes, stop requests.
+    ) -> "_Totals":
+        """What the ranks know together.
 
         Every rank holds the tokens of its replica, so one rank of each replica counts them: the
         tensor-parallel rank 0 of the stage with the head. Only the stage with the vision tower
@@ -123,18 +125,31 @@ class Trainer:
         """
         counts = self.stages[-1].plan.has_head and self.ranks.at.tensor == 0
         decodes = self.stages[0].plan.has_vision and self.ranks.at.tensor == 0
-        figures = [
-            loss_sum if counts else 0.0,
-            sum(int((batch.labels != IGNORE_LABEL).sum()) for batch in microbatches) * counts,
-            sum(len(batch.image_starts) for batch in microbatches) * counts,
-            sum(batch.num_samples for batch in microbatches) * counts,
-            sum(batch.filled_positions() for batch in microbatches) * counts,
-            sum(len(batch.substitutes) for batch in microbatches) * decodes,
-            float(should_stop),
-        ]
-        total = torch.tensor(figures, dtype=torch.float64, device=self.ranks.device)
+        here = _Totals(
+            loss_sum=loss_sum if counts else 0.0,
+            trained_tokens=counts
+            * sum(int((batch.labels != IGNORE_LABEL).sum()) for batch in microbatches),
+            images=counts * sum(len(batch.image_starts) for batch in microbatches),
+            samples=counts * sum(batch.num_samples for batch in microbatches),
+            filled_positions=counts * sum(batch.filled_positions() for batch in microbatches),
+            substitutes=decodes * sum(len(batch.substitutes) for batch in microbatches),
+            stop_requests=should_stop,
+        )
+        total = torch.tensor(here, dtype=torch.float64, device=self.ranks.device)
         dist.all_reduce(total)
-        return [float(value) for value in total.tolist()]
+        return _Totals(*total.tolist())
+
+
+class _Totals(NamedTuple):
+    """Figures of one step that ranks add up, in one reduction."""
+
+    loss_sum: float
+    trained_tokens: float
+    images: float
+    samples: float
+    filled_positions: float
+    substitutes: float
+    stop_requests: float
 
 
 def loss_sum_and_count(labels: Tensor, loss_bs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

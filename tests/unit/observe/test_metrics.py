@@ -1,12 +1,28 @@
 """The record of a run survives deaths and resumes."""
 
 from vila_mc.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
+from vila_mc.observe.record import StepRecord
+
+
+def _record(step, loss=1.0):
+    return StepRecord(
+        step=step,
+        loss=loss,
+        grad_norm=0.5,
+        learning_rate=1e-3,
+        trained_tokens=10,
+        images=1,
+        samples=2,
+        filled=0.9,
+        substitutes=0,
+        step_ms=12.345,
+    )
 
 
 def _write(directory, after_step, *steps):
     log = MetricsLog(directory, after_step)
     for step in steps:
-        log.write({"step": step, "loss": 1.0 / step})
+        log.write(_record(step))
     log.close()
 
 
@@ -16,8 +32,9 @@ def _steps(directory):
 
 def test_numbers_come_back_exactly(tmp_path):
     log = MetricsLog(tmp_path)
-    log.write({"step": 1, "loss": 0.1 + 0.2})
-    assert read_metrics(tmp_path / METRICS_NAME) == [{"step": 1, "loss": 0.1 + 0.2}]  # flushed
+    log.write(_record(1, loss=0.1 + 0.2))
+    (read,) = read_metrics(tmp_path / METRICS_NAME)  # flushed
+    assert StepRecord(**read) == _record(1, loss=0.1 + 0.2)
     log.close()
 
 

@@ -1,0 +1,26 @@
+"""Every record of a run goes to every sink."""
+
+from tests.support.tiny import tiny_run
+from vila_mc.observe import sinks
+
+
+class _Kept:
+    def __init__(self, config, after_step):
+        self.label, self.after_step, self.records = config.train.phase, after_step, []
+
+    def write(self, record):
+        self.records.append(record)
+
+    def close(self):
+        self.records.append(None)
+
+
+def test_a_sink_is_one_line_of_the_register(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sinks, "SINKS", (*sinks.SINKS, _Kept))
+    opened = sinks.open_sinks(tiny_run(train={"output": str(tmp_path)}), 7)
+    assert len(opened) == 3
+    assert (opened[-1].label, opened[-1].after_step) == ("pretrain", 7)
+    for sink in opened:
+        sink.close()
+    assert opened[-1].records == [None]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

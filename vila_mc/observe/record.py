@@ -1,0 +1,26 @@
+"""What a sink is given after every optimizer step."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One optimizer step over the whole global batch; the fields are the names in every sink."""
+
+    step: int
+    """Number of the step, from 1."""
+    loss: float
+    """Mean over all trained positions, in nats."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    learning_rate: float
+    trained_tokens: int
+    """Positions with a label."""
+    images: int
+    samples: int
+    filled: float
+    """Share of the positions that hold a sample; the others are padding."""
+    substitutes: int
+    """Images that could not be decoded and were replaced."""
+    step_ms: float
+    """Wall-clock time of the step, waiting for its data included, in milliseconds."""
