@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vila_mc.config.load import ErrorRaisingParser
+from vila_mc.config.options import ErrorRaisingParser
 from vila_mc.errors import ConfigError, SetupError, run_cli
 from vila_mc.files import write_whole
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc import __version__
-from vila_mc.config.load import ErrorRaisingParser
+from vila_mc.config.options import ErrorRaisingParser
 from vila_mc.errors import EXIT_INTERRUPTED, ConfigError, run_cli
 from vila_mc.evaluation.report import AnswerRow, write_report
 from vila_mc.evaluation.scores import score

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from vila_mc.config.load import ErrorRaisingParser
+from vila_mc.config.options import ErrorRaisingParser
 from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.ingest.rejection import RejectionLimit
 from vila_mc.data.sources.image_files import ImageFolder

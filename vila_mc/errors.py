@@ -18,7 +18,17 @@ EXIT_INTERRUPTED = 130
 
 
 class VilaError(Exception):
-    """Something the user can put right. The message is one line and says how."""
+    """Something the user can put right. The message is one line and says how.
+
+    Args:
+        message: what was given, what is allowed, what to do.
+        option: name of the parameter to change; a command that has it as an option says so in its
+            own words, which nothing below the commands knows.
+    """
+
+    def __init__(self, message: str, *, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class ConfigError(VilaError):

@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "csrc" / "README.md"])
 SCRIPT = re.compile(r"(?:^|\s)((?:tools|examples|benchmarks|tests|\.ci)/[\w./-]*\w)")
-PYTHON_TOOL = re.compile(r"(tools/\w+\.py)(?:\s+([a-z]+))?")
-"""A tool, and its subcommand if it has one."""
+TOOL = re.compile(r"(tools/\w+\.py|vila-mc [a-z]+)(?:\s+([a-z]+))?")
+"""A command, by either door, and its subcommand if it has one."""
+CONSOLE_SCRIPT = "from vila_mc.commands.main import vila_mc; vila_mc()"
 OPTION = re.compile(r"\s--([a-z][\w.-]*)")
 
 
@@ -33,8 +34,10 @@ def commands(document: Path) -> list[str]:
 
 @cache
 def help_of(tool: str, *subcommand: str) -> str:
+    name, *command = tool.split()
+    door = [name] if name.endswith(".py") else ["-c", CONSOLE_SCRIPT, *command]
     done = subprocess.run(
-        [sys.executable, tool, *subcommand, "--help"],
+        [sys.executable, *door, *subcommand, "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -63,7 +66,7 @@ def test_commands_name_scripts_that_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_commands_use_options_that_exist(document: Path) -> None:
     for command in commands(document):
-        tool = PYTHON_TOOL.search(command)
+        tool = TOOL.search(command)
         if tool is None:
             continue
         for option in OPTION.findall(command[tool.end() :]):

@@ -9,14 +9,13 @@ import pytest
 import yaml
 
 from vila_mc.config.load import (
-    ErrorRaisingParser,
     add_config_options,
-    leaf_options,
     load_run,
     load_run_from_args,
     run_from_dict,
     run_to_dict,
 )
+from vila_mc.config.options import ErrorRaisingParser, leaf_options
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError
 
@@ -59,7 +58,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"optimizer.beta2": -0.1}, "optimizer.beta2 is -0.1"),
     ({"optimizer.clip_grad": -1}, "neither may be negative"),
     ({"optimizer.weight_decay": -1}, "neither may be negative"),
-    ({"optimizer.decay": "step"}, "optimizer.decay is step; input should be 'cosine'"),
+    ({"optimizer.decay": "step"}, "optimizer.decay is step; it must be 'cosine'"),
     ({"train.trainable": []}, "name at least one of vision, connector, language"),
     ({"train.trainable": ["vision", "vision"]}, "names a part twice: vision, vision"),
     ({"train.trainable": ["adapter"]}, "train.trainable.0 is adapter"),

@@ -5,47 +5,18 @@ Later files win over earlier ones, and the command line over files. Every option
 """
 
 import argparse
-import ast
 import dataclasses
-import difflib
-import inspect
-import itertools
-import textwrap
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from vila_mc.config.data import BlendEntry
+from vila_mc.config.options import build, field_docs, help_text, leaf_options, type_name
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError
-
-
-class ErrorRaisingParser(argparse.ArgumentParser):
-    """An argparse parser whose complaints are one-line ``ConfigError``s, with a suggestion."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}. Run with --help to see every option.")
-
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: None = None
-    ) -> argparse.Namespace:
-        """Parse; an option that does not exist names the nearest one that does."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            known = [option.lstrip("-") for option in self._option_string_actions]
-            raise ConfigError(unknown_option(unknown[0].split("=")[0].lstrip("-"), known))
-        return parsed
-
-
-def unknown_option(given: str, known: Sequence[str]) -> str:
-    """The message for an option that does not exist."""
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]}?" if close else " Run with --help to see every option."
-    return f"{given} is not an option.{hint}"
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -60,13 +31,13 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
     for section in dataclasses.fields(RunConfig):
         group = parser.add_argument_group(section.name, field_docs(RunConfig)[section.name])
-        for name, field, help_text in leaf_options(section.default, section.name):
+        for name, field, doc in leaf_options(section.default, section.name):
             group.add_argument(
                 f"--{name}",
                 dest=name,
                 default=argparse.SUPPRESS,
-                metavar=_type_name(field.type),
-                help=f"{help_text} (default: {_shown(field.default)})".replace("%", "%%"),
+                metavar=type_name(field.type),
+                help=help_text(doc, field.default),
             )
 
 
@@ -96,40 +67,13 @@ def load_run_from_args(parsed: argparse.Namespace) -> RunConfig:
 
 def run_from_dict(values: Mapping[str, Any]) -> RunConfig:
     """Build a ``RunConfig`` from plain values. Raises ConfigError."""
-    try:
-        return TypeAdapter(RunConfig).validate_python(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+    return build(RunConfig, values, known=_names_beside)
 
 
 def run_to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain values for YAML and JSON; ``run_from_dict`` reads them back."""
     plain: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
     return plain
-
-
-def leaf_options(instance: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any], str]]:
-    """(dotted name, field, help text) of every leaf below ``instance``."""
-    docs = field_docs(type(instance))
-    for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
-        name = f"{prefix}.{field.name}"
-        if dataclasses.is_dataclass(value):
-            yield from leaf_options(value, name)
-        else:
-            yield name, field, docs[field.name]
-
-
-def field_docs(cls: type[Any]) -> dict[str, str]:
-    """The docstring under each field of a dataclass, as one line."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    body = tree.body[0].body  # type: ignore[attr-defined]
-    docs = {}
-    for statement, following in itertools.pairwise(body):
-        is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        if is_field and isinstance(following, ast.Expr):
-            docs[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
-    return docs
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -173,57 +117,14 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             into[name] = value
 
 
-_ALLOWED = {
-    "tuple_type": "give a list, such as [a, b] or, for data.blend, [{path: PREFIX}]",
-    "float_parsing": "give a number",
-    "float_type": "give a number",
-    "int_parsing": "give a whole number",
-    "int_type": "give a whole number",
-    "bool_parsing": "give true or false",
-    "bool_type": "give true or false",
-}
-"""What to give instead, by pydantic's name of the mistake."""
-
-
-def _explain(error: ValidationError) -> str:
-    """The first complaint of pydantic as one line in our own terms."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "unexpected_keyword_argument":
-        within = name.rpartition(".")[0]
-        is_entry = within.rpartition(".")[2].isdecimal()  # of data.blend, the one list of mappings
-        entry = [f"{within}.{field.name}" for field in dataclasses.fields(BlendEntry)]
-        return unknown_option(name, entry if is_entry else _all_names())
-    if first["type"] in ("missing", "missing_argument"):
-        return f"{name} is missing. Give it a value."
-    allowed = _ALLOWED.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
-    return f"{name} is {_shown(first['input'])}; {allowed}."
-
-
-def _all_names() -> list[str]:
-    """Every option and every section that holds options."""
+def _names_beside(name: str) -> list[str]:
+    """The names that could be meant by ``name``: every option and section, or those of an entry."""
+    within = name.rpartition(".")[0]
+    if within.rpartition(".")[2].isdecimal():  # of data.blend, the one list of mappings
+        return [f"{within}.{field.name}" for field in dataclasses.fields(BlendEntry)]
     names: list[str] = []
     for section in dataclasses.fields(RunConfig):
         for leaf, _, _ in leaf_options(section.default, section.name):
             steps = leaf.split(".")
             names += [".".join(steps[:depth]) for depth in range(1, len(steps) + 1)]
     return list(dict.fromkeys(names))
-
-
-def _type_name(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return "{" + ",".join(map(str, arguments)) + "}"
-    if origin is tuple:
-        return f"[{_type_name(arguments[0])},...]"
-    if origin in (Union, types.UnionType):
-        return "|".join(_type_name(argument) for argument in arguments)
-    return "none" if kind is type(None) else str(kind.__name__).lower()
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(_shown, value)) + "]"
-    return (
-        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )

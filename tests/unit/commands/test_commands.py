@@ -1,0 +1,191 @@
+"""What every command shares: its options, its help, its one-line mistakes and its doors."""
+
+import importlib
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import PositiveInt
+
+from vila_mc.commands import convert_checkpoint, evaluate, preprocess_data, train_tokenizer
+from vila_mc.commands.command import Job, run_job
+from vila_mc.commands.main import COMMANDS
+from vila_mc.config.options import Argument, field_docs, flag, read_options
+from vila_mc.data.chat_templates import TEMPLATES
+from vila_mc.data.ingest.corpus_text import TEXT_KEYS
+from vila_mc.errors import ConfigError, DataError, VilaError
+
+ROOT = Path(__file__).resolve().parents[3]
+Main = Callable[..., int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What two jobs share."""
+
+    source: Annotated[Path, Argument("DIR", is_positional=True)]
+    """Where from."""
+    output: Annotated[Path, Argument("FILE")]
+    """Where to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    """Copies things."""
+
+    images: tuple[str, ...] = ()
+    """Images (default: none)."""
+    max_pixels: PositiveInt = 10
+    """Largest image, up to 100 %."""
+    kind: Literal["new", "old"] = "new"
+    """Which."""
+    share: float | None = None
+    """A share (default: all)."""
+    resume: bool = False
+    """Go on."""
+
+
+def read(*arguments: str) -> Options:
+    return read_options(Options, arguments, prog="copy", description="Copies things.")
+
+
+def test_values_get_the_types_of_their_fields() -> None:
+    given = read(
+        *("from", "--output", "12", "--images", "a", "b", "--images", "none", "--resume"),
+        *("--max-pixels", "3", "--kind", "old", "--share", "1e-3"),
+    )
+    assert given == Options(
+        source=Path("from"),
+        output=Path("12"),
+        images=("a", "b", "none"),
+        max_pixels=3,
+        kind="old",
+        share=1e-3,
+        resume=True,
+    )
+    assert read("from", "--output", "to") == Options(source=Path("from"), output=Path("to"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["from"], "the following arguments are required: --output. Run with --help"),
+        (["--output", "to"], "the following arguments are required: DIR"),
+        (["from", "--ouptut", "to"], "ouptut is not an option. Did you mean output?"),
+        (["from", "--output"], "argument --output: expected one argument"),
+        (["from", "--output", "o", "--max-pixels", "0"], "--max-pixels is 0; it must be greater"),
+        (["from", "--output", "o", "--max-pixels", "x"], "--max-pixels is x; give a whole number"),
+        (["from", "--output", "o", "--max-pixels", "1.5"], "is 1.5; give a whole number"),
+        (["from", "--output", "o", "--kind", "odd"], "--kind is odd; it must be 'new' or 'old'"),
+        (["from", "--output", "o", "--share", "all"], "--share is all; give a number"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(*arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (DataError("it is too large.", option="max_pixels"), "it is too large. See --max-pixels."),
+        (ConfigError("max_pixels is 0.", option="max_pixels"), "--max-pixels is 0."),
+        (DataError("it is too large.", option="other"), "it is too large."),
+        (DataError("it is too large."), "it is too large."),
+    ],
+)
+def test_an_error_below_names_the_flag_of_the_command(error: VilaError, message: str) -> None:
+    def run(options: Options) -> int:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        run_job(Job(Options, run), ["from", "--output", "to"], "copy")
+    assert str(caught.value) == message
+
+
+OPTIONS = [
+    (train_tokenizer.main, (), train_tokenizer.TokenizerOptions),
+    (evaluate.main, (), evaluate.EvaluateOptions),
+    (preprocess_data.main, ("text",), preprocess_data.TextOptions),
+    (preprocess_data.main, ("pairs",), preprocess_data.PairsOptions),
+    (preprocess_data.main, ("interleaved",), preprocess_data.InterleavedOptions),
+    (preprocess_data.main, ("conversations",), preprocess_data.ConversationsOptions),
+    (convert_checkpoint.main, ("import",), convert_checkpoint.ImportOptions),
+    (convert_checkpoint.main, ("export",), convert_checkpoint.ExportOptions),
+    (convert_checkpoint.main, ("verify",), convert_checkpoint.VerifyOptions),
+    (convert_checkpoint.main, ("inspect",), convert_checkpoint.InspectOptions),
+]
+
+
+@pytest.mark.parametrize(("main", "job", "options"), OPTIONS, ids=lambda item: str(item)[:40])
+def test_help_is_what_the_fields_say(
+    main: Main, job: tuple[str, ...], options: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*job, "--help"], "tool")
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    docs = field_docs(options)
+    for field in fields(options):
+        assert docs[field.name] in shown
+        assert flag(field.name) in shown or "is_positional=True" in str(field.type)
+    assert " ".join((options.__doc__ or "").split()) in shown
+
+
+def test_help_lists_what_the_package_knows() -> None:
+    for options in (evaluate.EvaluateOptions, preprocess_data.ConversationsOptions):
+        assert ", ".join(TEMPLATES) in field_docs(options)["template"]
+    assert ", ".join(TEXT_KEYS) in field_docs(train_tokenizer.TokenizerOptions)["input"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_two_doors(name: str) -> None:
+    module, _ = COMMANDS[name]
+    main = importlib.import_module(f"vila_mc.commands.{module}").main
+    door = (ROOT / "tools" / f"{module}.py").read_text()
+    assert f"from vila_mc.commands.{module} import main" in door
+    assert f"vila-mc {name}" in door
+    assert callable(main)
+
+
+def test_an_installed_wheel_has_the_command() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert [*scripts] == ["vila-mc"]
+    assert callable(EntryPoint("vila-mc", scripts["vila-mc"], "console_scripts").load())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: command"),
+        (["trian"], "invalid choice: 'trian' (choose from"),
+        (["convert", "exprot"], "invalid choice: 'exprot'"),
+        (["train", "--train.stepss", "1"], "train.stepss is not an option. Did you mean"),
+        (["evaluate", "--chekpoint", "x"], "chekpoint is not an option. Did you mean checkpoint?"),
+        (
+            ["preprocess", "text", "--input", "x", "--output", "d/", "--tokenizer", "t"],
+            "--output 'd/' is a folder",
+        ),
+    ],
+)
+def test_the_console_script_ends_in_one_line(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["vila-mc", *arguments])
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    with pytest.raises(SystemExit) as ended:
+        EntryPoint("vila-mc", scripts["vila-mc"], "console_scripts").load()()
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in printed
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1

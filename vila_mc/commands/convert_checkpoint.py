@@ -1,0 +1,215 @@
+"""``vila-mc convert``: between training checkpoints of any layout and Hugging Face formats.
+
+Needs neither a GPU nor torchrun. Models larger than memory are converted tensor by tensor.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from vila_mc.commands.command import Job, run_one_of
+from vila_mc.config.families import ImageMode
+from vila_mc.config.model import ConnectorKind
+from vila_mc.config.options import Argument
+from vila_mc.convert.formats.registry import FormatName
+from vila_mc.errors import ConfigError
+from vila_mc.files import write_json
+
+Dtype = Literal["fp32", "bf16"]
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Published weights -> a checkpoint that training starts from."""
+
+    model: Annotated[Path | None, Argument("DIR")] = None
+    """A whole model: our export, LLaVA-1.5, or a VILA directory (default: --llm and --vision)."""
+    llm: Annotated[Path | None, Argument("DIR")] = None
+    """A Llama, Vicuna, Mistral or Qwen2, to go with --vision (default: --model)."""
+    vision: Annotated[Path | None, Argument("DIR")] = None
+    """A CLIP or SigLIP, whole or its vision part, to go with --llm (default: --model)."""
+    connector: ConnectorKind = "mlp_downsample"
+    """New, between --llm and --vision."""
+    output: Annotated[Path, Argument("DIR")]
+    """Directory to write."""
+    image_mode: ImageMode | None = None
+    """How an image becomes square (default: as the source says)."""
+    dtype: Dtype | None = None
+    """Number format of the weights (default: what loses nothing)."""
+    seed: int = 42
+    """Decides the weights of a new connector."""
+    trust_pickle: bool = False
+    """Read .bin weights where there are no safetensors; tensors only, nothing is run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofOptions:
+    """How an export is compared with its checkpoint."""
+
+    checkpoint: Annotated[Path, Argument("DIR")]
+    """What is exported: a step-* directory, or a run, of which the newest checkpoint is taken."""
+    tokenizer: Annotated[Path | None, Argument("MODEL")] = None
+    """Default: the one it was trained with."""
+    question: Annotated[str, Argument("TEXT")] = "Describe this image."
+    """Asked in the proof."""
+    image: Annotated[tuple[Path, ...], Argument("FILE")] = ()
+    """Asked about in the proof (default: no image)."""
+    result: Annotated[Path | None, Argument("FILE")] = None
+    """JSON file for the figures of the proof (default: none)."""
+    streamed: bool = False
+    """Read weights as they are used in the proof (default: when they do not fit)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ProofOptions):
+    """A checkpoint -> a directory for others, reloaded in a fresh process and compared."""
+
+    output: Annotated[Path, Argument("DIR")]
+    """Directory to write."""
+    format: FormatName = "hf-vila"
+    """hf-vila: every connector, trust_remote_code. hf-llava: transformers' own LLaVA, for linear
+    and mlp2x_gelu. vila: the public code's directories. llm: the language model alone."""
+    dtype: Dtype | None = None
+    """Number format of the weights (default: as it was trained)."""
+    shard_size: Annotated[str, Argument("SIZE")] = "5GB"
+    """Most in one weight file."""
+    no_verify: bool = False
+    """Write only; prove nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(ProofOptions):
+    """Compare an export with its checkpoint again."""
+
+    export: Annotated[Path, Argument("DIR")]
+    """What was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Say what a checkpoint is."""
+
+    path: Annotated[Path, Argument("DIR", is_positional=True)]
+    """A checkpoint of ours or of Hugging Face."""
+    trust_pickle: bool = False
+    """Look into .bin weights."""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse and call. Raises VilaError."""
+    # On the CPU, where transformers is compared too: a GPU's TF32 would differ in the fourth digit.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return run_one_of(
+        {
+            "import": Job(ImportOptions, import_command),
+            "export": Job(ExportOptions, export_command),
+            "verify": Job(VerifyOptions, verify_command),
+            "inspect": Job(InspectOptions, inspect_command),
+        },
+        "command",
+        arguments,
+        prog,
+        summary="Convert between training checkpoints of any layout and Hugging Face formats.",
+    )
+
+
+def import_command(options: ImportOptions) -> int:
+    """Write a checkpoint of step 0."""
+    from vila_mc.convert.combine_parts import combine_parts
+    from vila_mc.convert.formats.whole_directory import read_whole
+    from vila_mc.convert.import_checkpoint import RECIPE_NAME, import_checkpoint
+
+    trust, mode = options.trust_pickle, options.image_mode
+    llm, vision = options.llm, options.vision
+    if options.model is not None and llm is None and vision is None:
+        source = read_whole(options.model, mode, trust_pickle=trust)
+    elif options.model is None and llm is not None and vision is not None:
+        source = combine_parts(
+            llm, vision, options.connector, mode, seed=options.seed, trust_pickle=trust
+        )
+    else:
+        raise ConfigError("give either --model, or both --llm and --vision.")
+    path = import_checkpoint(source, options.output, options.dtype)
+    recipe = options.output / RECIPE_NAME
+    print(f"read {source.kind}: {len(source.tensors)} tensors\nwrote {path}")
+    print(f"train from it with --config {recipe} --train.load {options.output}")
+    return 0
+
+
+def export_command(options: ExportOptions) -> int:
+    """Write an export and prove it."""
+    from vila_mc.convert.export_checkpoint import export_checkpoint
+    from vila_mc.model.megatron_config import DTYPES
+
+    export_checkpoint(
+        options.checkpoint,
+        options.output,
+        options.format,
+        tokenizer=options.tokenizer,
+        dtype=None if options.dtype is None else DTYPES[options.dtype],
+        max_shard_bytes=_num_bytes(options.shard_size),
+    )
+    print(f"wrote {options.output}", flush=True)
+    if options.no_verify:
+        print("not verified: run without --no-verify before relying on it")
+        return 0
+    return _prove(options, options.output)
+
+
+def verify_command(options: VerifyOptions) -> int:
+    """Prove an export that is there."""
+    return _prove(options, options.export)
+
+
+def inspect_command(options: InspectOptions) -> int:
+    """Print what a checkpoint is."""
+    from vila_mc.convert.describe import describe
+
+    for label, text in describe(options.path, trust_pickle=options.trust_pickle):
+        print(f"{label:<18} {text}")
+    return 0
+
+
+def _prove(options: ProofOptions, export: Path) -> int:
+    from vila_mc.convert.export_checkpoint import Question, prove_export
+
+    proof = prove_export(
+        options.checkpoint,
+        export,
+        Question(options.question, options.image),
+        options.tokenizer,
+        is_streamed=options.streamed or None,
+    )
+    result = proof.result
+    tokens = "read weight by weight" if proof.is_streamed else "greedy tokens equal"
+    print(
+        f"verified in a fresh process: greatest logit difference {result.max_difference:.2e}, "
+        f"mean {result.mean_difference:.2e}, {tokens}"
+    )
+    if result.answers:
+        print(f"the reloaded model, asked {options.question!r}: {result.answers[0]!r}")
+    if options.result:
+        write_json(
+            options.result,
+            {
+                "max_logit_difference": result.max_difference,
+                "mean_logit_difference": result.mean_difference,
+                "greedy_answers_equal": None if proof.is_streamed else result.greedy_equal,
+                "answers": list(result.answers),
+            },
+        )
+    return 0
+
+
+def _num_bytes(text: str) -> int:
+    """``500MB`` -> 500,000,000. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+)(KB|MB|GB)", text)
+    if match is None or int(match[1]) == 0:
+        raise ConfigError(
+            f"--shard-size is {text}; give a number and a unit, such as 5GB or 500MB."
+        )
+    return int(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,80 @@
+"""``vila-mc evaluate``: questions about images, and how many answers are right."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import PositiveInt
+
+from vila_mc.commands.command import Job, run_job
+from vila_mc.config.options import Argument
+from vila_mc.errors import ConfigError
+from vila_mc.files import write_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Ask a trained model questions about images and count the exact answers.
+
+    Questions are JSON Lines with id, task, images, question, answer and chance.
+    """
+
+    checkpoint: Annotated[Path, Argument("DIR")]
+    """A step-* directory, or a run, of which the newest checkpoint is taken."""
+    questions: Annotated[Path, Argument("FILE")]
+    """JSON Lines of questions."""
+    images: Annotated[Path, Argument("DIR")]
+    """Folder of their images."""
+    output: Annotated[Path, Argument("FILE")]
+    """JSON Lines of answers to write."""
+    tokenizer: Annotated[Path | None, Argument("MODEL")] = None
+    """Default: the one it was trained with."""
+    template: Annotated[str, Argument("NAME")] = "vicuna_v1"
+    """plain, vicuna_v1, llama_2, or a YAML file."""
+    max_new_tokens: PositiveInt = 8
+    """Longest answer."""
+    batch: PositiveInt = 32
+    """Questions at a time."""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse, call, print the accuracies. Raises VilaError."""
+    return run_job(Job(EvaluateOptions, _evaluate), arguments, prog)
+
+
+def _evaluate(options: EvaluateOptions) -> int:
+    from tqdm import tqdm
+
+    from vila_mc.checkpoint.whole import whole_model
+    from vila_mc.data.chat_templates import find_template
+    from vila_mc.data.tokenizers.tokenizer import Tokenizer
+    from vila_mc.evaluation.questions import answer_record, ask, read_questions
+    from vila_mc.evaluation.scores import score
+
+    template = find_template(options.template)
+    questions = read_questions(options.questions, options.images)
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
+    with whole_model(options.checkpoint) as (model, manifest):
+        tokenizer_path = options.tokenizer or manifest.config.data.tokenizer
+        if tokenizer_path is None:
+            raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
+        asked = ask(
+            model,
+            Tokenizer(tokenizer_path),
+            questions,
+            options.images,
+            template=template,
+            max_new_tokens=options.max_new_tokens,
+            batch=options.batch,
+        )
+        answers = list(tqdm(asked, total=len(questions), unit="question", mininterval=1.0))
+    lines = [json.dumps(answer_record(answer)) + "\n" for answer in answers]
+    write_whole(options.output, "".join(lines))
+    for task in score(answers):
+        print(
+            f"{task.task}: {100 * task.accuracy():.1f} % right ({task.num_correct} of "
+            f"{task.num_answers}), chance {100 * task.chance:.1f} %"
+        )
+    return 0

@@ -1,0 +1,123 @@
+"""``vila-mc inspect``: what an indexed dataset holds. See docs/data_format.md."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import PositiveInt
+
+from vila_mc.commands.command import Job, run_one_of
+from vila_mc.config.options import Argument
+from vila_mc.errors import DataError
+from vila_mc.files import write_whole
+
+_SHOWN_FAULTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """A dataset."""
+
+    prefix: Annotated[Path, Argument("PREFIX", is_positional=True)]
+    """Prefix of the dataset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions(DatasetOptions):
+    """Counts, and histograms of lengths and images as PNG."""
+
+    png: Annotated[Path | None, Argument("FILE")] = None
+    """Where to draw the histograms (default: nowhere)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(DatasetOptions):
+    """One sample as an HTML page: images in place, tokens, which are trained on."""
+
+    sample: Annotated[int, Argument("N", is_positional=True)]
+    """Which sample, from 0."""
+    output: Annotated[Path, Argument("HTML")]
+    """Page to write."""
+    tokenizer: Annotated[Path | None, Argument("MODEL")] = None
+    """Tokenizer of the dataset (default: show ids alone)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(DatasetOptions):
+    """Checksums agree; every image decodes; every token lies in the vocabulary."""
+
+    workers: PositiveInt = 1
+    """Processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(DatasetOptions):
+    """Back to JSON Lines and image files."""
+
+    output: Annotated[Path, Argument("DIR")]
+    """Folder to make."""
+    tokenizer: Annotated[Path, Argument("MODEL")]
+    """Tokenizer of the dataset."""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse and call. Raises VilaError."""
+    jobs: dict[str, Job[Any]] = {
+        "summary": Job(SummaryOptions, _summary),
+        "show": Job(ShowOptions, _show),
+        "verify": Job(VerifyOptions, _verify),
+        "export": Job(ExportOptions, _export),
+    }
+    return run_one_of(jobs, "command", arguments, prog, summary="Look into an indexed dataset.")
+
+
+def _summary(options: SummaryOptions) -> int:
+    from vila_mc.data.indexed.reader import IndexedReader
+    from vila_mc.data.inspection.summary import plot_summary, summary_lines
+
+    reader = IndexedReader(options.prefix)
+    print("\n".join(summary_lines(reader)))
+    if options.png is not None:
+        plot_summary(reader, options.png)
+        print(f"histograms {options.png}")
+    return 0
+
+
+def _show(options: ShowOptions) -> int:
+    from vila_mc.data.indexed.reader import IndexedReader
+    from vila_mc.data.inspection.page import sample_page
+    from vila_mc.data.tokenizers.tokenizer import Tokenizer
+
+    tokenizer = None if options.tokenizer is None else Tokenizer(options.tokenizer)
+    page = sample_page(IndexedReader(options.prefix), options.sample, tokenizer)
+    write_whole(options.output, page)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _verify(options: VerifyOptions) -> int:
+    from vila_mc.data.inspection.verify_dataset import verify
+
+    found = verify(options.prefix, options.workers)
+    if found.faults:
+        for fault in found.faults[:_SHOWN_FAULTS]:
+            print(fault)
+        count = len(found.faults)
+        raise DataError(
+            f"{options.prefix} has {count:,} fault{'s' if count > 1 else ''}. Copy the set again "
+            "or re-run tools/preprocess_data.py."
+        )
+    checked = "checksums agree" if found.has_checksum else "version 1 has no checksum of .bin"
+    print(f"{options.prefix} is whole: {checked}, {found.images:,} images decode")
+    return 0
+
+
+def _export(options: ExportOptions) -> int:
+    from vila_mc.data.indexed.reader import IndexedReader
+    from vila_mc.data.inspection.write_records import export
+    from vila_mc.data.tokenizers.tokenizer import Tokenizer
+
+    count = export(IndexedReader(options.prefix), Tokenizer(options.tokenizer), options.output)
+    print(f"{options.output}: {count:,} samples")
+    return 0
