@@ -130,6 +130,14 @@ def _tied_llama_on_siglip() -> Family:
     return Family(randomised(language), randomised(siglip), "downsample_linear", ("hf-vila",))
 
 
+def _wide_heads_on_clip() -> Family:
+    """Heads that are wider together than the model."""
+    language = LlamaForCausalLM(LlamaConfig(**_SIZES, head_dim=24))
+    clip = CLIPVisionModel(CLIPVisionConfig(**_TOWER, image_size=4 * PATCH))
+    formats = ("hf-vila", "hf-llava", "vila", "llm")
+    return Family(randomised(language), randomised(clip), "mlp2x_gelu", formats)
+
+
 def _qwen2_llava() -> Family:
     """A SigLIP tower inside LlavaForConditionalGeneration, which keeps every patch."""
     language = Qwen2ForCausalLM(Qwen2Config(**_SIZES, tie_word_embeddings=False))
@@ -144,5 +152,6 @@ _MAKERS = {
     "qwen2 on SigLIP": _qwen2_on_siglip,
     "tied llama on SigLIP": _tied_llama_on_siglip,
     "qwen2 on SigLIP as LLaVA": _qwen2_llava,
+    "llama with wide heads on CLIP": _wide_heads_on_clip,
 }
 NAMES = tuple(_MAKERS)

@@ -188,6 +188,8 @@ class LanguageConfig:
     """Query heads."""
     kv_heads: int = 32
     """Key/value heads shared by groups of query heads."""
+    head_width: int | None = None
+    """Width of one head (d); width / heads if none."""
     vocab_size: int = 32000
     """Tokens of the tokenizer; the tables have a few more rows, see padded_vocab."""
     max_positions: int = 4096
@@ -214,23 +216,30 @@ class LanguageConfig:
             max_positions=self.max_positions,
             rope_theta=self.rope_theta,
         )
-        for divisor_name, divisor, name, value in (
-            ("heads", self.heads, "width", self.width),
-            ("kv_heads", self.kv_heads, "heads", self.heads),
-        ):
-            require(
-                value % divisor == 0,
-                f"model.language.{name} {value} is not a multiple of "
-                f"model.language.{divisor_name} {divisor}. Change one of them.",
-            )
+        require(
+            self.head_width is not None or self.width % self.heads == 0,
+            f"model.language.width {self.width} is not a multiple of model.language.heads "
+            f"{self.heads}. Change one of them, or set model.language.head_width.",
+        )
+        require(
+            self.heads % self.kv_heads == 0,
+            f"model.language.heads {self.heads} is not a multiple of model.language.kv_heads "
+            f"{self.kv_heads}. Change one of them.",
+        )
+        head_width = self.resolved_head_width()
+        require(
+            head_width > 0 and head_width % 2 == 0,
+            f"model.language.head_width is {head_width}; rotary positions turn pairs of channels, "
+            "so it must be even and greater than 0.",
+        )
 
     def padded_vocab(self) -> int:
         """Rows of the embedding and output tables. Padding rows never enter the softmax."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
-    def head_width(self) -> int:
+    def resolved_head_width(self) -> int:
         """Width of one head (d)."""
-        return self.width // self.heads
+        return self.width // self.heads if self.head_width is None else self.head_width
 
     def facts(self) -> LanguageFamily:
         """What its family decides."""

@@ -108,8 +108,9 @@ def language_table(
         "h": config.width,
         "f": config.ffn,
         "groups": config.kv_heads,
-        "qd": config.heads * config.head_width(),
-        "kd": config.kv_heads * config.head_width(),
+        "d": config.resolved_head_width(),
+        "qd": config.heads * config.resolved_head_width(),
+        "kd": config.kv_heads * config.resolved_head_width(),
     }
     rows = LANGUAGES[config.family].rows
     if not config.tied_embeddings:

@@ -31,7 +31,10 @@ class TorchNorm:
 
 def language_block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
     """Layers and final norm of the language model's part on one stage."""
-    layer = _with_torch_modules(get_gpt_layer_local_spec(normalization=config.normalization))
+    layer = _with_torch_modules(
+        get_gpt_layer_local_spec(normalization=config.normalization),
+        has_qk_norm=config.qk_layernorm,
+    )
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=TorchNorm)
 
 
@@ -40,8 +43,11 @@ def vision_layer_spec() -> ModuleSpec:
     return _with_torch_modules(get_vit_layer_with_local_spec())
 
 
-def _with_torch_modules(layer: ModuleSpec) -> ModuleSpec:
+def _with_torch_modules(layer: ModuleSpec, *, has_qk_norm: bool = False) -> ModuleSpec:
     layer.submodules.input_layernorm = TorchNorm
     layer.submodules.pre_mlp_layernorm = TorchNorm
-    layer.submodules.self_attention.submodules.core_attention = TorchAttention
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = TorchAttention
+    if has_qk_norm:
+        attention.q_layernorm = attention.k_layernorm = TorchNorm
     return layer

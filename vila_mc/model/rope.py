@@ -17,7 +17,7 @@ def inverse_frequencies(language: LanguageConfig) -> Tensor:
         original / high_frequency_factor alone, divides those longer than
         original / low_frequency_factor, and mixes between.
     """
-    rope, width = language.rope, language.head_width()
+    rope, width = language.rope, language.resolved_head_width()
     # On the CPU whatever torch's default device is: a model built without memory needs them too.
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
     frequencies = 1.0 / language.rope_theta**exponents

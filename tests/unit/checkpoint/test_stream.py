@@ -9,6 +9,7 @@ import torch
 from tests.support.tiny import tiny_run
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.load import load_weights
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest
 from vila_mc.checkpoint.safe_index import INDEX_NAME
 from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
@@ -129,3 +130,12 @@ def test_a_checkpoint_is_not_written_over(config, written):
     _, state = written
     with pytest.raises(CheckpointError, match="exists"):
         write_weights_checkpoint(config, lazily(state), "the test")
+
+
+def test_a_manifest_from_before_an_option_existed_is_read(config, written):
+    directory, _ = written
+    where = directory / MANIFEST_NAME
+    values = json.loads(where.read_text())
+    del values["config"]["model"]["language"]["head_width"]
+    where.write_text(json.dumps(values))
+    assert Manifest.read(directory).config == config

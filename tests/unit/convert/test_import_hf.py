@@ -94,7 +94,7 @@ def test_llama_2_era_config_is_understood(copies):
         ("llama", "attention_bias", True),
         ("llama", "mlp_bias", True),
         ("llama", "hidden_act", "gelu"),
-        ("llama", "head_dim", 24),
+        ("llama", "head_dim", "wide"),
         ("llama", "hidden_size", None),
         ("llama", "quantization_config", {"bits": 4}),
         ("clip", "model_type", "dinov2"),

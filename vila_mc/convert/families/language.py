@@ -75,7 +75,7 @@ class HfLanguage:
         ):
             config.require(key, *allowed)
         heads, width = config.size("num_attention_heads"), config.size("hidden_size")
-        config.require("head_dim", width // heads, None)
+        head_width = None if config.get("head_dim") is None else config.size("head_dim")
         positions = config.size("max_position_embeddings")
         if self.has_window and config.get("sliding_window") is not None:
             positions = min(positions, config.size("sliding_window"))
@@ -89,6 +89,7 @@ class HfLanguage:
             ffn=config.size("intermediate_size"),
             heads=heads,
             kv_heads=config.size("num_key_value_heads") if has_groups else heads,
+            head_width=None if head_width == width / heads else head_width,
             vocab_size=config.size("vocab_size"),
             max_positions=positions,
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
@@ -113,7 +114,7 @@ class HfLanguage:
             "num_hidden_layers": language.layers,
             "num_attention_heads": language.heads,
             "num_key_value_heads": language.kv_heads,
-            "head_dim": language.head_width(),
+            "head_dim": language.resolved_head_width(),
             "hidden_act": "silu",
             "max_position_embeddings": language.max_positions,
             "rms_norm_eps": language.norm_epsilon,
