@@ -58,6 +58,7 @@ class TrainingError(VilaError):
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_BROKEN = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOTCONN)
 _NO_PLACE = (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV, errno.ENXIO)
 
 
@@ -81,6 +82,16 @@ def user_error(error: BaseException) -> VilaError | None:
     if error.errno in _IN_THE_WAY:
         return SetupError(
             f"{where} cannot be used: {error.strerror}. Move it away or choose another place."
+        )
+    if error.errno in _BROKEN:
+        return SetupError(
+            f"the disk of {where} fails: {error.strerror}. Look at the disk or its mount, or "
+            "choose another place."
+        )
+    if error.errno == errno.EFBIG:
+        return SetupError(
+            f"{where} grows larger than this file system or the shell's limit (ulimit -f) allows. "
+            "Raise the limit or choose another place."
         )
     if error.errno in _NO_PLACE and error.filename:
         return SetupError(

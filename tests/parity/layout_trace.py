@@ -30,7 +30,8 @@ def write_seed_checkpoint(directory: Path, model: dict[str, Any] | None = None) 
     with distributed(config.parallel, seed=1) as ranks:
         trainer = Trainer(config, ranks, build_stages(config, ranks))
         _make_one_dimensional_weights_matter(trainer)
-        manifest = Manifest(step=0, samples_seen=0, config=config, layout="", versions=versions())
+        manifest = Manifest(step=0, samples_seen=0, config=config, layout=None, versions=versions())
+        directory.mkdir(parents=True, exist_ok=True)
         PendingSave(
             manifest, ranks, trainer.stages, trainer.optimizer, in_background=False
         ).finish()
@@ -78,8 +79,9 @@ def resumed_trace(
         results = [trainer.step(batches) for _ in range(steps)]
         if save:
             manifest = Manifest(
-                step=steps, samples_seen=8 * steps, config=config, layout="", versions=versions()
+                step=steps, samples_seen=8 * steps, config=config, layout=None, versions=versions()
             )
+            checkpoints.mkdir(parents=True, exist_ok=True)
             PendingSave(manifest, ranks, stages, trainer.optimizer, in_background=False).finish()
         return [(result.loss, result.grad_norm) for result in results]
 

@@ -62,6 +62,9 @@ def test_a_users_mistake_is_2_with_one_line() -> None:
         ),
         ("OSError(errno.ENOSPC, 'Full', '/out/.a.html.partial')", "left for /out/a.html. Free"),
         ("OSError(errno.EACCES, 'Forbidden', '.out.partial')", "error: out cannot be used"),
+        ("OSError(errno.EIO, 'Input/output error', 'a')", "the disk of a fails: Input/output"),
+        ("OSError(errno.ESTALE, 'Stale file handle', 'a')", "Look at the disk or its mount"),
+        ("OSError(errno.EFBIG, 'File too large', 'a')", "a grows larger than this file system"),
         ("OSError(errno.ENAMETOOLONG, 'File name too long', 'aaa')", "File name too long. Check"),
     ],
 )

@@ -51,6 +51,12 @@ class Failure:
                 f"no space left for a checkpoint in {directory}. Older checkpoints are untouched. "
                 "Free some space and start again: the run resumes from the newest one."
             )
+        if self.errno == errno.ENOENT and not directory.exists():
+            return SetupError(
+                f"train.output {directory} is gone: it was removed, moved or unmounted while the "
+                "run went on. Put it back and start again: the run resumes from its newest "
+                "checkpoint."
+            )
         if self.errno is None:
             return self.explanation
         where = self.filename or str(directory)

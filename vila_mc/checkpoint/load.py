@@ -1,5 +1,6 @@
 """Load the state of a training run, at any layout, or its weights alone."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ from vila_mc.errors import CheckpointError
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
 
+_OF_DAMAGED_BYTES = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 _NOT_WEIGHTS = ("optimizer.", "common_state/", f"{RANDOM}/")
 
 
@@ -41,7 +52,7 @@ def load_checkpoint(
     """
     directory, manifest = _open(path, stages, MODEL_PARTS)
     state = run_state(ranks, stages, optimizer, is_loading=True)
-    has_same_ranks = manifest.layout == str(ranks.layout)
+    has_same_ranks = manifest.layout == ranks.layout
     if has_same_ranks:
         state["random"] = random_state(ranks)
     require_same_names(directory, state, ignored=("common_state/", f"{RANDOM}/"))
@@ -97,8 +108,9 @@ def _load(state: dict[str, Any], directory: Path) -> dict[str, Any]:
             loaded: dict[str, Any] = dist_checkpointing.load(
                 state, str(directory), strict=StrictHandling.ASSUME_OK_UNEXPECTED
             )
-    # torch's CheckpointException is not an Exception: it carries one failure per rank.
-    except (CheckpointException, CheckpointingException, RuntimeError, OSError, KeyError) as error:
+    # torch's CheckpointException is not an Exception: it carries one failure per rank. Of the
+    # others, anything may come out of damaged bytes.
+    except (CheckpointException, CheckpointingException, *_OF_DAMAGED_BYTES) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
             f"{directory} cannot be loaded: {first_line[:300]}. It is damaged or incomplete; use "

@@ -11,19 +11,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from vila_mc import __version__
-from vila_mc.config.load import run_from_dict, run_to_dict
+from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.config.train import MODEL_PARTS, ModelPart
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
 from vila_mc.errors import CheckpointError, ConfigError
 from vila_mc.files import sha256_of, write_json
+from vila_mc.topology.layout import Layout
 
 FORMAT_VERSION = 4
-"""Version 3 called the configuration ``run``, and the phase in it a stage."""
+"""Version 3 called the configuration ``run``, the phase in it a stage, and described the layout in
+words for people."""
 MANIFEST_NAME = "manifest.json"
+_LARGEST_BYTES = 2**26
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_Count = Annotated[int, Field(ge=0)]
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -31,7 +38,9 @@ _STEP_NAME = re.compile(r"step-(\d{8,})")
 class FileRecord:
     """What a file of the checkpoint must be."""
 
-    num_bytes: int
+    __pydantic_config__ = _STRICT
+
+    num_bytes: _Count
     sha256: str
 
     @staticmethod
@@ -44,7 +53,9 @@ class FileRecord:
 class DatasetRecord:
     """What a dataset held when it was read."""
 
-    samples: int
+    __pydantic_config__ = _STRICT
+
+    samples: _Count
     sha256: str
     """Of its contents, see ``vila_mc.data.indexed.dataset_manifest.contents_sha256``."""
 
@@ -61,14 +72,16 @@ class DatasetRecord:
 class Manifest:
     """Everything besides the tensors."""
 
-    step: int
+    __pydantic_config__ = _STRICT
+
+    step: _Count
     """Optimizer steps done."""
-    samples_seen: int
+    samples_seen: _Count
     """Samples of the blend consumed; the whole position of the data side."""
     config: RunConfig
     """The resolved configuration that wrote it."""
-    layout: str
-    """Layout that wrote it, for people; any layout can read it."""
+    layout: Layout | None
+    """Layout that wrote it; None for one process that only converts. Any layout can read it."""
     versions: dict[str, str]
     """Versions of vila_mc, Python and the packages that wrote it."""
     datasets: tuple[DatasetRecord, ...] = ()
@@ -76,14 +89,14 @@ class Manifest:
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     """Every other file of the directory; known only once all are written."""
 
+    def __post_init__(self) -> None:
+        if outside := [name for name in self.files if Path(name).name != name]:
+            raise CheckpointError(f"a manifest names {outside[0]!r}, outside its directory.")
+
     def write(self, directory: Path) -> None:
         """Write the manifest into a checkpoint directory and flush it to disk."""
-        values = {"format_version": FORMAT_VERSION} | {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-        }
-        values["config"] = run_to_dict(self.config)
-        values["datasets"] = [dataclasses.asdict(dataset) for dataset in self.datasets]
-        values["files"] = {name: dataclasses.asdict(file) for name, file in self.files.items()}
+        values = {"format_version": FORMAT_VERSION}
+        values |= TypeAdapter(Manifest).dump_python(self, mode="json")
         write_json(directory / MANIFEST_NAME, values)
 
     def require_same_model(
@@ -111,31 +124,61 @@ class Manifest:
     def read(directory: Path) -> "Manifest":
         """Read the manifest of a checkpoint. Raises CheckpointError."""
         path = directory / MANIFEST_NAME
-        try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = values.pop("format_version")
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"{directory} is not a checkpoint of vila_mc: it has no {MANIFEST_NAME}. Name a "
-                "step-* directory, or the directory that holds them."
-            ) from None
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}.") from None
+        values = _read_values(path)
+        version = values.pop("format_version", None)
         if version not in (3, FORMAT_VERSION):
             raise CheckpointError(
-                f"{path} has format {version}; this version reads {FORMAT_VERSION}. Use the "
-                f"vila_mc that wrote it: {values.get('versions', {}).get('vila_mc', 'unknown')}."
+                f"{path} has format {str(version)[:20]}; this version reads 3 and "
+                f"{FORMAT_VERSION}. Use the vila_mc that wrote it."
             )
+        damaged = f"{path} is damaged or was edited"
         try:
             if version == 3:
-                values["config"] = values.pop("run")
-                values["config"]["train"]["phase"] = values["config"]["train"].pop("stage")
-            config = run_from_dict(values["config"])
-            files = {name: FileRecord(**record) for name, record in values["files"].items()}
-            datasets = tuple(DatasetRecord(**record) for record in values["datasets"])
-            return Manifest(**{**values, "config": config, "datasets": datasets, "files": files})
-        except (ConfigError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{path} is damaged or was edited: {error}") from None
+                _update_from_3(values)
+            return TypeAdapter(Manifest).validate_json(json.dumps(values))
+        except (ConfigError, CheckpointError) as error:
+            raise CheckpointError(f"{damaged}: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise CheckpointError(f"{damaged}: {name}: {first['msg']}.") from None
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"{damaged}: {error!r}.") from None
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    """A JSON object of ours. Raises CheckpointError."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LARGEST_BYTES + 1)
+        values = json.loads(text) if len(text) <= _LARGEST_BYTES else None
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} is not a checkpoint of vila_mc: it has no {path.name}. Name a step-* "
+            "directory, or the directory that holds them."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}. Use an older step-* directory."
+        ) from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is no manifest. Use an older step-* directory.")
+    return values
+
+
+def _update_from_3(values: dict[str, Any]) -> None:
+    """The words of format 3: ``run``, its ``train.stage``, and the layout as a text for people."""
+    config = values["config"] = values.pop("run")
+    config["train"]["phase"] = config["train"].pop("stage")
+    label = values.pop("layout")
+    parallel = config["parallel"]
+    values["layout"] = label and {
+        "tensor": parallel["tensor"],
+        "pipeline": parallel["pipeline"],
+        "virtual": parallel["virtual"],
+        "data": int(label.rpartition(" ")[2]),
+    }
+    values["layout"] = values["layout"] or None
 
 
 def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -175,12 +218,35 @@ def checkpoint_name(step: int) -> str:
 
 def whole_checkpoints(directory: Path) -> list[Path]:
     """Whole checkpoints in ``directory``, oldest first."""
+    return [path for path in _step_directories(directory) if (path / MANIFEST_NAME).is_file()]
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in ``directory``; None if there is none.
+
+    Raises:
+        CheckpointError: the newest has lost its manifest. One appears with it, so somebody or a
+            disk has damaged it, and to go on from an older one would lose steps without a word.
+    """
+    found = _step_directories(directory)
+    if found and not (found[-1] / MANIFEST_NAME).is_file():
+        older = whole_checkpoints(directory)
+        instead = f" to go on from {older[-1].name}" if older else ""
+        raise CheckpointError(
+            f"{found[-1]} is damaged: it has no {MANIFEST_NAME}. Restore that file, or move the "
+            f"directory away{instead}."
+        )
+    return found[-1] if found else None
+
+
+def _step_directories(directory: Path) -> list[Path]:
+    """What is named like a whole checkpoint, oldest first."""
     if not directory.is_dir():
         return []
     found = [
         (int(match[1]), path)
         for path in directory.iterdir()
-        if (match := _STEP_NAME.fullmatch(path.name)) and (path / MANIFEST_NAME).is_file()
+        if (match := _STEP_NAME.fullmatch(path.name)) and path.is_dir()
     ]
     return [path for _, path in sorted(found)]
 
@@ -189,13 +255,13 @@ def resolve_checkpoint(path: Path) -> Path:
     """``path`` itself if it is a checkpoint, else the newest one in it. Raises CheckpointError."""
     if (path / MANIFEST_NAME).is_file():
         return path
-    found = whole_checkpoints(path)
-    if not found:
+    found = newest_checkpoint(path)
+    if found is None:
         raise CheckpointError(
             f"there is no checkpoint in {path}. Name a step-* directory, or the train.output of "
             "the run that wrote one."
         )
-    return found[-1]
+    return found
 
 
 def step_of(path: Path) -> int:

@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -34,7 +35,6 @@ _RECORDS = {
         "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
     "torch": {"Size"},
 }
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -46,6 +46,8 @@ class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in _RECORDS.get(module, ()):
             return super().find_class(module, name)
+        if (module, name) == ("torch.serialization", "_get_layout"):
+            return lambda layout: torch.serialization._get_layout(layout)  # type: ignore[no-untyped-call]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no index needs")
@@ -85,12 +87,41 @@ def nothing_foreign_unpickled() -> Iterator[None]:
 def _load_index(file: BinaryIO) -> Metadata:
     # Anything may come out of damaged bytes.
     try:
-        index = _IndexUnpickler(file).load()
+        with _records_as_they_are():
+            index = _IndexUnpickler(file).load()
     except Exception as error:
         raise CheckpointError(f"{_name(file)} cannot be trusted or is damaged: {error}.") from None
     if not isinstance(index, Metadata):
         raise CheckpointError(f"{_name(file)} is not the index of a checkpoint.")
     return index
+
+
+@contextlib.contextmanager
+def _records_as_they_are() -> Iterator[None]:
+    """Undo and refuse what a pickle sets on a record class itself instead of on a record.
+
+    Raises:
+        UnpicklingError: it has set something.
+    """
+    names = ((import_module(module), names) for module, names in _RECORDS.items())
+    classes = [getattr(module, name) for module, names in names for name in names]
+    before = [dict(vars(record)) for record in classes]
+    try:
+        yield
+    finally:
+        changed = [
+            (record, attributes)
+            for record, attributes in zip(classes, before, strict=True)
+            if dict(vars(record)) != attributes
+        ]
+        for record, attributes in changed:
+            for name in vars(record).keys() - attributes.keys():
+                delattr(record, name)
+            for name, value in attributes.items():
+                if vars(record)[name] is not value:
+                    setattr(record, name, value)
+    if changed:
+        raise pickle.UnpicklingError(f"it changes the class {changed[0][0].__name__}")
 
 
 def _name(file: BinaryIO) -> str:

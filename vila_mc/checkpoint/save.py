@@ -5,6 +5,8 @@ lists every file with its checksum.
 """
 
 import dataclasses
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ class PendingSave:
         self._manifest, self._ranks, self._in_background = manifest, ranks, in_background
         self._final = manifest.config.train.output / checkpoint_name(manifest.step)
         self._partial = partial_path(self._final)
-        self._on_first_rank(lambda: new_partial_directory(self._final))
+        self._on_first_rank(self._start_directory)
         state = run_state(ranks, stages, optimizer, is_loading=False)
         state["random"] = random_state(ranks)
         self._plan = plan_shards(state, self._partial, ranks)
@@ -95,6 +97,12 @@ class PendingSave:
 
     def _on_first_rank(self, action: Callable[[], object]) -> None:
         on_first_rank(self._ranks, action, self._final.parent)
+
+    def _start_directory(self) -> None:
+        output = self._final.parent
+        if not output.exists():  # and not made anew: the earlier checkpoints would be missed late
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(output))
+        new_partial_directory(self._final)
 
     def _make_visible(self, parts: Sequence[Written]) -> None:
         self._plan.finish([part.results for part in parts])

@@ -78,7 +78,7 @@ def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: st
             path.name: FileRecord.of(path) for path in partial.iterdir() if path.name not in files
         }
         Manifest(
-            step=_STEP, samples_seen=0, config=config, layout="", versions=versions(), files=files
+            step=_STEP, samples_seen=0, config=config, layout=None, versions=versions(), files=files
         ).write(partial)
     return final
 

@@ -190,7 +190,7 @@ class TrainingLoop:
             step=self.state.step,
             samples_seen=self.state.samples_seen,
             config=self.config,
-            layout=str(self.ranks.layout),
+            layout=self.ranks.layout,
             versions=versions(),
             datasets=self.datasets,
         )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, leaves, whole_checkpoints
+from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, leaves, newest_checkpoint
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.data.indexed.dataset_manifest import read_manifest
@@ -26,23 +26,23 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
         VilaError: the run may not or cannot go on from it.
     """
     train = config.train
-    earlier = whole_checkpoints(train.output)
-    if not earlier:
+    earlier = newest_checkpoint(train.output)
+    if earlier is None:
         return None
     if not train.resume:
         raise ConfigError(
-            f"{train.output} already holds {earlier[-1].name}, and train.resume is false. Set "
+            f"{train.output} already holds {earlier.name}, and train.resume is false. Set "
             "train.resume to true to go on from it, or train.output to another directory."
         )
-    manifest = Manifest.read(earlier[-1])
-    manifest.require_same_model(config, earlier[-1])
+    manifest = Manifest.read(earlier)
+    manifest.require_same_model(config, earlier)
     _require_same_task(manifest, config)
     if manifest.step > train.steps:
         raise ConfigError(
-            f"train.steps is {train.steps}, but {earlier[-1]} has trained {manifest.step} steps "
+            f"train.steps is {train.steps}, but {earlier} has trained {manifest.step} steps "
             "already. Raise train.steps to go on, or set train.output to another directory."
         )
-    return earlier[-1]
+    return earlier
 
 
 def changed_settings(manifest: Manifest, config: RunConfig) -> list[str]:

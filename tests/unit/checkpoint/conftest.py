@@ -27,7 +27,7 @@ def save(trainer, step):
         step=step,
         samples_seen=8 * step,
         config=trainer.config,
-        layout=str(trainer.ranks.layout),
+        layout=trainer.ranks.layout,
         versions=versions(),
     )
     return PendingSave(

@@ -16,7 +16,7 @@ from vila_mc.errors import SetupError
 
 def _start(trainer, step):
     manifest = Manifest(
-        step=step, samples_seen=0, config=trainer.config, layout="", versions=versions()
+        step=step, samples_seen=0, config=trainer.config, layout=None, versions=versions()
     )
     return PendingSave(
         manifest, trainer.ranks, trainer.stages, trainer.optimizer, in_background=True
@@ -36,6 +36,8 @@ def test_the_manifest_lists_every_other_file(checkpoint):
 
 def test_a_background_save_holds_the_state_of_its_start(tmp_path):
     now, later = tmp_path / "now", tmp_path / "later"
+    now.mkdir()
+    later.mkdir()
     with trainer(train={"output": str(now)}) as made:
         batches = tiny_microbatches(made.config, 0, 1)
         made.step(batches)
@@ -112,3 +114,15 @@ def test_a_file_in_the_way_is_said(tmp_path):
         pytest.raises(SetupError, match=r"file.*cannot be used"),
     ):
         save(made, step=1)
+
+
+@pytest.mark.parametrize("is_writing", [False, True])
+def test_an_output_that_is_gone_is_said(is_writing, tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    with trainer(train={"output": str(output)}) as made:
+        pending = _start(made, step=1) if is_writing else None
+        output.rename(tmp_path / "elsewhere")
+        with pytest.raises(SetupError, match=rf"train\.output {output} is gone: it was removed"):
+            pending.finish() if pending else save(made, step=1)
+    assert not output.exists()

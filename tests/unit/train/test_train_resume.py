@@ -12,6 +12,7 @@ from vila_mc.checkpoint.manifest import MANIFEST_NAME, DatasetRecord, Manifest, 
 from vila_mc.data.indexed.dataset_manifest import read_manifest
 from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.errors import CheckpointError, DataError
+from vila_mc.topology.layout import Layout
 from vila_mc.train.resume import checkpoint_to_resume
 
 SUFFIXES = (".bin", ".idx", ".manifest.json")
@@ -36,7 +37,7 @@ def output(tmp_path, prefix):
         step=2,
         samples_seen=16,
         config=_run(tmp_path / "output", prefix),
-        layout="",
+        layout=None,
         versions={},
         datasets=(DatasetRecord.of(read_manifest(prefix)),),
     ).write(directory)
@@ -49,12 +50,15 @@ def test_what_was_read_is_in_the_manifest(output, prefix):
     assert recorded.samples == 24
 
 
-def test_a_manifest_of_before_phases_is_read(output):
+@pytest.mark.parametrize("has_layout", [True, False])
+def test_a_manifest_of_format_3_is_read(output, has_layout):
     path = output / checkpoint_name(2) / MANIFEST_NAME
     values = json.loads(path.read_text())
     values["format_version"], values["run"] = 3, values.pop("config")
     values["run"]["train"]["stage"] = values["run"]["train"].pop("phase")
-    now = Manifest.read(path.parent)
+    values["layout"] = "tensor 1 x pipeline 1 x data 4" if has_layout else ""
+    layout = Layout(tensor=1, pipeline=1, data=4) if has_layout else None
+    now = replace(Manifest.read(path.parent), layout=layout)
     path.write_text(json.dumps(values))
     assert Manifest.read(path.parent) == now
 
@@ -96,3 +100,12 @@ def test_other_parts_learn(output, prefix):
     message = r"train\.trainable \[.*language.*\], so it has no optimizer state for \[connector\]"
     with pytest.raises(CheckpointError, match=message):
         checkpoint_to_resume(fewer)
+
+
+def test_a_newest_checkpoint_without_manifest_is_no_reason_to_go_further_back(output, prefix):
+    newest = output / checkpoint_name(4)
+    newest.mkdir()
+    with pytest.raises(CheckpointError, match=r"step-00000004 is damaged.*from step-00000002"):
+        checkpoint_to_resume(_run(output, prefix))
+    newest.rename(output / "aside")
+    assert checkpoint_to_resume(_run(output, prefix)).name == checkpoint_name(2)
