@@ -57,7 +57,7 @@ def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: st
     """
     final = config.train.output / checkpoint_name(_STEP)
     if final.exists():
-        raise CheckpointError(f"{final} exists. Remove it, or choose another --output.")
+        raise CheckpointError(f"{final} exists. Remove it, or choose another output.")
     with whole_directory(final) as partial:
         with weightless_model(config) as model:
             places, objects = places_of(model), objects_of(model)

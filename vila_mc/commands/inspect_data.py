@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import PositiveInt
-
 from vila_mc.commands.command import Job, run_one_of
 from vila_mc.config.options import Argument
 from vila_mc.errors import DataError
@@ -47,7 +45,7 @@ class ShowOptions(DatasetOptions):
 class VerifyOptions(DatasetOptions):
     """Checksums agree; every image decodes; every token lies in the vocabulary."""
 
-    workers: PositiveInt = 1
+    workers: int = 1
     """Processes."""
 
 
@@ -106,7 +104,7 @@ def _verify(options: VerifyOptions) -> int:
         count = len(found.faults)
         raise DataError(
             f"{options.prefix} has {count:,} fault{'s' if count > 1 else ''}. Copy the set again "
-            "or re-run tools/preprocess_data.py."
+            "or preprocess the raw data again."
         )
     checked = "checksums agree" if found.has_checksum else "version 1 has no checksum of .bin"
     print(f"{options.prefix} is whole: {checked}, {found.images:,} images decode")

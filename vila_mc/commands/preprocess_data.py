@@ -33,7 +33,7 @@ class PreprocessOptions:
     """Prefix of the dataset."""
     tokenizer: Annotated[Path, Argument("MODEL")]
     """SentencePiece .model, Hugging Face tokenizer.json, or a folder with either."""
-    workers: PositiveInt = 1
+    workers: int = 1
     """Processes."""
     resume: bool = False
     """Go on with a run that was stopped, if there is one; a finished set is left as it is."""
@@ -194,7 +194,7 @@ def _images(given: Sequence[str], files: list[Path]) -> Images:
         return ImageFolder(files[0].parent)
     if len(given) == 1 and Path(given[0]).is_dir():
         return ImageFolder(Path(given[0]))
-    tars = expand_inputs(given, "--images")
+    tars = expand_inputs(given, "images")
     if others := [tar for tar in tars if tar.suffix != ".tar"]:
         raise ConfigError(f"--images {others[0]} is neither a folder nor a .tar. Give one of them.")
     return ImageTars(tuple(tars))

@@ -80,7 +80,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"there is no recipe {file}. Check the path after --config.") from None
+        raise ConfigError(f"there is no recipe {file}. Check its path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the recipe {file} cannot be read: {error}.") from None
     except yaml.YAMLError as error:

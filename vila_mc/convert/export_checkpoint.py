@@ -76,7 +76,7 @@ def export_checkpoint(
     config = Manifest.read(directory).config
     tokenizer = tokenizer or config.data.tokenizer
     if tokenizer is None:
-        raise ConfigError("the checkpoint names no tokenizer. Give one with --tokenizer.")
+        raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
     with weightless_model(config) as model:
         tensors = open_checkpoint(directory, model)
     write_export(

@@ -78,8 +78,8 @@ def open_tokenizer(path: Path, vocab_size: int) -> TokenizerSource:
     inside = folder / "tokenizer.model"
     if not inside.exists():
         raise CheckpointError(
-            f"{folder} holds neither tokenizer.json nor tokenizer.model. Give a tokenizer with "
-            "--tokenizer."
+            f"{folder} holds neither tokenizer.json nor tokenizer.model. Give a tokenizer.",
+            option="tokenizer",
         )
     return _SentencePiece(inside, load_convertible(inside, vocab_size))
 

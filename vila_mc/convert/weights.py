@@ -68,7 +68,7 @@ def open_weights(directory: Path, *, trust_pickle: bool = False) -> dict[str, La
         shards, promised = _shards(directory, *_PICKLES)
         open_shard = _open_pickle
     if not shards:
-        raise CheckpointError(_explain_absence(directory))
+        raise _absent(directory)
     tensors: dict[str, LazyTensor] = {}
     for shard in shards:
         tensors |= open_shard(directory / shard)
@@ -193,11 +193,14 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     }
 
 
-def _explain_absence(directory: Path) -> str:
+def _absent(directory: Path) -> CheckpointError:
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     if pickles:
-        return (
+        return CheckpointError(
             f"{directory} holds {pickles[0]}, a pickle, which can run code when it is opened, and "
-            "no safetensors. Use safetensors, or give --trust-pickle if you know where it is from."
+            "no safetensors. Use safetensors, or trust it if you know where it is from.",
+            option="trust_pickle",
         )
-    return f"{directory} holds neither {WEIGHTS} nor {INDEX}. Give a Hugging Face model directory."
+    return CheckpointError(
+        f"{directory} holds neither {WEIGHTS} nor {INDEX}. Give a Hugging Face model directory."
+    )

@@ -53,7 +53,7 @@ def ordered_map[T, R](
 def check_workers(workers: int) -> None:
     """Refuse a number of processes that is none. Raises ConfigError."""
     if workers < 1:
-        raise ConfigError(f"--workers is {workers}; it must be at least 1.")
+        raise ConfigError(f"workers is {workers}; it must be at least 1.", option="workers")
 
 
 def _on_pool[T, R](
@@ -75,7 +75,8 @@ def _on_pool[T, R](
     except BrokenProcessPool:
         raise SetupError(
             f"one of the {workers} worker processes was killed; most often memory ran out. Use "
-            "fewer --workers or lower --max-pixels."
+            "fewer, or accept only smaller images.",
+            option="workers",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -74,7 +74,8 @@ def read_questions(path: Path, images: Path) -> list[Question]:
             if not (images / name).is_file():
                 raise DataError(
                     f"question {question.id} of {path} names {name}, which is not in {images}. "
-                    "Check --images."
+                    "Give the folder of the images.",
+                    option="images",
                 )
     return questions
 

@@ -179,7 +179,7 @@ def test_killed_writer_goes_on_from_its_commit(
         writer.add(numbered(99))  # lost, for nothing says that it is whole
         writer.reject("lost")
     assert os.listdir(tmp_path / "set.partial")
-    with pytest.raises(DataError, match=r"unfinished run in .*set\.partial\. Add --resume"):
+    with pytest.raises(DataError, match=r"unfinished run in .*set\.partial\. Resume it"):
         IndexedWriter(prefix, "multimodal", tokenizer)
     with IndexedWriter(prefix, "multimodal", tokenizer, resume=True) as writer:
         assert writer.committed == {"next": written}
@@ -251,5 +251,5 @@ def test_damaged_progress_is_not_resumed(
 def test_unfinished_set_is_called_that(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
         writer.add(ONE)
-        with pytest.raises(DataError, match=r"set is not finished: .* again with --resume"):
+        with pytest.raises(DataError, match=r"set is not finished: .* resume preprocessing"):
             IndexedReader(tmp_path / "set")

@@ -194,11 +194,11 @@ def test_nothing_but_allowed_rejections(
 
 
 def test_settings_out_of_range(tmp_path: Path, tokenizer_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--workers is 0"):
+    with pytest.raises(ConfigError, match="workers is 0"):
         preprocess(NEVER, tmp_path / "set", "text", tokenizer_path, facts={}, workers=0)
     with pytest.raises(ConfigError, match="--max-pixels is 0"):
         ImagePolicy(max_pixels=0)
-    with pytest.raises(ConfigError, match="--resize is 0"):
+    with pytest.raises(ConfigError, match="resize is 0"):
         ImagePolicy(resize=0)
 
 
@@ -293,12 +293,12 @@ def test_expand_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert expand_inputs(["c.txt", "*.jsonl"]) == [Path(n) for n in ("c.txt", "a.jsonl", "b.jsonl")]
     for nothing in ("none*", "/none"):
-        with pytest.raises(DataError, match="no file matches --input"):
+        with pytest.raises(DataError, match=r"no file matches .*none"):
             expand_inputs([nothing])
     for folder in (str(tmp_path), "/", "."):
-        with pytest.raises(DataError, match=rf"--input {folder} is a folder\. Name its files"):
+        with pytest.raises(DataError, match=rf"{folder} is a folder\. Name its files"):
             expand_inputs([folder])
-    with pytest.raises(DataError, match=r"--input names b\.jsonl 2 times"):
+    with pytest.raises(DataError, match=r"b\.jsonl is named 2 times"):
         expand_inputs(["b.jsonl", "*.jsonl"])
 
 

@@ -135,7 +135,7 @@ def stopped(
 def test_unfinished_run_is_not_lost_by_forgetting_resume(
     stopped: Path, source: Source, tokenizer_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"unfinished run in .*set\.partial\. Add --resume"):
+    with pytest.raises(DataError, match=r"unfinished run in .*set\.partial\. Resume it"):
         make(source, stopped, tokenizer_path, resume=False)
     make(source, stopped, tokenizer_path)
     assert len(IndexedReader(stopped)) == 186

@@ -219,7 +219,7 @@ def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...
             raise DataError(
                 f"the dataset {reader.prefix} was made with another tokenizer "
                 f"({reader.manifest.vocab_size} tokens) than data.tokenizer {data.tokenizer} "
-                f"({tokenizer.vocab_size} tokens). Re-run tools/preprocess_data.py with this "
+                f"({tokenizer.vocab_size} tokens). Preprocess the raw data with this "
                 "tokenizer, or set data.tokenizer to the one that made it."
             )
     return readers

@@ -54,7 +54,7 @@ class DatasetManifest:
     tool_version: str
     """Version of vila_mc that wrote the set."""
     bin_sha256: str | None = None
-    """SHA-256 of PREFIX.bin, for tools/inspect_data.py verify; None in sets of version 1."""
+    """SHA-256 of PREFIX.bin, None in sets of version 1."""
 
 
 def contents_sha256(manifest: DatasetManifest) -> str:
@@ -90,7 +90,7 @@ def read_manifest(prefix: Path) -> DatasetManifest:
     if version not in _READABLE_VERSIONS:
         raise DataError(
             f"{file} has format version {version}, but this vila_mc reads 1 to {FORMAT_VERSION}. "
-            f"Use the vila_mc that wrote it, or re-run tools/preprocess_data.py."
+            f"Use the vila_mc that wrote it, or preprocess again."
         )
     try:
         return TypeAdapter(DatasetManifest).validate_json(json.dumps(values))
@@ -100,7 +100,7 @@ def read_manifest(prefix: Path) -> DatasetManifest:
         raise DataError(f"{file} is damaged: {name}: {first['msg']}. {_REMAKE}") from None
 
 
-_REMAKE = "Copy the set again or re-run tools/preprocess_data.py."
+_REMAKE = "Copy the set again or preprocess the raw data again."
 
 
 def _explain_missing(prefix: Path, file: Path) -> str:
@@ -110,8 +110,8 @@ def _explain_missing(prefix: Path, file: Path) -> str:
             return f"{prefix} is one file of a dataset. Give the prefix of its files: {whole}."
     if with_suffix(prefix, PARTIAL_SUFFIX).exists():
         return (
-            f"{prefix} is not finished: a run is writing it, or was stopped. Wait for it, or start "
-            "the same command again with --resume."
+            f"{prefix} is not finished: a run is writing it, or was stopped. Wait for it, or "
+            "resume preprocessing."
         )
     if with_suffix(prefix, ".bin").exists() or with_suffix(prefix, ".idx").exists():
         return (
@@ -119,6 +119,6 @@ def _explain_missing(prefix: Path, file: Path) -> str:
             f"finish. {_REMAKE}"
         )
     return (
-        f"there is no dataset {prefix} (no {file}). Give the prefix that was --output of "
-        "tools/preprocess_data.py."
+        f"there is no dataset {prefix} (no {file}). Give the prefix that was the output of "
+        "preprocessing."
     )

@@ -24,7 +24,7 @@ from vila_mc.data.indexed.layout import (
 from vila_mc.errors import DataError
 from vila_mc.flow import ImagePiece, Piece, TextPiece
 
-_REMAKE = "Copy the set again or re-run tools/preprocess_data.py."
+_REMAKE = "Copy the set again or preprocess the raw data again."
 
 
 class IndexedReader:

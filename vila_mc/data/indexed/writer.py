@@ -215,8 +215,9 @@ class IndexedWriter(AbstractContextManager["IndexedWriter"]):
             return None
         if not resume:
             raise DataError(
-                f"there is an unfinished run in {self.folder}. Add --resume to go on with it, or "
-                "delete that folder to start anew."
+                f"there is an unfinished run in {self.folder}. Resume it, or delete that folder "
+                "to start anew.",
+                option="resume",
             )
         try:
             saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -287,7 +288,8 @@ def refuse_existing(prefix: Path) -> None:
     if is_finished(prefix):
         raise DataError(
             f"the dataset {prefix} exists already. Delete its .bin, .idx and .manifest.json, "
-            "choose another --output, or add --resume to keep what is finished."
+            "choose another output, or resume to keep what is finished.",
+            option="resume",
         )
 
 
@@ -323,7 +325,7 @@ def _lock(prefix: Path) -> Lock:
         return Lock(with_suffix(prefix, PARTIAL_SUFFIX))
     except BlockingIOError:
         raise DataError(
-            f"another run is writing {prefix}. Wait for it or choose another --output."
+            f"another run is writing {prefix}. Wait for it or choose another output."
         ) from None
 
 

@@ -43,7 +43,9 @@ class ImagePolicy:
     def __post_init__(self) -> None:
         check_max_pixels(self.max_pixels)
         if self.resize is not None and self.resize < 1:
-            raise ConfigError(f"--resize is {self.resize}; give the pixels of the shorter side.")
+            raise ConfigError(
+                f"resize is {self.resize}; give the pixels of the shorter side.", option="resize"
+            )
 
 
 AS_IS = ImagePolicy()

@@ -131,12 +131,12 @@ def preprocess(
     )
 
 
-def expand_inputs(patterns: Iterable[str], option: str = "--input") -> list[Path]:
+def expand_inputs(patterns: Iterable[str], option: str = "input") -> list[Path]:
     """Files that paths and glob patterns name, sorted within each pattern.
 
     Args:
         patterns: what the user gave.
-        option: where, for messages.
+        option: the parameter that they are, for messages.
 
     Raises:
         DataError: a pattern matches no file, or a file is named more than once.
@@ -150,13 +150,17 @@ def expand_inputs(patterns: Iterable[str], option: str = "--input") -> list[Path
         matches = map(Path, glob(pattern, recursive=True))
         found = sorted(match for match in matches if match.is_file())
         if not found and path.is_dir():
-            raise DataError(f"{option} {path} is a folder. Name its files, such as '{path}/*'.")
+            raise DataError(
+                f"{path} is a folder. Name its files, such as '{path}/*'.", option=option
+            )
         if not found:
-            raise DataError(f"no file matches {option} {pattern}. Check the path.")
+            raise DataError(f"no file matches {pattern}. Check the path.", option=option)
         files += found
     twice = [file for file, count in Counter(files).items() if count > 1]
     if twice:
-        raise DataError(f"{option} names {twice[0]} {files.count(twice[0])} times. Name it once.")
+        raise DataError(
+            f"{twice[0]} is named {files.count(twice[0])} times. Name it once.", option=option
+        )
     return files
 
 
@@ -229,8 +233,9 @@ class _Run:
         if self._limit.is_passed(faults, self.tally.seen, is_end=is_end):
             raise DataError(
                 f"{faults:,} of {self.tally.seen:,} records are rejected, more than "
-                f"--max-rejected {self._limit} allows. {self.tally.example()} All are in "
-                f"{self._writer.give_rejected()}. Repair them or raise --max-rejected."
+                f"the limit of {self._limit}. {self.tally.example()} All are in "
+                f"{self._writer.give_rejected()}. Repair them or raise the limit.",
+                option="max_rejected",
             )
 
 
@@ -257,7 +262,7 @@ def _finished_before(output: Path, settings: dict[str, Any], started: float) -> 
     if found := differences(earlier, settings):
         raise ConfigError(
             f"the dataset {output} is complete, but was made from other input or with other "
-            f"options: {'; '.join(found)}. Use the command that made it, choose another --output, "
+            f"options: {'; '.join(found)}. Use the command that made it, choose another output, "
             "or delete its .bin, .idx and .manifest.json to make it anew."
         )
     return Preprocessed(

@@ -39,7 +39,7 @@ def export(reader: IndexedReader, tokenizer: Tokenizer, output: Path) -> int:
         DataError: the folder exists, or the tokenizer is another one.
     """
     if output.exists():
-        raise DataError(f"{output} exists already. Delete it or choose another --output.")
+        raise DataError(f"{output} exists already. Delete it or choose another output.")
     if tokenizer.fingerprint() != reader.manifest.tokenizer_sha256:
         raise DataError(f"{reader.prefix} was made with another tokenizer than {tokenizer.path}.")
     shape = _shape_of(reader)

@@ -34,7 +34,7 @@ class SentencePieceTokenizer:
         except RuntimeError:
             raise DataError(
                 f"{file} is not a SentencePiece model. Give the .model file of a tokenizer, or "
-                "train one with tools/train_tokenizer.py."
+                "train one."
             ) from None
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size: int = self._processor.vocab_size()
@@ -71,7 +71,7 @@ class SentencePieceTokenizer:
         if token_id < 0 or not self._processor.is_control(token_id):
             raise DataError(
                 f"{self._file} has no {name} token. Use a Llama-style model with <s> and </s>, or "
-                "train one with tools/train_tokenizer.py."
+                "train one."
             )
         return token_id
 

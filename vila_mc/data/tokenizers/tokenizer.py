@@ -169,7 +169,7 @@ def train_tokenizer(sentences: Iterable[str], output: Path, vocab_size: int) -> 
     """
     chunks = [chunk for sentence in sentences for chunk in _chunks(sentence)]
     if not chunks:
-        raise DataError("there is no text to train a tokenizer on. Check --input.")
+        raise DataError("there is no text to train on. Check the files.", option="input")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -190,7 +190,7 @@ def train_tokenizer(sentences: Iterable[str], output: Path, vocab_size: int) -> 
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise DataError(_explain(error, vocab_size)) from None
+        raise DataError(_explain(error, vocab_size), option="vocab_size") from None
     write_whole(output, model.getvalue())
     return len(chunks)
 
@@ -201,7 +201,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise DataError(
             f"there is no tokenizer {path}. Give a SentencePiece .model file or a Hugging Face "
-            "tokenizer.json, or train one with tools/train_tokenizer.py."
+            "tokenizer.json, or train one."
         ) from None
     except OSError as error:
         raise DataError(
@@ -224,11 +224,11 @@ def _explain(error: RuntimeError, vocab_size: int) -> str:
     if at_most := re.search(r"too high.*<= (\d+)", text):
         return (
             f"a vocabulary of {vocab_size} tokens is too large for this text, which yields at "
-            f"most {at_most.group(1)}. Lower --vocab-size or give more text."
+            f"most {at_most.group(1)}. Ask for fewer, or give more text."
         )
     if re.search(r"(?i)vocab\w* size is (too )?small", text):
         return (
             f"a vocabulary of {vocab_size} tokens is too small: 256 bytes, 3 special tokens and "
-            "every character of the text need one each. Raise --vocab-size."
+            "every character of the text need one each. Ask for more."
         )
     return f"SentencePiece cannot train a vocabulary of {vocab_size} tokens on this text: {text}"
