@@ -13,14 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.convert.formats.write_export import write_export, written_format
-from vila_mc.convert.proof import compare as compare_module
+from vila_mc.convert.proof import fresh_request
 from vila_mc.convert.proof.compare import (
     ProofPrompt,
     Reference,
     compare_export,
-    write_request,
+    export_request,
 )
-from vila_mc.convert.proof.fresh_process import compare_with_reference
+from vila_mc.convert.proof.fresh_process import answer_requests
+from vila_mc.convert.proof.fresh_request import RESULT
 from vila_mc.errors import CheckpointError
 from vila_mc.flow import Microbatch
 from vila_mc.kernels.reference import normalize_images
@@ -78,14 +79,7 @@ def test_a_good_export_passes(case):
 def in_process(monkeypatch):
     """Compare here and now: a fresh process takes seconds to start."""
 
-    def run(exports, folder, timeout_s):
-        for number, export in enumerate(exports):
-            request = folder / str(number)
-            (request / "result.json").write_text(
-                json.dumps(compare_with_reference(export, request))
-            )
-
-    monkeypatch.setattr(compare_module, "_run_child", run)
+    monkeypatch.setattr(fresh_request, "_run", lambda folder, _: answer_requests(folder))
 
 
 def test_swapped_weights_are_caught(case, tmp_path, in_process):
@@ -102,8 +96,9 @@ def test_swapped_weights_are_caught(case, tmp_path, in_process):
 
 def _fault(export, reference, folder):
     """What the fresh process would report, without starting one."""
-    write_request(folder / "request", reference, "hf-vila")
-    return compare_with_reference(export, folder / "request")["fault"]
+    export_request(export, reference).write(folder / "request")
+    answer_requests(folder)
+    return json.loads((folder / "request" / RESULT).read_text())["fault"]
 
 
 def test_a_missing_weight_is_caught_although_transformers_only_warns(case, tmp_path):

@@ -13,7 +13,7 @@ from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.formats.export_source import ExportSource
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.names import Naming
-from vila_mc.convert.proof.reloaded import LoadedModel
+from vila_mc.convert.proof.reloaded import LoadedModel, Loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,12 @@ class Format(Protocol):
             CheckpointError: something is missing, damaged, or not supported.
         """
 
-    def load(self, directory: Path, *, is_streamed: bool, vocab_size: int) -> LoadedModel:
+    def load(self, directory: Path, loading: Loading, vocab_size: int) -> LoadedModel:
         """Load a directory for a proof, as its users would, in fp32.
 
         Args:
             directory: in this format.
-            is_streamed: read weights from disk as they are used instead of loading them.
+            loading: how.
             vocab_size: tokens of the training model's vocabulary.
 
         Raises:

@@ -20,7 +20,7 @@ from vila_mc.convert.formats.model_card import model_card
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.formats.whole_directory import assemble_whole
 from vila_mc.convert.names import Naming, connector_table, unread_shapes, vision_table
-from vila_mc.convert.proof.reloaded import LoadedModel, TransformersModel, load_model
+from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes
 from vila_mc.convert.transforms import BeforeIdentity, affine
 from vila_mc.convert.weights import open_weights, read_json
@@ -128,11 +128,12 @@ class _HfLlava:
         }
         return assemble_whole(directory, model, tensors, self.naming, rows)
 
-    def load(self, directory: Path, *, is_streamed: bool, vocab_size: int) -> LoadedModel:
+    def load(self, directory: Path, loading: Loading, vocab_size: int) -> LoadedModel:
         from transformers import LlavaForConditionalGeneration
 
-        model = load_model(LlavaForConditionalGeneration, directory, is_streamed, _file_name)
-        return TransformersModel(directory, vocab_size, model, model.config.image_token_id)
+        model = load_model(LlavaForConditionalGeneration, directory, loading, _bare_name)
+        image_token = model.config.image_token_id
+        return TransformersModel(model, vocab_size, image_token, loading.preprocessor(directory))
 
 
 def _processor_json(model: ModelConfig) -> dict[str, Any]:
@@ -181,11 +182,9 @@ def _published_name(name: str) -> str:
     return name
 
 
-def _file_name(name: str) -> str:
-    """The name in a file that we write of a parameter inside transformers."""
-    return _published_name(
-        name.replace("model.vision_tower.", "model.vision_tower.vision_model.", 1)
-    )
+def _bare_name(name: str) -> str:
+    """The published name, without the level that towers have lost since."""
+    return _published_name(name).replace("vision_tower.vision_model.", "vision_tower.", 1)
 
 
 FORMAT: Format = _HfLlava()

@@ -1,6 +1,6 @@
 """hf-vila: our own modelling file and processor, for every connector (trust_remote_code)."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vila_mc.convert.formats.model_card import model_card
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.formats.whole_directory import assemble_whole, connector_kind
 from vila_mc.convert.names import Naming, connector_rows, tables
-from vila_mc.convert.proof.reloaded import LoadedModel, TransformersModel, load_model
+from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes, vocabulary_rows
 from vila_mc.convert.weights import open_weights, read_json
 from vila_mc.files import write_json
@@ -104,21 +104,21 @@ class _HfVila:
         given = image_mode or preprocessor.get("image_mode")
         vision = vision_from_hf(config.part("vision_config"), given)
         # An export leaves out the layer that nobody reads.
-        vision = dataclasses.replace(vision, layers=vision.layers + 1)
+        vision = replace(vision, layers=vision.layers + 1)
         tensors = open_weights(directory, trust_pickle=trust_pickle)
         kind = connector_kind(config, "connector_kind", self.naming)
         model = ModelConfig(vision=vision, connector=ConnectorConfig(kind=kind), language=language)
         return assemble_whole(directory, model, tensors, self.naming)
 
-    def load(self, directory: Path, *, is_streamed: bool, vocab_size: int) -> LoadedModel:
+    def load(self, directory: Path, loading: Loading, vocab_size: int) -> LoadedModel:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        model = load_model(
-            AutoModelForImageTextToText, directory, is_streamed, trust_remote_code=True
-        )
+        loading = replace(loading, trusts_code=True)
+        model = load_model(AutoModelForImageTextToText, directory, loading)
         processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
         image_token = model.config.image_token_id
-        return TransformersModel(directory, vocab_size, model, image_token, processor)
+        preprocessor = loading.preprocessor(directory)
+        return TransformersModel(model, vocab_size, image_token, preprocessor, processor)
 
 
 def _processor_json(model: ModelConfig) -> dict[str, Any]:

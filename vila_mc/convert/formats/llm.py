@@ -9,11 +9,9 @@ from vila_mc.convert.formats.export_source import ExportSource
 from vila_mc.convert.formats.format import ForeignModel, Format
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.names import Naming
-from vila_mc.convert.proof.reloaded import LoadedModel, TransformersModel, load_model
+from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
 from vila_mc.errors import CheckpointError
 from vila_mc.files import write_json
-
-_NO_TOKEN = -1
 
 
 class _Llm:
@@ -43,11 +41,10 @@ class _Llm:
             f"{directory} holds a language model alone. Give it together with a vision tower."
         )
 
-    def load(self, directory: Path, *, is_streamed: bool, vocab_size: int) -> LoadedModel:
+    def load(self, directory: Path, loading: Loading, vocab_size: int) -> LoadedModel:
         from transformers import AutoModelForCausalLM
 
-        model = load_model(AutoModelForCausalLM, directory, is_streamed)
-        return TransformersModel(directory, vocab_size, model, _NO_TOKEN)
+        return TransformersModel(load_model(AutoModelForCausalLM, directory, loading), vocab_size)
 
 
 FORMAT: Format = _Llm()

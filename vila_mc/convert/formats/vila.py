@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
-from vila_mc.convert.families.registry import TOWERS, towers_by_type, vision_json
+from vila_mc.convert.families.registry import TOWERS, vision_json
 from vila_mc.convert.families.vision import preprocessor_json
 from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource, packaged
 from vila_mc.convert.formats.format import ForeignModel, Format
@@ -30,7 +30,14 @@ from vila_mc.convert.names import (
     unread_shapes,
     vision_table,
 )
-from vila_mc.convert.proof.reloaded import LoadedModel, generate, load_model, normalise
+from vila_mc.convert.proof.reloaded import (
+    LoadedModel,
+    Loading,
+    generate,
+    load_model,
+    load_tower,
+    normalise,
+)
 from vila_mc.convert.read_parts import read_language, read_vision
 from vila_mc.convert.rename_tensors import from_hf
 from vila_mc.convert.weights import open_weights, read_json
@@ -138,8 +145,8 @@ class _Vila:
             model, vision_tensors | joined | language_tensors, directory / LANGUAGE, found
         )
 
-    def load(self, directory: Path, *, is_streamed: bool, vocab_size: int) -> LoadedModel:
-        return _LoadedParts(directory, is_streamed, vocab_size)
+    def load(self, directory: Path, loading: Loading, vocab_size: int) -> LoadedModel:
+        return _LoadedParts(directory, loading, vocab_size)
 
 
 _TOKEN_ORDER = " (tokens row by row; weights from before late 2024 expect them by columns)"
@@ -168,25 +175,24 @@ class _LoadedParts:
 
     processor = None
 
-    def __init__(self, directory: Path, is_streamed: bool, vocab_size: int) -> None:
-        import transformers
+    def __init__(self, directory: Path, loading: Loading, vocab_size: int) -> None:
+        from transformers import AutoModelForCausalLM
 
         self.vocab_size = vocab_size
-        self.model = load_model(
-            transformers.AutoModelForCausalLM, directory / LANGUAGE, is_streamed
-        )
+        self.model = load_model(AutoModelForCausalLM, directory / LANGUAGE, loading)
         tower = directory / VISION
-        kind = towers_by_type()[read_json(tower / "config.json")["model_type"]]
-        tower_class = getattr(transformers, kind.architecture)
-        self._tower = load_model(tower_class, tower, is_streamed, "vision_model.{}".format)
-        self._preprocessor = read_json(tower / "preprocessor_config.json")
+        self._tower = load_tower(tower, loading)
+        self._preprocessor = loading.preprocessor(tower)
         config = read_json(directory / "config.json")
         self._select = config["mm_vision_select_layer"]
         # As the public code does it, whatever the tower is.
         self._first_patch = 1 if config["mm_vision_select_feature"] == "patch" else 0
         projector = directory / CONNECTOR
         self._kind = read_json(projector / "config.json")["mm_projector_type"]
-        self._layers = {n: t.read().float() for n, t in open_weights(projector).items()}
+        self._layers = {
+            name: loading.rounded(tensor.read()).float()
+            for name, tensor in open_weights(projector, trust_pickle=loading.trust_pickle).items()
+        }
 
     def logits(self, token_ids: Tensor, images: Tensor) -> Tensor:
         logits: Tensor = self.model(inputs_embeds=self._embed(token_ids, images)).logits

@@ -5,31 +5,25 @@ export is loaded as its users load it, offline, and its logits and answers are c
 of the training model.
 """
 
-import json
+import dataclasses
 import math
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vila_mc.config.model import ModelConfig
-from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.formats.write_export import written_format
+from vila_mc.convert.proof.fresh_request import FreshRequest, answers_of_fresh_process
+from vila_mc.convert.proof.reloaded import Loading
 from vila_mc.errors import CheckpointError
 from vila_mc.flow import Microbatch
 
 DEFAULT_TOLERANCE = 1e-3
 """Largest difference of a logit, both sides in fp32."""
-_CHILD = "vila_mc.convert.proof.fresh_process"
-_SHOWN_LINES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +58,15 @@ class Reference:
     """Length of the answers to prompts without ``greedy_ids``."""
     is_streamed: bool = False
     """Whether the export is too large for memory, so that its weights are read as they are used."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For the fresh process."""
+        return {
+            "token_ids": self.token_ids,
+            "images": self.images,
+            "logits": self.logits.float(),
+            "greedy_ids": torch.zeros(0) if self.greedy_ids is None else self.greedy_ids,
+        }
 
     @classmethod
     def of_microbatch(
@@ -143,19 +146,40 @@ def compare_exports(
     """``compare_export`` of several exports in one fresh process, which is slow to start."""
     for _, reference in pairs:
         _check_reference(reference)
-    with tempfile.TemporaryDirectory(prefix="vila-verify-") as folder:
-        requests = []
-        for number, (export_dir, reference) in enumerate(pairs):
-            requests.append(Path(folder) / str(number))
-            write_request(requests[-1], reference, written_format(export_dir).name)
-        exports = [export_dir for export_dir, _ in pairs]
-        _run_child(exports, Path(folder), timeout_s)
-        outputs = [_read_result(*pair) for pair in zip(exports, requests, strict=True)]
-    return [_judge(*pair, tolerance) for pair in zip(exports, outputs, strict=True)]
+    requests = [export_request(*pair) for pair in pairs]
+    answers = answers_of_fresh_process(requests, timeout_s)
+    return [
+        _judge(export_dir, answer, tolerance)
+        for (export_dir, _), answer in zip(pairs, answers, strict=True)
+    ]
+
+
+def export_request(export_dir: Path, reference: Reference) -> FreshRequest:
+    """What is asked of the fresh process about an export."""
+    prompts = []
+    files: dict[str, bytes] = {}
+    for index, prompt in enumerate(reference.prompts):
+        images = {f"image-{index}-{n}": data for n, data in enumerate(prompt.images)}
+        files |= images
+        prompts.append(
+            {"text": prompt.text, "images": list(images), "greedy_ids": list(prompt.greedy_ids)}
+        )
+    values = {
+        "format": written_format(export_dir).name,
+        "vocab_size": reference.vocab_size,
+        "loading": dataclasses.asdict(Loading(is_streamed=reference.is_streamed)),
+        "prompts": prompts,
+        "max_new_tokens": reference.max_new_tokens,
+    }
+    return FreshRequest("export", export_dir, values, reference.tensors(), files)
 
 
 def _judge(export_dir: Path, output: dict[str, Any], tolerance: float) -> Differences:
     """Refuse what differs too much."""
+    if fault := output.get("fault"):
+        raise CheckpointError(f"{export_dir} does not verify: {fault}")
+    if output["max_difference"] is None:
+        output |= {"max_difference": math.nan, "mean_difference": math.nan}
     result = Differences(
         max_difference=output["max_difference"],
         mean_difference=output["mean_difference"],
@@ -190,77 +214,3 @@ def _check_reference(reference: Reference) -> None:
             "the training model's logits are not finite, so nothing can be compared. Export an "
             "earlier checkpoint."
         )
-
-
-def write_request(folder: Path, reference: Reference, format: FormatName) -> None:
-    """Write what the fresh process reads: request.json, reference.safetensors and the images."""
-    folder.mkdir()
-    greedy_ids = reference.greedy_ids
-    tensors = {
-        "token_ids": reference.token_ids.contiguous(),
-        "images": reference.images.contiguous(),
-        "logits": reference.logits.float().contiguous(),
-        "greedy_ids": torch.zeros(0) if greedy_ids is None else greedy_ids.contiguous(),
-    }
-    save_file(tensors, folder / "reference.safetensors")
-    prompts: list[dict[str, Any]] = []
-    for index, prompt in enumerate(reference.prompts):
-        names = [f"image-{index}-{number}" for number in range(len(prompt.images))]
-        for name, data in zip(names, prompt.images, strict=True):
-            (folder / name).write_bytes(data)
-        prompts.append(
-            {"text": prompt.text, "images": names, "greedy_ids": list(prompt.greedy_ids)}
-        )
-    request = {
-        "format": format,
-        "vocab_size": reference.vocab_size,
-        "is_streamed": reference.is_streamed,
-        "prompts": prompts,
-        "max_new_tokens": reference.max_new_tokens,
-    }
-    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-
-
-def _run_child(exports: Sequence[Path], folder: Path, timeout_s: float) -> None:
-    """Compare every export with the request of its number."""
-    command = [sys.executable, "-m", _CHILD, str(folder)]
-    try:
-        finished = subprocess.run(
-            [*command, *(str(export.absolute()) for export in exports)],
-            env=_offline_environment(os.environ, folder),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise CheckpointError(
-            f"verifying {exports[0]} took more than {timeout_s:.0f} s. Use a shorter reference."
-        ) from None
-    for number, export in enumerate(exports):
-        if not (folder / str(number) / "result.json").exists():
-            lines = [line for line in finished.stderr.splitlines() if line.strip()]
-            shown = " | ".join(lines[-_SHOWN_LINES:])[-600:]
-            raise CheckpointError(f"{export} does not load in a fresh process: {shown}")
-
-
-def _read_result(export_dir: Path, request: Path) -> dict[str, Any]:
-    output: dict[str, Any] = json.loads((request / "result.json").read_text(encoding="utf-8"))
-    if fault := output.get("fault"):
-        raise CheckpointError(f"{export_dir} does not verify: {fault}")
-    if output["max_difference"] is None:
-        output |= {"max_difference": math.nan, "mean_difference": math.nan}
-    return output
-
-
-def _offline_environment(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """No network, no cached remote code of an earlier export, no GPU."""
-    package_root = str(Path(__file__).resolve().parents[3])
-    paths = [package_root, environment.get("PYTHONPATH", "")]
-    return {
-        **environment,
-        "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(folder / "modules"),
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }

@@ -1,7 +1,7 @@
-"""The fresh process of a proof: load an export as a user would, compute, compare, report.
+"""The fresh process of a proof: load a directory as a user would, compute, compare, report.
 
-Usage: ``python -m vila_mc.convert.proof.fresh_process REQUEST_DIR EXPORT_DIR...``. Each export has
-a folder of its number in the request directory, which gets a result.json.
+Usage: ``python -m vila_mc.convert.proof.fresh_process FOLDER``. Each folder in it holds a
+``FreshRequest`` and gets a result.json.
 """
 
 import io
@@ -9,6 +9,7 @@ import json
 import math
 import random
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vila_mc.convert.formats.registry import find_format
-from vila_mc.convert.proof.reloaded import LoadedModel, ModelFaultError
+from vila_mc.convert.proof.fresh_request import RESULT, TENSORS, VALUES
+from vila_mc.convert.proof.reloaded import LoadedModel, Loading, ModelFaultError
 
 _SEED = 0
 _NUM_PROBES = 500
@@ -29,35 +31,37 @@ _PROBE_CHARACTERS = (
 
 def main() -> None:
     """Entry point."""
-    for number, export in enumerate(sys.argv[2:]):
-        request = Path(sys.argv[1]) / str(number)
-        result = compare_with_reference(Path(export), request)
-        (request / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    answer_requests(Path(sys.argv[1]))
 
 
-def compare_with_reference(export: Path, request: Path) -> dict[str, Any]:
-    """Compare an export with the reference in ``request``.
+def answer_requests(folder: Path) -> None:
+    """Answer every request in a folder, each by a result.json.
 
-    Returns:
-        ``max_difference``, ``mean_difference`` (None if not finite), ``answers`` and
-        ``greedy_faults``; or ``fault``, a sentence.
+    A result has ``fault``, a sentence, where the directory is not what it should be.
     """
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        return {"fault": "transformers is not installed. Install it: pip install 'vila_mc[hf]'."}
-    wanted = json.loads((request / "request.json").read_text(encoding="utf-8"))
-    reference = load_file(request / "reference.safetensors")
-    try:
-        with torch.inference_mode():
-            loaded = find_format(wanted["format"]).load(
-                export, is_streamed=wanted["is_streamed"], vocab_size=wanted["vocab_size"]
-            )
-            output = _compare_logits(loaded, reference)
-            output["greedy_faults"] = _compare_greedy(loaded, reference)
-            return output | _answer(loaded, export, request, wanted)
-    except ModelFaultError as fault:
-        return {"fault": str(fault)}
+    for request in sorted(path.parent for path in folder.glob(f"*/{VALUES}")):
+        wanted = json.loads((request / VALUES).read_text(encoding="utf-8"))
+        try:
+            with torch.inference_mode():
+                result = CHECKS[wanted["check"]](Path(wanted["directory"]), request, wanted)
+        except ImportError as error:
+            if error.name != "transformers":
+                raise
+            fault = "transformers is not installed. Install it: pip install 'vila_mc[hf]'."
+            result = {"fault": fault}
+        except ModelFaultError as fault:
+            result = {"fault": str(fault)}
+        (request / RESULT).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _compare_export(export: Path, request: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Differences of logits (None if not finite), faults of greedy tokens, answers to prompts."""
+    reference = load_file(request / TENSORS)
+    loading = Loading(**wanted["loading"])
+    loaded = find_format(wanted["format"]).load(export, loading, wanted["vocab_size"])
+    output = _compare_logits(loaded, reference)
+    output["greedy_faults"] = _compare_greedy(loaded, reference)
+    return output | _answer(loaded, export, request, wanted)
 
 
 def _compare_logits(loaded: LoadedModel, reference: dict[str, Tensor]) -> dict[str, Any]:
@@ -143,6 +147,10 @@ def _compare_tokenizers(export: Path, tokenizer: Any) -> None:
                 f"the tokenizer reads {text!r} as {ids} instead of {original.encode(text)}."
             )
 
+
+Check = Callable[[Path, Path, dict[str, Any]], dict[str, Any]]
+CHECKS: Mapping[str, Check] = {"export": _compare_export}
+"""Each takes the directory, the folder of the request and its values, and gives a result."""
 
 if __name__ == "__main__":
     main()
