@@ -149,14 +149,16 @@ def test_workers_give_the_same_microbatches(
 def test_reading_ahead_is_bounded(
     data: DataConfig, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ordered: list[object] = []
+    requested: list[object] = []
     with opened(replace(data, workers=2), model, micro=4) as loader:
-        order = Workers.order
+        request = Workers.request
         monkeypatch.setattr(
-            Workers, "order", lambda self, rows: (ordered.append(rows), order(self, rows))[1]
+            Workers,
+            "request",
+            lambda self, rows: (requested.append(rows), request(self, rows))[1],
         )
         next(loader.iterate(0))
-    assert len(ordered) == 3 - 1 + 3 + 2 * 2  # the step's last was taken without a new order
+    assert len(requested) == 3 - 1 + 3 + 2 * 2  # the last of the step was taken without a new one
 
 
 def test_ranks_without_vision_read_no_images(data: DataConfig, model: ModelConfig) -> None:

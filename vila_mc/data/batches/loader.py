@@ -130,7 +130,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
                 for _ in range(self._per_step):
                     while len(waiting) < self._ahead:
                         rows, end = next(rows_ahead)
-                        waiting.append((self._workers.order(rows), end))
+                        waiting.append((self._workers.request(rows), end))
                     slot, end = waiting.popleft()
                     loaded.append(self._workers.take(slot))
                 yield StepData(loaded, end)
@@ -155,7 +155,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
             self._workers.close()
 
     def _fork_workers(self) -> Workers:
-        # An order lies where its microbatch will be, and is smaller: 12 bytes a sample at most.
+        # A request lies where its microbatch will be, and is smaller: 12 bytes a sample at most.
         text = placed_bytes(self._micro_batch * self._data.sequence_length * 8)
         num_images = self._micro_batch * (self._data.sequence_length // self._model.visual_tokens())
         pixels = 3 * self._model.vision.image_size**2 if self._needs_images else 0

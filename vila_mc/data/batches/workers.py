@@ -1,9 +1,9 @@
 """Worker processes that make microbatches, in the memory where this process reads them.
 
-Orders go to all workers through one pipe, which hands each to the first that is free; what is
-ordered stands in the slot that it is to fill. Each worker answers through a pipe of its own, in a
+Requests go to all workers through one pipe, which hands each to the first that is free; what is
+requested stands in the slot that it is to fill. Each worker answers through a pipe of its own, in a
 few bytes: where in the slot the tensors are, and what the microbatch holds besides them. Neither
-side can block the other for good: all orders under way fit into their pipe, so that this process
+side can block the other for good: all requests under way fit into their pipe, so that this process
 never waits to write, and a worker that waits to write is heard when the next microbatch is taken.
 """
 
@@ -30,10 +30,10 @@ from vila_mc.flow import Microbatch
 from vila_mc.processes import fork_child
 
 MOST_UNDER_WAY = 1024
-"""Orders that fit into the smallest pipe that Linux makes, of one page."""
+"""Requests that fit into the smallest pipe that Linux makes, of one page."""
 
-_ORDER = struct.Struct("<i")
-"""The slot that an order stands in."""
+_REQUEST = struct.Struct("<i")
+"""The slot that a request stands in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,10 @@ class Workers:
     """Processes forked here and now, which make the microbatches that they are asked for.
 
     Args:
-        make: makes the microbatch of an order, all its tensors by the function it is given; runs in
-            the workers.
+        make: makes the microbatch of a request, all its tensors by the function it is given; runs
+            in the workers.
         count: how many.
-        slots: one for each order under way, and those lent on top; at most ``MOST_UNDER_WAY``
+        slots: one for each request under way, and those lent on top; at most ``MOST_UNDER_WAY``
             under way.
     """
 
@@ -111,21 +111,21 @@ class Workers:
         self._count, self._slots = count, slots
         self._answered: dict[int, _Answer | Exception] = {}
         self._unwanted: set[int] = set()
-        orders, self._orders = os.pipe()
+        requests, self._requests = os.pipe()
         self._workers: list[_Worker] = []
-        self._end = weakref.finalize(self, _end, self._workers, self._orders)
+        self._end = weakref.finalize(self, _end, self._workers, self._requests)
         for number in range(count):
             answers, answers_there = Pipe(duplex=False)
-            pid = fork_child(partial(_work, make, slots, orders, answers_there))
+            pid = fork_child(partial(_work, make, slots, requests, answers_there))
             answers_there.close()  # so that a worker's death ends its answers
             self._workers.append(_Worker(number, pid, answers))
-        os.close(orders)
+        os.close(requests)
 
     def pids(self) -> list[int]:
         """Process ids of the workers that live."""
         return [worker.pid for worker in self._workers]
 
-    def order(self, order: Any) -> int:
+    def request(self, request: Any) -> int:
         """Ask for a microbatch.
 
         Returns:
@@ -135,13 +135,13 @@ class Workers:
             SetupError: a worker died.
         """
         while not self._slots.has_free():
-            assert self._unwanted, "more orders than slots"
+            assert self._unwanted, "more requests than slots"
             self._listen()
         slot = self._slots.take()
-        written = pickle.dumps(order)
+        written = pickle.dumps(request)
         self._slots.view(slot)[: len(written)] = np.frombuffer(written, np.uint8)
         with suppress(BrokenPipeError):  # all are dead: said where somebody waits for them
-            os.write(self._orders, _ORDER.pack(slot))
+            os.write(self._requests, _REQUEST.pack(slot))
         return slot
 
     def take(self, slot: int) -> Microbatch:
@@ -202,16 +202,16 @@ class Workers:
 
 
 def _work(
-    make: Callable[[Any, Empty], Microbatch], slots: Slots, orders: int, answers: Connection
+    make: Callable[[Any, Empty], Microbatch], slots: Slots, requests: int, answers: Connection
 ) -> None:
     """The whole work of a worker process."""
-    while notice := os.read(orders, _ORDER.size):
-        (slot,) = _ORDER.unpack(notice)
+    while notice := os.read(requests, _REQUEST.size):
+        (slot,) = _REQUEST.unpack(notice)
         memory = slots.view(slot)
         placing = Placing(memory)
         answer: _Answer | Exception
         try:
-            batch = make(pickle.loads(memory), placing.empty)  # our own parent's order
+            batch = make(pickle.loads(memory), placing.empty)  # our own parent's request
             answer = _Answer.of(batch, memory, placing.used)
         except VilaError as error:
             answer = error
@@ -220,13 +220,13 @@ def _work(
         answers.send((slot, answer))
 
 
-def _end(workers: list[_Worker], orders: int) -> None:
+def _end(workers: list[_Worker], requests: int) -> None:
     for worker in workers:
         with suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
     while workers:
         _wait_for(workers.pop())
-    os.close(orders)
+    os.close(requests)
 
 
 def _wait_for(worker: _Worker) -> int:
