@@ -1,5 +1,6 @@
 """The CPU backend is a guest: it comes when asked, and leaves everything as it was."""
 
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import torch
 from megatron.core.tensor_parallel import random as megatron_random
 
 from vila_mc.errors import SetupError
-from vila_mc.parallel import cpu_backend
+from vila_mc.parallel import cpu_backend, megatron_patches
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
 
 IMPORT_EVERYTHING = """
@@ -58,7 +59,7 @@ def _everything_touched():
     owners = [torch, torch.cuda, torch.Tensor, megatron_random, torch.distributed]
     owners += [
         importlib.import_module(f"megatron.core.{name}")
-        for name in cpu_backend._LITERAL_CUDA_MODULES
+        for name in megatron_patches.LITERAL_CUDA_MODULES
     ]
     return {
         (owner.__name__, name): value for owner in owners for name, value in vars(owner).items()
@@ -97,8 +98,12 @@ def test_twice_is_once():
 
 def test_a_failure_half_way_leaves_nothing_replaced(monkeypatch):
     before = _everything_touched()
-    broken = (*cpu_backend._LITERAL_CUDA_MODULES, "no.such.module")
-    monkeypatch.setattr(cpu_backend, "_LITERAL_CUDA_MODULES", broken)
+    patch = megatron_patches.CPU_BACKEND
+    monkeypatch.setattr(
+        cpu_backend,
+        "CPU_BACKEND",
+        dataclasses.replace(patch, targets=(*patch.targets, "megatron.core.no.such:torch")),
+    )
     with pytest.raises(ModuleNotFoundError):
         use_cpu_backend()
     monkeypatch.undo()

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vila_mc.parallel.megatron_patches import HOST_COPY
+
 
 class HostCopy:
     """Stands in for ``DistributedOptimizer.get_parameter_state_dp_zero`` of Megatron-Core.
@@ -83,4 +85,4 @@ def use_host_copy(optimizer: Any) -> None:
         if part.optimizer is not None and not isinstance(
             part.get_parameter_state_dp_zero, HostCopy
         ):
-            part.get_parameter_state_dp_zero = HostCopy(part)
+            HOST_COPY.put_on(part, HostCopy(part))

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import torch
-from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.metadata import Metadata
 
 from vila_mc.errors import CheckpointError
+from vila_mc.parallel.megatron_patches import SAFE_INDEX
 
 INDEX_NAME = ".metadata"
 _RECORDS = {
@@ -69,15 +69,14 @@ def read_index(directory: Path) -> Metadata:
 def nothing_foreign_unpickled() -> Iterator[None]:
     """While active, torch.distributed.checkpoint reads indexes and objects as this module does."""
     before = os.environ.get(_FORCE_WEIGHTS_ONLY)
-    reader: Any = filesystem
-    pickle_of_torch = reader.pickle
-    reader.pickle = SimpleNamespace(load=_load_index)
     os.environ[_FORCE_WEIGHTS_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals([io.BytesIO]):
+        with (
+            SAFE_INDEX.applied(SimpleNamespace(load=_load_index)),
+            torch.serialization.safe_globals([io.BytesIO]),
+        ):
             yield
     finally:
-        reader.pickle = pickle_of_torch
         if before is None:
             del os.environ[_FORCE_WEIGHTS_ONLY]
         else:

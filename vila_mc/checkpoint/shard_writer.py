@@ -13,7 +13,6 @@ import pickle
 import queue
 import select
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelSaveStrategyWrapper,
@@ -32,6 +30,7 @@ from vila_mc.checkpoint.disk import Failure
 from vila_mc.checkpoint.manifest import FileRecord
 from vila_mc.checkpoint.state import content_metadata
 from vila_mc.parallel.groups import Ranks
+from vila_mc.parallel.megatron_patches import LATE_COLLECTOR, NO_MANAGER_PROCESS
 from vila_mc.processes import fork_child
 
 _WRITER_NICENESS = 10
@@ -106,7 +105,7 @@ class _LateCollector(FileSystemWriterAsync):  # type: ignore[misc]
 
     def collect(self) -> None:
         """Fill ``write_buckets``."""
-        with _no_manager_process():
+        with NO_MANAGER_PROCESS.applied(queue.Queue()):
             self._collect()
 
 
@@ -125,7 +124,7 @@ class _PlanOnly(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 
 def plan_shards(state: dict[str, Any], directory: Path, ranks: Ranks) -> ShardPlan:
     """Divide the writing of ``state`` among ranks; every rank must call this together."""
-    with _collecting_late():
+    with LATE_COLLECTOR.applied(_LateCollector):
         plan = dist_checkpointing.save(
             state,
             str(directory),
@@ -137,27 +136,6 @@ def plan_shards(state: dict[str, Any], directory: Path, ranks: Ranks) -> ShardPl
         )
     assert isinstance(plan, ShardPlan)
     return plan
-
-
-@contextlib.contextmanager
-def _collecting_late() -> Iterator[None]:
-    """Let Megatron-Core plan with our writer."""
-    original = filesystem_async.FileSystemWriterAsync
-    filesystem_async.FileSystemWriterAsync = _LateCollector
-    try:
-        yield
-    finally:
-        filesystem_async.FileSystemWriterAsync = original
-
-
-@contextlib.contextmanager
-def _no_manager_process() -> Iterator[None]:
-    """Collecting asks for a queue for results, which would start a process. It stays unused."""
-    filesystem_async._results_queue = queue.Queue()
-    try:
-        yield
-    finally:
-        filesystem_async._results_queue = None
 
 
 class BackgroundWrite:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vila_mc.parallel.megatron_patches import META_PARAMETERS
+
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """Of glibc; other systems have none."""
 
@@ -22,11 +24,8 @@ def parameters_without_memory() -> Iterator[None]:
         if parameter is not None:
             module._parameters[name] = _on_meta(parameter)
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
-    try:
+    with META_PARAMETERS.applied(register_on_meta):
         yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def stream_weights(

@@ -7,30 +7,16 @@ backend is active those touch points answer for the CPU. Everything replaced her
 machine without a GPU, so nothing that could have worked is changed.
 """
 
-import importlib
 import types
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from vila_mc.errors import SetupError
+from vila_mc.parallel.megatron_patches import CPU_BACKEND
 
-# Modules of megatron.core that create tensors with a literal device="cuda".
-_LITERAL_CUDA_MODULES = (
-    "optimizer.optimizer",
-    "optimizer.clip_grads",
-    "optimizer.grad_scaler",
-    "pipeline_parallel.schedules",
-    "pipeline_parallel.utils",
-    "utils",
-    "dist_checkpointing.exchange_utils",
-    "dist_checkpointing.mapping",
-    "dist_checkpointing.strategies.state_dict_saver",
-    "tensor_parallel.data",
-    "transformer.utils",
-)
 _FACTORIES = ("tensor", "zeros", "empty", "empty_like")
 _CPU = torch.device("cpu")
 
@@ -49,8 +35,10 @@ def use_cpu_backend() -> None:
     if torch.cuda.is_available():
         raise SetupError("the CPU backend was asked for, but this process has a GPU. Use the GPU.")
     with ExitStack() as stack:
-        for owner, name, value in _replacements():
-            stack.enter_context(_replaced(owner, name, value))
+        values = _values()
+        stack.enter_context(
+            CPU_BACKEND.applied(*(values[target.split(":")[1]] for target in CPU_BACKEND.targets))
+        )
         _active = stack.pop_all()
 
 
@@ -98,30 +86,25 @@ def _factory_on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch
     return create
 
 
-def _replacements() -> Iterator[tuple[Any, str, Any]]:
-    """(owner, attribute, replacement) of every touch point."""
-    cuda = torch.cuda
-    yield cuda, "current_device", lambda: _CPU
-    yield cuda, "set_device", _do_nothing
-    yield cuda, "synchronize", _do_nothing
-    yield cuda, "current_stream", _NullStream
-    yield cuda, "Stream", _NullStream
-    yield cuda, "Event", _NullStream
-    yield cuda, "stream", _NullStream
-    yield cuda, "manual_seed", torch.default_generator.manual_seed
-    yield cuda, "get_rng_state", lambda device=None: torch.get_rng_state()
-
-    # The tensor-parallel random tracker talks to CUDA generators through these two functions.
-    random = importlib.import_module("megatron.core.tensor_parallel.random")
-    yield random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state()
-    yield random, "_set_cuda_rng_state", lambda state, *_, **__: torch.set_rng_state(state)
-
-    torch_on_cpu = _TorchOnCpu()
-    for name in _LITERAL_CUDA_MODULES:
-        yield importlib.import_module(f"megatron.core.{name}"), "torch", torch_on_cpu
-
-    yield torch.Tensor, "cuda", lambda tensor, *_, **__: tensor
-    yield torch.Tensor, "type", _type_as_cuda(torch.Tensor.type)
+def _values() -> dict[str, Any]:
+    """What stands for every attribute in the register."""
+    return {
+        "current_device": lambda: _CPU,
+        "set_device": _do_nothing,
+        "synchronize": _do_nothing,
+        "current_stream": _NullStream,
+        "Stream": _NullStream,
+        "Event": _NullStream,
+        "stream": _NullStream,
+        "manual_seed": torch.default_generator.manual_seed,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        # The tensor-parallel random tracker talks to CUDA generators through these two functions.
+        "_get_cuda_rng_state": lambda *_, **__: torch.get_rng_state(),
+        "_set_cuda_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
+        "torch": _TorchOnCpu(),
+        "Tensor.cuda": lambda tensor, *_, **__: tensor,
+        "Tensor.type": _type_as_cuda(torch.Tensor.type),
+    }
 
 
 def _type_as_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,16 +115,3 @@ def _type_as_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
         return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
 
     return type_
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    is_own, original = name in vars(owner), getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if is_own:
-            setattr(owner, name, original)
-        else:  # torch.Tensor inherits what is replaced
-            delattr(owner, name)

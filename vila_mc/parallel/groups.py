@@ -3,7 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.errors import SetupError
+from vila_mc.parallel.adam import group_step_adamw
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
 from vila_mc.topology.layout import Coordinates, Layout
 
@@ -49,6 +50,13 @@ def distributed(
     Raises:
         ConfigError: the world size does not divide.
     """
+    with ExitStack() as at_the_end:
+        yield _join(parallel, seed, timeout_minutes, at_the_end)
+
+
+def _join(
+    parallel: ParallelConfig, seed: int, timeout_minutes: float, at_the_end: ExitStack
+) -> Ranks:
     has_gpu = torch.cuda.is_available()
     layout = Layout.of(parallel, int(os.environ.get("WORLD_SIZE", "1")))
     if has_gpu:
@@ -57,32 +65,29 @@ def distributed(
     else:
         device = torch.device("cpu")
         use_cpu_backend()
+        at_the_end.callback(undo_cpu_backend)
+    at_the_end.enter_context(group_step_adamw())
     _init_torch_distributed("nccl" if has_gpu else "gloo", timeout_minutes)
-    try:
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor,
-            pipeline_model_parallel_size=parallel.pipeline,
-            virtual_pipeline_model_parallel_size=(
-                parallel.virtual if parallel.virtual > 1 else None
-            ),
-            distributed_timeout_minutes=timeout_minutes,  # type: ignore[arg-type]
-        )
-        model_parallel_cuda_manual_seed(seed)
-        rank = dist.get_rank()
-        # Nothing draws from these two today; what does tomorrow is repeatable.
-        random.seed(seed + rank)
-        np.random.seed(seed + rank)
-        yield Ranks(
-            layout=layout,
-            at=layout.coordinates(rank),
-            rank=rank,
-            device=device,
-            groups=ProcessGroupCollection.use_mpu_process_groups(),
-        )
-    finally:
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
-        undo_cpu_backend()
+    at_the_end.callback(dist.destroy_process_group)
+    at_the_end.callback(parallel_state.destroy_model_parallel)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual if parallel.virtual > 1 else None,
+        distributed_timeout_minutes=timeout_minutes,  # type: ignore[arg-type]
+    )
+    model_parallel_cuda_manual_seed(seed)
+    rank = dist.get_rank()
+    # Nothing draws from these two today; what does tomorrow is repeatable.
+    random.seed(seed + rank)
+    np.random.seed(seed + rank)
+    return Ranks(
+        layout=layout,
+        at=layout.coordinates(rank),
+        rank=rank,
+        device=device,
+        groups=ProcessGroupCollection.use_mpu_process_groups(),
+    )
 
 
 def _init_torch_distributed(backend: str, timeout_minutes: float) -> None:

@@ -10,7 +10,6 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from vila_mc.config.run import RunConfig
 from vila_mc.model.megatron_config import DTYPES
-from vila_mc.train.adam import use_group_step_adamw
 
 
 def build_optimizer(
@@ -21,7 +20,6 @@ def build_optimizer(
     The scheduler must exist even for a constant rate: Megatron-Core 0.19.2 keeps weight decay off
     norms and biases only through it.
     """
-    use_group_step_adamw()
     settings, steps = config.optimizer, config.train.steps
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(

@@ -8,12 +8,15 @@ so that a resumed run silently diverges. The class below keeps ``step`` in the p
 FusedAdam does.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from megatron.core import optimizer as megatron_optimizer
-from megatron.core.optimizer import distrib_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from vila_mc.parallel.megatron_patches import GROUP_STEP_ADAMW
 
 
 class GroupStepAdamW(torch.optim.Optimizer):
@@ -69,16 +72,13 @@ class GroupStepAdamW(torch.optim.Optimizer):
         torch._foreach_addcdiv_(parameters, first, scale, -lr / (1.0 - beta1**step))
 
 
-def use_group_step_adamw() -> None:
-    """Make Megatron-Core build ``GroupStepAdamW`` where it has no FusedAdam."""
+@contextmanager
+def group_step_adamw() -> Iterator[None]:
+    """While active, Megatron-Core builds ``GroupStepAdamW`` where it has no FusedAdam."""
     if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+        yield
         return
-    megatron_optimizer.Adam = GroupStepAdamW
-    megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
-    distrib_optimizer.HAVE_APEX_OR_TE = True
-    distrib_optimizer.USING_APEX_OPTIMIZER = True
     # 0.19.2 copies into fp32 shards, which are views of leaves that require gradients.
-    load = distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states
-    distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states = torch.no_grad()(
-        load
-    )
+    load = DistributedOptimizer._set_main_param_and_optimizer_states
+    with GROUP_STEP_ADAMW.applied(GroupStepAdamW, False, True, True, torch.no_grad()(load)):
+        yield

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+from megatron.core import optimizer as megatron_optimizer
 
-from vila_mc.train.adam import GroupStepAdamW
+from vila_mc.parallel.adam import GroupStepAdamW, group_step_adamw
 
 
 def _parameters():
@@ -67,3 +68,13 @@ def test_goes_on_bit_for_bit_from_its_state():
         _set_gradients(parameters, 3)
         one.step()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, unbroken, strict=True))
+
+
+def test_megatron_has_its_own_back_afterwards():
+    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+        pytest.skip("there is a FusedAdam")
+    before = megatron_optimizer.Adam
+    with group_step_adamw(), group_step_adamw():
+        assert megatron_optimizer.Adam is GroupStepAdamW
+    assert megatron_optimizer.Adam is before
+    assert megatron_optimizer.USING_PYTORCH_OPTIMIZER

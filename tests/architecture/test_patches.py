@@ -1,0 +1,90 @@
+"""Every attribute of somebody else's module that is replaced stands in one register."""
+
+import ast
+import importlib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from vila_mc.parallel import megatron_patches
+from vila_mc.parallel.megatron_patches import Patch
+
+PACKAGE = Path(megatron_patches.__file__).parents[1]
+REGISTER = Path(megatron_patches.__file__)
+PATCHES = {name: value for name, value in vars(megatron_patches).items() if type(value) is Patch}
+PUTS_BACK = {
+    "checkpoint/safe_index.py": ["delattr(record, name)", "setattr(record, name, value)"],
+}
+"""What undoes a change that a pickle made."""
+FOREIGN = ("megatron", "torch", "transformers", "numpy")
+
+
+def replacements(source):
+    """Lines that assign to an attribute of an imported foreign name, or call setattr."""
+    tree = ast.parse(source)
+    imported = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {(n.asname or n.name).split(".")[0]: n.name for n in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported |= {n.asname or n.name: f"{node.module}.{n.name}" for n in node.names}
+    foreign = {name for name, full in imported.items() if full.split(".")[0] in FOREIGN}
+    # A foreign module under another name is as foreign.
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and _root(node.value) in foreign:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            is_alias = isinstance(node.value, (ast.Name, ast.Attribute))
+            foreign |= {t.id for t in targets if isinstance(t, ast.Name) and is_alias}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            if _root(node) in foreign:
+                found.append(ast.unparse(node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+            found += [] if ast.unparse(node.args[0]) == "self" else [ast.unparse(node)]
+    return found
+
+
+def _root(node):
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "import megatron.core\nmegatron.core.utils.f = 1",
+        "from megatron.core import optimizer as o\no.Adam = 1",
+        "from torch import nn\nnn.Module.forward = 1",
+        "from torch.distributed import checkpoint\nx: object = checkpoint\nx.pickle = 1",
+        "import torch\nsetattr(torch, 'zeros', 1)",
+        "import torch\ndel torch.Tensor.cuda",
+    ],
+)
+def test_a_planted_patch_is_seen(planted):
+    assert replacements(planted)
+
+
+def test_nothing_is_replaced_outside_the_register():
+    found = {
+        str(path.relative_to(PACKAGE)): lines
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != REGISTER and (lines := replacements(path.read_text(encoding="utf-8")))
+    }
+    assert found == PUTS_BACK
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_every_entry_is_applied_where_it_says(name):
+    source = Path(importlib.import_module(PATCHES[name].where).__file__).read_text(encoding="utf-8")
+    assert f"{name}.applied(" in source or f"{name}.put_on(" in source
+
+
+def test_every_target_exists_in_the_version_it_was_written_against():
+    assert version("megatron-core") == megatron_patches.VERSION
+    for patch in PATCHES.values():
+        for target in patch.targets:
+            owner, name = megatron_patches._owner_and_name(target)
+            assert hasattr(owner, name), target

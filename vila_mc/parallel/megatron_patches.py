@@ -1,0 +1,157 @@
+"""The register of patches: every attribute of Megatron-Core, or of torch, that is replaced.
+
+Nothing else in vila_mc assigns to a module, a class or a method that is not its own; a test reads
+the code for it. Written against ``VERSION``: with another one, every entry has to be looked at.
+"""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+VERSION = "0.19.2"
+"""Of Megatron-Core."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """What is replaced together, for one reason."""
+
+    targets: tuple[str, ...]
+    """``module:attribute`` or ``module:Class.attribute``."""
+    what: str
+    """What stands there instead."""
+    why: str
+    where: str
+    """The module that applies it."""
+    undone: str
+    """When the original comes back."""
+
+    @contextmanager
+    def applied(self, *values: Any) -> Iterator[None]:
+        """Replace every target by its value, in order; put the originals back at the end."""
+        with ExitStack() as stack:
+            for target, value in zip(self.targets, values, strict=True):
+                stack.enter_context(_replaced(*_owner_and_name(target), value))
+            yield
+
+    def put_on(self, instance: Any, method: Any) -> None:
+        """Replace the one target on one object alone, for its life."""
+        (target,) = self.targets
+        setattr(instance, target.rpartition(".")[2], method)
+
+
+# Modules of megatron.core that create tensors with a literal device="cuda".
+LITERAL_CUDA_MODULES = (
+    "optimizer.optimizer",
+    "optimizer.clip_grads",
+    "optimizer.grad_scaler",
+    "pipeline_parallel.schedules",
+    "pipeline_parallel.utils",
+    "utils",
+    "dist_checkpointing.exchange_utils",
+    "dist_checkpointing.mapping",
+    "dist_checkpointing.strategies.state_dict_saver",
+    "tensor_parallel.data",
+    "transformer.utils",
+)
+_CUDA_FUNCTIONS = (
+    "current_device",
+    "set_device",
+    "synchronize",
+    "current_stream",
+    "Stream",
+    "Event",
+    "stream",
+    "manual_seed",
+    "get_rng_state",
+)
+_RANDOM = "megatron.core.tensor_parallel.random"
+_DISTRIBUTED_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer"
+_SHARDS = "megatron.core.dist_checkpointing.strategies.filesystem_async"
+
+CPU_BACKEND = Patch(
+    targets=(
+        *(f"torch.cuda:{name}" for name in _CUDA_FUNCTIONS),
+        f"{_RANDOM}:_get_cuda_rng_state",
+        f"{_RANDOM}:_set_cuda_rng_state",
+        *(f"megatron.core.{name}:torch" for name in LITERAL_CUDA_MODULES),
+        "torch:Tensor.cuda",
+        "torch:Tensor.type",
+    ),
+    what="answers for the CPU; would raise without a GPU otherwise",
+    why="CUDA is taken for granted: devices, streams, random state, names of tensor types",
+    where="vila_mc.parallel.cpu_backend",
+    undone="when the process groups end",
+)
+GROUP_STEP_ADAMW = Patch(
+    targets=(
+        "megatron.core.optimizer:Adam",
+        "megatron.core.optimizer:USING_PYTORCH_OPTIMIZER",
+        f"{_DISTRIBUTED_OPTIMIZER}:HAVE_APEX_OR_TE",
+        f"{_DISTRIBUTED_OPTIMIZER}:USING_APEX_OPTIMIZER",
+        f"{_DISTRIBUTED_OPTIMIZER}:DistributedOptimizer._set_main_param_and_optimizer_states",
+    ),
+    what="an AdamW that keeps its step as FusedAdam does; fp32 shards are loaded under no_grad",
+    why="resuming torch.optim.AdamW fails or silently diverges; shards are views of leaves",
+    where="vila_mc.parallel.adam",
+    undone="when the process groups end; never applied beside Transformer Engine or Apex",
+)
+HOST_COPY = Patch(
+    targets=(f"{_DISTRIBUTED_OPTIMIZER}:DistributedOptimizer.get_parameter_state_dp_zero",),
+    what="one copy in host memory that is kept from save to save",
+    why="the original makes four in fresh memory while training waits",
+    where="vila_mc.checkpoint.host_copy",
+    undone="with its optimizer: it is put on that object alone",
+)
+LATE_COLLECTOR = Patch(
+    targets=(f"{_SHARDS}:FileSystemWriterAsync",),
+    what="a writer that collects what it writes in the forked process",
+    why="the original writes through processes that outlive a dead rank",
+    where="vila_mc.checkpoint.shard_writer",
+    undone="when a save is planned",
+)
+NO_MANAGER_PROCESS = Patch(
+    targets=(f"{_SHARDS}:_results_queue",),
+    what="a plain queue, which stays unused",
+    why="the original starts a process per rank, which imports the main module",
+    where="vila_mc.checkpoint.shard_writer",
+    undone="when a save's tensors are collected",
+)
+SAFE_INDEX = Patch(
+    targets=("torch.distributed.checkpoint.filesystem:pickle",),
+    what="an unpickler that knows the records of an index alone",
+    why="the index of a checkpoint is unpickled, whoever wrote it",
+    where="vila_mc.checkpoint.safe_index",
+    undone="when the checkpoint is read",
+)
+META_PARAMETERS = Patch(
+    targets=("torch.nn:Module.register_parameter",),
+    what="parameters are registered on the meta device",
+    why="modules make their weights in memory, where a whole model may not fit",
+    where="vila_mc.checkpoint.streamed_module",
+    undone="when the model is built",
+)
+
+
+def _owner_and_name(target: str) -> tuple[Any, str]:
+    module, _, path = target.partition(":")
+    owner = importlib.import_module(module)
+    *classes, name = path.split(".")
+    for step in classes:
+        owner = getattr(owner, step)
+    return owner, name
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    is_own, original = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, original)
+        else:  # torch.Tensor inherits what is replaced
+            delattr(owner, name)
