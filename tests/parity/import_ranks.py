@@ -19,5 +19,6 @@ def load_and_save(imported, output, parallel):
         stages = build_stages(config, ranks)
         load_weights(imported, stages)
         trainer = Trainer(config, ranks, stages)
+        output.mkdir(exist_ok=True)
         manifest = Manifest(step=1, samples_seen=0, config=config, layout=None, versions=versions())
         PendingSave(manifest, ranks, stages, trainer.optimizer, in_background=False).finish()

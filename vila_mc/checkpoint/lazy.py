@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vila_mc.errors import CheckpointError
-
-Shape = tuple[int, ...]
+from vila_mc.topology.shapes import Shape
 
 _ITEMS_AHEAD = 3
 """A small tensor, such as a norm's, must not keep a large one behind it from being read."""

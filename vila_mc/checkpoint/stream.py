@@ -1,4 +1,4 @@
-"""Weights of a training checkpoint one at a time: read from any layout, written for every layout.
+"""Weights of a training checkpoint of any layout, read one at a time.
 
 A checkpoint is read without building its model in memory and without unpickling tensors: torch
 stores each tensor in an uncompressed archive, whose bytes are read. Nothing here needs a GPU or
@@ -10,18 +10,12 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -30,15 +24,12 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from vila_mc.checkpoint.lazy import LazyTensor, Shape
+from vila_mc.checkpoint.lazy import LazyTensor
+from vila_mc.checkpoint.places import Place, model_places
 from vila_mc.checkpoint.safe_index import read_index
-from vila_mc.checkpoint.state import weights_state
-from vila_mc.checkpoint.whole import on_one_rank
-from vila_mc.config.run import RunConfig
+from vila_mc.config.model import ModelConfig
 from vila_mc.errors import CheckpointError
-from vila_mc.model.vila_model import VilaModel
-from vila_mc.parallel.groups import distributed
-from vila_mc.topology.stage_plan import plan_stages
+from vila_mc.topology.shapes import Shape
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a zip archive's entry: the lengths of its name and of its extra field."""
@@ -46,68 +37,21 @@ _READ_AT_ONCE = 2**21
 """Few enough bytes that their checksum finds them in the processor's cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a piece of a parameter lies in a checkpoint."""
-
-    key: str
-    """Of the global tensor, which may hold all layers."""
-    start: Shape
-    size: Shape
-
-
-@contextmanager
-def weightless_model(config: RunConfig) -> Iterator[VilaModel]:
-    """The whole model of a run on one rank, its weights on torch's meta device: no memory."""
-    single = on_one_rank(config)
-    with distributed(single.parallel, seed=config.train.seed) as ranks:
-        (plan,) = plan_stages(single.model, single.parallel)
-        with torch.device("meta"):
-            model = VilaModel(single, plan, ranks.groups)
-        # Not a weight, so it is needed as it is.
-        vision: Any = model.vision
-        vision.position_ids = torch.arange(vision.seq_length).expand(1, -1)
-        yield model.eval()
-
-
-def places_of(model: VilaModel) -> dict[str, list[Place]]:
-    """Where a checkpoint keeps every parameter of a whole model, in pieces from top to bottom."""
-    (state,) = weights_state([model]).values()
-    places: dict[str, list[Place]] = {}
-    for name, entry in state.items():
-        pieces = entry.build() if isinstance(entry, ShardedTensorFactory) else entry
-        shards = [
-            shard
-            for shard in nested_values(pieces if isinstance(pieces, (dict, list)) else [pieces])
-            if isinstance(shard, ShardedTensor)
-        ]
-        if shards:
-            places[name] = [_place(shard) for shard in shards]
-    return places
-
-
-def objects_of(model: VilaModel) -> list[ShardedObject]:
-    """What a checkpoint keeps besides tensors (and Megatron-Core asks for when it loads)."""
-    (state,) = weights_state([model]).values()
-    return [entry for entry in nested_values(state) if isinstance(entry, ShardedObject)]
-
-
-def open_checkpoint(directory: Path, model: VilaModel) -> dict[str, LazyTensor]:
+def open_checkpoint(directory: Path, model: ModelConfig) -> dict[str, LazyTensor]:
     """Every parameter of a whole model, to be read from a checkpoint of any layout.
 
     Args:
         directory: a whole checkpoint (step-*).
-        model: of the checkpoint's own run; its weights may be on the meta device.
+        model: as the checkpoint's own manifest has it.
 
     Raises:
         CheckpointError: a parameter is missing or has another shape; when it is read, its bytes
             are not those that were written.
     """
     index = read_index(directory)
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     tensors: dict[str, LazyTensor] = {}
     shards = _Shards(directory, index)
-    for name, places in places_of(model).items():
+    for name, (shape, places) in model_places(model).items():
         entries = [index.state_dict_metadata.get(place.key) for place in places]
         fits = all(_holds(entry, place) for entry, place in zip(entries, places, strict=True))
         first = entries[0]
@@ -117,9 +61,9 @@ def open_checkpoint(directory: Path, model: VilaModel) -> dict[str, LazyTensor]:
                 "step-* directory."
             )
         tensors[name] = LazyTensor(
-            shapes[name],
+            shape,
             first.properties.dtype,
-            lambda places=places, shape=shapes[name]: shards.read(places, shape),  # type: ignore[misc]
+            lambda places=places, shape=shape: shards.read(places, shape),  # type: ignore[misc]
         )
     return tensors
 
@@ -130,11 +74,6 @@ def _holds(entry: Any, place: Place) -> bool:
         start + size <= reach
         for start, size, reach in zip(place.start, place.size, entry.size, strict=True)
     )
-
-
-def _place(shard: ShardedTensor) -> Place:
-    ones = (1,) * shard.prepend_axis_num
-    return Place(shard.key, tuple(shard.global_offset), (*ones, *shard.local_shape))
 
 
 class _Shards:

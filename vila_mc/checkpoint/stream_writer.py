@@ -26,9 +26,9 @@ from torch.distributed.checkpoint.metadata import (
 from vila_mc.checkpoint.direct_file import DirectFile
 from vila_mc.checkpoint.lazy import LazyTensors, Reading, ahead
 from vila_mc.checkpoint.manifest import FileRecord, Manifest, checkpoint_name, versions
+from vila_mc.checkpoint.places import Place, empty_objects, model_places
 from vila_mc.checkpoint.safe_index import INDEX_NAME
 from vila_mc.checkpoint.state import content_metadata
-from vila_mc.checkpoint.stream import Place, objects_of, places_of, weightless_model
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import CheckpointError
 from vila_mc.files import whole_directory
@@ -59,16 +59,15 @@ def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: st
     if final.exists():
         raise CheckpointError(f"{final} exists. Remove it, or choose another output.")
     with whole_directory(final) as partial:
-        with weightless_model(config) as model:
-            places, objects = places_of(model), objects_of(model)
         state, dtype = Reading(tensors, origin), DTYPES[config.train.precision]
-        arriving = ahead((where, state[name].to(dtype)) for name, where in places.items())
+        places = model_places(config.model)
+        arriving = ahead((where, state[name].to(dtype)) for name, (_, where) in places.items())
         numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
         with _Shard(partial / _SHARD_NAME, numbers * dtype.itemsize) as shard:
             for where, tensor in arriving:
                 shard.write_parameter(where, tensor)
-            for entry in objects:
-                shard.write_object(entry.unique_key, entry.data)
+            for key in empty_objects(config.model):
+                shard.write_object(key, None)
             shard.write_object(_COMMON, {"content_metadata": content_metadata()})
         with open(partial / INDEX_NAME, "wb") as file:
             pickle.dump(shard.index(), file)

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
@@ -12,6 +15,7 @@ from vila_mc.config.run import RunConfig
 from vila_mc.model.build import build_stages
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import distributed
+from vila_mc.topology.stage_plan import plan_stages
 
 
 @contextmanager
@@ -31,6 +35,20 @@ def whole_model(path: Path) -> Iterator[tuple[VilaModel, Manifest]]:
         stages = build_stages(config, ranks)
         load_weights(directory, stages)
         yield stages[0].eval(), manifest
+
+
+@contextmanager
+def weightless_model(config: RunConfig) -> Iterator[VilaModel]:
+    """The whole model of a run on one rank, its weights on torch's meta device: no memory."""
+    single = on_one_rank(config)
+    with distributed(single.parallel, seed=config.train.seed) as ranks:
+        (plan,) = plan_stages(single.model, single.parallel)
+        with torch.device("meta"):
+            model = VilaModel(single, plan, ranks.groups)
+        # Not a weight, so it is needed as it is.
+        vision: Any = model.vision
+        vision.position_ids = torch.arange(vision.seq_length).expand(1, -1)
+        yield model.eval()
 
 
 def on_one_rank(config: RunConfig) -> RunConfig:

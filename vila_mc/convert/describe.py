@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
-from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
+from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.config.train import MODEL_PARTS
 from vila_mc.convert.config_values import ConfigValues
@@ -70,8 +70,7 @@ def _ours(path: Path) -> Iterator[tuple[str, str]]:
     yield "layout", f"{manifest.layout or 'one process'}; any layout can read it"
     yield "written by", ", ".join(f"{name} {text}" for name, text in manifest.versions.items())
     yield from _model(manifest.config.model)
-    with weightless_model(manifest.config) as model:
-        yield from _tensors(open_checkpoint(directory, model))
+    yield from _tensors(open_checkpoint(directory, manifest.config.model))
     size = sum(file.stat().st_size for file in directory.iterdir())
     yield "on disk", f"{size / 2**30:,.2f} GiB"
 
@@ -94,9 +93,12 @@ def _language(language: LanguageConfig) -> str:
     rope = language.rope
     scaling = "" if rope.scaling == "none" else f", rope {rope.scaling} x {rope.factor:g}"
     tied = ", tied embeddings" if language.tied_embeddings else ""
+    heads = f"{language.heads} heads"
+    if language.head_width is not None:
+        heads += f" {language.head_width} wide"
     return (
-        f"{language.family}, {language.layers} layers, width {language.width}, {language.heads} "
-        f"heads / {language.kv_heads} key-value heads, vocabulary {language.vocab_size:,}, "
+        f"{language.family}, {language.layers} layers, width {language.width}, {heads} / "
+        f"{language.kv_heads} key-value heads, vocabulary {language.vocab_size:,}, "
         f"{language.max_positions:,} positions{scaling}{tied}"
     )
 

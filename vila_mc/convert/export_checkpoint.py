@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
-from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
+from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.formats.write_export import (
     DEFAULT_SHARD_BYTES,
@@ -77,10 +77,8 @@ def export_checkpoint(
     tokenizer = tokenizer or config.data.tokenizer
     if tokenizer is None:
         raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
-    with weightless_model(config) as model:
-        tensors = open_checkpoint(directory, model)
     write_export(
-        tensors,
+        open_checkpoint(directory, config.model),
         config.model,
         tokenizer,
         output,

@@ -10,12 +10,12 @@ towers and language models stand with their families.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vila_mc.checkpoint.lazy import Shape
 from vila_mc.config.model import ConnectorKind, LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.convert.families.language import HEAD
 from vila_mc.convert.families.registry import LANGUAGES, TOWERS
 from vila_mc.convert.transforms import Row, Sizes, affine
 from vila_mc.errors import CheckpointError
+from vila_mc.topology.shapes import Shape
 
 
 def connector_rows(

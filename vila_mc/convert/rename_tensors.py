@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors, Reading, Shape, ahead
+from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors, Reading, ahead
 from vila_mc.convert.families.language import WORD_EMBEDDINGS
 from vila_mc.convert.names import Table
 from vila_mc.errors import CheckpointError
+from vila_mc.topology.shapes import Shape
 
 _NAMES_SHOWN = 4
 

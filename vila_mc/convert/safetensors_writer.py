@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vila_mc.checkpoint.direct_file import DirectFile
-from vila_mc.checkpoint.lazy import Shape
+from vila_mc.topology.shapes import Shape
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _ALIGNMENT = 8

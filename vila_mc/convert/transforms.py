@@ -12,8 +12,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from vila_mc.checkpoint.lazy import Shape
 from vila_mc.errors import CheckpointError
+from vila_mc.topology.shapes import Shape
 
 Sizes = Mapping[str, int]
 """Letter of a shape -> size, for example ``{"h": 4096, "v": 32000}``."""

@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vila_mc.checkpoint.lazy import LazyTensor, Shape
+from vila_mc.checkpoint.lazy import LazyTensor
 from vila_mc.convert.safetensors_writer import SafetensorsWriter
 from vila_mc.errors import CheckpointError
+from vila_mc.topology.shapes import Shape
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -11,21 +11,21 @@ from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest
 from vila_mc.checkpoint.safe_index import INDEX_NAME
-from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
+from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
-from vila_mc.checkpoint.whole import whole_model
+from vila_mc.checkpoint.whole import weightless_model, whole_model
 from vila_mc.errors import CheckpointError
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
+from vila_mc.topology.shapes import model_parameters
 
 
 def _random_state(config):
     generator = torch.Generator().manual_seed(3)
-    with weightless_model(config) as model:
-        return {
-            name: torch.randn(weight.shape, generator=generator)
-            for name, weight in model.named_parameters()
-        }
+    return {
+        each.name: torch.randn(each.shape, generator=generator)
+        for each in model_parameters(config.model)
+    }
 
 
 @pytest.fixture
@@ -47,8 +47,7 @@ def test_a_model_without_weights_takes_no_memory(config):
 
 def test_what_was_written_is_read_back_and_loaded(config, written):
     directory, state = written
-    with weightless_model(config) as model:
-        tensors = open_checkpoint(directory, model)
+    tensors = open_checkpoint(directory, config.model)
     assert tensors.keys() == state.keys()
     for name, tensor in state.items():
         assert torch.equal(tensors[name].read(), tensor), name
@@ -73,20 +72,19 @@ def test_changed_bytes_are_found(config, written):
     directory, _ = written
     shard = directory / "__0_0.distcp"
     data = bytearray(shard.read_bytes())
-    with weightless_model(config) as model:
-        tensors = open_checkpoint(directory, model)
-        first = next(iter(tensors))
-        start = data.index(tensors[first].read().numpy().tobytes())
-        data[start + 5] ^= 1
-        shard.write_bytes(data)
-        with pytest.raises(CheckpointError, match="is not the tensor that was written"):
-            open_checkpoint(directory, model)[first].read()
-        shard.write_bytes(data[: start + 5])
-        with pytest.raises(CheckpointError, match=r"is damaged|cannot be read"):
-            open_checkpoint(directory, model)[first].read()
-        shard.unlink()
-        with pytest.raises(CheckpointError, match="cannot be read"):
-            open_checkpoint(directory, model)[first].read()
+    tensors = open_checkpoint(directory, config.model)
+    first = next(iter(tensors))
+    start = data.index(tensors[first].read().numpy().tobytes())
+    data[start + 5] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not the tensor that was written"):
+        open_checkpoint(directory, config.model)[first].read()
+    shard.write_bytes(data[: start + 5])
+    with pytest.raises(CheckpointError, match=r"is damaged|cannot be read"):
+        open_checkpoint(directory, config.model)[first].read()
+    shard.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_checkpoint(directory, config.model)[first].read()
 
 
 def test_an_index_runs_nothing_and_names_no_other_place(config, written, tmp_path):
@@ -96,13 +94,12 @@ def test_an_index_runs_nothing_and_names_no_other_place(config, written, tmp_pat
     for place in content.storage_data.values():
         place.relative_path = "../../secret"
     index.write_bytes(pickle.dumps(content))
-    with weightless_model(config) as model:
-        tensors = open_checkpoint(directory, model)
-        with pytest.raises(CheckpointError, match="outside it"):
-            next(iter(tensors.values())).read()
-        index.write_bytes(pickle.dumps(json.JSONDecodeError))
-        with pytest.raises(CheckpointError, match="cannot be trusted"):
-            open_checkpoint(directory, model)
+    tensors = open_checkpoint(directory, config.model)
+    with pytest.raises(CheckpointError, match="outside it"):
+        next(iter(tensors.values())).read()
+    index.write_bytes(pickle.dumps(json.JSONDecodeError))
+    with pytest.raises(CheckpointError, match="cannot be trusted"):
+        open_checkpoint(directory, config.model)
 
 
 def test_a_checkpoint_of_another_model_is_refused(written):
@@ -114,8 +111,8 @@ def test_a_checkpoint_of_another_model_is_refused(written):
             )
         }
     )
-    with weightless_model(other) as model, pytest.raises(CheckpointError, match="does not hold"):
-        open_checkpoint(directory, model)
+    with pytest.raises(CheckpointError, match="does not hold"):
+        open_checkpoint(directory, other.model)
 
 
 def test_nothing_is_left_of_a_checkpoint_that_failed(config):

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vila_mc.checkpoint.lazy import LazyTensors, Shape
+from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.names import Table, language_table
 from vila_mc.convert.rename_tensors import their_shapes, to_hf, vocabulary_rows
 from vila_mc.convert.tokenizer_source import TokenizerSource
 from vila_mc.convert.weights import write_weights
+from vila_mc.topology.shapes import Shape
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 CHAT_TEMPLATE = "chat_template.jinja"

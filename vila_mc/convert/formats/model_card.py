@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from vila_mc.checkpoint.lazy import Shape
 from vila_mc.config.model import ModelConfig
+from vila_mc.topology.shapes import Shape
 
 
 def model_card(model: ModelConfig, shapes: Mapping[str, Shape], *, needs_remote_code: bool) -> str:

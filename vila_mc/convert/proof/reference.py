@@ -1,6 +1,7 @@
 """What a trained model computes, for an export to be compared with."""
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
-from vila_mc.checkpoint.stream import open_checkpoint, weightless_model
+from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.checkpoint.streamed_module import stream_weights
-from vila_mc.checkpoint.whole import whole_model
+from vila_mc.checkpoint.whole import weightless_model, whole_model
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.families.language import WORD_EMBEDDINGS
 from vila_mc.convert.proof.compare import ProofPrompt, Reference
@@ -63,19 +64,19 @@ def proving_model(
     """
     directory = resolve_checkpoint(checkpoint)
     config = Manifest.read(directory).config
-    with weightless_model(config) as model:
-        tensors = open_checkpoint(directory, model)
-        num_bytes = sum(weight.numel() for weight in model.parameters()) * _FP32_BYTES
-        if is_streamed is None:
-            is_streamed = num_bytes > _SHARE_OF_MEMORY * psutil.virtual_memory().available
-        if is_streamed:
+    tensors = open_checkpoint(directory, config.model)
+    if is_streamed is None:
+        num_bytes = sum(math.prod(tensor.shape) for tensor in tensors.values()) * _FP32_BYTES
+        is_streamed = num_bytes > _SHARE_OF_MEMORY * psutil.virtual_memory().available
+    if is_streamed:
+        with weightless_model(config) as model:
             stream_weights(
                 model,
                 lambda name: tensors[name].read().to(dtype),
                 resident=_read_by_others(model),
             )
             yield ProvingModel(model, is_streamed)
-            return
+        return
     with whole_model(directory) as (model, _):
         with torch.no_grad():
             for weight in model.parameters():

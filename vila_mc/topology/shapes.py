@@ -1,0 +1,115 @@
+"""Every parameter of every pipeline stage: its name, its shape, and how it is shared out.
+
+The model builder does not read this; a parity test compares it with what is built.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
+from vila_mc.topology.stage_plan import StagePlan
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a stage, over all of its tensor-parallel ranks together."""
+
+    name: str
+    """In the whole model: layers are counted over all stages."""
+    shape: Shape
+    split_axis: int | None = None
+    """The axis that tensor-parallel ranks share; each holds the whole parameter if None."""
+    blocks: int = 1
+    """Blocks along the split axis that are shared one by one: two where gate and up are one."""
+    is_copy: bool = False
+    """Whether it must be kept equal to the embedding, of which it is a copy on another stage."""
+
+    def local_shape(self, tensor: int) -> Shape:
+        """What one of ``tensor`` tensor-parallel ranks holds."""
+        return tuple(
+            size // tensor if axis == self.split_axis else size
+            for axis, size in enumerate(self.shape)
+        )
+
+
+def stage_parameters(model: ModelConfig, plan: StagePlan) -> tuple[Parameter, ...]:
+    """The parameters of one (virtual) pipeline stage, in the order in which it holds them."""
+    vision = (*_vision(model.vision), *_connector(model)) if plan.has_vision else ()
+    return (*vision, *_language(model.language, plan))
+
+
+def model_parameters(model: ModelConfig) -> tuple[Parameter, ...]:
+    """The parameters of a whole model on one stage."""
+    layers = range(model.language.layers)
+    whole = StagePlan(layers=layers, has_vision=True, has_embedding=True, has_head=True)
+    return stage_parameters(model, whole)
+
+
+def _vision(vision: VisionConfig) -> Iterator[Parameter]:
+    family, width = vision.facts(), vision.width
+    if family.class_tokens:
+        yield Parameter("vision.class_token", (1, family.class_tokens, width))
+    if family.pre_norm:
+        yield from _affine("vision.ln_pre", (width,))
+    yield Parameter("vision.conv1.weight", (width, 3, vision.patch_size, vision.patch_size))
+    if family.patch_bias:
+        yield Parameter("vision.conv1.bias", (width,))
+    yield Parameter("vision.position_embeddings.weight", (vision.positions(), width))
+    for layer in range(vision.built_layers()):
+        at = f"vision.decoder.layers.{layer}"
+        yield from _affine(f"{at}.input_layernorm", (width,))
+        yield Parameter(f"{at}.self_attention.linear_proj.weight", (width, width), 1)
+        yield Parameter(f"{at}.self_attention.linear_proj.bias", (width,))
+        yield from _affine(f"{at}.self_attention.linear_qkv", (3 * width, width), 0)
+        yield from _affine(f"{at}.pre_mlp_layernorm", (width,))
+        yield from _affine(f"{at}.mlp.linear_fc1", (vision.ffn, width), 0)
+        yield Parameter(f"{at}.mlp.linear_fc2.weight", (width, vision.ffn), 1)
+        yield Parameter(f"{at}.mlp.linear_fc2.bias", (width,))
+
+
+def _connector(model: ModelConfig) -> Iterator[Parameter]:
+    """Every tensor-parallel rank holds all of it."""
+    width = model.language.width
+    merged = model.vision.width * model.connector.factor() ** 2
+    if model.connector.kind == "mlp_downsample":
+        yield from _affine("connector.norm", (merged,))
+    yield from _affine("connector.fc1", (width, merged))
+    if model.connector.kind in ("mlp2x_gelu", "mlp_downsample"):
+        yield from _affine("connector.fc2", (width, width))
+
+
+def _language(language: LanguageConfig, plan: StagePlan) -> Iterator[Parameter]:
+    width, table = language.width, (language.padded_vocab(), language.width)
+    if plan.has_embedding:
+        yield Parameter("language.embedding.word_embeddings.weight", table, 0)
+    for layer in plan.layers:
+        yield from _language_layer(f"language.decoder.layers.{layer}", language)
+    if plan.has_head:
+        yield Parameter("language.decoder.final_layernorm.weight", (width,))
+        is_copy = language.tied_embeddings
+        if not (is_copy and plan.has_embedding):
+            yield Parameter("language.output_layer.weight", table, 0, is_copy=is_copy)
+
+
+def _language_layer(at: str, language: LanguageConfig) -> Iterator[Parameter]:
+    family, width, head = language.facts(), language.width, language.resolved_head_width()
+    query, qkv = language.heads * head, (language.heads + 2 * language.kv_heads) * head
+    yield Parameter(f"{at}.input_layernorm.weight", (width,))
+    yield Parameter(f"{at}.self_attention.linear_proj.weight", (width, query), 1)
+    yield Parameter(f"{at}.self_attention.linear_qkv.weight", (qkv, width), 0)
+    if family.qkv_bias:
+        yield Parameter(f"{at}.self_attention.linear_qkv.bias", (qkv,), 0)
+    if family.qk_norm:
+        yield Parameter(f"{at}.self_attention.q_layernorm.weight", (head,))
+        yield Parameter(f"{at}.self_attention.k_layernorm.weight", (head,))
+    yield Parameter(f"{at}.pre_mlp_layernorm.weight", (width,))
+    yield Parameter(f"{at}.mlp.linear_fc1.weight", (2 * language.ffn, width), 0, blocks=2)
+    yield Parameter(f"{at}.mlp.linear_fc2.weight", (width, language.ffn), 1)
+
+
+def _affine(at: str, shape: Shape, split_axis: int | None = None) -> Iterator[Parameter]:
+    """A weight, and a bias as long as its first axis."""
+    yield Parameter(f"{at}.weight", shape, split_axis)
+    yield Parameter(f"{at}.bias", shape[:1], split_axis)
