@@ -21,7 +21,29 @@ from vila_mc.train.faults import StopRequest, end_at_once_when_stopped
 LAUNCHED_BY_US = "VILA_MC_LAUNCHER"
 """Set by our launcher to its process id; it then reports a rank's error in the rank's stead."""
 
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+_LOST_PEER = (
+    # gloo
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "Application timeout caused pair closure",
+    "Broken pipe",
+    "Connection refused",
+    "connectFullMesh failed",
+    # NCCL and its watchdog
+    "NCCL communicator was aborted",
+    "caught collective operation timeout",
+    "watchdog thread terminated",
+    "ncclRemoteError",
+    "remote process exited or there was a network error",
+    "ncclSystemError",
+    # torch's store, through which ranks find each other
+    "Connection was likely closed",
+    "wait timeout after",
+)
+"""What each library says on a rank that is left alone."""
+_LONGEST_REASON = 200
+"""Characters of it that are shown: NCCL adds paths, versions and stack frames."""
 
 
 def train_rank(config: RunConfig) -> int:
@@ -41,10 +63,20 @@ def train_rank(config: RunConfig) -> int:
         if explained is not None:
             _report(explained)
             return EXIT_USER_ERROR
-        if not any(sign in str(error) for sign in _LOST_PEER):
+        lost = lost_peer(error)
+        if lost is None:
             raise
-        _report(RankError(f"lost contact with another rank: {str(error).splitlines()[0]}"))
+        _report(lost)
         return EXIT_FAULT
+
+
+def lost_peer(error: BaseException) -> RankError | None:
+    """``error`` as the loss of another rank; None if it is something else."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if any(sign in line for sign in _LOST_PEER)]
+    return (
+        RankError(f"lost contact with another rank: {said[0][:_LONGEST_REASON]}") if said else None
+    )
 
 
 def _train(config: RunConfig, stop: StopRequest) -> int:

@@ -1,0 +1,55 @@
+"""A rank that is left alone says so in one line, whatever library noticed."""
+
+import pytest
+
+from vila_mc.train.rank import lost_peer
+
+LOST = {
+    "gloo, closed": "[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by "
+    "peer [127.0.0.1]:48911",
+    "gloo, reset": "[pair.cc:534] Read error [10.0.0.2]:2044: Connection reset by peer",
+    "gloo, timeout": "[unbound_buffer.cc:81] Timed out waiting 60000ms for recv operation",
+    "gloo, another's timeout": "[pair.cc:460] Application timeout caused pair closure",
+    "gloo, start": "Gloo connectFullMesh failed with [pair.cc:144] no error",
+    "NCCL, aborted": "NCCL communicator was aborted on rank 2.  Original reason for failure was: "
+    "[Rank 2] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=10, OpType=BROADCAST, "
+    "Timeout(ms)=1800000) ran for 1805457 milliseconds before timing out.",
+    "NCCL, watchdog": "[Rank 0] Watchdog caught collective operation timeout: "
+    "WorkNCCL(SeqNum=6, OpType=ALLREDUCE, Timeout(ms)=60000) ran for 60099 milliseconds",
+    "NCCL, watchdog's end": "[PG 0 Rank 1] Process group watchdog thread terminated with "
+    "exception: [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1)",
+    "NCCL, remote": "NCCL error in: ProcessGroupNCCL.cpp:1970, remote process exited or there was "
+    "a network error, NCCL version 2.21.5\nncclRemoteError: A call failed possibly due to a "
+    "network error or a remote process exiting prematurely.\nLast error:\nsocketProgress: "
+    "Connection closed by remote peer node1<53044>",
+    "NCCL, system": "NCCL error in: NCCLUtils.hpp:275, unhandled system error (run with "
+    "NCCL_DEBUG=INFO for details), NCCL version 2.21.5\nncclSystemError: System call (e.g. socket, "
+    "malloc) or external library call failed or device error.",
+    "store, closed": "failed to recv, got 0 bytes. Connection was likely closed. Did the remote "
+    "server shutdown or crash?",
+    "store, timeout": "wait timeout after 60000ms, keys: /default_pg/0//cpu//0",
+}
+
+
+@pytest.mark.parametrize("said", LOST.values(), ids=list(LOST))
+def test_a_lost_rank_is_one_line(said):
+    lost = lost_peer(RuntimeError(said))
+    assert lost is not None
+    assert str(lost).startswith("lost contact with another rank: ")
+    assert "\n" not in str(lost)
+    assert len(str(lost)) < 250
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "NCCL error in: ProcessGroupNCCL.cpp:1, unhandled cuda error\nncclUnhandledCudaError: Call "
+        "to CUDA function failed.",
+        "NCCL error: invalid usage\nncclInvalidUsage: This usually reflects invalid usage of NCCL.",
+        "mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)",
+    ],
+)
+def test_our_own_faults_keep_their_traceback(said):
+    assert lost_peer(RuntimeError(said)) is None
