@@ -42,7 +42,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"data.sequence_length": 1}, "data.sequence_length is 1; it must be at least 2"),
     ({"data.workers": -1}, "data.workers is -1; it must be 0 or more"),
     ({"data.blend": [{"path": "a", "weight": 0}]}, "it must be greater than 0"),
-    ({"data.blend": [{"path": "a", "epochs": float("inf")}]}, "it must be greater than 0"),
+    ({"data.blend": [{"path": "a", "epochs": float("inf")}]}, "it must be a finite number"),
     ({"data.blend": [{"path": "a", "weight": 1, "epochs": 1}]}, "both a weight and epochs"),
     ({"data.blend": [{"path": "a", "epochs": 1}, {"path": "b"}]}, "epochs for 1 of its 2 datasets"),
     ({"data.blend": [{"weight": 1}]}, "data.blend.0.path is missing"),
@@ -79,7 +79,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"train.steps": "many"}, "train.steps is many"),
     ({"train.steps": 1.5}, "train.steps is 1.5"),
     ({"train.resume": "perhaps"}, "train.resume is perhaps"),
-    ({"train.output": "[unclosed"}, "is not valid YAML"),
+    ({"train.trainable": "[unclosed"}, "is not valid YAML"),
     ({"train": "all"}, "train is all"),
 ]
 
@@ -139,7 +139,7 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path:
     assert config.optimizer.lr == 1e-3
 
 
-def test_overrides_are_read_as_yaml() -> None:
+def test_overrides_are_words_and_lists_are_yaml() -> None:
     config = load_run(
         [],
         {

@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 
 from vila_mc.commands.command import Job, run_one_of
 from vila_mc.config.options import Argument
+from vila_mc.config.values import read_path
 from vila_mc.data.chat_templates import TEMPLATES, find_template
 from vila_mc.data.images import DEFAULT_MAX_PIXELS
 from vila_mc.data.ingest.encode import ImagePolicy
@@ -175,7 +176,7 @@ def _preprocess(
     """``facts`` is what the manifest says about the source, beside its files."""
     made = preprocess(
         source,
-        Path(options.output),
+        read_path(options.output, "--output"),
         "text" if images is None else "multimodal",
         options.tokenizer,
         facts=facts,

@@ -9,6 +9,8 @@ from vila_mc.config.model import STRICT, require
 
 BadImage = Literal["stop", "substitute"]
 
+_MOST_WORKERS = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlendEntry:
@@ -65,7 +67,10 @@ class DataConfig:
             self.sequence_length >= 2,
             f"data.sequence_length is {self.sequence_length}; it must be at least 2.",
         )
-        require(self.workers >= 0, f"data.workers is {self.workers}; it must be 0 or more.")
+        require(
+            0 <= self.workers <= _MOST_WORKERS,
+            f"data.workers is {self.workers}; it must be 0 or more, and at most {_MOST_WORKERS}.",
+        )
         with_epochs = sum(entry.epochs is not None for entry in self.blend)
         require(
             with_epochs in (0, len(self.blend)),

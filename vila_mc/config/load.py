@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter
 
 from vila_mc.config.data import BlendEntry
 from vila_mc.config.options import build, field_docs, help_text, leaf_options, type_name
+from vila_mc.config.recipe import parse_yaml, read_recipe
 from vila_mc.config.run import RunConfig
+from vila_mc.config.values import from_text, is_yaml
 from vila_mc.errors import ConfigError
 
 
@@ -46,16 +47,18 @@ def load_run(files: Sequence[Path], overrides: Mapping[str, Any] | None = None) 
 
     Args:
         files: YAML recipes; later ones win.
-        overrides: ``{"train.steps": value}``; strings are read as YAML.
+        overrides: ``{"train.steps": value}``; strings are taken as they are, except
+            that an option that holds a list takes YAML, and ``none`` is nothing where that is
+            allowed.
 
     Raises:
         ConfigError: a file cannot be read, an option does not exist, or a value is not allowed.
     """
     merged: dict[str, Any] = {}
     for file in files:
-        _merge(merged, _read_yaml(file))
+        _merge(merged, read_recipe(file))
     for name, value in (overrides or {}).items():
-        _merge(merged, _nest(name.split("."), _parse_value(name, value)))
+        _merge(merged, _nest(name.split("."), _read_word(name, value)))
     return run_from_dict(merged)
 
 
@@ -76,30 +79,19 @@ def run_to_dict(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no recipe {file}. Check its path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the recipe {file} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds a {type(values).__name__}; a recipe is a YAML mapping.")
-    return values
-
-
-def _parse_value(name: str, value: Any) -> Any:
+def _read_word(name: str, value: Any) -> Any:
+    """What a word on the command line stands for, by the type of its option."""
+    kind = _kinds().get(name)
     if not isinstance(value, str):
         return value
+    if kind is not None and not is_yaml(kind):
+        return from_text(kind, value)
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        return parse_yaml(value)
+    except ValueError:
         raise ConfigError(
-            f"--{name} {value!r} is not valid YAML. Quote it if it is text."
+            f"{name} is {value}, which is not valid YAML. Put double quotes around a path that "
+            """holds ' " # , : or brackets, as in [{path: "/data/it's"}]."""
         ) from None
 
 
@@ -123,8 +115,16 @@ def _names_beside(name: str) -> list[str]:
     if within.rpartition(".")[2].isdecimal():  # of data.blend, the one list of mappings
         return [f"{within}.{field.name}" for field in dataclasses.fields(BlendEntry)]
     names: list[str] = []
-    for section in dataclasses.fields(RunConfig):
-        for leaf, _, _ in leaf_options(section.default, section.name):
-            steps = leaf.split(".")
-            names += [".".join(steps[:depth]) for depth in range(1, len(steps) + 1)]
+    for leaf in _kinds():
+        steps = leaf.split(".")
+        names += [".".join(steps[:depth]) for depth in range(1, len(steps) + 1)]
     return list(dict.fromkeys(names))
+
+
+def _kinds() -> dict[str, Any]:
+    """Type of every option, by its dotted name."""
+    return {
+        name: field.type
+        for section in dataclasses.fields(RunConfig)
+        for name, field, _ in leaf_options(section.default, section.name)
+    }

@@ -15,7 +15,7 @@ from vila_mc.config.families import (
 )
 from vila_mc.errors import ConfigError
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 ConnectorKind = Literal["linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample"]
 RopeScaling = Literal["none", "linear", "llama3"]
@@ -23,6 +23,11 @@ RopeScaling = Literal["none", "linear", "llama3"]
 VOCAB_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this, whatever the layout, so that tables have one
 shape and any tensor-parallel size that divides it can share them."""
+
+_LARGEST_SIZE = 10**8
+"""No size of a run comes near; a greater one would take all memory before anything refused it."""
+_MOST_LAYERS = 10_000
+"""Layers are counted one by one when a model is planned."""
 
 DOWNSAMPLE_FACTOR = {"linear": 1, "mlp2x_gelu": 1, "downsample_linear": 2, "mlp_downsample": 2}
 """Side of the block of patches that each connector folds into one visual token."""
@@ -35,9 +40,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(section: str, **values: float) -> None:
-    """Refuse zero and negative sizes, naming the option as the user writes it."""
+    """Refuse zero, negative and absurd sizes, naming the option as the user writes it."""
     for name, value in values.items():
         require(value > 0, f"{section}.{name} is {value}; it must be greater than 0.")
+        most = _MOST_LAYERS if name == "layers" else _LARGEST_SIZE
+        require(
+            isinstance(value, float) or value <= most,
+            f"{section}.{name} is {value}; it must be at most {most}.",
+        )
 
 
 def require_known(option: str, given: str, known: Collection[str]) -> None:
@@ -75,6 +85,7 @@ class VisionConfig:
         require_known("model.vision.family", self.family, VISION_FAMILIES)
         require_positive(
             "model.vision",
+            layers=self.layers,
             image_size=self.image_size,
             patch_size=self.patch_size,
             width=self.width,

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 
 from pydantic import TypeAdapter, ValidationError
 
+from vila_mc.config.usual_names import ours
+from vila_mc.config.values import kinds_of, prepare
 from vila_mc.errors import ConfigError
 
 
@@ -108,13 +110,15 @@ def build[BuiltT](
         ConfigError: a value is missing, is not allowed, or belongs to no field.
     """
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return TypeAdapter(kind).validate_python(prepare(kind, values, shown_name))
     except ValidationError as error:
         raise ConfigError(_explain(error, shown_name, known)) from None
 
 
 def unknown_option(given: str, known: Sequence[str]) -> str:
     """The message for an option that does not exist."""
+    if (usual := ours(given)) in known:
+        return f"{given} is not an option. Did you mean {usual}?"
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else " Run with --help to see every option."
     return f"{given} is not an option.{hint}"
@@ -199,7 +203,9 @@ def _explain(
     """The first complaint of pydantic as one line in our own terms."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "unexpected_keyword_argument":
+    if first["type"] in ("unexpected_keyword_argument", "invalid_key"):
+        if name in known(name):  # as one dotted key
+            return f"{name} is one key; in a recipe write {name.replace('.', ': {', 1)}: ...}}."
         return unknown_option(name, known(name))
     name = shown_name(name)
     if first["type"] in ("missing", "missing_argument"):
@@ -209,7 +215,9 @@ def _explain(
 
 
 def _add_option(parser: ErrorRaisingParser, field: dataclasses.Field[Any], doc: str) -> None:
-    kinds, argument = _parts(field.type)
+    kinds = kinds_of(field.type)
+    hints = get_args(field.type) if get_origin(field.type) is Annotated else ()
+    argument = next((hint for hint in hints if isinstance(hint, Argument)), None)
     is_required = field.default is dataclasses.MISSING
     metavar = argument.metavar if argument else "N" if int in kinds else "X"
     text = help_text(doc, dataclasses.MISSING if bool in kinds else field.default)
@@ -226,13 +234,3 @@ def _add_option(parser: ErrorRaisingParser, field: dataclasses.Field[Any], doc: 
     parser.add_argument(
         flag(field.name), default=argparse.SUPPRESS, required=is_required, help=text, **how
     )
-
-
-def _parts(kind: Any) -> tuple[tuple[Any, ...], Argument | None]:
-    """The types that a field may have, and how it stands on the command line."""
-    argument = None
-    if get_origin(kind) is Annotated:
-        argument = next((one for one in get_args(kind) if isinstance(one, Argument)), None)
-        kind = get_args(kind)[0]
-    is_union = get_origin(kind) in (Union, types.UnionType)
-    return (get_args(kind) if is_union else (kind,)), argument

@@ -1,0 +1,81 @@
+"""YAML as people write it for runs: bounded in size, and every key once."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vila_mc.errors import ConfigError
+
+_MOST_BYTES = 2**20
+_MOST_VALUES = 100_000
+"""Values of a recipe with every alias written out; aliases of aliases multiply."""
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; empty for an empty file.
+
+    Raises:
+        ConfigError: the file cannot be read, is too large, or is not a YAML mapping.
+    """
+    try:
+        with open(file, "rb") as opened:
+            data = opened.read(_MOST_BYTES + 1)
+        text = data.decode()
+    except FileNotFoundError:
+        raise ConfigError(f"there is no recipe {file}. Check its path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the recipe {file} cannot be read: {error}.") from None
+    if len(data) > _MOST_BYTES:
+        raise ConfigError(f"{file} is larger than a recipe may be, {_MOST_BYTES:,} bytes.")
+    try:
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds a {type(values).__name__}; a recipe is a YAML mapping.")
+    return values
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values of YAML.
+
+    Raises:
+        ValueError: it is not valid, holds a key twice, or is too large; the message is one line.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > _MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values.")
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply.") from None
+    except (AttributeError, LookupError, TypeError) as error:  # such as !!bool perhaps
+        raise ValueError(f"a value is not what its tag says ({error}).") from None
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values in ``node``; what is aliased counts wherever it stands. Raises ValueError."""
+    known = counted.get(id(node))
+    if known is not None:
+        return known
+    counted[id(node)] = _MOST_VALUES + 1  # while it is counted: it holds itself
+    total = 1
+    if isinstance(node, yaml.SequenceNode):
+        total += sum(_count(part, counted) for part in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [name for name, times in names.items() if times > 1]:
+            line = node.start_mark.line + 1
+            raise ValueError(f"{twice[0]} stands twice in the mapping of line {line}. Keep one.")
+        total += sum(_count(key, counted) + _count(part, counted) for key, part in node.value)
+    counted[id(node)] = total
+    return total
