@@ -44,6 +44,10 @@ class ImportOptions:
     """Decides the weights of a new connector."""
     trust_pickle: bool = False
     """Read .bin weights where there are no safetensors; tensors only, nothing is run."""
+    no_verify: bool = False
+    """Write only; compare nothing with the source."""
+    streamed: bool = False
+    """Read weights as they are used in the comparison (default: when they do not fit)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,8 @@ class VerifyOptions(ProofOptions):
 
     export: Annotated[Path, Argument("DIR")]
     """What was written."""
+    trust_code: bool = False
+    """Run modelling files in it that this version of vila_mc did not write."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +128,7 @@ def import_command(options: ImportOptions) -> int:
     from vila_mc.convert.combine_parts import combine_parts
     from vila_mc.convert.formats.whole_directory import read_whole
     from vila_mc.convert.import_checkpoint import RECIPE_NAME, import_checkpoint
+    from vila_mc.convert.proof.compare_source import compare_source
 
     trust, mode = options.trust_pickle, options.image_mode
     llm, vision = options.llm, options.vision
@@ -135,7 +142,20 @@ def import_command(options: ImportOptions) -> int:
         raise ConfigError("give either --model, or both --llm and --vision.")
     path = import_checkpoint(source, options.output, options.dtype)
     recipe = options.output / RECIPE_NAME
-    print(f"read {source.kind}: {len(source.tensors)} tensors\nwrote {path}")
+    print(f"read {source.kind}: {len(source.tensors)} tensors\nwrote {path}", flush=True)
+    if options.no_verify:
+        print("not verified: run without --no-verify before relying on it")
+    else:
+        proof = compare_source(
+            source,
+            options.output,
+            is_image_mode_given=mode is not None,
+            is_streamed=options.streamed or None,
+        )
+        for text in proof.proven:
+            print(f"verified against the source in a fresh process: {text}")
+        for text in proof.unproven:
+            print(f"NOT verified: {text}")
     print(f"train from it with --config {recipe} --train.load {options.output}")
     return 0
 
@@ -162,7 +182,7 @@ def export_command(options: ExportOptions) -> int:
 
 def verify_command(options: VerifyOptions) -> int:
     """Prove an export that is there."""
-    return _prove(options, options.export)
+    return _prove(options, options.export, trusts_code=options.trust_code)
 
 
 def inspect_command(options: InspectOptions) -> int:
@@ -174,7 +194,7 @@ def inspect_command(options: InspectOptions) -> int:
     return 0
 
 
-def _prove(options: ProofOptions, export: Path) -> int:
+def _prove(options: ProofOptions, export: Path, *, trusts_code: bool = False) -> int:
     from vila_mc.convert.export_checkpoint import Question, prove_export
 
     proof = prove_export(
@@ -183,6 +203,7 @@ def _prove(options: ProofOptions, export: Path) -> int:
         Question(options.question, options.image),
         options.tokenizer,
         is_streamed=options.streamed or None,
+        trusts_code=trusts_code,
     )
     result = proof.result
     tokens = "read weight by weight" if proof.is_streamed else "greedy tokens equal"

@@ -7,7 +7,7 @@ import torch
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ConnectorKind, ModelConfig
-from vila_mc.convert.formats.format import ForeignModel
+from vila_mc.convert.formats.format import ForeignModel, Origin
 from vila_mc.convert.formats.hf_vila import FORMAT as HF_VILA
 from vila_mc.convert.names import connector_table
 from vila_mc.convert.read_parts import read_language, read_vision
@@ -47,7 +47,8 @@ def combine_parts(
     is_bf16 = all(tensor.dtype == torch.bfloat16 for tensor in parts.values())
     fresh = lazily(_fresh_connector(model, seed, torch.bfloat16 if is_bf16 else torch.float32))
     kind = f"{language_config.family} + {vision_config.family} + a new {connector}"
-    return ForeignModel(model, tower | fresh | language, llm, kind)
+    origin = Origin({"llm": llm, "tower": vision}, vision, trust_pickle=trust_pickle)
+    return ForeignModel(model, tower | fresh | language, llm, kind, origin)
 
 
 def _fresh_connector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from vila_mc.convert.proof.compare import (
 from vila_mc.convert.proof.reference import (
     ProvingModel,
     answered_prompts,
+    image_token_of,
     proving_model,
     reference_of,
 )
@@ -95,21 +96,24 @@ def prove_export(
     tokenizer: Path | None = None,
     *,
     is_streamed: bool | None = None,
+    trusts_code: bool = False,
 ) -> Proof:
     """Reload an export in a fresh process and compare it with its training checkpoint.
 
     Args:
         checkpoint: what was exported.
         export: what was written.
-        question: asked where the format has a processor.
+        question: asked where the format has code of its own.
         tokenizer: the one that the checkpoint was trained with if None.
         is_streamed: as ``proving_model`` takes it.
+        trusts_code: whether modelling files that this version of vila_mc did not write may run.
 
     Raises:
         CheckpointError: they compute something else, or the export does not load.
     """
     reference = _reference(checkpoint, export, question, tokenizer, is_streamed)
-    return Proof(compare_export(export, reference), reference.is_streamed)
+    result = compare_export(export, reference, trusts_code=trusts_code)
+    return Proof(result, reference.is_streamed)
 
 
 def _reference(
@@ -125,9 +129,14 @@ def _reference(
     tokenizer = tokenizer or config.data.tokenizer
     with proving_model(checkpoint, _dtype_of(export), is_streamed=is_streamed) as proving:
         prompts: tuple[ProofPrompt, ...] = ()
-        if format.has_processor and not proving.is_streamed and tokenizer is not None:
+        if format.has_own_code and not proving.is_streamed and tokenizer is not None:
             prompts = _asked(proving, tokenizer, question)
-        return reference_of(proving, prompts, has_images=format.sees_images)
+        return reference_of(
+            proving,
+            prompts,
+            has_images=format.sees_images,
+            reserved_token=image_token_of(export),
+        )
 
 
 def _asked(proving: ProvingModel, tokenizer: Path, question: Question) -> tuple[ProofPrompt, ...]:

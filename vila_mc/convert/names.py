@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from vila_mc.config.model import ConnectorKind, LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.convert.families.language import HEAD
 from vila_mc.convert.families.registry import LANGUAGES, TOWERS
+from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.transforms import Row, Sizes, affine
 from vila_mc.errors import CheckpointError
 from vila_mc.topology.shapes import Shape
@@ -42,7 +43,7 @@ def connector_rows(
 class Naming:
     """What a format calls the parts of a model and the connectors that it can hold."""
 
-    format: str
+    format: FormatName
     """Its name."""
     vision: str
     """In front of the names of the vision tower."""

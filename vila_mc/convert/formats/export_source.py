@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.names import Table, language_table
+from vila_mc.convert.proof.packaged_code import packaged_text
 from vila_mc.convert.rename_tensors import their_shapes, to_hf, vocabulary_rows
 from vila_mc.convert.tokenizer_source import TokenizerSource
 from vila_mc.convert.weights import write_weights
@@ -19,8 +19,6 @@ from vila_mc.topology.shapes import Shape
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 CHAT_TEMPLATE = "chat_template.jinja"
-PACKAGED = "remote_code"
-"""Folder of the files that are written as they are."""
 
 TokenIds = Mapping[str, int | None]
 """``bos_token_id``, ``eos_token_id``, ``pad_token_id``."""
@@ -69,15 +67,9 @@ class ExportSource:
         )
 
 
-def packaged(name: str) -> str:
-    """Text of a file that is written as it is."""
-    folder = resources.files("vila_mc.convert.formats") / PACKAGED
-    return (folder / name).read_text(encoding="utf-8")
-
-
 def write_packaged(directory: Path, name: str) -> None:
-    """Write such a file."""
-    (directory / name).write_text(packaged(name), encoding="utf-8")
+    """Write a file that is the same in every export."""
+    (directory / name).write_text(packaged_text(name), encoding="utf-8")
 
 
 def _unread_tensors(shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Tensor]]:

@@ -1,8 +1,9 @@
 """What every format has: one face, and what passes through it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -14,6 +15,23 @@ from vila_mc.convert.formats.export_source import ExportSource
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.names import Naming
 from vila_mc.convert.proof.reloaded import LoadedModel, Loading
+
+PartKind = FormatName | Literal["tower"]
+"""What loads a directory: a format, or a vision tower of transformers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a proof of an import finds what was read."""
+
+    parts: Mapping[PartKind, Path]
+    """Directories that load on their own: a whole model, or a language model and a tower."""
+    images: Path
+    """Holds the image processor."""
+    squares_first: ImageMode | None = None
+    """How its users make an image square before that processor sees it, where they do."""
+    trust_pickle: bool = False
+    """Whether weights are read from ``.bin`` files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +45,7 @@ class ForeignModel:
     """Where its tokenizer's files are."""
     kind: str
     """What it was, for people."""
+    origin: Origin
 
     def is_bf16(self) -> bool:
         """Whether bf16 holds every weight as it is."""
@@ -53,8 +72,8 @@ class Format(Protocol):
         """What its tensors are called, and which connectors it can hold."""
 
     @property
-    def has_processor(self) -> bool:
-        """Whether a proof can put text with image files to it."""
+    def has_own_code(self) -> bool:
+        """Whether it comes with our own modelling file and processor, so that it can be asked."""
 
     def write(self, source: ExportSource, directory: Path) -> None:
         """Write weights, configs, tokenizer, and what else the format has.
@@ -92,5 +111,6 @@ class Format(Protocol):
             vocab_size: tokens of the training model's vocabulary.
 
         Raises:
-            ModelFaultError: weights are missing, or there are some that have no place.
+            ModelFaultError: weights are missing, or there are some that have no place; or it brings
+                code that is not ours.
         """

@@ -31,7 +31,7 @@ class _HfLlava:
     name: FormatName = "hf-llava"
     model_type = "llava"
     sees_images = True
-    has_processor = False
+    has_own_code = False
     # As published checkpoints name it.
     naming = Naming(
         name,
@@ -126,7 +126,9 @@ class _HfLlava:
             _published_name(name): tensor
             for name, tensor in open_weights(directory, trust_pickle=trust_pickle).items()
         }
-        return assemble_whole(directory, model, tensors, self.naming, rows)
+        return assemble_whole(
+            directory, model, tensors, self.naming, rows, trust_pickle=trust_pickle
+        )
 
     def load(self, directory: Path, loading: Loading, vocab_size: int) -> LoadedModel:
         from transformers import LlavaForConditionalGeneration

@@ -20,6 +20,7 @@ from vila_mc.convert.formats.model_card import model_card
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.formats.whole_directory import assemble_whole, connector_kind
 from vila_mc.convert.names import Naming, connector_rows, tables
+from vila_mc.convert.proof.packaged_code import require_packaged_code
 from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes, vocabulary_rows
 from vila_mc.convert.weights import open_weights, read_json
@@ -38,7 +39,7 @@ class _HfVila:
     name: FormatName = "hf-vila"
     model_type = "vila_mc"
     sees_images = True
-    has_processor = True
+    has_own_code = True
     naming = Naming(
         name,
         "vision_tower.",
@@ -108,11 +109,13 @@ class _HfVila:
         tensors = open_weights(directory, trust_pickle=trust_pickle)
         kind = connector_kind(config, "connector_kind", self.naming)
         model = ModelConfig(vision=vision, connector=ConnectorConfig(kind=kind), language=language)
-        return assemble_whole(directory, model, tensors, self.naming)
+        return assemble_whole(directory, model, tensors, self.naming, trust_pickle=trust_pickle)
 
     def load(self, directory: Path, loading: Loading, vocab_size: int) -> LoadedModel:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        if not loading.trusts_code:
+            require_packaged_code(directory)
         loading = replace(loading, trusts_code=True)
         model = load_model(AutoModelForImageTextToText, directory, loading)
         processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)

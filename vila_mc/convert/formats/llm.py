@@ -18,7 +18,7 @@ class _Llm:
     name: FormatName = "llm"
     model_type = None
     sees_images = False
-    has_processor = False
+    has_own_code = False
     naming = Naming(name, "", "", "", {})
 
     def write(self, source: ExportSource, directory: Path) -> None:

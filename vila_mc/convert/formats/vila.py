@@ -18,8 +18,8 @@ from vila_mc.config.model import ConnectorConfig, ModelConfig, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.registry import TOWERS, vision_json
 from vila_mc.convert.families.vision import preprocessor_json
-from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource, packaged
-from vila_mc.convert.formats.format import ForeignModel, Format
+from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource
+from vila_mc.convert.formats.format import ForeignModel, Format, Origin
 from vila_mc.convert.formats.llm import FORMAT as LLM
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.formats.whole_directory import connector_kind
@@ -30,6 +30,7 @@ from vila_mc.convert.names import (
     unread_shapes,
     vision_table,
 )
+from vila_mc.convert.proof.packaged_code import packaged_text
 from vila_mc.convert.proof.reloaded import (
     LoadedModel,
     Loading,
@@ -60,7 +61,7 @@ class _Vila:
     name: FormatName = "vila"
     model_type = "llava_llama"
     sees_images = True
-    has_processor = False
+    has_own_code = False
     naming = Naming(name, "vision_model.", "", "", _CONNECTORS)
 
     def write(self, source: ExportSource, directory: Path) -> None:
@@ -137,13 +138,18 @@ class _Vila:
         projector_config = ConfigValues(read_json(where), where)
         kind = connector_kind(projector_config, "mm_projector_type", self.naming)
         model = ModelConfig(vision=vision, connector=ConnectorConfig(kind=kind), language=language)
-        tensors = open_weights(projector, trust_pickle=trust_pickle)
+        projector_tensors = open_weights(projector, trust_pickle=trust_pickle)
         table = connector_table(model, self.naming)
-        joined = from_hf(tensors, [table], str(projector))
+        joined = from_hf(projector_tensors, [table], str(projector))
         found = self.name + (_TOKEN_ORDER if "downsample" in kind else "")
-        return ForeignModel(
-            model, vision_tensors | joined | language_tensors, directory / LANGUAGE, found
+        origin = Origin(
+            {self.name: directory},
+            directory / VISION,
+            squares_first=aspect if aspect in ("resize", "pad") else None,
+            trust_pickle=trust_pickle,
         )
+        tensors = vision_tensors | joined | language_tensors
+        return ForeignModel(model, tensors, directory / LANGUAGE, found, origin)
 
     def load(self, directory: Path, loading: Loading, vocab_size: int) -> LoadedModel:
         return _LoadedParts(directory, loading, vocab_size)
@@ -167,7 +173,7 @@ def _move_chat_template(directory: Path) -> None:
     """Where the transformers of the public code looks for it, which reads no file of its own."""
     (directory / CHAT_TEMPLATE).unlink(missing_ok=True)
     where = directory / "tokenizer_config.json"
-    write_json(where, {**read_json(where), "chat_template": packaged(CHAT_TEMPLATE)})
+    write_json(where, {**read_json(where), "chat_template": packaged_text(CHAT_TEMPLATE)})
 
 
 class _LoadedParts:

@@ -7,7 +7,7 @@ from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorKind, ModelConfig
 from vila_mc.convert.config_values import ConfigValues
-from vila_mc.convert.formats.format import ForeignModel, Format
+from vila_mc.convert.formats.format import ForeignModel, Format, Origin
 from vila_mc.convert.formats.registry import FORMATS, find_format
 from vila_mc.convert.names import Naming, connector_table
 from vila_mc.convert.read_parts import join_language, join_vision, within
@@ -57,6 +57,8 @@ def assemble_whole(
     tensors: LazyTensors,
     naming: Naming,
     placed_vocab: int | None = None,
+    *,
+    trust_pickle: bool,
 ) -> ForeignModel:
     """A whole model out of the tensors of one directory; one that is in no part is refused.
 
@@ -66,6 +68,7 @@ def assemble_whole(
         tensors: names and tensors, which ``naming`` divides into parts.
         naming: of its format.
         placed_vocab: rows of its vocabulary tables, where there are more than tokens.
+        trust_pickle: whether weights are read from ``.bin`` files.
 
     Raises:
         CheckpointError: names or shapes are not those of the model.
@@ -80,7 +83,8 @@ def assemble_whole(
     joined = join_vision(vision, model.vision, f"{directory} (vision)")
     joined |= from_hf(connector, [table], f"{directory} (connector)")
     joined |= join_language(language, model.language, f"{directory} (language)", placed_vocab)
-    return ForeignModel(model, joined, directory, naming.format)
+    origin = Origin({naming.format: directory}, directory, trust_pickle=trust_pickle)
+    return ForeignModel(model, joined, directory, naming.format, origin)
 
 
 def connector_kind(config: ConfigValues, key: str, naming: Naming) -> ConnectorKind:

@@ -115,6 +115,8 @@ def compare_export(
     reference: Reference,
     tolerance: float = DEFAULT_TOLERANCE,
     timeout_s: float = 3600.0,
+    *,
+    trusts_code: bool = False,
 ) -> Differences:
     """Reload an export in a fresh, offline process and compare it with the training model.
 
@@ -127,6 +129,7 @@ def compare_export(
         tolerance: largest difference of a logit to accept. An export in bfloat16 rounds weights:
             give the reference of rounded weights, or a tolerance that allows for it.
         timeout_s: seconds after which the process is stopped.
+        trusts_code: whether modelling files that this version of vila_mc did not write may run.
 
     Returns:
         The differences, where they are within the tolerance.
@@ -134,7 +137,8 @@ def compare_export(
     Raises:
         CheckpointError: the export does not load cleanly, or computes something else.
     """
-    (result,) = compare_exports([(export_dir, reference)], tolerance, timeout_s)
+    pairs = [(export_dir, reference)]
+    (result,) = compare_exports(pairs, tolerance, timeout_s, trusts_code=trusts_code)
     return result
 
 
@@ -142,11 +146,13 @@ def compare_exports(
     pairs: Sequence[tuple[Path, Reference]],
     tolerance: float = DEFAULT_TOLERANCE,
     timeout_s: float = 3600.0,
+    *,
+    trusts_code: bool = False,
 ) -> list[Differences]:
     """``compare_export`` of several exports in one fresh process, which is slow to start."""
     for _, reference in pairs:
         _check_reference(reference)
-    requests = [export_request(*pair) for pair in pairs]
+    requests = [export_request(*pair, trusts_code=trusts_code) for pair in pairs]
     answers = answers_of_fresh_process(requests, timeout_s)
     return [
         _judge(export_dir, answer, tolerance)
@@ -154,7 +160,9 @@ def compare_exports(
     ]
 
 
-def export_request(export_dir: Path, reference: Reference) -> FreshRequest:
+def export_request(
+    export_dir: Path, reference: Reference, *, trusts_code: bool = False
+) -> FreshRequest:
     """What is asked of the fresh process about an export."""
     prompts = []
     files: dict[str, bytes] = {}
@@ -167,7 +175,9 @@ def export_request(export_dir: Path, reference: Reference) -> FreshRequest:
     values = {
         "format": written_format(export_dir).name,
         "vocab_size": reference.vocab_size,
-        "loading": dataclasses.asdict(Loading(is_streamed=reference.is_streamed)),
+        "loading": dataclasses.asdict(
+            Loading(is_streamed=reference.is_streamed, trusts_code=trusts_code)
+        ),
         "prompts": prompts,
         "max_new_tokens": reference.max_new_tokens,
     }

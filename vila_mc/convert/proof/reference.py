@@ -20,6 +20,7 @@ from vila_mc.checkpoint.whole import weightless_model, whole_model
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.families.language import WORD_EMBEDDINGS
 from vila_mc.convert.proof.compare import ProofPrompt, Reference
+from vila_mc.convert.weights import read_json
 from vila_mc.data.batches.collate import collate
 from vila_mc.data.chat_templates import IMAGE_MARKER, TemplateName, prompt
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
@@ -99,6 +100,8 @@ def reference_of(
     prompts: tuple[ProofPrompt, ...] = (),
     *,
     has_images: bool = True,
+    has_greedy: bool = True,
+    reserved_token: int | None = None,
 ) -> Reference:
     """Logits on random tokens around random images, and how each row goes on greedily.
 
@@ -107,6 +110,8 @@ def reference_of(
             token would read all weights again.
         prompts: what else the export is asked, as ``answered_prompts`` makes them.
         has_images: whether the export can see.
+        has_greedy: whether it is asked how the rows go on.
+        reserved_token: an id that the other side takes for an image, so that no text may hold it.
     """
     model = proving.model
     shape = model.run_config.model
@@ -114,17 +119,37 @@ def reference_of(
     per_image = shape.visual_tokens() if has_images else 0
     length = min(2 * _TEXT_TOKENS + per_image, shape.language.max_positions - _NUM_GREEDY)
     batch = collate(
-        [[_random_sample(shape, generator, has_images, length)] for _ in range(_NUM_ROWS)],
+        [
+            [_random_sample(shape, generator, has_images, length, reserved_token)]
+            for _ in range(_NUM_ROWS)
+        ],
         shape,
         length,
         needs_images=True,
     )
     with torch.inference_mode():
         logits_bsv = model(batch, with_loss=False)
-        greedy = None if proving.is_streamed else _continue(model, batch)
+        is_asked = has_greedy and not proving.is_streamed
+        greedy = _continue(model, batch) if is_asked else None
     return Reference.of_microbatch(
         batch, logits_bsv, shape, prompts, greedy, is_streamed=proving.is_streamed
     )
+
+
+def image_token_of(directory: Path) -> int | None:
+    """The token that the reader of a directory takes for an image, where text can hold it."""
+    token = read_json(directory / "config.json").get("image_token_index")
+    return token if isinstance(token, int) else None
+
+
+def features_of(proving: ProvingModel) -> tuple[Tensor, Tensor]:
+    """Random images, uint8 [n, 3, y, x], and what the tower makes of them: [n, class + p, e]."""
+    vision = proving.model.run_config.model.vision
+    generator = torch.Generator().manual_seed(_SEED)
+    shape = (_NUM_ROWS, 3, vision.image_size, vision.image_size)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    with torch.inference_mode():
+        return images, proving.model.patch_features(images).float()
 
 
 def answered_prompts(
@@ -179,13 +204,19 @@ def _prompt(
 
 
 def _random_sample(
-    shape: ModelConfig, generator: np.random.Generator, has_images: bool, length: int
+    shape: ModelConfig,
+    generator: np.random.Generator,
+    has_images: bool,
+    length: int,
+    reserved_token: int | None,
 ) -> list[Piece]:
     """Text, an image, text; or text alone; ``length`` positions."""
     num_text = length - (shape.visual_tokens() if has_images else 0)
 
     def text(count: int) -> TextPiece:
         ids = generator.integers(3, shape.language.vocab_size, count)
+        if reserved_token is not None:
+            ids[ids == reserved_token] = 0
         return TextPiece(ids, is_trained=True)
 
     if not has_images:

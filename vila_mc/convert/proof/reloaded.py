@@ -50,7 +50,7 @@ class Loading:
     trust_pickle: bool = False
     """Whether weights may be read from ``.bin`` files."""
     trusts_code: bool = False
-    """Whether modelling files in the directory may run."""
+    """Whether modelling files that are not ours may run."""
     pixel_statistics: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """``image_mean`` and ``image_std``, where the directory does not say."""
 
@@ -163,6 +163,25 @@ def generate(model: Any, token_ids: Tensor, length: int, **inputs: Tensor) -> Te
     )
     settings.eos_token_id = kept
     return ids
+
+
+def logits_of_vocabulary(
+    loaded: LoadedModel, reference: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Logits of the vocabulary [b, s, v], and what they should be.
+
+    Raises:
+        ModelFaultError: there are logits of fewer tokens.
+    """
+    logits = loaded.logits(reference["token_ids"], reference["images"])
+    expected, used = reference["logits"], loaded.vocab_size
+    for name, given in (("reference", expected), ("directory", logits)):
+        if given.shape[-1] < used:
+            raise ModelFaultError(
+                f"the {name} has logits of {given.shape[-1]} tokens, the model of {used}. Give "
+                "the logits of the whole vocabulary."
+            )
+    return logits[..., :used], expected[..., :used]
 
 
 class TransformersModel:

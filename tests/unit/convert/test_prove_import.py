@@ -1,0 +1,164 @@
+"""An import is proven against its source, and what was read wrongly is found."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from independent_vila import VOCABULARY, build, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPImageProcessor,
+)
+
+from vila_mc.checkpoint.lazy import lazily
+from vila_mc.convert.combine_parts import combine_parts
+from vila_mc.convert.formats.whole_directory import read_whole
+from vila_mc.convert.formats.write_export import write_export
+from vila_mc.convert.import_checkpoint import import_checkpoint
+from vila_mc.convert.proof import fresh_request
+from vila_mc.convert.proof.compare_source import compare_source
+from vila_mc.convert.proof.fresh_process import answer_requests
+from vila_mc.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def published(tokenizer_path, tmp_path_factory):
+    """A Llama with the embeddings of a trained one, and a CLIP, as their makers publish them."""
+    folder, vila = tmp_path_factory.mktemp("published"), build(tiny_model())
+    with torch.no_grad():
+        vila.llama.model.embed_tokens.weight.mul_(0.02)
+    vila.llama.save_pretrained(folder / "llm")
+    vila.clip.save_pretrained(folder / "vision")
+    size = {"height": 28, "width": 28}
+    CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=size).save_pretrained(
+        folder / "vision"
+    )
+    shutil.copyfile(tokenizer_path, folder / "llm" / "tokenizer.model")
+    return folder
+
+
+@pytest.fixture
+def parts(published, tmp_path):
+    shutil.copytree(published, tmp_path / "parts")
+    return tmp_path / "parts"
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Compare here and now: a fresh process takes seconds to start."""
+    monkeypatch.setattr(fresh_request, "_run", lambda folder, _: answer_requests(folder))
+
+
+def _import(parts, **options):
+    source = combine_parts(parts / "llm", parts / "vision", "mlp_downsample", **options)
+    import_checkpoint(source, parts / "ours")
+    return source
+
+
+def test_parts_are_proven_each_on_its_own(parts):
+    """In a real fresh process."""
+    proof = compare_source(_import(parts), parts / "ours")
+    assert [text.split()[0] for text in proof.proven] == ["pixels", "tokens", "logits", "features"]
+    assert not proof.unproven
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_bf16_weights_are_rounded_on_both_sides(is_streamed, parts, in_process):
+    source = combine_parts(parts / "llm", parts / "vision", "linear")
+    import_checkpoint(source, parts / "ours", "bf16")
+    proof = compare_source(source, parts / "ours", is_streamed=is_streamed)
+    assert len(proof.proven) == 4
+
+
+def _edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _swap(path, one, other):
+    state = load_file(path)
+    state[one], state[other] = state[other], state[one]
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def _swap_gate_and_up(parts):
+    names = (f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up"))
+    _swap(parts / "llm" / "model.safetensors", *names)
+
+
+def _swap_key_and_value_of_the_tower(parts):
+    (name,) = (
+        name
+        for name in load_file(parts / "vision" / "model.safetensors")
+        if name.endswith("layers.0.self_attn.k_proj.weight")
+    )
+    _swap(parts / "vision" / "model.safetensors", name, name.replace("k_proj", "v_proj"))
+
+
+def _rotate_by_another_base(parts):
+    config = json.loads((parts / "llm" / "config.json").read_text())
+    rope = config["rope_parameters"] | {"rope_theta": 20000.0}
+    _edit(parts / "llm" / "config.json", rope_parameters=rope)
+
+
+def _normalise_with_another_epsilon(parts):
+    _edit(parts / "llm" / "config.json", rms_norm_eps=1e-6)
+
+
+def _read_pixels_with_another_mean(parts):
+    _edit(parts / "vision" / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
+
+
+def _stretch_images(parts):
+    square = {"height": 28, "width": 28}
+    _edit(parts / "vision" / "preprocessor_config.json", do_center_crop=False, size=square)
+
+
+def _take_another_token_for_the_end(parts):
+    from vila_mc.convert.tokenizer_files import load_convertible, write_tokenizer
+
+    model = load_convertible(parts / "llm" / "tokenizer.model", VOCABULARY)
+    write_tokenizer(model, parts / "llm", 64)
+    _edit(parts / "llm" / "tokenizer_config.json", eos_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (_swap_gate_and_up, "the logits of .*llm differ"),
+        (_rotate_by_another_base, "the logits of .*llm differ"),
+        (_normalise_with_another_epsilon, "the logits of .*llm differ"),
+        (_swap_key_and_value_of_the_tower, "the features of .*vision differ"),
+        (_read_pixels_with_another_mean, "pixels: .* other pixels of an image of"),
+        (_stretch_images, "pixels: .* other pixels of an image of"),
+        (_take_another_token_for_the_end, "tokens: .* ends them with"),
+    ],
+)
+def test_what_was_read_wrongly_is_found(fault, said, parts, in_process):
+    source = _import(parts)
+    fault(parts)  # as good as an import that read it wrongly
+    with pytest.raises(CheckpointError, match=said) as caught:
+        compare_source(source, parts / "ours")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_load_is_not_called_proven(parts, in_process):
+    source = _import(parts)
+    (parts / "vision" / "preprocessor_config.json").unlink()
+    _edit(parts / "llm" / "config.json", model_type="of the future")
+    proof = compare_source(source, parts / "ours")
+    assert [text.split()[0] for text in proof.proven] == ["tokens", "features"]
+    assert [text.split(":")[0] for text in proof.unproven] == ["pixels", "logits"]
+    assert "cannot load" in proof.unproven[1]
+
+
+@pytest.mark.parametrize("kind", ["hf-vila", "hf-llava", "vila"])
+@pytest.mark.parametrize("mode", ["crop", "pad", "resize"])
+def test_whole_models(kind, mode, tokenizer_path, tmp_path, in_process):
+    model = tiny_model("mlp2x_gelu", image_mode=mode)
+    state = lazily(build(model).canonical())
+    write_export(state, model, tokenizer_path, tmp_path / "hf", torch.float32, format=kind)
+    source = read_whole(tmp_path / "hf")
+    import_checkpoint(source, tmp_path / "ours")
+    proof = compare_source(source, tmp_path / "ours", is_streamed=mode == "pad")
+    assert len(proof.proven) == 3, proof
