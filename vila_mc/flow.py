@@ -133,7 +133,7 @@ class Microbatch:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step reports; the same on every rank."""
+    """What one optimizer step reports; the same on every rank but for ``bad_microbatches``."""
 
     loss: float
     """Mean over all trained positions of the global batch."""
@@ -152,3 +152,7 @@ class StepResult:
     """Images of the global batch that could not be decoded and were replaced."""
     should_stop: bool
     """Some rank was asked to stop."""
+    skipped: bool = False
+    """Loss or gradient was not finite, so no weight was changed."""
+    bad_microbatches: tuple[int, ...] = ()
+    """Those of this rank's own whose loss was not finite; only the stage with the head knows."""

@@ -78,6 +78,8 @@ class Manifest:
     """Optimizer steps done."""
     samples_seen: _Count
     """Samples of the blend consumed; the whole position of the data side."""
+    bad_steps: _Count = 0
+    """Steps in a row up to this one that changed nothing, see ``train.max_bad_steps``."""
     config: RunConfig
     """The resolved configuration that wrote it."""
     layout: Layout | None

@@ -49,6 +49,9 @@ class TrainConfig:
     """Keep for good the checkpoints after every multiple of this many steps."""
     resume: bool = True
     """Go on from the newest checkpoint in train.output if there is one."""
+    max_bad_steps: int = 3
+    """Steps in a row whose loss or gradient is not finite that end the run. Such a step changes no
+    weight; fewer are passed over."""
     timeout_minutes: float = 30.0
     """A collective that waits longer than this ends the run."""
 
@@ -60,6 +63,7 @@ class TrainConfig:
             micro_batch=self.micro_batch,
             save_every=self.save_every,
             keep_last=self.keep_last,
+            max_bad_steps=self.max_bad_steps,
             timeout_minutes=self.timeout_minutes,
         )
         for name, parts in (("trainable", self.trainable), ("load_parts", self.load_parts)):

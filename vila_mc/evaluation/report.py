@@ -97,7 +97,7 @@ def _sheet(task: str, rows: Sequence[AnswerRow]) -> dict[str, Any]:
 
 
 def _phase(name: str, records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    losses = [record["loss"] for record in records if "loss" in record]
+    losses = [loss for record in records if (loss := record.get("loss")) is not None]
     return {
         "name": name,
         "num_steps": len(losses),
@@ -127,7 +127,11 @@ def _draw(name: str, records: Sequence[Mapping[str, float]]) -> markupsafe.Marku
         for axes, (key, label, colour) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
-            points = [(record["step"], record[key]) for record in records if key in record]
+            points = [
+                (record["step"], value)
+                for record in records
+                if (value := record.get(key)) is not None
+            ]
             _draw_curve(axes, points, colour, is_noisy=key == "loss")
             axes.set(xlabel="step", ylabel=label)
             axes.spines[["top", "right"]].set_visible(False)

@@ -30,7 +30,7 @@ class StepPrinter:
         if self.first_step is None:
             # The first step pays for warming up; the estimate starts after it.
             self.first_step, self.started = step, now
-        elif now - self.last_printed < 1.0 and step != self.total_steps:
+        elif now - self.last_printed < 1.0 and not (step == self.total_steps or record.skipped):
             return
         self.last_printed = now
         width = len(str(self.total_steps))
@@ -38,7 +38,7 @@ class StepPrinter:
             f"{self.label}  step {step:{width}d}/{self.total_steps}  loss {record.loss:.4f}  "
             f"grad {record.grad_norm:.3f}  lr {record.learning_rate:.2e}  "
             f"{1000 * record.samples / record.step_ms:,.0f} samples/s  {record.step_ms:.0f} ms  "
-            f"left {self._time_left(step, now)}"
+            f"left {self._time_left(step, now)}{'  skipped' * record.skipped}"
         )
         print(line, file=self.stream, flush=True)
 

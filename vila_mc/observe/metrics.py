@@ -1,8 +1,10 @@
 """The record of a run, one JSON object per optimizer step."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from vila_mc.files import write_whole
 from vila_mc.observe.record import StepRecord
@@ -22,12 +24,12 @@ class MetricsLog:
     def __init__(self, directory: Path, after_step: int = 0) -> None:
         self.path = directory / METRICS_NAME
         kept = [record for record in read_metrics(self.path) if record["step"] <= after_step]
-        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_whole(self.path, "".join(map(_line, kept)))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed in close()
 
     def write(self, record: StepRecord) -> None:
         """Append one step."""
-        self._file.write(json.dumps(asdict(record)) + "\n")
+        self._file.write(_line(asdict(record)))
         self._file.flush()
 
     def close(self) -> None:
@@ -35,8 +37,19 @@ class MetricsLog:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def _line(values: dict[str, Any]) -> str:
+    """One line of JSON, which has no word for what is not finite: null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every complete record of a metrics file; none if there is no file.
+
+    A loss or gradient norm that was not finite is None.
 
     A run that was killed may have left half a line at the end, which is passed over.
     """

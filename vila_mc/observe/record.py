@@ -10,9 +10,11 @@ class StepRecord:
     step: int
     """Number of the step, from 1."""
     loss: float
-    """Mean over all trained positions, in nats."""
+    """Mean over all trained positions, in nats. It and the next may be no finite number."""
     grad_norm: float
     """Global gradient norm before clipping."""
+    skipped: bool
+    """Loss or gradient was not finite, so no weight was changed."""
     learning_rate: float
     trained_tokens: int
     """Positions with a label."""

@@ -28,6 +28,9 @@ from vila_mc.train.output_lock import lock_output
 from vila_mc.train.resume import changed_settings, checkpoint_to_resume
 from vila_mc.train.step import Trainer
 
+_MOST_NAMED = 8
+"""Samples in one line."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
@@ -35,6 +38,8 @@ class TrainState:
 
     step: int
     samples_seen: int
+    bad_steps: int = 0
+    """Steps in a row up to this one that changed nothing."""
 
 
 def training_data(config: RunConfig, layout: Layout, at: Coordinates) -> TrainingData:
@@ -116,13 +121,15 @@ class TrainingLoop:
         data = next(steps)
         result = self.trainer.step(data.microbatches, should_stop=self.stop.was_made)
         seconds = time.monotonic() - started
-        self.state = TrainState(self.state.step + 1, data.samples_seen)
+        before, bad_steps = self.state, self.state.bad_steps + 1 if result.skipped else 0
+        self.state = TrainState(before.step + 1, data.samples_seen, bad_steps)
         if self.ranks.at.tensor == 0:
             _warn_of_substitutes(data.microbatches)
         record = StepRecord(
             step=self.state.step,
             loss=result.loss,
             grad_norm=result.grad_norm,
+            skipped=result.skipped,
             learning_rate=result.learning_rate,
             trained_tokens=result.trained_tokens,
             images=result.num_images,
@@ -133,7 +140,34 @@ class TrainingLoop:
         )
         for sink in self.sinks:
             sink.write(record)
+        if result.skipped:
+            self._pass_over(before, result)
         return result
+
+    def _pass_over(self, before: TrainState, result: StepResult) -> None:
+        """Say which step changed nothing and which samples it had; end the run if they go on."""
+        train, bad_steps = self.config.train, self.state.bad_steps
+        names = self.data.names(before.samples_seen)
+        suspects = [name for index in result.bad_microbatches for name in names[index]]
+        if suspects and self.ranks.at.tensor == 0:
+            print(f"warning: no finite loss from {_listed(suspects)}", file=sys.stderr)
+        what = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}"
+        if self.ranks.is_first():
+            print(
+                f"warning: step {self.state.step} changed no weight: {what} ({bad_steps} in a row; "
+                f"train.max_bad_steps is {train.max_bad_steps}). It read samples "
+                f"{before.samples_seen:,} to {self.state.samples_seen - 1:,} of the run, such as "
+                f"{_listed([name for each in names for name in each])}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if bad_steps >= train.max_bad_steps:
+            raise TrainingError(
+                f"{bad_steps} steps in a row up to step {self.state.step} had no finite loss or "
+                f"gradient ({what}) and changed no weight. Lower optimizer.lr, look at the samples "
+                "named above, or go on from an earlier checkpoint; train.max_bad_steps says how "
+                "many are passed over."
+            )
 
     def _restore_or_start(self, stages: Sequence[VilaModel]) -> tuple[Trainer, TrainState]:
         """The newest checkpoint of ``train.output``, or else the weights of ``train.load``."""
@@ -150,7 +184,7 @@ class TrainingLoop:
             self._say(f"from here on: {change}")
         if manifest.step == train.steps:
             self._say("all train.steps are done; nothing is left to train")
-        return trainer, TrainState(manifest.step, manifest.samples_seen)
+        return trainer, TrainState(manifest.step, manifest.samples_seen, manifest.bad_steps)
 
     def _take_output(self, stages: Sequence[VilaModel]) -> None:
         """Refuse to start where checkpoints have no room or another run writes."""
@@ -186,9 +220,15 @@ class TrainingLoop:
     def _save(self) -> None:
         """Start to write the state of now; without train.async_save, also finish."""
         self._finish_saving(wait=True)  # the one before
+        if not self.trainer.weights_are_finite():
+            raise TrainingError(
+                f"a weight is not finite after step {self.state.step}, so nothing was saved; "
+                "earlier checkpoints are untouched. Lower optimizer.lr."
+            )
         manifest = Manifest(
             step=self.state.step,
             samples_seen=self.state.samples_seen,
+            bad_steps=self.state.bad_steps,
             config=self.config,
             layout=self.ranks.layout,
             versions=versions(),
@@ -213,6 +253,11 @@ class TrainingLoop:
     def _say(self, line: str) -> None:
         if self.ranks.is_first():
             print(line, flush=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _warn_of_substitutes(microbatches: Sequence[Microbatch]) -> None:

@@ -50,29 +50,33 @@ class Trainer:
             microbatches: this data-parallel rank's share, the same number on every rank.
             should_stop: whether this rank was asked to stop; every rank learns of it.
 
+        A step whose loss or gradient is not finite on any rank changes nothing on all of them; the
+        schedule goes on.
+
         Raises:
-            TrainingError: the loss is not finite, or no token is trained.
+            TrainingError: no token is trained.
         """
         on_device = [batch.to(self.ranks.device) for batch in microbatches]
-        loss_sum = self._forward_backward(on_device)
-        self.scheduler.step(1)
-        _, grad_norm, _ = self.optimizer.step()
-        total = self._sum_over_ranks(loss_sum, microbatches, should_stop)
+        losses = self._forward_backward(on_device)
+        bad = tuple(index for index, loss in enumerate(losses) if not math.isfinite(loss))
+        grad_norm = self._gradient_norm()
+        total = self._sum_over_ranks(
+            math.nan if bad else math.fsum(losses), grad_norm, microbatches, should_stop
+        )
         loss = total.loss_sum / max(total.trained_tokens, 1.0)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss}. Nothing was saved since the last checkpoint; lower "
-                "optimizer.lr, or look at the data of this step."
-            )
         if total.trained_tokens == 0:
             raise TrainingError(
                 "no token of this step is trained, so there is nothing to learn. Samples lose what "
                 f"lies beyond data.sequence_length {self.config.data.sequence_length}: raise it, "
                 "or see with tools/inspect_data.py show what a sample trains."
             )
+        self.scheduler.step(1)
+        skipped = total.bad_gradients > 0 or not math.isfinite(loss)
+        if not skipped:
+            self.optimizer.step()
         return StepResult(
             loss=loss,
-            grad_norm=float(grad_norm),
+            grad_norm=grad_norm,
             learning_rate=self.scheduler.get_lr({}),
             trained_tokens=int(total.trained_tokens),
             num_images=int(total.images),
@@ -81,6 +85,8 @@ class Trainer:
             / (self.config.train.global_batch * self.config.data.sequence_length),
             substitutes=int(total.substitutes),
             should_stop=total.stop_requests > 0,
+            skipped=skipped,
+            bad_microbatches=bad,
         )
 
     def resume(self, path: Path) -> Manifest:
@@ -96,8 +102,25 @@ class Trainer:
         self.scheduler.step(manifest.step)
         return manifest
 
-    def _forward_backward(self, microbatches: Sequence[Microbatch]) -> float:
-        """Gradients of the whole batch; returns the loss summed on this rank, 0 off the head."""
+    def weights_are_finite(self) -> bool:
+        """Whether every weight that learns is; every rank must call this together."""
+        weights = [w for stage in self.stages for w in stage.parameters() if w.requires_grad]
+        bad = torch.zeros(1, device=self.ranks.device)
+        if weights:
+            bad += torch.stack([weight.isfinite().all() for weight in weights]).logical_not().sum()
+        dist.all_reduce(bad)
+        return float(bad) == 0.0
+
+    def _gradient_norm(self) -> float:
+        """Over all ranks, before clipping. Megatron-Core's step would change weights by any norm.
+
+        It copies and measures the gradients again, which costs little beside a step.
+        """
+        self.optimizer.prepare_grads()
+        return float(self.optimizer.get_grad_norm())
+
+    def _forward_backward(self, microbatches: Sequence[Microbatch]) -> list[float]:
+        """Gradients of the whole batch; returns the loss of each microbatch, none off the head."""
         for stage in self.wrapped:
             stage.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -112,10 +135,14 @@ class Trainer:
             micro_batch_size=self.config.train.micro_batch,
             forward_only=False,
         )
-        return math.fsum(entry["loss_sum"].item() for entry in sums)
+        return [entry["loss_sum"].item() for entry in sums]
 
     def _sum_over_ranks(
-        self, loss_sum: float, microbatches: Sequence[Microbatch], should_stop: bool
+        self,
+        loss_sum: float,
+        grad_norm: float,
+        microbatches: Sequence[Microbatch],
+        should_stop: bool,
     ) -> "_Totals":
         """What the ranks know together.
 
@@ -133,6 +160,7 @@ class Trainer:
             samples=counts * sum(batch.num_samples for batch in microbatches),
             filled_positions=counts * sum(batch.filled_positions() for batch in microbatches),
             substitutes=decodes * sum(len(batch.substitutes) for batch in microbatches),
+            bad_gradients=not math.isfinite(grad_norm),
             stop_requests=should_stop,
         )
         total = torch.tensor(here, dtype=torch.float64, device=self.ranks.device)
@@ -149,6 +177,7 @@ class _Totals(NamedTuple):
     samples: float
     filled_positions: float
     substitutes: float
+    bad_gradients: float
     stop_requests: float
 
 

@@ -14,6 +14,7 @@ def _record(step, step_ms, samples):
         step=step,
         loss=2.18341,
         grad_norm=0.9104,
+        skipped=False,
         learning_rate=2e-5,
         trained_tokens=1000,
         images=3,

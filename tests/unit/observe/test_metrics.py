@@ -1,5 +1,9 @@
 """The record of a run survives deaths and resumes."""
 
+import math
+
+import pytest
+
 from vila_mc.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
 from vila_mc.observe.record import StepRecord
 
@@ -9,6 +13,7 @@ def _record(step, loss=1.0):
         step=step,
         loss=loss,
         grad_norm=0.5,
+        skipped=False,
         learning_rate=1e-3,
         trained_tokens=10,
         images=1,
@@ -36,6 +41,17 @@ def test_numbers_come_back_exactly(tmp_path):
     (read,) = read_metrics(tmp_path / METRICS_NAME)  # flushed
     assert StepRecord(**read) == _record(1, loss=0.1 + 0.2)
     log.close()
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_null(tmp_path, loss):
+    path = tmp_path / METRICS_NAME
+    path.write_text('{"step": 1, "loss": NaN}\n')  # as written before
+    log = MetricsLog(tmp_path, after_step=1)
+    log.write(_record(2, loss=loss))
+    log.close()
+    assert [record["loss"] for record in read_metrics(path)] == [None, None]
+    assert not any(word in path.read_text() for word in ("NaN", "Infinity"))
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):

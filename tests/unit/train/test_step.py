@@ -1,4 +1,7 @@
-"""The loss as a sum and a count; a loss that is no number."""
+"""The loss as a sum and a count; a step that is not finite."""
+
+import itertools
+import math
 
 import pytest
 import torch
@@ -8,7 +11,10 @@ from vila_mc.errors import TrainingError
 from vila_mc.flow import IGNORE_LABEL
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
+from vila_mc.train import step as step_module
 from vila_mc.train.step import Trainer, loss_sum_and_count
+
+INF = math.inf
 
 
 def test_sum_and_count_are_of_trained_positions():
@@ -56,11 +62,62 @@ def test_a_step_that_trains_nothing_ends_the_run(ranks):
         trainer.step(batches)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(ranks):
+def _weights(stages):
+    return torch.cat([p.detach().flatten() for stage in stages for p in stage.parameters()])
+
+
+@pytest.mark.parametrize("loss", ["finite", "nan", "inf and -inf"])
+def test_a_step_that_is_not_finite_changes_nothing(ranks, monkeypatch, loss):
+    """Weights, moments and their step are as if it had not been; the schedule goes on."""
     config = tiny_run()
+    trainers = [Trainer(config, ranks, build_stages(config, ranks)) for _ in range(2)]
+    batches = tiny_microbatches(config, 0, 1)
+    for trainer in trainers:
+        assert not trainer.step(batches).skipped
+    before = _weights(trainers[0].stages).clone()
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "loss_sum_and_count", _poisoned(loss))
+        result = trainers[0].step(batches)
+    assert result.skipped
+    assert result.learning_rate > 0
+    assert result.bad_microbatches == (() if loss == "finite" else (1, 2))
+    assert torch.isfinite(torch.tensor(result.loss)) == (loss == "finite")
+    assert torch.equal(_weights(trainers[0].stages), before)
+    trainers[1].scheduler.step(1)  # its rate goes on too
+    after = [trainer.step(batches) for trainer in trainers]
+    assert after[0] == after[1]
+    assert torch.equal(_weights(trainers[0].stages), _weights(trainers[1].stages))
+
+
+def _poisoned(loss):
+    """A loss whose gradient is NaN, and which itself may not be finite in microbatches 1 and 2."""
+    calls = itertools.count()
+    factors = {"finite": (1.0, 1.0), "nan": (math.nan, math.nan), "inf and -inf": (INF, -INF)}
+
+    def compute(labels, loss_bs):
+        loss_sum, count, report = loss_sum_and_count(labels, _NanGradient.apply(loss_bs))
+        call = next(calls)
+        factor = factors[loss][call - 1] if call in (1, 2) else 1.0
+        return loss_sum * factor, count, {"loss_sum": report["loss_sum"] * factor}
+
+    return compute
+
+
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.nan
+
+
+def test_weights_that_are_not_finite_are_seen(ranks):
+    config = tiny_run(train={"trainable": ["connector"]})
     stages = build_stages(config, ranks)
     trainer = Trainer(config, ranks, stages)
+    assert trainer.weights_are_finite()
     with torch.no_grad():
-        stages[0].language.decoder.final_layernorm.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match="the loss is nan"):
-        trainer.step(tiny_microbatches(config, 0, 1))
+        stages[0].connector.fc1.weight[0, 0] = INF
+    assert not trainer.weights_are_finite()

@@ -107,6 +107,13 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         draws, samples_seen = self._draws(samples_seen)
         return StepData([self._load(rows) for rows in draws], samples_seen)
 
+    def names(self, samples_seen: int) -> list[list[str]]:
+        """What this rank reads in that step: dataset and number of each microbatch's samples."""
+        return [
+            [f"{self.readers[dataset].prefix}[{sample}]" for row in rows for dataset, sample in row]
+            for rows in self._draws(samples_seen)[0]
+        ]
+
     def iterate(self, samples_seen: int) -> Iterator[StepData]:
         """One step after the other, without end, read ahead by the workers. One call at a time.
 

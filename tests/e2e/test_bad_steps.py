@@ -1,0 +1,135 @@
+"""Steps without a finite loss or gradient: passed over, the same everywhere, and not for long."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+
+from tests.support.launching import train
+from tests.support.ranks import run_ranks
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints
+from vila_mc.checkpoint.whole import whole_model
+from vila_mc.config.load import load_run
+from vila_mc.errors import EXIT_OK, EXIT_USER_ERROR
+from vila_mc.observe.metrics import METRICS_NAME, read_metrics
+from vila_mc.parallel.groups import distributed
+from vila_mc.topology.layout import Layout
+from vila_mc.train import step as step_module
+from vila_mc.train.faults import StopRequest
+from vila_mc.train.loop import TrainingLoop, training_data
+
+NUM_STEPS = 8
+LAYOUTS = {
+    "tensor 2": (2, {"parallel.tensor": 2}),
+    "pipeline 2": (2, {"parallel.pipeline": 2}),
+    "data 2": (2, {}),
+}
+
+
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.nan
+
+
+def _train(recipe, output, stop_after, parallel):
+    """Train, with a NaN in the gradient of some samples, which their labels decide."""
+    options = {"train.output": str(output), "train.steps": NUM_STEPS, "optimizer.weight_decay": 0.1}
+    config = load_run([recipe], options | parallel)
+    original = step_module.loss_sum_and_count
+
+    def poisoned(labels, loss_bs):
+        is_bad = int(labels.clamp(min=0).sum()) % 16 == 0
+        return original(labels, _NanGradient.apply(loss_bs) if is_bad else loss_bs)
+
+    step_module.loss_sum_and_count = poisoned
+    layout = Layout.of(config.parallel, int(os.environ["WORLD_SIZE"]))
+    with (
+        training_data(config, layout, layout.coordinates(int(os.environ["RANK"]))) as data,
+        distributed(config.parallel, seed=1, timeout_minutes=2) as ranks,
+    ):
+        stop = StopRequest()
+        loop = TrainingLoop(config, ranks, data, stop)
+        learn = loop.trainer.step
+
+        def stopping(microbatches, *, should_stop):
+            should_stop = loop.state.step + 1 == stop_after
+            return learn(microbatches, should_stop=should_stop)
+
+        loop.trainer.step = stopping
+        try:
+            return loop.fit()
+        finally:
+            loop.close()
+
+
+def _weights(output):
+    with whole_model(output) as (model, _):
+        return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def _trace(output):
+    records = read_metrics(output / METRICS_NAME)
+    return [{k: v for k, v in record.items() if k != "step_ms"} for record in records]
+
+
+@pytest.fixture(scope="module")
+def unbroken(recipe, tmp_path_factory):
+    output = tmp_path_factory.mktemp("unbroken")
+    run_ranks(1, _train, recipe, output, None, {})
+    return output
+
+
+def _skipped(output):
+    return [record["step"] for record in _trace(output) if record["skipped"]]
+
+
+@pytest.mark.slow
+def test_a_stop_within_bad_steps_changes_nothing(recipe, unbroken, tmp_path):
+    bad = _skipped(unbroken)
+    assert 0 < len(bad) < NUM_STEPS, bad
+    (state,) = run_ranks(1, _train, recipe, tmp_path, bad[0], {})
+    assert (state.step, state.bad_steps) == (bad[0], 1)
+    assert Manifest.read(resolve_checkpoint(tmp_path)).bad_steps == 1
+    run_ranks(1, _train, recipe, tmp_path, None, {})
+    assert _trace(tmp_path) == _trace(unbroken)
+    ours, theirs = _weights(tmp_path), _weights(unbroken)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_passes_over_the_same_steps(layout, recipe, unbroken, tmp_path):
+    world_size, parallel = LAYOUTS[layout]
+    states = run_ranks(world_size, _train, recipe, tmp_path, None, parallel)
+    assert len(set(states)) == 1
+    assert _skipped(tmp_path) == _skipped(unbroken)
+    for ours, theirs in zip(_trace(tmp_path), _trace(unbroken), strict=True):
+        assert ours["learning_rate"] == theirs["learning_rate"]
+        assert (ours["grad_norm"] is None) == (theirs["grad_norm"] is None) == ours["skipped"]
+
+
+def _no_such_number(word):
+    raise AssertionError(f"{word} is not JSON")
+
+
+@pytest.mark.slow
+def test_a_rate_that_destroys_the_model(recipe, tmp_path):
+    options = ("--optimizer.lr", "1e30", "--optimizer.decay", "constant", "--train.keep_last", 1)
+    command = ("--config", recipe, "--train.output", tmp_path, "--train.save_every", 1, *options)
+    run = train(*command, "--ranks", 1, "--train.steps", 2)
+    assert run.code == EXIT_OK, run.err
+    assert "Traceback" not in run.err
+    run = train(*command, "--ranks", 1, "--train.steps", 9)
+    assert run.code == EXIT_USER_ERROR, run.err
+    assert "3 steps in a row up to step" in run.err
+    assert len(whole_checkpoints(tmp_path)) == 1
+    assert all(weight.isfinite().all() for weight in _weights(tmp_path).values())
+    for line in (tmp_path / METRICS_NAME).read_text().splitlines():
+        json.loads(line, parse_constant=_no_such_number)
