@@ -10,8 +10,9 @@ from tests.support import hugging_face
 from tests.support.hugging_face import GRID, PATCH, VOCABULARY, random_clip, random_llama
 from tests.support.tiny_data import random_sentences
 from vila_mc.checkpoint.lazy import lazily
+from vila_mc.config.connectors import CONNECTORS
 from vila_mc.config.load import run_from_dict
-from vila_mc.config.model import DOWNSAMPLE_FACTOR, ConnectorConfig, ModelConfig
+from vila_mc.config.model import ConnectorConfig, ModelConfig
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.convert.proof.compare import Reference, compare_export
 from vila_mc.convert.read_parts import read_language, read_vision
@@ -20,7 +21,7 @@ from vila_mc.flow import IGNORE_LABEL, Microbatch
 from vila_mc.kernels.ops import normalize_patchify
 from vila_mc.kernels.reference import normalize_images
 from vila_mc.model.build import build_stages
-from vila_mc.model.connector import Connector
+from vila_mc.model.connectors.connector import build_connector
 from vila_mc.model.megatron_config import language_config
 from vila_mc.parallel.groups import distributed
 
@@ -135,7 +136,7 @@ def test_whole_model_with_images(pair):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("grid", [4, 3, 1])
-@pytest.mark.parametrize("kind", tuple(DOWNSAMPLE_FACTOR))
+@pytest.mark.parametrize("kind", tuple(CONNECTORS))
 def test_connector(kind, grid, pair):
     model = ModelConfig(
         vision=pair.model.vision,
@@ -143,7 +144,7 @@ def test_connector(kind, grid, pair):
         connector=ConnectorConfig(kind=kind),
     )
     torch.manual_seed(6)
-    connector = Connector(language_config(_run(model)), model)
+    connector = build_connector(language_config(_run(model)), model)
     for parameter in connector.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.1)
     patches = torch.randn(2, grid * grid, model.vision.width)

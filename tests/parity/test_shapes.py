@@ -23,8 +23,8 @@ from tests.support.tiny import tiny_run
 from vila_mc.checkpoint.places import Place, empty_objects, model_places
 from vila_mc.checkpoint.state import weights_state
 from vila_mc.checkpoint.whole import weightless_model
+from vila_mc.config.connectors import CONNECTORS
 from vila_mc.config.families import LANGUAGE_FAMILIES, VISION_FAMILIES
-from vila_mc.config.model import DOWNSAMPLE_FACTOR
 from vila_mc.convert.formats.hf_vila import FORMAT as HF_VILA
 from vila_mc.convert.names import tables
 from vila_mc.model.vila_model import VilaModel
@@ -47,7 +47,7 @@ MODELS = [  # every family, connector and either kind of embedding, at least onc
     dict(
         vision=vision,
         language=language,
-        connector=tuple(DOWNSAMPLE_FACTOR)[index % len(DOWNSAMPLE_FACTOR)],
+        connector=tuple(CONNECTORS)[index % len(CONNECTORS)],
         tied_embeddings=index % 2 == 1,
         head_width=24 if index % 3 == 0 else None,
     )

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from tests.support.hugging_face import randomised
-from vila_mc.config.model import ConnectorKind
+from vila_mc.config.connectors import ConnectorKind
 
 VOCABULARY = 401  # odd, so that our tables have padding rows
 PATCH = 7

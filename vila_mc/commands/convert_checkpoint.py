@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vila_mc.commands.command import Job, run_one_of
+from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.families import ImageMode
-from vila_mc.config.model import ConnectorKind
 from vila_mc.config.options import Argument
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.errors import ConfigError

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from vila_mc.config.connectors import CONNECTORS, ConnectorKind
 from vila_mc.config.families import (
     LANGUAGE_FAMILIES,
     VISION_FAMILIES,
@@ -17,7 +18,6 @@ from vila_mc.errors import ConfigError
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-ConnectorKind = Literal["linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample"]
 RopeScaling = Literal["none", "linear", "llama3"]
 
 VOCAB_MULTIPLE = 128
@@ -28,9 +28,6 @@ _LARGEST_SIZE = 10**8
 """No size of a run comes near; a greater one would take all memory before anything refused it."""
 _MOST_LAYERS = 10_000
 """Layers are counted one by one when a model is planned."""
-
-DOWNSAMPLE_FACTOR = {"linear": 1, "mlp2x_gelu": 1, "downsample_linear": 2, "mlp_downsample": 2}
-"""Side of the block of patches that each connector folds into one visual token."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -142,7 +139,7 @@ class ConnectorConfig:
 
     def factor(self) -> int:
         """Side of the block of patches folded into one token."""
-        return DOWNSAMPLE_FACTOR[self.kind]
+        return CONNECTORS[self.kind].factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,3 +271,11 @@ class ModelConfig:
         """Visual tokens per image (q). An odd grid is padded at the bottom and right."""
         side = -(-self.vision.grid() // self.connector.factor())
         return side * side
+
+    def connector_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The weight of each layer of the connector, in order; biases have its first axis."""
+        sizes = {"c": self.vision.width * self.connector.factor() ** 2, "h": self.language.width}
+        layers = CONNECTORS[self.connector.kind].layers
+        return {
+            name: tuple(sizes[axis] for axis in shape.split()) for name, shape in layers.items()
+        }

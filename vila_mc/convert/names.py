@@ -10,7 +10,8 @@ towers and language models stand with their families.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vila_mc.config.model import ConnectorKind, LanguageConfig, ModelConfig, VisionConfig
+from vila_mc.config.connectors import CONNECTORS, ConnectorKind
+from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.convert.families.language import HEAD
 from vila_mc.convert.families.registry import LANGUAGES, TOWERS
 from vila_mc.convert.formats.registry import FormatName
@@ -19,24 +20,16 @@ from vila_mc.errors import CheckpointError
 from vila_mc.topology.shapes import Shape
 
 
-def connector_rows(
-    *, single: str, first: str, second: str, norm: str, norm_first: str, norm_second: str
-) -> dict[ConnectorKind, tuple[Row, ...]]:
-    """Rows of every connector, given how a format calls their layers; c: channels of a block."""
-    first_shape, second_shape = ("h c", "h"), ("h h", "h")
-    return {
-        "linear": affine("connector.fc1", single, *first_shape),
-        "mlp2x_gelu": (
-            *affine("connector.fc1", first, *first_shape),
-            *affine("connector.fc2", second, *second_shape),
-        ),
-        "downsample_linear": affine("connector.fc1", single, *first_shape),
-        "mlp_downsample": (
-            *affine("connector.norm", norm, "c", "c"),
-            *affine("connector.fc1", norm_first, *first_shape),
-            *affine("connector.fc2", norm_second, *second_shape),
-        ),
-    }
+def connector_rows(kind: ConnectorKind, names: Mapping[str, str] | None = None) -> tuple[Row, ...]:
+    """Rows of a connector, given what a format calls its layers: the same as we do if None."""
+    layers = CONNECTORS[kind].layers
+    return tuple(
+        row
+        for layer, shape in layers.items()
+        for row in affine(
+            f"connector.{layer}", names[layer] if names else layer, shape, shape.split()[0]
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)

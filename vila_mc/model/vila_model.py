@@ -11,7 +11,7 @@ from vila_mc.config.run import RunConfig
 from vila_mc.flow import Microbatch
 from vila_mc.kernels.ops import normalize_patchify, splice_visual
 from vila_mc.model.attention import PackedRows
-from vila_mc.model.connector import Connector
+from vila_mc.model.connectors.connector import Connector, build_connector
 from vila_mc.model.language import LanguageModel
 from vila_mc.model.megatron_config import language_config
 from vila_mc.model.vision_tower import build_vision_tower
@@ -50,7 +50,7 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         self.connector: Connector | None = None
         if plan.has_vision:
             self.vision = build_vision_tower(config, groups)
-            self.connector = Connector(self.config, config.model)
+            self.connector = build_connector(self.config, config.model)
         self.language = LanguageModel(
             self.config, config.model.language, plan, groups, virtual_stage
         )

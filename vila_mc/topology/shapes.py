@@ -71,13 +71,8 @@ def _vision(vision: VisionConfig) -> Iterator[Parameter]:
 
 def _connector(model: ModelConfig) -> Iterator[Parameter]:
     """Every tensor-parallel rank holds all of it."""
-    width = model.language.width
-    merged = model.vision.width * model.connector.factor() ** 2
-    if model.connector.kind == "mlp_downsample":
-        yield from _affine("connector.norm", (merged,))
-    yield from _affine("connector.fc1", (width, merged))
-    if model.connector.kind in ("mlp2x_gelu", "mlp_downsample"):
-        yield from _affine("connector.fc2", (width, width))
+    for name, shape in model.connector_shapes().items():
+        yield from _affine(f"connector.{name}", shape)
 
 
 def _language(language: LanguageConfig, plan: StagePlan) -> Iterator[Parameter]:

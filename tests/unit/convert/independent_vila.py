@@ -11,14 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.families import ImageMode
-from vila_mc.config.model import (
-    ConnectorConfig,
-    ConnectorKind,
-    LanguageConfig,
-    ModelConfig,
-    VisionConfig,
-)
+from vila_mc.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 
 VOCABULARY = 401  # odd, so that the tables have padding rows
 PADDED = 416

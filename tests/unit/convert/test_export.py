@@ -9,7 +9,7 @@ from independent_vila import VOCABULARY, build, tiny_model
 from PIL import Image
 
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.model import DOWNSAMPLE_FACTOR
+from vila_mc.config.connectors import CONNECTORS
 from vila_mc.convert.formats import hf_vila
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.formats.write_export import write_export
@@ -30,7 +30,7 @@ def _inputs(model, seed=1):
 
 
 @pytest.mark.parametrize("grid", [4, 3])
-@pytest.mark.parametrize("kind", tuple(DOWNSAMPLE_FACTOR))
+@pytest.mark.parametrize("kind", tuple(CONNECTORS))
 def test_logits_equal_an_independent_construction(
     kind, grid, tokenizer_path, load_export, tmp_path
 ):

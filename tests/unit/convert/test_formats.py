@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from independent_vila import tiny_model
 
-from vila_mc.config.model import DOWNSAMPLE_FACTOR
+from vila_mc.config.connectors import CONNECTORS
 from vila_mc.convert import formats
 from vila_mc.convert.formats.registry import FORMATS, find_format
 from vila_mc.convert.names import tables
@@ -25,7 +25,7 @@ def test_a_format_is_what_its_name_says(name):
     format = find_format(name)
     assert format.name == format.naming.format == name
     assert format.sees_images == bool(format.naming.connectors)
-    for kind in DOWNSAMPLE_FACTOR:
+    for kind in CONNECTORS:
         if kind in format.naming.connectors:
             assert len(tables(tiny_model(kind), format.naming)) == 3
         else:

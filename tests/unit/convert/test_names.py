@@ -5,13 +5,13 @@ import torch
 from independent_vila import PADDED, VOCABULARY, build, tiny_model
 
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.model import DOWNSAMPLE_FACTOR
+from vila_mc.config.connectors import CONNECTORS
 from vila_mc.convert.formats.registry import find_format
 from vila_mc.convert.names import connector_table, tables
 from vila_mc.convert.rename_tensors import from_hf, to_hf, vocabulary_rows
 from vila_mc.errors import CheckpointError
 
-KINDS = tuple(DOWNSAMPLE_FACTOR)
+KINDS = tuple(CONNECTORS)
 
 
 def _parts(model, padded=PADDED):

@@ -19,10 +19,16 @@ from vila_mc.convert.formats.format import ForeignModel, Format
 from vila_mc.convert.formats.model_card import model_card
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.convert.formats.whole_directory import assemble_whole
-from vila_mc.convert.names import Naming, connector_table, unread_shapes, vision_table
+from vila_mc.convert.names import (
+    Naming,
+    connector_rows,
+    connector_table,
+    unread_shapes,
+    vision_table,
+)
 from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes
-from vila_mc.convert.transforms import BeforeIdentity, affine
+from vila_mc.convert.transforms import BeforeIdentity
 from vila_mc.convert.weights import open_weights, read_json
 from vila_mc.files import write_json
 
@@ -43,10 +49,7 @@ class _HfLlava:
                 BeforeIdentity("connector.fc1.weight", "linear_1.weight", "h c", "linear_2.weight"),
                 BeforeIdentity("connector.fc1.bias", "linear_1.bias", "h", "linear_2.bias"),
             ),
-            "mlp2x_gelu": (
-                *affine("connector.fc1", "linear_1", "h c", "h"),
-                *affine("connector.fc2", "linear_2", "h h", "h"),
-            ),
+            "mlp2x_gelu": connector_rows("mlp2x_gelu", {"fc1": "linear_1", "fc2": "linear_2"}),
         },
     )
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vila_mc.config.connectors import CONNECTORS
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig
 from vila_mc.convert.config_values import ConfigValues
@@ -45,14 +46,7 @@ class _HfVila:
         "vision_tower.",
         "connector.",
         "language_model.",
-        connector_rows(
-            single="fc1",
-            first="fc1",
-            second="fc2",
-            norm="norm",
-            norm_first="fc1",
-            norm_second="fc2",
-        ),
+        {kind: connector_rows(kind) for kind in CONNECTORS},
     )
 
     def write(self, source: ExportSource, directory: Path) -> None:

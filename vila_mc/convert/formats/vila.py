@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
@@ -41,20 +42,20 @@ from vila_mc.convert.proof.reloaded import (
 )
 from vila_mc.convert.read_parts import read_language, read_vision
 from vila_mc.convert.rename_tensors import from_hf
+from vila_mc.convert.transforms import Row
 from vila_mc.convert.weights import open_weights, read_json
 from vila_mc.files import write_json
 
 LANGUAGE, VISION, CONNECTOR = "llm", "vision_tower", "mm_projector"
 _ASPECTS: Mapping[ImageMode, str] = {"crop": "square", "pad": "pad", "resize": "resize"}
-_CONNECTORS = connector_rows(
-    single="layers",
-    first="layers.0",
-    second="layers.2",
-    norm="layers.1",
-    norm_first="layers.2",
-    norm_second="layers.4",
-)
-del _CONNECTORS["downsample_linear"]  # The public code has no name for the paper's.
+_CONNECTORS: Mapping[ConnectorKind, tuple[Row, ...]] = {
+    "linear": connector_rows("linear", {"fc1": "layers"}),
+    "mlp2x_gelu": connector_rows("mlp2x_gelu", {"fc1": "layers.0", "fc2": "layers.2"}),
+    "mlp_downsample": connector_rows(
+        "mlp_downsample", {"norm": "layers.1", "fc1": "layers.2", "fc2": "layers.4"}
+    ),
+}
+"""The public code has no name for the paper's downsample_linear."""
 
 
 class _Vila:

@@ -7,8 +7,6 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-CONNECTOR_KINDS = ("linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample")
-
 
 class VilaConfig(PreTrainedConfig):
     """What ``VilaForConditionalGeneration`` is built from.
@@ -18,7 +16,7 @@ class VilaConfig(PreTrainedConfig):
         vision_config: the vision tower: a config of transformers, or its dict. It counts the
             layers that run: the layer after the one whose output is read does not exist.
         class_tokens: how many of the tower's tokens stand in front of the patches.
-        connector_kind: one of ``CONNECTOR_KINDS``.
+        connector_kind: which connector; the modelling file knows them.
         image_token_id: placeholder of one visual token in ``input_ids``. It lies outside the
             vocabulary, so that no text contains it and the model never generates it.
     """
@@ -35,11 +33,6 @@ class VilaConfig(PreTrainedConfig):
         image_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if connector_kind not in CONNECTOR_KINDS:
-            raise ValueError(
-                f"connector_kind is {connector_kind!r}; it must be one of "
-                f"{', '.join(CONNECTOR_KINDS)}."
-            )
         self.text_config = _as_config(text_config, "llama")
         self.vision_config = _as_config(vision_config, "clip_vision_model")
         self.class_tokens = class_tokens

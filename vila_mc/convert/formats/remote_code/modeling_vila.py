@@ -51,6 +51,10 @@ class VilaConnector(nn.Module):
 
     def __init__(self, kind: str, tower_width: int, language_width: int) -> None:
         super().__init__()
+        if kind not in _BLOCK_SIDE:
+            raise ValueError(
+                f"connector_kind is {kind!r}; it must be one of {', '.join(_BLOCK_SIDE)}."
+            )
         self.factor = _BLOCK_SIDE[kind]
         width = tower_width * self.factor**2
         self.norm = nn.LayerNorm(width, eps=1e-5) if kind == "mlp_downsample" else None
