@@ -38,7 +38,7 @@ def describe(path: Path, *, trust_pickle: bool = False) -> Iterator[tuple[str, s
         yield "what", f"a whole model, {whole.kind}"
         yield from _model(whole.model)
         yield from _tensors(whole.tensors)
-    elif config.get("model_type") in towers_by_type():
+    elif config.get("model_type") in tuple(towers_by_type()):
         vision, tensors = read_vision(path, trust_pickle=trust_pickle)
         yield "what", "a vision tower"
         yield "vision", _vision(vision)

@@ -49,6 +49,7 @@ def families(monkeypatch):
         defaults=dict(rms_norm_eps=1e-6),
         rows=(*LLAMA_ROWS, _norm("q"), _norm("k")),
         switches=dict(attention_bias=False, use_sliding_window=False),
+        harmless=("max_window_layers", "sliding_window"),
     )
     monkeypatch.setitem(registry.LANGUAGES, "qwen3", language)
     facts = {name: getattr(CLIP, name) for name in VisionFamily.__dataclass_fields__} | dict(

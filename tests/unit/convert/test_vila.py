@@ -149,6 +149,23 @@ def test_linearly_stretched_positions_are_said_in_two_words():
     assert language_from_hf(ConfigValues(written, None)) == language
 
 
+_BASIC = "llava.model.encoders.BasicImageEncoder"
+
+
+def test_a_newline_after_every_image_is_said(exported, tmp_path):
+    _, directory = exported["linear"]
+    shutil.copytree(directory, tmp_path / "other")
+    path = tmp_path / "other" / "config.json"
+    config = json.loads(path.read_text())
+    assert "newline" not in read_whole(tmp_path / "other").kind
+    for encoder in ({"_target_": _BASIC}, json.dumps({"_target_": _BASIC, "end_tokens": "\n"})):
+        path.write_text(json.dumps(config | {"image_encoder": encoder}))
+        assert "a newline after every image" in read_whole(tmp_path / "other").kind
+    del config["image_encoder"]
+    path.write_text(json.dumps(config))
+    assert "newline" not in read_whole(tmp_path / "other").kind
+
+
 def test_what_another_reader_of_images_made_is_refused(exported, tmp_path):
     _, directory = exported["linear"]
     shutil.copytree(directory, tmp_path / "other")
@@ -159,6 +176,17 @@ def test_what_another_reader_of_images_made_is_refused(exported, tmp_path):
         ("mm_vision_select_feature", "cls_patch"),
         ("s2", True),
         ("image_aspect_ratio", "dynamic"),
+        ("mm_use_im_start_end", True),
+        ("mm_use_im_patch_token", "false"),
+        ("ps3", True),
+        ("num_time_tokens", 10),
+        ("vision_resolution", 448),
+        ("image_encoder", {"_target_": "llava.model.encoders.TSPVideoEncoder"}),
+        ("image_encoder", {"_target_": _BASIC, "start_tokens": "<image>"}),
+        ("image_encoder", {"_target_": _BASIC, "end_tokens": "</image>"}),
+        ("image_encoder", "[[["),
+        ("image_encoder", 3),
+        ("speech_tower_cfg", {"hidden_size": 3}),
     ):
         path.write_text(json.dumps(config | {key: value}))
         with pytest.raises(CheckpointError, match=key):

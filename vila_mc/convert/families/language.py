@@ -1,16 +1,27 @@
 """Language models as Hugging Face has them: what every family shares."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vila_mc.config.model import LanguageConfig, RopeConfig
+from vila_mc.config.model import LanguageConfig
 from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.rope import read_rope, rope_json, rope_scaling_json
 from vila_mc.convert.transforms import MergeGateUp, MergeQkv, PadVocab, Rename, Row
 
 WORD_EMBEDDINGS = "language.embedding.word_embeddings.weight"
 HEAD = PadVocab("language.output_layer.weight", "lm_head.weight")
 """Of language models whose embedding is not their output layer too."""
+
+_MOST_LAYERS = 1000
+_HARMLESS = (
+    "max_sequence_length",
+    "model_max_length",
+    "pretraining_tp",
+    "tokenizer_model_max_length",
+    "tokenizer_padding_side",
+)
+"""Of any language model: how long texts were, which side is padded, how products are cut up."""
 
 OURS = "language.decoder.layers.{i}"
 THEIRS = "model.layers.{i}"
@@ -51,6 +62,8 @@ class HfLanguage:
     """Keys of its own with the only value that is computed here, which is also written."""
     has_window: bool = False
     """Whether ``sliding_window`` counts where it is set."""
+    harmless: Collection[str] = ()
+    """Keys of its own that change nothing."""
 
     def read(self, config: ConfigValues, *, tied: bool | None = None) -> LanguageConfig:
         """The language model that a config.json describes.
@@ -63,40 +76,52 @@ class HfLanguage:
             tied: whether embedding and output layer are one, where something above it decides.
 
         Raises:
-            CheckpointError: a key is missing, or asks for what this engine does not compute.
+            CheckpointError: a key is missing, has a value of another type, or asks for what this
+                engine does not compute; or there is a key that is not known here.
         """
-        config = ConfigValues(config.values, config.where, self.defaults)
+        config = config.with_defaults(self.defaults)
+        self._require_computed(config)
+        heads, width = config.size("num_attention_heads"), config.size("hidden_size")
+        head_width = config.size("head_dim") if config.has("head_dim") else None
+        positions = config.size("max_position_embeddings")
+        if self.has_window and config.get("sliding_window") is not None:
+            positions = min(positions, config.size("sliding_window"))
+        has_groups = config.get("num_key_value_heads") is not None
+        theta, rope = read_rope(config)
+        is_tied = config.flag("tie_word_embeddings")
+        with config.describing():
+            language = LanguageConfig(
+                family=self.name,
+                layers=config.size("num_hidden_layers", _MOST_LAYERS),
+                width=width,
+                ffn=config.size("intermediate_size"),
+                heads=heads,
+                kv_heads=config.size("num_key_value_heads") if has_groups else heads,
+                head_width=None if head_width == width / heads else head_width,
+                vocab_size=config.size("vocab_size"),
+                max_positions=positions,
+                rope_theta=theta,
+                rope=rope,
+                tied_embeddings=is_tied if tied is None else tied,
+                norm_epsilon=config.number("rms_norm_eps"),
+            )
+        config.refuse_others(_HARMLESS, self.harmless)
+        return language
+
+    def _require_computed(self, config: ConfigValues) -> None:
         for key, allowed in (
             ("hidden_act", ("silu", None)),
             ("attention_bias", (False, None)),
             ("mlp_bias", (False, None)),
             ("use_sliding_window", (False, None)),
+            ("use_mrope", (False, None)),
             ("quantization_config", (None,)),
         ):
             config.require(key, *allowed)
-        heads, width = config.size("num_attention_heads"), config.size("hidden_size")
-        head_width = None if config.get("head_dim") is None else config.size("head_dim")
-        positions = config.size("max_position_embeddings")
-        if self.has_window and config.get("sliding_window") is not None:
-            positions = min(positions, config.size("sliding_window"))
-        is_tied = bool(config.get("tie_word_embeddings")) if tied is None else tied
-        has_groups = bool(config.get("num_key_value_heads"))
-        rope = _rope_values(config)
-        return LanguageConfig(
-            family=self.name,
-            layers=config.size("num_hidden_layers"),
-            width=width,
-            ffn=config.size("intermediate_size"),
-            heads=heads,
-            kv_heads=config.size("num_key_value_heads") if has_groups else heads,
-            head_width=None if head_width == width / heads else head_width,
-            vocab_size=config.size("vocab_size"),
-            max_positions=positions,
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-            rope=_rope_from_hf(rope),
-            tied_embeddings=is_tied,
-            norm_epsilon=config.number("rms_norm_eps"),
-        )
+        kinds = config.get("layer_types")
+        is_full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+        if kinds is not None and not is_full:
+            raise config.refusal("layer_types", "only full_attention in each is supported.")
 
     def write(self, language: LanguageConfig, vocab_size: int | None = None) -> dict[str, Any]:
         """config.json of the language model, in the words that transformers 4 and 5 read.
@@ -118,56 +143,10 @@ class HfLanguage:
             "hidden_act": "silu",
             "max_position_embeddings": language.max_positions,
             "rms_norm_eps": language.norm_epsilon,
-            "rope_parameters": _rope_json(language.rope) | {"rope_theta": language.rope_theta},
+            "rope_parameters": rope_json(language.rope) | {"rope_theta": language.rope_theta},
             "rope_theta": language.rope_theta,
             "tie_word_embeddings": language.tied_embeddings,
         }
         if language.rope.scaling != "none":
-            values["rope_scaling"] = _rope_scaling_json(language.rope)
+            values["rope_scaling"] = rope_scaling_json(language.rope)
         return values | dict(self.switches)
-
-
-def _rope_values(config: ConfigValues) -> ConfigValues:
-    """``rope_parameters`` of transformers 5, or ``rope_scaling`` of earlier ones."""
-    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    part = config.part(key)
-    if "rope_type" not in part.values and "type" in part.values:
-        return ConfigValues({**part.values, "rope_type": part.values["type"]}, config.where)
-    return part
-
-
-def _rope_from_hf(rope: ConfigValues) -> RopeConfig:
-    rope.require("rope_type", "default", "linear", "llama3", None)
-    kind = rope.get("rope_type")
-    if kind in ("default", None):
-        return RopeConfig()
-    if kind == "linear":
-        return RopeConfig(scaling="linear", factor=rope.number("factor"))
-    return RopeConfig(
-        scaling="llama3",
-        factor=rope.number("factor"),
-        low_frequency_factor=rope.number("low_freq_factor"),
-        high_frequency_factor=rope.number("high_freq_factor"),
-        original_positions=rope.size("original_max_position_embeddings"),
-    )
-
-
-def _rope_scaling_json(rope: RopeConfig) -> dict[str, Any]:
-    """Before 4.43 transformers knew ``linear`` only in two words, and nothing of ``llama3``."""
-    if rope.scaling == "linear":
-        return {"type": "linear", "factor": rope.factor}
-    return _rope_json(rope)
-
-
-def _rope_json(rope: RopeConfig) -> dict[str, Any]:
-    if rope.scaling == "none":
-        return {"rope_type": "default"}
-    if rope.scaling == "linear":
-        return {"rope_type": "linear", "factor": rope.factor}
-    return {
-        "rope_type": "llama3",
-        "factor": rope.factor,
-        "low_freq_factor": rope.low_frequency_factor,
-        "high_freq_factor": rope.high_frequency_factor,
-        "original_max_position_embeddings": rope.original_positions,
-    }

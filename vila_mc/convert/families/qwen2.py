@@ -17,4 +17,5 @@ QWEN2 = HfLanguage(
     ),
     rows=(*LLAMA_ROWS, QKV_BIAS),
     switches=dict(use_sliding_window=False),
+    harmless=("max_window_layers", "sliding_window"),  # without use_sliding_window
 )

@@ -15,6 +15,11 @@ _DEFAULTS = dict(
 )
 """What transformers takes in every family where a config.json says nothing."""
 
+_MOST_LAYERS = 1000
+_HARMLESS = ("num_image_tokens", "projection_dim", "tie_word_embeddings", "vocab_size")
+"""Of any tower: what stands behind it in the model that it was taken from."""
+_BESIDE_THE_TOWER = ("logit_scale_init_value", "text_config", "text_config_dict")
+
 _OURS = "vision.decoder.layers.{i}"
 _THEIRS = "encoder.layers.{i}"
 PATCHES = Rename("vision.conv1.weight", "embeddings.patch_embedding.weight", "e 3 patch patch")
@@ -53,7 +58,7 @@ class HfVision:
     rows: tuple[Row, ...]
     """Of its name table."""
     switches: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of its own that are written."""
+    """Keys of its own that are written; what a file says of them changes no feature."""
 
     def tower_type(self) -> str:
         """``model_type`` of the tower alone."""
@@ -68,13 +73,14 @@ class HfVision:
                 makers do it if None.
 
         Raises:
-            CheckpointError: a key is missing, or asks for what this engine does not compute.
+            CheckpointError: a key is missing, has a value of another type, or asks for what this
+                engine does not compute; or there is a key that is not known here.
         """
         family = VISION_FAMILIES[self.name]
         if config.get("model_type") == self.name:
-            config = config.part("vision_config")
+            config = _vision_part(config)
         defaults = {**_DEFAULTS, **self.defaults, "layer_norm_eps": family.norm_epsilon}
-        config = ConfigValues(config.values, config.where, defaults)
+        config = config.with_defaults(defaults)
         for key, allowed in (
             ("hidden_act", (family.activation, None)),
             ("layer_norm_eps", (family.norm_epsilon,)),
@@ -82,16 +88,19 @@ class HfVision:
             ("quantization_config", (None,)),
         ):
             config.require(key, *allowed)
-        return VisionConfig(
-            family=self.name,
-            image_size=config.size("image_size"),
-            patch_size=config.size("patch_size"),
-            width=config.size("hidden_size"),
-            layers=config.size("num_hidden_layers"),
-            heads=config.size("num_attention_heads"),
-            ffn=config.size("intermediate_size"),
-            image_mode=image_mode or family.image_mode,
-        )
+        with config.describing():
+            vision = VisionConfig(
+                family=self.name,
+                image_size=config.side("image_size"),
+                patch_size=config.side("patch_size"),
+                width=config.size("hidden_size"),
+                layers=config.size("num_hidden_layers", _MOST_LAYERS),
+                heads=config.size("num_attention_heads"),
+                ffn=config.size("intermediate_size"),
+                image_mode=image_mode or family.image_mode,
+            )
+        config.refuse_others(_HARMLESS, self.switches)
+        return vision
 
     def write(self, vision: VisionConfig, layers: int) -> dict[str, Any]:
         """config.json of the tower.
@@ -114,6 +123,17 @@ class HfVision:
             "hidden_act": family.activation,
             "layer_norm_eps": family.norm_epsilon,
         } | dict(self.switches)
+
+
+def _vision_part(config: ConfigValues) -> ConfigValues:
+    """The tower in the config of a whole model. Raises CheckpointError if it is said twice."""
+    config.require("quantization_config", None)
+    part, again = config.part("vision_config"), config.part("vision_config_dict")
+    for key in again.values:
+        if part.has(key):
+            again.require(key, part.values[key])
+    config.refuse_others(_HARMLESS, _BESIDE_THE_TOWER)
+    return ConfigValues({**again.values, **part.values}, config.where, prefix="vision_config.")
 
 
 def preprocessor_json(vision: VisionConfig) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from vila_mc.convert.transforms import BeforeIdentity
 from vila_mc.convert.weights import open_weights, read_json
 from vila_mc.files import write_json
 
+_HARMLESS = ("ignore_index", "image_seq_length", "tie_word_embeddings", "vocab_size")
+
 
 class _HfLlava:
     name: FormatName = "hf-llava"
@@ -104,14 +106,14 @@ class _HfLlava:
         trust_pickle: bool,
     ) -> ForeignModel:
         text = config.part("text_config")
-        tied = text.get("tie_word_embeddings")
-        language = language_from_hf(
-            text, tied=bool(config.get("tie_word_embeddings") if tied is None else tied)
-        )
+        says_tied = text if text.has("tie_word_embeddings") else config
+        tied = says_tied.flag("tie_word_embeddings")
+        language = language_from_hf(text, tied=tied)
         rows = language.vocab_size
-        if config.get("image_token_index") == rows - 1:
+        if rows - 1 in (config.get("image_token_index"), config.get("image_token_id")):
             # The last row is the placeholder's, which is never looked up: not one of our tokens.
-            language = dataclasses.replace(language, vocab_size=rows - 1)
+            with config.describing():
+                language = dataclasses.replace(language, vocab_size=rows - 1)
         vision = vision_from_hf(
             config.part("vision_config"), image_mode or _published_image_mode(directory)
         )
@@ -123,6 +125,7 @@ class _HfLlava:
         config.require("multimodal_projector_bias", True, None)
         config.require("projector_hidden_act", "gelu", "linear", None)
         is_linear = config.get("projector_hidden_act") == "linear"
+        config.refuse_others(_HARMLESS)
         connector = ConnectorConfig(kind="linear" if is_linear else "mlp2x_gelu")
         model = ModelConfig(vision=vision, connector=connector, language=language)
         tensors = {

@@ -102,6 +102,9 @@ class _HfVila:
         vision = replace(vision, layers=vision.layers + 1)
         tensors = open_weights(directory, trust_pickle=trust_pickle)
         kind = connector_kind(config, "connector_kind", self.naming)
+        config.require("class_tokens", vision.facts().class_tokens, None)
+        config.require("image_token_id", language.vocab_size, None)
+        config.refuse_others(("auto_map", "tie_word_embeddings"))
         model = ModelConfig(vision=vision, connector=ConnectorConfig(kind=kind), language=language)
         return assemble_whole(directory, model, tensors, self.naming, trust_pickle=trust_pickle)
 

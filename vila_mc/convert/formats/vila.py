@@ -4,6 +4,7 @@ transformers has no class for the whole. A proof puts it together from its parts
 formulas of its own.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,9 +124,11 @@ class _Vila:
         trust_pickle: bool,
     ) -> ForeignModel:
         config.require("mm_vision_select_layer", -2)
-        config.require("s2", False, None)
-        config.require("dynamic_s2", False, None)
+        for switch in _SWITCHES:
+            config.require(switch, False, None)
+        config.require("num_time_tokens", 0, None)
         config.require("image_aspect_ratio", "resize", "pad", "square", None)
+        newline = _read_image_encoder(config)
         aspect = config.get("image_aspect_ratio")
         if image_mode is None:
             image_mode = aspect if aspect in ("resize", "pad") else "crop"
@@ -134,6 +137,8 @@ class _Vila:
             directory / VISION, image_mode, trust_pickle=trust_pickle
         )
         config.require("mm_vision_select_feature", select_feature(vision))
+        config.require("vision_resolution", vision.image_size, -1, None)
+        config.refuse_others(_HARMLESS)
         projector = directory / CONNECTOR
         where = projector / "config.json"
         projector_config = ConfigValues(read_json(where), where)
@@ -142,7 +147,8 @@ class _Vila:
         projector_tensors = open_weights(projector, trust_pickle=trust_pickle)
         table = connector_table(model, self.naming)
         joined = from_hf(projector_tensors, [table], str(projector))
-        found = self.name + (_TOKEN_ORDER if "downsample" in kind else "")
+        projector_config.refuse_others()
+        found = self.name + (_TOKEN_ORDER if "downsample" in kind else "") + newline
         origin = Origin(
             {self.name: directory},
             directory / VISION,
@@ -158,6 +164,47 @@ class _Vila:
 
 _TOKEN_ORDER = " (tokens row by row; weights from before late 2024 expect them by columns)"
 """Said because no file says which; see docs/checkpoints.md."""
+
+
+_NEWLINE = " (its code puts a newline after every image: so must prompts)"
+_SWITCHES = (
+    "dynamic_s2",
+    "high_res_pos_embed",
+    "mm_use_im_patch_token",
+    "mm_use_im_start_end",
+    "ps3",
+    "s2",
+)
+"""Of other features or other tokens around an image."""
+_HARMLESS = """
+    chat_template drop_path_rate fps hidden_size interpolate_mode llm_cfg look_close_mode max_tiles
+    min_tiles mm_hidden_size mm_low_res_token_num mm_projector_cfg mm_projector_lr mm_scale_num
+    model_dtype num_look_close num_token_look_close num_video_frames ps3_dynamic_aspect_ratio
+    resume_path s2_max_split_size s2_resize_output_to_scale_idx s2_scales soft_ce_std
+    time_token_format time_token_ids top_down_prompt_head_type tune_language_model
+    tune_mm_projector tune_vision_tower version video_encoder video_max_tiles vision_tower_cfg
+    vision_tower_lr
+""".split()  # noqa: SIM905
+"""Videos, training, and what counts only where one of the switches is on."""
+
+
+def _read_image_encoder(config: ConfigValues) -> str:
+    """What is to be said of the tokens around an image. Raises CheckpointError."""
+    given = config.get("image_encoder")
+    if given is None:  # before there were encoders, nothing stood around an image
+        return ""
+    try:
+        values = json.loads(given) if isinstance(given, str) else given
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise config.refusal("image_encoder", "a JSON object is needed.")
+    encoder = ConfigValues(values, config.where, {"end_tokens": "\n"}, "image_encoder.")
+    encoder.require("_target_", "llava.model.encoders.BasicImageEncoder")
+    encoder.require("start_tokens", None)
+    encoder.require("end_tokens", "\n", None)
+    encoder.refuse_others()
+    return "" if encoder.get("end_tokens") is None else _NEWLINE
 
 
 def select_feature(vision: VisionConfig) -> str:
