@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.errors import SetupError
 from vila_mc.parallel.adam import group_step_adamw
+from vila_mc.parallel.agreement import require_same
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
 from vila_mc.topology.layout import Coordinates, Layout
 
@@ -38,7 +39,11 @@ class Ranks:
 
 @contextmanager
 def distributed(
-    parallel: ParallelConfig, *, seed: int, timeout_minutes: float = 30.0
+    parallel: ParallelConfig,
+    *,
+    seed: int,
+    timeout_minutes: float = 30.0,
+    same: Mapping[str, str] | None = None,
 ) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, or be the only one; leave them at the end.
 
@@ -46,16 +51,22 @@ def distributed(
         parallel: degrees of parallelism; what they leave over is data parallel.
         seed: the same on all ranks. Tensor-parallel ranks derive different dropout seeds from it.
         timeout_minutes: a collective that waits longer fails on every rank.
+        same: what all ranks must have in common, see ``require_same``.
 
     Raises:
-        ConfigError: the world size does not divide.
+        ConfigError: the world size does not divide, or ranks differ in ``same``.
+        SetupError: there are more ranks than GPUs.
     """
     with ExitStack() as at_the_end:
-        yield _join(parallel, seed, timeout_minutes, at_the_end)
+        yield _join(parallel, seed, timeout_minutes, same or {}, at_the_end)
 
 
 def _join(
-    parallel: ParallelConfig, seed: int, timeout_minutes: float, at_the_end: ExitStack
+    parallel: ParallelConfig,
+    seed: int,
+    timeout_minutes: float,
+    same: Mapping[str, str],
+    at_the_end: ExitStack,
 ) -> Ranks:
     has_gpu = torch.cuda.is_available()
     layout = Layout.of(parallel, int(os.environ.get("WORLD_SIZE", "1")))
@@ -69,6 +80,7 @@ def _join(
     at_the_end.enter_context(group_step_adamw())
     _init_torch_distributed("nccl" if has_gpu else "gloo", timeout_minutes)
     at_the_end.callback(dist.destroy_process_group)
+    require_same(same, device)  # first: other groups would hang where these differ
     at_the_end.callback(parallel_state.destroy_model_parallel)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,

@@ -20,6 +20,7 @@ from vila_mc.model.megatron_config import DTYPES
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.observe.record import StepRecord
 from vila_mc.observe.sinks import Sink, open_sinks
+from vila_mc.parallel.agreement import require_same
 from vila_mc.parallel.groups import Ranks
 from vila_mc.topology.layout import Coordinates, Layout
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
@@ -173,6 +174,8 @@ class TrainingLoop:
         """The newest checkpoint of ``train.output``, or else the weights of ``train.load``."""
         train = self.config.train
         earlier = checkpoint_to_resume(self.config)
+        name = earlier.name if earlier is not None else "none"
+        require_same({f"the newest checkpoint in {train.output}": name}, self.ranks.device)
         if earlier is None and train.load is not None:
             load_weights(train.load, stages, train.load_parts)
         trainer = Trainer(self.config, self.ranks, stages)

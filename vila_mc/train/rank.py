@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import (
@@ -11,6 +12,7 @@ from vila_mc.errors import (
     EXIT_OK,
     EXIT_USER_ERROR,
     RankError,
+    SetupError,
     VilaError,
     user_error,
 )
@@ -79,21 +81,48 @@ def lost_peer(error: BaseException) -> RankError | None:
     )
 
 
+def rank_and_world_size(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which rank this is of how many, as a launcher says; rank 0 of 1 without one.
+
+    Raises:
+        SetupError: it says only half of it, or what cannot be.
+    """
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        return 0, 1
+    # Our own launcher lets ranks meet in its own way.
+    meeting = () if LAUNCHED_BY_US in environment else ("MASTER_ADDR", "MASTER_PORT")
+    said = {name: environment.get(name, "") for name in ("RANK", "WORLD_SIZE", *meeting)}
+    rank, world_size = said["RANK"], said["WORLD_SIZE"]
+    is_whole = all(said.values()) and rank.isdecimal() and world_size.isdecimal()
+    if not is_whole or int(rank) >= int(world_size):
+        shown = ", ".join(f"{name} is {value or 'not set'}" for name, value in said.items())
+        raise SetupError(
+            f"the environment names a rank of a launcher, but not rightly: {shown}. Unset RANK and "
+            "WORLD_SIZE to have ranks started here, or start under a launcher that sets them all."
+        )
+    return int(rank), int(world_size)
+
+
 def _train(config: RunConfig, stop: StopRequest) -> int:
     from vila_mc.kernels import native
     from vila_mc.parallel.groups import distributed
     from vila_mc.parallel.quiet import optional_packages
+    from vila_mc.train.identity import identity
     from vila_mc.train.loop import TrainingLoop, training_data
 
     train = config.train
-    layout = Layout.of(config.parallel, int(os.environ.get("WORLD_SIZE", "1")))
+    rank, world_size = rank_and_world_size(os.environ)
+    layout = Layout.of(config.parallel, world_size)
     config.check_world(layout.world_size())
-    at = layout.coordinates(int(os.environ.get("RANK", "0")))
+    at = layout.coordinates(rank)
     with (
         # First: the loader's workers are forked from here, with no weights, GPU or connections yet.
         training_data(config, layout, at) as data,
         distributed(
-            config.parallel, seed=train.seed, timeout_minutes=train.timeout_minutes
+            config.parallel,
+            seed=train.seed,
+            timeout_minutes=train.timeout_minutes,
+            same=identity(config, [reader.manifest for reader in data.readers]),
         ) as ranks,
     ):
         if ranks.is_first():

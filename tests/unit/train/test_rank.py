@@ -2,7 +2,8 @@
 
 import pytest
 
-from vila_mc.train.rank import lost_peer
+from vila_mc.errors import SetupError
+from vila_mc.train.rank import LAUNCHED_BY_US, lost_peer, rank_and_world_size
 
 LOST = {
     "gloo, closed": "[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by "
@@ -53,3 +54,30 @@ def test_a_lost_rank_is_one_line(said):
 )
 def test_our_own_faults_keep_their_traceback(said):
     assert lost_peer(RuntimeError(said)) is None
+
+
+STARTED = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+def test_what_a_launcher_says():
+    assert rank_and_world_size({}) == (0, 1)
+    assert rank_and_world_size(STARTED) == (1, 2)
+    ours = {"RANK": "1", "WORLD_SIZE": "2", LAUNCHED_BY_US: "4242"}
+    assert rank_and_world_size(ours) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"WORLD_SIZE": None}, "WORLD_SIZE is not set"),
+        ({"RANK": None}, "RANK is not set"),
+        ({"MASTER_PORT": ""}, "MASTER_PORT is not set"),
+        ({"RANK": "2"}, "RANK is 2, WORLD_SIZE is 2"),
+        ({"RANK": "-1"}, "RANK is -1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is two"),
+    ],
+)
+def test_half_of_a_launcher_is_refused(changes, said):
+    environment = {name: value for name, value in (STARTED | changes).items() if value is not None}
+    with pytest.raises(SetupError, match=said):
+        rank_and_world_size(environment)

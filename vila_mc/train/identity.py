@@ -1,0 +1,52 @@
+"""What makes two processes ranks of one run."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import vila_mc
+from vila_mc.checkpoint.manifest import leaves, versions
+from vila_mc.config.load import run_to_dict
+from vila_mc.config.run import RunConfig
+from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
+
+_MAY_DIFFER = ("data.workers", "data.tokenizer", "data.blend")
+"""Each machine has its own paths; what stands there is compared instead."""
+
+
+def identity(config: RunConfig, datasets: Sequence[DatasetManifest]) -> dict[str, str]:
+    """What all ranks must have in common, by the name that a person knows it by.
+
+    Args:
+        config: the whole configuration.
+        datasets: what ``config.data.blend`` holds, in its order.
+    """
+    facts = {
+        name: _said(value)
+        for section, values in run_to_dict(config).items()
+        for name, value in leaves(values, section).items()
+        if name not in _MAY_DIFFER
+    }
+    unit = "epochs" if config.data.by_epochs() else "weights"
+    facts["data.blend"] = f"{unit} {_said(config.data.blend_shares())}"
+    for number, dataset in enumerate(datasets):
+        facts[f"the dataset of data.blend.{number}"] = (
+            f"{dataset.samples:,} samples with SHA-256 {contents_sha256(dataset)[:12]} "
+            f"(tokenizer {dataset.tokenizer_sha256[:12]})"
+        )
+    facts |= {f"the version of {name}": versions()[name] for name in ("torch", "megatron-core")}
+    facts["vila_mc itself"] = f"{vila_mc.__version__} with SHA-256 {_code_sha256()[:12]}"
+    return facts
+
+
+def _said(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _code_sha256() -> str:
+    """Of every Python file of the package, and its place in it."""
+    package, digest = Path(vila_mc.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
