@@ -296,8 +296,8 @@ def answer_row(job: Quickstart, record: dict[str, Any]) -> AnswerRow:
         task=record["task"],
         question=record["question"],
         images=tuple((job.path("raw/images") / name).read_bytes() for name in record["images"]),
-        answer=record["said"],
-        expected=record["answer"],
+        answer=record["answer"],
+        expected=record["expected"],
         is_correct=record["is_correct"],
         chance=record["chance"],
     )

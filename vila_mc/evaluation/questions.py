@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc.data.chat_templates import Template, TemplateName, prompt
+from vila_mc.data.sources.image_files import ImageFolder
+from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 from vila_mc.evaluation.generate import generate
-from vila_mc.flow import RawImage
 from vila_mc.model.vila_model import VilaModel
 
 
@@ -24,7 +25,7 @@ class Question:
     images: tuple[str, ...]
     """Names of image files, in order."""
     question: str
-    answer: str
+    expected: str
     """The right answer, as it must be given."""
     chance: float
     """Accuracy of an answer that does not look, from 0 to 1."""
@@ -32,10 +33,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A question and what the model said."""
+    """A question and what the model answered."""
 
     question: Question
-    said: str
+    answer: str
 
     @property
     def task(self) -> str:
@@ -49,12 +50,19 @@ class Answer:
 
     @property
     def is_correct(self) -> bool:
-        """Whether the answer is exactly the right one, spaces around it and case aside."""
-        return self.said.strip().lower() == self.question.answer.strip().lower()
+        """Whether the answer is exactly the expected one, spaces around it and case aside."""
+        return self.answer.strip().lower() == self.question.expected.strip().lower()
 
 
 def read_questions(path: Path, images: Path) -> list[Question]:
-    """Read a JSON Lines file of questions; every image named must exist in ``images``.
+    """Read a JSON Lines file of questions.
+
+    The right answer stands under ``answer``, or under ``expected``, as in a file of answers; where
+    both stand, ``answer`` is what some model answered.
+
+    Args:
+        path: one object a line: id, task, images, question, answer and chance.
+        images: folder in which every image that is named must lie.
 
     Raises:
         DataError: the file or an image is missing, or a line is not a question.
@@ -69,14 +77,10 @@ def read_questions(path: Path, images: Path) -> list[Question]:
             questions.append(_parse(line, f"{path}:{number}"))
     if not questions:
         raise DataError(f"{path} holds no question. Give one JSON object per line.")
+    folder = ImageFolder(images)
     for question in questions:
         for name in question.images:
-            if not (images / name).is_file():
-                raise DataError(
-                    f"question {question.id} of {path} names {name}, which is not in {images}. "
-                    "Give the folder of the images.",
-                    option="images",
-                )
+            _require_image(folder, name, f"question {question.id} of {path}")
     return questions
 
 
@@ -90,15 +94,29 @@ def ask(
     max_new_tokens: int = 8,
     batch: int = 32,
 ) -> Iterator[Answer]:
-    """Put every question to the model, greedily; yields answers in order."""
+    """Put every question to the model, which answers greedily.
+
+    Args:
+        model: a whole model in evaluation mode.
+        tokenizer: what it was trained with.
+        questions: whose images lie in ``images``.
+        images: folder of the images.
+        template: chat template that the model was trained with.
+        max_new_tokens: longest answer.
+        batch: questions that are answered together.
+
+    Yields:
+        The answers, in the order of the questions.
+
+    Raises:
+        ConfigError: a question and its answer do not fit the model's positions.
+        DataError: an image is missing or cannot be decoded.
+    """
+    folder = ImageFolder(images)
     for start in range(0, len(questions), batch):
         chunk = questions[start : start + batch]
         prompts = [
-            prompt(
-                template,
-                question.question,
-                [RawImage(source=images / name, name=name) for name in question.images],
-            )
+            prompt(template, question.question, [folder.find(name) for name in question.images])
             for question in chunk
         ]
         answers = generate(model, tokenizer, prompts, max_new_tokens)
@@ -109,32 +127,58 @@ def ask(
 
 def answer_record(answer: Answer) -> dict[str, Any]:
     """Plain values of an answer, for a JSON Lines file."""
-    return {**asdict(answer.question), "said": answer.said, "is_correct": answer.is_correct}
+    return {**asdict(answer.question), "answer": answer.answer, "is_correct": answer.is_correct}
+
+
+def _require_image(folder: ImageFolder, name: str, who: str) -> None:
+    try:
+        is_there = folder.has(name)
+    except RejectionError as error:
+        raise DataError(f"{who} names an image that cannot be used: {error}.") from None
+    if not is_there:
+        raise DataError(
+            f"{who} names {name}, which is not in {folder.root}. Give the folder of the images.",
+            option="images",
+        )
 
 
 def _parse(line: str, where: str) -> Question:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}.") from None
     if not isinstance(values, dict):
         raise DataError(f"{where} is not a JSON object.")
-    return _question(values, where)
-
-
-def _question(values: Mapping[str, Any], where: str) -> Question:
     try:
-        return Question(
-            id=str(values["id"]),
-            task=str(values["task"]),
-            images=tuple(values["images"]),
-            question=str(values["question"]),
-            answer=str(values["answer"]),
-            chance=float(values["chance"]),
-        )
+        return _question(values)
     except (KeyError, TypeError, ValueError) as error:
         what = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"{where} is not a question ({what}). It needs id, task, "
             "images, question, answer and chance."
         ) from None
+
+
+def _question(values: Mapping[str, Any]) -> Question:
+    """Raises KeyError, TypeError or ValueError."""
+    images, chance = values["images"], float(values["chance"])
+    if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
+        raise TypeError(f"images is {str(images)[:80]}, not a list of file names")
+    if not 0 <= chance <= 1:
+        raise ValueError(f"chance is {chance}, not between 0 and 1")
+    expected = values["expected"] if "expected" in values else values["answer"]
+    return Question(
+        id=_text(values["id"], "id"),
+        task=_text(values["task"], "task"),
+        images=tuple(images),
+        question=_text(values["question"], "question"),
+        expected=_text(expected, "answer"),
+        chance=chance,
+    )
+
+
+def _text(value: Any, name: str) -> str:
+    """Text, or a number as text. Raises TypeError."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise TypeError(f"{name} is {str(value)[:80]}, not text")
+    return str(value)

@@ -41,8 +41,9 @@ class AnswerRow:
     images: tuple[bytes, ...]
     """The images of the question as PNG or JPEG files, in order."""
     answer: str
-    """What the model said."""
+    """What the model answered."""
     expected: str
+    """The right answer."""
     is_correct: bool
     chance: float
     """Accuracy of an answer that does not look, from 0 to 1."""

@@ -1,0 +1,123 @@
+"""Questions as people write them, their answers, and what counts as right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.evaluation.conftest import Subject
+from vila_mc.data.chat_templates import Template
+from vila_mc.errors import DataError
+from vila_mc.evaluation.questions import Answer, Question, answer_record, ask, read_questions
+from vila_mc.evaluation.scores import score
+
+BARE = Template(system="", first="", next="", close="")
+"""Without words of its own, which would drown what an untrained model is asked."""
+RECORD: dict[str, Any] = {
+    "id": 7,
+    "task": "colour",
+    "images": ["red.png"],
+    "question": "What colour?",
+    "answer": "red",
+    "chance": 0.5,
+}
+
+
+def write(folder: Path, *records: object) -> Path:
+    path = folder / "questions.jsonl"
+    lines = [one if isinstance(one, str) else json.dumps(one) for one in records]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def question(expected: str = "red", **other: Any) -> Question:
+    values = dict(id="7", task="colour", images=("red.png",), question="What colour?", chance=0.5)
+    return Question(**values | other, expected=expected)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        RECORD,
+        RECORD | {"id": "7", "more": [1]},
+        {("expected" if key == "answer" else key): value for key, value in RECORD.items()},
+        RECORD | {"answer": "blue", "expected": "red", "is_correct": False},
+    ],
+)
+def test_questions_are_read(record: dict[str, Any], subject: Subject, tmp_path: Path) -> None:
+    assert read_questions(write(tmp_path, record, ""), subject.images) == [question()]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "holds no question"),
+        (["{"], "questions.jsonl:1 is not JSON"),
+        ([RECORD, "[" * 100_000], "questions.jsonl:2 is not JSON"),
+        ([[1]], "questions.jsonl:1 is not a JSON object"),
+        ([{key: RECORD[key] for key in RECORD if key != "task"}], "is not a question (no task)"),
+        ([{key: RECORD[key] for key in RECORD if key != "answer"}], "(no answer)"),
+        ([RECORD | {"images": "red.png"}], "(images is red.png, not a list of file names)"),
+        ([RECORD | {"images": [1]}], "(images is [1], not a list of file names)"),
+        ([RECORD | {"answer": None}], "(answer is None, not text)"),
+        ([RECORD | {"answer": ["red"]}], "(answer is ['red'], not text)"),
+        ([RECORD | {"question": {}}], "(question is {}, not text)"),
+        ([RECORD | {"chance": "half"}], "could not convert string to float"),
+        ([RECORD | {"chance": 20}], "(chance is 20.0, not between 0 and 1)"),
+        ([RECORD | {"chance": float("nan")}], "(chance is nan, not between 0 and 1)"),
+        ([RECORD | {"images": ["green.png"]}], "question 7 of"),
+        ([RECORD | {"images": ["green.png"]}], "names green.png, which is not in"),
+        ([RECORD | {"images": ["../red.png"]}], "leads out of the image folder"),
+        ([RECORD | {"images": ["/etc/passwd"]}], "leads out of the image folder"),
+        ([RECORD | {"images": ["http://x/red.png"]}], "nothing is fetched"),
+    ],
+)
+def test_what_is_no_question_is_one_line(
+    records: list[object], message: str, subject: Subject, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_questions(write(tmp_path, *records), subject.images)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the questions .*none\.jsonl cannot be read"):
+        read_questions(tmp_path / "none.jsonl", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_correct"),
+    [("red", True), (" Red\n", True), ("red.", False), ("a red", False), ("", False)],
+)
+def test_an_answer_is_right_if_it_is_the_expected_one(answer: str, is_correct: bool) -> None:
+    assert Answer(question(), answer).is_correct is is_correct
+    assert answer_record(Answer(question(), answer)) == {
+        "id": "7",
+        "task": "colour",
+        "images": ("red.png",),
+        "question": "What colour?",
+        "expected": "red",
+        "chance": 0.5,
+        "answer": answer,
+        "is_correct": is_correct,
+    }
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_answers_come_in_order_whatever_the_batch(subject: Subject, batch: int) -> None:
+    asked = [
+        question(images=images, question=text)
+        for images, text in (
+            (("red.png",), "what colour is this?"),
+            ((), "one two"),
+            (("red.png", "blue.png"), "b"),
+        )
+    ]
+    how: dict[str, Any] = dict(template=BARE, max_new_tokens=4)
+    model, tokenizer = subject.model, subject.tokenizer
+    alone = [next(iter(ask(model, tokenizer, [one], subject.images, **how))) for one in asked]
+    assert list(ask(model, tokenizer, asked, subject.images, batch=batch, **how)) == alone
+    assert len({one.answer for one in alone}) > 1  # or it would prove nothing
+    assert sum(task.num_answers for task in score(alone)) == 3
