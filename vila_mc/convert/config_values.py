@@ -11,6 +11,7 @@ from vila_mc.errors import CheckpointError, ConfigError
 _MOST = 2**31 - 1
 _GREATEST = 1e30
 _LONGEST_SHOWN = 60
+_MOST_SHOWN = 3
 _RESTORE = "Restore the original file."
 
 
@@ -108,18 +109,22 @@ class ConfigValues:
             harmless: keys that change nothing, besides ``HARMLESS`` and what begins with ``_``.
 
         Raises:
-            CheckpointError: it names them all.
+            CheckpointError: it names them.
         """
         known = self._taken.union(HARMLESS, *harmless)
         others = [
             key for key in self.values if self.has(key) and key not in known and key[:1] != "_"
         ]
         if others:
-            shown = ", ".join(f"{self._prefix}{key} ({_shown(self.values[key])})" for key in others)
+            shown = [
+                f"{self._prefix}{_shown(key)} ({_shown(self.values[key])})"
+                for key in others[:_MOST_SHOWN]
+            ]
+            more = f" and {len(others) - _MOST_SHOWN} more" * (len(others) > _MOST_SHOWN)
             raise CheckpointError(
                 f"{self.where} says what is not known here and may change what the model computes: "
-                f"{_one_line(shown)}. Take out of the file what changes nothing, or choose another "
-                "checkpoint."
+                f"{', '.join(shown)}{more}. Take out of the file what changes nothing, or choose "
+                "another checkpoint."
             )
 
     def refusal(self, key: str, why: str) -> CheckpointError:

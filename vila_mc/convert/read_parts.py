@@ -4,7 +4,10 @@ Nothing is read until it is needed. Names are those within a part: without ``lan
 ``vision_model.`` and the like.
 """
 
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
 from vila_mc.config.families import ImageMode
@@ -15,6 +18,7 @@ from vila_mc.convert.names import language_table, vision_table
 from vila_mc.convert.rename_tensors import from_hf
 from vila_mc.convert.weights import open_weights, read_json
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _COMPUTED = (".rotary_emb.inv_freq", "embeddings.position_ids")
 """Ends of names of tensors that old checkpoints hold although they follow from the config."""
 _BESIDE_THE_TOWER = (
@@ -44,6 +48,7 @@ def read_language(
     where = directory / "config.json"
     config = language_from_hf(ConfigValues(read_json(where), where))
     tensors = open_weights(directory, trust_pickle=trust_pickle)
+    config = settle_head(tensors, config, str(directory))
     return config, join_language(tensors, config, str(directory))
 
 
@@ -69,6 +74,29 @@ def read_vision(
     return config, join_vision(tensors, config, str(directory))
 
 
+def settle_head(tensors: LazyTensors, config: LanguageConfig, where: str) -> LanguageConfig:
+    """The config, with an output layer of its own where the files hold another than the embedding.
+
+    transformers 5 keeps both then, and so does this; it is said in one line. An adapter that
+    trained the two apart leaves such files.
+
+    Args:
+        tensors: named as in a ...ForCausalLM.
+        config: as the files' config.json has it.
+        where: what to call them in the line.
+    """
+    head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
+    if not config.tied_embeddings or head is None or embedding is None:
+        return config
+    if head.shape == embedding.shape and torch.equal(head.read(), embedding.read()):
+        return config
+    print(
+        f"{where}: tie_word_embeddings is true, but {_HEAD} is not {_EMBEDDING}. Both are kept.",
+        flush=True,
+    )
+    return replace(config, tied_embeddings=False)
+
+
 def join_language(
     tensors: LazyTensors, config: LanguageConfig, where: str, placed_vocab: int | None = None
 ) -> dict[str, LazyTensor]:
@@ -85,7 +113,7 @@ def join_language(
     """
     kept = {name: t for name, t in tensors.items() if not name.endswith(_COMPUTED)}
     if config.tied_embeddings:
-        kept.pop("lm_head.weight", None)  # older files hold the embedding twice
+        kept.pop(_HEAD, None)  # older files hold the embedding twice
     return from_hf(kept, [language_table(config, placed_vocab=placed_vocab)], where)
 
 

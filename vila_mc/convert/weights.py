@@ -14,13 +14,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vila_mc.checkpoint.lazy import LazyTensor
+from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
 from vila_mc.convert.safetensors_writer import SafetensorsWriter
 from vila_mc.errors import CheckpointError
 from vila_mc.topology.shapes import Shape
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _DTYPES = {
     "F64": torch.float64,
@@ -61,22 +62,27 @@ def open_weights(directory: Path, *, trust_pickle: bool = False) -> dict[str, La
         trust_pickle: whether ``.bin`` files may be opened where there are no safetensors.
 
     Raises:
-        CheckpointError: there are no weights, or a file is missing or damaged.
+        CheckpointError: there are no weights, or it is not clear which are meant; a file is
+            missing or damaged, or holds other tensors than its index says.
     """
-    shards, promised = _shards(directory, WEIGHTS, INDEX)
-    open_shard = _open_safetensors
-    if not shards and trust_pickle:
-        shards, promised = _shards(directory, *_PICKLES)
-        open_shard = _open_pickle
-    if not shards:
+    if (directory / _ADAPTER).exists():
+        raise CheckpointError(
+            f"{directory} holds an adapter ({_ADAPTER}) that is not merged into the weights. Merge "
+            "it first."
+        )
+    files = _weight_files(directory, WEIGHTS, INDEX)
+    open_file = _open_safetensors
+    if not files and trust_pickle:
+        files = _weight_files(directory, *_PICKLES)
+        open_file = _open_pickle
+    if not files:
         raise _absent(directory)
     tensors: dict[str, LazyTensor] = {}
-    for shard in shards:
-        tensors |= open_shard(directory / shard)
-    if absent := [name for name in promised if name not in tensors]:
-        raise CheckpointError(
-            f"{directory}: the index promises {absent[0]}, which no shard holds. Fetch it again."
-        )
+    for file, promised in files.items():
+        found = open_file(directory / file)
+        if promised is not None:
+            _require_promised(directory / file, found, promised)
+        tensors |= found
     return tensors
 
 
@@ -130,20 +136,39 @@ def _plan_shards(
     return shards
 
 
-def _shards(directory: Path, single: str, index: str) -> tuple[list[str], Iterable[str]]:
-    """Names of the weight files, and of the tensors that an index promises."""
-    if (directory / index).exists():
-        weight_map: Any = read_json(directory / index).get("weight_map")
-        is_map = isinstance(weight_map, dict)
-        if not is_map or not all(isinstance(file, str) for file in weight_map.values()):
-            raise CheckpointError(f"{directory / index} is damaged: no weight_map. Fetch it again.")
-        files = sorted(set(weight_map.values()))
-        if outside := [file for file in files if Path(file).name != file]:
+def _weight_files(directory: Path, single: str, index: str) -> dict[str, set[str] | None]:
+    """The weight files, and the tensors that an index promises in each; None without an index."""
+    has_single, where = (directory / single).exists(), directory / index
+    if not where.exists():
+        return {single: None} if has_single else {}
+    weight_map: Any = read_json(where).get("weight_map")
+    is_map = isinstance(weight_map, dict) and len(weight_map) > 0
+    if not is_map or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{where} is damaged: no weight_map. Fetch it again.")
+    files: dict[str, set[str] | None] = {}
+    for file in sorted(set(weight_map.values())):
+        if not file.isprintable() or file in ("", "..") or Path(file).name != file:
             raise CheckpointError(
-                f"{directory / index} names {outside[0]}, outside its directory. Do not use it."
+                f"{where} names {ascii(file)[:80]}, outside its directory. Do not use it."
             )
-        return files, weight_map
-    return ([single], ()) if (directory / single).exists() else ([], ())
+        files[file] = {name for name, place in weight_map.items() if place == file}
+    if has_single and list(files) != [single]:
+        raise CheckpointError(
+            f"{directory} holds {single} beside {index}, which names other files; only one of them "
+            "can be the model. Remove what is left over of another."
+        )
+    return files
+
+
+def _require_promised(path: Path, found: LazyTensors, promised: set[str]) -> None:
+    """Refuse a file that holds other tensors than an index says. Raises CheckpointError."""
+    for names, fault in (
+        (promised - found.keys(), "lacks {}, which the index promises there"),
+        (found.keys() - promised, "holds {}, which the index puts elsewhere or does not name"),
+    ):
+        if names:
+            fault = fault.format(ascii(min(names))[1:-1])
+            raise CheckpointError(f"{path} {fault}. Fetch all files again.")
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:

@@ -150,11 +150,64 @@ def test_even_a_trusted_pickle_runs_nothing(payload, copies):
     assert not trace.exists()
 
 
-def test_old_files_hold_a_tied_embedding_twice(vila, copies, tmp_path):
+def test_old_files_hold_a_tied_embedding_twice(vila, copies, tmp_path, capsys):
     _edit_config(copies / "llama", tie_word_embeddings=True)
+    config, state = read_language(copies / "llama")
+    assert not config.tied_embeddings
+    head = vila.llama.lm_head.weight
+    assert torch.equal(state["language.output_layer.weight"].read()[:401], head)
+    assert "lm_head.weight is not model.embed_tokens.weight" in capsys.readouterr().out
+    equal = dict(vila.llama.state_dict())
+    equal["lm_head.weight"] = equal["model.embed_tokens.weight"].clone()
+    _save_as_one(copies / "llama", equal)
     config, state = read_language(copies / "llama")
     assert config.tied_embeddings
     assert "language.output_layer.weight" not in state
+    assert not capsys.readouterr().out
+
+
+def _save_as_one(directory, tensors):
+    for path in directory.glob("model*"):
+        path.unlink()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_contradict_each_other_are_refused(vila, copies):
+    directory = copies / "llama"
+    index = directory / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    files = list(good["weight_map"].values())
+    first = max(files, key=files.count)  # holds several tensors
+    second = next(file for file in files if file != first)
+    name = next(n for n, file in good["weight_map"].items() if file == first)
+
+    single = directory / "model.safetensors"
+    save_file(dict(vila.llama.state_dict()), single, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"beside .*index\.json, which names other files"):
+        read_language(directory)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(good["weight_map"], single.name)}))
+    read_language(directory)  # an index of the one file
+    single.unlink()
+
+    index.write_text(json.dumps({"weight_map": good["weight_map"] | {name: second}}))
+    with pytest.raises(CheckpointError, match=rf"lacks|holds {name}, which the index puts else"):
+        read_language(directory)
+    del good["weight_map"][name]
+    index.write_text(json.dumps(good))
+    with pytest.raises(CheckpointError, match=rf"{first} holds {name}, which the index puts else"):
+        read_language(directory)
+    twice = load_file(directory / second) | {name: load_file(directory / first)[name]}
+    save_file(twice, directory / second, metadata={"format": "pt"})
+    good["weight_map"][name] = first
+    index.write_text(json.dumps(good))
+    with pytest.raises(CheckpointError, match=rf"{second} holds {name}"):
+        read_language(directory)
+
+
+def test_an_adapter_that_is_not_merged_is_refused(copies):
+    (copies / "llama" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter"):
+        read_language(copies / "llama")
 
 
 def test_a_short_sliding_window_is_the_longest_sequence(copies):
@@ -204,6 +257,13 @@ def test_damage_gives_one_clear_line(copies):
     good = json.loads(index.read_text())
     for bad, said in (
         ({"weight_map": {"x": "../../etc/passwd"}}, "outside its directory"),
+        ({"weight_map": {"x": ""}}, "outside its directory"),
+        ({"weight_map": {"x": ".."}}, "outside its directory"),
+        ({"weight_map": {"x": "a\0b"}}, "outside its directory"),
+        ({"weight_map": {"x": "\ud800"}}, "outside its directory"),
+        ({"weight_map": {"x": "n" * 300}}, "cannot be read"),
+        ({"weight_map": {"x": ["a"]}}, "no weight_map"),
+        ({"weight_map": {}}, "no weight_map"),
         ({"weight_map": []}, "no weight_map"),
         ({}, "no weight_map"),
     ):
@@ -212,7 +272,7 @@ def test_damage_gives_one_clear_line(copies):
             read_language(copies / "llama")
     kept = [file for file in good["weight_map"].values() if (copies / "llama" / file).exists()]
     index.write_text(json.dumps({"weight_map": {"model.nowhere": kept[0]}}))
-    with pytest.raises(CheckpointError, match=r"promises model\.nowhere"):
+    with pytest.raises(CheckpointError, match=r"lacks model\.nowhere, which the index promises"):
         read_language(copies / "llama")
     (copies / "llama" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a JSON object"):

@@ -1,5 +1,6 @@
 """Whole models in one directory: which format it is, and its tensors part by part."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from vila_mc.checkpoint.lazy import LazyTensors
@@ -10,7 +11,7 @@ from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.formats.format import ForeignModel, Format, Origin
 from vila_mc.convert.formats.registry import FORMATS, find_format
 from vila_mc.convert.names import Naming, connector_table
-from vila_mc.convert.read_parts import join_language, join_vision, within
+from vila_mc.convert.read_parts import join_language, join_vision, settle_head, within
 from vila_mc.convert.rename_tensors import check_tensors, from_hf
 from vila_mc.convert.weights import read_json
 from vila_mc.errors import CheckpointError
@@ -79,6 +80,8 @@ def assemble_whole(
     expected = {name: t.shape for name, t in tensors.items() if name.startswith(tuple(prefixes))}
     check_tensors(tensors, expected, str(directory))
     vision, connector, language = (within(tensors, prefix) for prefix in prefixes)
+    settled = settle_head(language, model.language, str(directory))
+    model = replace(model, language=settled)
     table = connector_table(model, naming.within_parts())
     joined = join_vision(vision, model.vision, f"{directory} (vision)")
     joined |= from_hf(connector, [table], f"{directory} (connector)")
