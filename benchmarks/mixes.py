@@ -94,34 +94,34 @@ def make_tokenizer(folder: Path) -> Path:
     return path
 
 
-def write_set(prefix: Path, sizes: Sizes, tokenizer: Path, pictures: Sequence[bytes]) -> None:
+def write_set(
+    prefix: Path, sizes: Sizes, tokenizer: Path, picture: bytes, readable: Sequence[int] = ()
+) -> None:
     """An indexed dataset of these sizes: BOS, the images, the text.
 
-    Its index is as large as that of a real set; its samples share their bytes, so that a million
-    fit on any disk.
+    Its index is that of a real set. Its data is a file of holes, read as zeros, so that a million
+    samples fit on any disk; only the images of the samples ``readable`` decode.
     """
     tokens, images = sizes
-    padded = [picture + bytes(-len(picture) % TOKEN.itemsize) for picture in pictures]
-    words = np.full(int(tokens.max()) + 1, 5, TOKEN).tobytes()
-    prefix.with_name(prefix.name + ".bin").write_bytes(b"".join(padded) + words)
-    starts = np.cumsum([0, *map(len, padded)])
-    counts = images + 2
-    documents = np.concatenate([[0], np.cumsum(counts)]).astype(POINTER)
-    num = int(documents[-1])
+    padded = picture + bytes(-len(picture) % TOKEN.itemsize)
+    documents = np.concatenate([[0], np.cumsum(images + 2)])
     first, last = documents[:-1], documents[1:] - 1
-    which = np.arange(num) % len(padded)
-    modes = np.full(num, MODE_IMAGE, MODE)
-    lengths = np.asarray([len(each) for each in padded])[which].astype(LENGTH)
-    pointers = starts[which].astype(POINTER)
-    for at, mode, length in (
-        (first, MODE_PROMPT_TEXT, np.full(len(tokens), TOKEN.itemsize)),
-        (last, MODE_TRAINED_TEXT, np.maximum(tokens - 1, 1) * TOKEN.itemsize),
-    ):
-        modes[at], lengths[at], pointers[at] = mode, length, starts[-1]
+    modes = np.full(documents[-1], MODE_IMAGE, MODE)
+    lengths = np.full(documents[-1], len(padded), LENGTH)
+    modes[first], lengths[first] = MODE_PROMPT_TEXT, TOKEN.itemsize
+    modes[last], lengths[last] = MODE_TRAINED_TEXT, np.maximum(tokens - 1, 1) * TOKEN.itemsize
+    ends = np.cumsum(lengths, dtype=POINTER)
+    pointers = ends - lengths
+    with prefix.with_name(prefix.name + ".bin").open("wb") as file:
+        file.truncate(int(ends[-1]))
+        for sample in readable:
+            for piece in range(int(first[sample]) + 1, int(last[sample])):
+                file.seek(int(pointers[piece]))
+                file.write(padded)
     index = prefix.with_name(prefix.name + ".idx")
     with index.open("wb") as file:
-        file.write(HEADER.pack(MAGIC, VERSION, 1, num, len(documents)))
-        for array in (lengths, pointers, documents, modes):
+        file.write(HEADER.pack(MAGIC, VERSION, 1, len(lengths), len(documents)))
+        for array in (lengths, pointers, documents.astype(POINTER), modes):
             file.write(array.tobytes())
     made = Tokenizer(tokenizer)
     manifest = DatasetManifest(
@@ -132,7 +132,7 @@ def write_set(prefix: Path, sizes: Sizes, tokenizer: Path, pictures: Sequence[by
         samples=len(tokens),
         tokens=int(tokens.sum()),
         images=int(images.sum()),
-        bin_bytes=int(starts[-1]) + len(words),
+        bin_bytes=int(ends[-1]),
         idx_sha256=sha256_of(index),
         source={},
         tool_version=__version__,

@@ -44,7 +44,7 @@ def _mix(name: str, folder: Path) -> list[Claim]:
     for source, share in sources.items():
         prefix = folder / f"{name}-{source.__name__}"
         sizes = source(np.random.default_rng(0), int(share * MILLION))
-        write_set(prefix, sizes, make_tokenizer(folder), [jpeg(0)])
+        write_set(prefix, sizes, make_tokenizer(folder), jpeg(0))
         readers.append(IndexedReader(prefix))
     blend = Blend.by_weights(list(sources.values()), [len(reader) for reader in readers], seed=1)
     packed = _sampler(blend, readers, packing=True)

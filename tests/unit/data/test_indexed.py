@@ -161,7 +161,17 @@ def flip(data: bytes, at: int) -> bytes:
         (".bin", lambda b: b[:-1], r"set\.bin holds [\d,]+ bytes, but its manifest says"),
         (".bin", lambda b: b"", r"set\.bin is empty"),
         (".manifest.json", lambda b: b[:9], r"set\.manifest\.json is damaged"),
-        (".manifest.json", lambda b: b"[]", "has format version None"),
+        (
+            ".manifest.json",
+            lambda b: b"[]",
+            r"manifest\.json is damaged: Input should be an object",
+        ),
+        (".manifest.json", lambda b: b"[" * 100_000, r"manifest\.json is damaged: Invalid JSON"),
+        (
+            ".manifest.json",
+            lambda b: b.replace(b'"tokens": ', b'"tokens": -'),
+            "tokens: Input should be",
+        ),
         (".manifest.json", lambda b: b.replace(b'"samples"', b'"sample"'), "damaged: samples"),
         (
             ".manifest.json",
@@ -192,7 +202,7 @@ def test_missing_and_unreadable_files(
     with pytest.raises(DataError, match=f"there is no .*{suffix}"):
         IndexedReader(tmp_path / "set")
     file.mkdir()
-    with pytest.raises(DataError, match=rf"{suffix} .*(cannot be read|is empty)"):
+    with pytest.raises(DataError, match=rf"{suffix} .*(cannot be read|is empty|is a folder)"):
         IndexedReader(tmp_path / "set")
 
 

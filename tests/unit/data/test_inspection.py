@@ -115,12 +115,13 @@ def test_damage_is_named(
     prefix = tmp_path / "set"
     with IndexedWriter(prefix, "multimodal", tokenizer) as writer:
         writer.add(EncodedSample((text_piece((1, 399), False),)))
-        writer.add(EncodedSample((text_piece((1, 400), False), ImagePiece(b"junk", "an image"))))
+        writer.add(EncodedSample((text_piece((1, 400), False),)))
+        writer.add(EncodedSample((text_piece((1, 5), False), ImagePiece(b"junk", "an image"))))
         writer.finish({})
     found = verify(prefix)
-    assert [fault.partition(":")[0] for fault in found.faults] == ["sample 1", "sample 1"]
-    assert "token id lies outside" in found.faults[0]
-    assert "sample 1 is not an image" in found.faults[1]
+    assert [fault.partition(":")[0] for fault in found.faults] == ["sample 1", "sample 2"]
+    assert "sample 1 holds the token id 400, outside its vocabulary" in found.faults[0]
+    assert "sample 2 is not an image" in found.faults[1]
     data = bytearray(Path(f"{prefix}.bin").read_bytes())
     data[0] ^= 2
     Path(f"{prefix}.bin").write_bytes(data)

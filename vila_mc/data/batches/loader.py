@@ -222,7 +222,8 @@ def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...
         )
     readers = tuple(IndexedReader(entry.path) for entry in data.blend)
     for reader in readers:
-        if reader.manifest.tokenizer_sha256 != tokenizer.fingerprint():
+        theirs = reader.manifest.tokenizer_sha256, reader.manifest.vocab_size
+        if theirs != (tokenizer.fingerprint(), tokenizer.vocab_size):
             raise DataError(
                 f"the dataset {reader.prefix} was made with another tokenizer "
                 f"({reader.manifest.vocab_size} tokens) than data.tokenizer {data.tokenizer} "

@@ -8,21 +8,31 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.errors import DataError
+from vila_mc.foreign_files import ForeignFileError, parse_foreign, read_foreign
 
-FORMAT_VERSION = 2
+FORMAT_VERSION: Literal[2] = 2
 """Version 1 differs only in that its manifests have no ``bin_sha256``."""
-_READABLE_VERSIONS = (1, FORMAT_VERSION)
 SUFFIX = ".manifest.json"
 PARTIAL_SUFFIX = ".partial"
 """Of the folder that holds a set until it is finished."""
 
 SetKind = Literal["text", "multimodal"]
+_Version = Literal[1, 2]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_LARGEST_BYTES = 1 << 26
+"""Ours take some kilobytes, and a line for every raw file."""
+
+
+class _Versioned(TypedDict):
+    """What the manifest of any version says."""
+
+    format_version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,21 +41,21 @@ class DatasetManifest:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    format_version: int
+    format_version: _Version
     """``FORMAT_VERSION`` of the tool that wrote the set."""
     kind: SetKind
     """text: tokens alone, in Megatron-LM's own layout. multimodal: text pieces and images."""
     tokenizer_sha256: str
     """Fingerprint of the tokenizer."""
-    vocab_size: int
+    vocab_size: _Count
     """Token ids of the tokenizer."""
-    samples: int
+    samples: _Count
     """Samples (Megatron: documents)."""
-    tokens: int
+    tokens: _Count
     """Text tokens of all samples, BOS and EOS included, visual tokens not."""
-    images: int
+    images: _Count
     """Images of all samples."""
-    bin_bytes: int
+    bin_bytes: _Count
     """Size of PREFIX.bin."""
     idx_sha256: str
     """SHA-256 of PREFIX.idx."""
@@ -79,28 +89,31 @@ def read_manifest(prefix: Path) -> DatasetManifest:
     """
     file = with_suffix(prefix, SUFFIX)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        content = read_foreign(file, _LARGEST_BYTES)
+        try:
+            return parse_foreign(content, TypeAdapter(DatasetManifest))
+        except ForeignFileError:
+            _require_known_version(file, content)
+            raise
     except FileNotFoundError:
         raise DataError(_explain_missing(prefix, file)) from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise DataError(f"{file} is damaged: {error}. {_REMAKE}") from None
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version not in _READABLE_VERSIONS:
+    except ForeignFileError as error:
+        raise DataError(f"{file} {error}. {REMAKE}") from None
+
+
+def _require_known_version(file: Path, content: bytes) -> None:
+    """Raises ForeignFileError: the manifest says no version. DataError: it says another one."""
+    version = parse_foreign(content, TypeAdapter(_Versioned))["format_version"]
+    if version not in get_args(_Version):
         raise DataError(
             f"{file} has format version {version}, but this vila_mc reads 1 to {FORMAT_VERSION}. "
-            f"Use the vila_mc that wrote it, or preprocess again."
+            "Use the vila_mc that wrote it, or preprocess again."
         )
-    try:
-        return TypeAdapter(DatasetManifest).validate_json(json.dumps(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{file} is damaged: {name}: {first['msg']}. {_REMAKE}") from None
 
 
-_REMAKE = "Copy the set again or preprocess the raw data again."
+REMAKE = "Copy the set again or preprocess the raw data again."
 
 
 def _explain_missing(prefix: Path, file: Path) -> str:
@@ -116,7 +129,7 @@ def _explain_missing(prefix: Path, file: Path) -> str:
     if with_suffix(prefix, ".bin").exists() or with_suffix(prefix, ".idx").exists():
         return (
             f"{prefix} is incomplete: there is no {file}. Its preprocessing or copying did not "
-            f"finish. {_REMAKE}"
+            f"finish. {REMAKE}"
         )
     return (
         f"there is no dataset {prefix} (no {file}). Give the prefix that was the output of "

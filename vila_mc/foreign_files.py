@@ -1,0 +1,59 @@
+"""The door for files that others wrote: bounded in size, and JSON of a known shape or one line.
+
+Imports nothing of this package.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+_LONGEST_NAME = 100
+"""Characters of a place in a file that a message shows."""
+
+
+class ForeignFileError(ValueError):
+    """Why a file cannot be used, in one line that goes on after its name."""
+
+
+def read_foreign(file: Path, at_most: int) -> bytes:
+    """The content of a file.
+
+    Args:
+        file: followed if it is a link.
+        at_most: bytes.
+
+    Raises:
+        OSError: it cannot be opened or read.
+        ForeignFileError: it is a folder, pipe or device, which might never end; or it is larger.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ForeignFileError("is a folder, pipe or device, not a file")
+    with os.fdopen(descriptor, "rb") as stream:
+        content = stream.read(at_most + 1)
+    if len(content) > at_most:
+        raise ForeignFileError(f"is larger than {at_most >> 20:,} MiB")
+    return content
+
+
+def parse_foreign[KindT](content: bytes, kind: TypeAdapter[KindT]) -> KindT:
+    """What a JSON text says, as what it should be.
+
+    Raises:
+        ForeignFileError: it is not JSON, or of another shape; names the first place that is wrong.
+    """
+    try:
+        return kind.validate_json(content)
+    except ValidationError as error:
+        raise ForeignFileError(f"is damaged: {fault_of(error)}") from None
+
+
+def fault_of(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])[:_LONGEST_NAME]
+    line = f"{place}: {first['msg']}" if place else first["msg"]
+    return "".join(character if character.isprintable() else "?" for character in line)
