@@ -38,7 +38,6 @@ from claims import Claim, median_ratio, paired_seconds, parser, report
 from mixes import jpeg, make_tokenizer
 from PIL import Image
 
-from tests.support.pieces import text_piece
 from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.families import CLIP
 from vila_mc.config.model import LanguageConfig, ModelConfig
@@ -46,7 +45,7 @@ from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.data.images import load_image
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.flow import EncodedSample, ImagePiece
+from vila_mc.flow import EncodedSample, ImagePiece, TextPiece
 
 SIZE, BATCH, NUM_IMAGES, LENGTH = 336, 8, 128, 256
 ROUNDS, BATCHES_PER_ROUND = 15, 4
@@ -68,8 +67,8 @@ def main() -> int:
 
 def _measure(folder: Path, arguments: Namespace) -> list[Claim]:
     pictures = [jpeg(seed) for seed in range(NUM_IMAGES)]
-    data, model = _write_set(folder, pictures)
-    with _training_data(data, model, workers=1) as ours:
+    data, model = write_set(folder, pictures)
+    with training_data(data, model, workers=1) as ours:
         runs: dict[str, Iterator[Any]] = {"bare": _bare(pictures), "ours": ours.iterate(0)}
         _drain(runs["ours"])
         own_bytes = psutil.Process(ours.worker_pids()[0]).memory_full_info().uss
@@ -104,23 +103,24 @@ def _cpu_seconds(runs: dict[str, Iterator[Any]], workers: list[int]) -> dict[str
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(ROUNDS + 1):
         for name, batches in runs.items():
-            mine, theirs = time.process_time(), _cpu_seconds_of(workers)
+            mine, theirs = time.process_time(), cpu_seconds_of(workers)
             for _ in range(BATCHES_PER_ROUND):
                 next(batches)
             mine = time.process_time() - mine
-            _wait_until_idle(workers)  # ours: what was taken has been read again
+            wait_until_idle(workers)  # ours: what was taken has been read again
             if turn:  # the first warms up
-                seconds[name].append(mine + _cpu_seconds_of(workers) - theirs)
+                seconds[name].append(mine + cpu_seconds_of(workers) - theirs)
     return seconds
 
 
-def _cpu_seconds_of(workers: list[int]) -> float:
-    """CPU time of processes of one thread, to the nanosecond."""
-    spent = (Path(f"/proc/{pid}/schedstat").read_text().split()[0] for pid in workers)
-    return sum(int(nanoseconds) / 1e9 for nanoseconds in spent)
+def cpu_seconds_of(workers: list[int]) -> float:
+    """CPU time of the threads that live in some processes, to the nanosecond."""
+    threads = (task for pid in workers for task in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int((task / "schedstat").read_text().split()[0]) / 1e9 for task in threads)
 
 
-def _wait_until_idle(workers: list[int]) -> None:
+def wait_until_idle(workers: list[int]) -> None:
+    """Until all sleep: what was taken has been read again."""
     while any(psutil.Process(pid).status() != psutil.STATUS_SLEEPING for pid in workers):
         time.sleep(0.01)
 
@@ -135,22 +135,26 @@ def _bare(pictures: list[bytes]) -> Iterator[None]:
         yield
 
 
-def _write_set(folder: Path, pictures: list[bytes]) -> tuple[DataConfig, ModelConfig]:
+def write_set(folder: Path, pictures: list[bytes]) -> tuple[DataConfig, ModelConfig]:
+    """A set of one image and a caption a sample, and a model that reads it."""
     path = make_tokenizer(folder)
     tokenizer = Tokenizer(path)
     with IndexedWriter(folder / "set", "multimodal", tokenizer) as writer:
         for picture in pictures:
             caption = tokenizer.encode("a picture of smooth shapes under fine grain")
-            first = text_piece((tokenizer.bos_id,), is_trained=False)
-            last = text_piece((*caption, tokenizer.eos_id), is_trained=True)
-            writer.add(EncodedSample((first, ImagePiece(picture, 640, 480), last)))
+            first = TextPiece(np.array([tokenizer.bos_id]), is_trained=False)
+            last = TextPiece(np.array([*caption, tokenizer.eos_id]), is_trained=True)
+            writer.add(EncodedSample((first, ImagePiece(picture, "a picture"), last)))
         writer.finish({})
     blend = (BlendEntry(path=folder / "set"),)
     data = DataConfig(blend=blend, tokenizer=path, sequence_length=LENGTH)
     return data, ModelConfig(language=LanguageConfig(vocab_size=tokenizer.vocab_size))
 
 
-def _training_data(data: DataConfig, model: ModelConfig, workers: int) -> TrainingData:
+def training_data(
+    data: DataConfig, model: ModelConfig, workers: int, needs_images: bool = True
+) -> TrainingData:
+    """What one rank reads of it, in microbatches of ``BATCH``."""
     return TrainingData(
         replace(data, workers=workers),
         model,
@@ -158,7 +162,7 @@ def _training_data(data: DataConfig, model: ModelConfig, workers: int) -> Traini
         global_batch=BATCH,
         data_rank=0,
         data_size=1,
-        needs_images=True,
+        needs_images=needs_images,
     )
 
 
@@ -260,7 +264,7 @@ def _in_threads(data: DataConfig, model: ModelConfig, workers: int) -> Iterator[
     of_thread = threading.local()
 
     def begin() -> None:
-        of_thread.data = _training_data(data, model, workers=0)
+        of_thread.data = training_data(data, model, workers=0)
 
     def read(samples_seen: int) -> StepData:
         step: StepData = of_thread.data.step(samples_seen)
@@ -276,7 +280,7 @@ def _in_threads(data: DataConfig, model: ModelConfig, workers: int) -> Iterator[
 
 def _processes_against_threads(data: DataConfig, model: ModelConfig) -> Claim:
     """Two workers that read as fast as they can, by wall time."""
-    with _training_data(data, model, workers=2) as ours:
+    with training_data(data, model, workers=2) as ours:
         readers = (ours.iterate(0), _in_threads(data, model, 2))
         processes, threads = paired_seconds([partial(_drain, reader) for reader in readers])
     how = "wall time, 2 workers each, median of 7 rounds of 128 images in turn"
@@ -292,7 +296,7 @@ def _drain(batches: Iterator[Any]) -> None:
 
 def _waiting_for_the_lock(data: DataConfig, model: ModelConfig) -> list[Claim]:
     """How long a thread that calls small operations is held up while one worker reads ahead."""
-    with _training_data(data, model, workers=1) as ours:
+    with training_data(data, model, workers=1) as ours:
         readers = {"thread": _in_threads(data, model, 1), "process": ours.iterate(0)}
         blocked: dict[str, list[float]] = {name: [] for name in readers}
         value = torch.zeros(4)
