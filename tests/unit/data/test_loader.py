@@ -353,5 +353,5 @@ def test_set_of_another_tokenizer(tmp_path: Path, data: DataConfig, model: Model
     train_tokenizer(
         [f"some other words {n} {chr(97 + n % 26) * 9}" for n in range(400)], other, 400
     )
-    with pytest.raises(DataError, match=r"large was made with another tokenizer .* Re-run"):
+    with pytest.raises(DataError, match=r"large was made with another tokenizer .* Preprocess"):
         opened(replace(data, tokenizer=other), model)
