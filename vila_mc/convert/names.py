@@ -162,8 +162,8 @@ def tables(
 def unread_shapes(config: VisionConfig, prefix: str = "") -> dict[str, Shape]:
     """Tensors of a complete tower that no feature passes through: its last layer and final norm.
 
-    Training leaves them out. A format whose reader builds the complete tower gets them as
-    ``unread_tensor`` fills them.
+    Training leaves them out. A format whose reader builds the complete tower is given them by
+    ``ExportSource.write_weights``.
     """
     last = config.built_layers()
     table = vision_table(config)

@@ -105,9 +105,14 @@ def test_only_the_first_step_sees_pixels(exported, load_export, monkeypatch):
 def test_repetition_penalty_survives_the_placeholder(exported, load_export):
     loaded, _ = load_export(exported[0])
     token_ids, pixels = _inputs(exported[1])
-    loaded.generate(
-        input_ids=token_ids, pixel_values=pixels, max_new_tokens=3, repetition_penalty=1.3
-    )
+    arguments = dict(input_ids=token_ids, pixel_values=pixels, max_new_tokens=12)
+    plain = loaded.generate(**arguments)
+    penalised = loaded.generate(**arguments, repetition_penalty=100.0)
+    start = token_ids.shape[1]
+    assert torch.equal(penalised[:, :start], token_ids)
+    assert not torch.equal(penalised, plain)
+    for row in penalised[:, start:].tolist():
+        assert len(set(row)) == len(row)  # such a penalty rules every repetition out
 
 
 def test_placeholders_and_images_must_agree(exported, load_export):

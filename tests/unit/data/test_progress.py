@@ -22,7 +22,15 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return screen
 
 
-def test_bar(tmp_path: Path, terminal: io.StringIO) -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test sets."""
+    times = [100.0]
+    monkeypatch.setattr(tqdm_module.std, "time", lambda: times[0])
+    return times
+
+
+def test_bar(tmp_path: Path, terminal: io.StringIO, now: list[float]) -> None:
     files = [tmp_path / "a", tmp_path / "b"]
     for file in files:
         file.write_bytes(bytes(500_000))
@@ -30,6 +38,7 @@ def test_bar(tmp_path: Path, terminal: io.StringIO) -> None:
     with progress.Progress(files) as bar:
         bar.show(0, 250_000, tally, 0)  # a run that went on: 1,000 items are not its own
         tally.seen = 3000
+        now[0] += 20
         tally.rejected["x"] = 7
         bar.show(1, 250_000, tally, 3_000_000)
         bar.show(1, 9_999_999, tally, 3_000_000)
@@ -37,10 +46,11 @@ def test_bar(tmp_path: Path, terminal: io.StringIO) -> None:
     middle = next(line for line in last if " 75%" in line)
     assert "750k/1.00M" in middle
     assert "7 rejected, 3 MB written" in middle
-    assert "items/s" in middle
-    assert "B/s" in middle
-    assert "left" in middle
+    assert " 100 items/s" in middle
+    assert "25.0kB/s" in middle
+    assert "00:10 left" in middle
     assert "100%" in last[-1]
+    assert "37.5kB/s" in last[-1]  # of what this run has read
 
 
 def test_nothing_is_shown_where_nobody_looks_on(
