@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -17,15 +18,17 @@ namespace vila_mc {
 /// Makes a tensor's device the current one while it lives, and holds torch's stream on it.
 class OnDevice {
   public:
-    explicit OnDevice(const Tensor& tensor)
-        : guard_(tensor.get_device_index()),
-          stream_(torch::stable::accelerator::getCurrentStream(tensor.get_device_index())) {}
+    explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+        // The stable Stream gives its handle from torch 2.13 on only.
+        TORCH_ERROR_CODE_CHECK(
+            aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_));
+    }
 
-    cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_.nativeHandle()); }
+    cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }
 
   private:
     torch::stable::accelerator::DeviceGuard guard_;
-    torch::stable::accelerator::Stream stream_;
+    void* stream_ = nullptr;
 };
 
 inline void check_launch(const char* op, int error) {

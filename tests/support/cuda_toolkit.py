@@ -14,8 +14,8 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("sm_80", "sm_90")
-TORCH_TARGET = "0x020d000000000000"
-"""torch 2.13, as in setup.py."""
+TORCH_TARGET = "0x020a000000000000"
+"""torch 2.10, as in setup.py."""
 
 
 def _folders() -> list[Path]:
@@ -78,7 +78,13 @@ def compile_objects(
     def compile_one(source: Path) -> Path:
         made = directory / f"{source.stem}.o"
         words = [str(NVCC), "-c", str(source), "-o", str(made), "-std=c++20", "-O3", *codes]
-        words += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-Werror=all-warnings", *system]
+        words += [
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+            "-DUSE_CUDA",
+            "-Werror=all-warnings",
+            *system,
+        ]
+        words += ["-Werror=all-warnings"]
         _run([*words, "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror"])
         return made
 
@@ -94,7 +100,7 @@ def link(objects: list[Path], library: Path) -> None:
     _run([*words, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-o", str(signatures)])
     folders = [f"-L{path}" for path in cpp_extension.library_paths()]
     folders += [f"-L{NVCC.parents[1] / 'lib64'}"] if NVCC else []
-    libraries = ["-lcudart", "-ltorch", "-ltorch_cpu", "-lc10"]
+    libraries = ["-lcudart", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", "-lc10"]
     names = [str(path) for path in (*objects, signatures)]
     _run(["g++", "-shared", *names, "-o", str(library), *folders, *libraries, "-Wl,--no-undefined"])
 

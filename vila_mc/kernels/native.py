@@ -92,7 +92,7 @@ def _fake(name: str) -> Callable[..., Any]:
 
 def _setup_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, ctx.factor, ctx.has_cls = inputs
-    ctx.grid = round((features.shape[1] - ctx.has_cls) ** 0.5)
+    ctx.grid = round((features.shape[1] - int(ctx.has_cls)) ** 0.5)
 
 
 def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

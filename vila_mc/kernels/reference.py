@@ -92,7 +92,7 @@ def downsample_gather(features_npe: Tensor, factor: int, has_cls: bool) -> Tenso
         VILA, arXiv 2312.07533, section 4 and Table 7; channel order of NVlabs/VILA (main).
     """
     n, p, e = features_npe.shape
-    grid = round((p - has_cls) ** 0.5)
+    grid = round((p - int(has_cls)) ** 0.5)
     side = -(-grid // factor)
     missing = side * factor - grid
     blocks = features_npe[:, int(has_cls) :].reshape(n, grid, grid, e)
@@ -155,7 +155,7 @@ def downsample_layernorm_backward(
     grad = grad * weight
     along_normal = (grad * normal).mean(-1, keepdim=True)
     grad = (grad - grad.mean(-1, keepdim=True) - normal * along_normal) * rstd
-    grid = round((features_npe.shape[1] - has_cls) ** 0.5)
+    grid = round((features_npe.shape[1] - int(has_cls)) ** 0.5)
     features_grad = downsample_gather_backward(grad, grid, factor, has_cls)
     return features_grad.to(features_npe.dtype), weight_grad, bias_grad
 

@@ -16,9 +16,6 @@ import psutil
 from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 from vila_mc.train.rank import LAUNCHED_BY_US
 
-_GRACE_SECONDS = 30
-"""How long ranks may take to end after one of them died."""
-
 
 def launch(
     command: Sequence[str], *, ranks: int, nodes: int = 1, rendezvous: str = "localhost:0"
@@ -51,9 +48,9 @@ def launch(
         rdzv_endpoint=rendezvous,
         run_id="vila_mc",
         max_restarts=0,
-        # SIGINT and SIGTERM are ours: torchrun would kill the ranks before they have saved.
+        # SIGINT and SIGTERM are ours: torchrun would kill the ranks before they have saved. When
+        # one of them dies it gives the others 30 s to end.
         signals_to_handle="SIGQUIT",
-        shutdown_timeout=_GRACE_SECONDS,
     )
     forward = _ForwardStop()
     with forward:
