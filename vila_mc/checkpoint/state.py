@@ -72,13 +72,15 @@ def random_state(ranks: Ranks) -> ShardedObject:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set every generator to where ``random_state`` found it."""
+    """Set every generator to where ``random_state`` found it; a GPU's not from a CPU's."""
     random.setstate((3, tuple(state["python"]["words"].tolist()), state["python"]["gauss"]))
     numpy = state["numpy"]
     key = numpy["key"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", key, numpy["pos"], numpy["has_gauss"], numpy["cached"]))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
+    if (state["cuda"] is not None) != torch.cuda.is_available():
+        return  # the rest is of another kind of generator, with states of another size
+    if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"])
     get_cuda_rng_tracker().set_states(state["tensor_parallel"])
 
