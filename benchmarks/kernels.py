@@ -1,8 +1,7 @@
 """Native operations against the same steps in plain torch: time, and memory kept for backward.
 
 VILA-7B's shapes: 336-pixel images (4, the mean of an MMC4 sample), patches of 14, ViT width 1024,
-LLM width 4096. On a machine with an NVIDIA GPU it goes on to the GPU and compares with what that
-GPU copies and multiplies at best; that part has never run.
+LLM width 4096. On the CPU; gpu_kernels.py measures a GPU.
 """
 
 import statistics
@@ -31,10 +30,9 @@ class Inputs:
 
     dtype: torch.dtype
     images: int
-    device: str = "cpu"
 
     def random(self, *shape: int, scale: float = 1.0, trained: bool = False) -> Tensor:
-        tensor = torch.randn(shape, dtype=self.dtype, device=self.device) * scale
+        tensor = torch.randn(shape, dtype=self.dtype) * scale
         return tensor.requires_grad_(trained)
 
     def features(self, *, trained: bool = False) -> Tensor:
@@ -46,7 +44,7 @@ class Inputs:
 
     def pixels(self) -> Tensor:
         shape = (self.images, 3, IMAGE, IMAGE)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, device=self.device)
+        return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
 def chain(features: Tensor, *weights: Tensor) -> Tensor:
@@ -197,53 +195,6 @@ def cpu_claims(arguments: Namespace) -> Iterator[Claim]:
                 yield patch_claim(inputs, suffix)
 
 
-def gpu_seconds(function: Callable[[], object]) -> float:
-    """Median seconds of one call by the GPU's own clock."""
-    measured = []
-    for turn in range(13):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        if turn >= 3:
-            measured.append(begin.elapsed_time(end) / 1000)
-    return statistics.median(measured)
-
-
-def gpu_claims(images: int) -> Iterator[Claim]:
-    """Bytes and FLOPs a second against what this GPU copies and multiplies at best."""
-    inputs = Inputs(torch.bfloat16, images, "cuda")
-    features, weights, pixels = inputs.features(), inputs.mlp(), inputs.pixels()
-    gamma, beta = (weight.detach() for weight in weights[:2])
-    big, square = inputs.random(1 << 28), inputs.random(8192, 8192)
-    copy = 2 * big.nbytes / gpu_seconds(big.clone)
-    multiply = 2 * 8192**3 / gpu_seconds(lambda: square @ square)
-    moved = {  # the least bytes: each input read once, each output written once
-        "downsample_gather": (
-            lambda: ops.downsample_gather(features, 2, has_cls=True),
-            2 * features.nbytes,
-        ),
-        "downsample_layernorm": (
-            lambda: ops.downsample_layernorm(features, gamma, beta, 2, has_cls=True),
-            2 * features.nbytes,
-        ),
-        "normalize_patchify": (
-            lambda: ops.normalize_patchify(pixels, PATCH, torch.bfloat16),
-            3 * pixels.nbytes,
-        ),
-    }
-    with torch.no_grad():
-        for name, (function, least) in moved.items():
-            rate = least / gpu_seconds(function)
-            how = f"{rate / 1e9:,.0f} of {copy / 1e9:,.0f} GB/s"
-            yield Claim(f"{name} on GPU, bytes/s against a copy", rate / copy, "x", how=how)
-        flops = 2 * images * TOKENS * LLM * (MERGED + LLM)
-        rate = flops / gpu_seconds(lambda: ours(features, *weights))
-        how = f"{rate / 1e12:,.1f} of {multiply / 1e12:,.1f} TFLOP/s"
-        yield Claim("mlp_downsample on GPU, FLOP/s against matmul", rate / multiply, "x", how=how)
-
-
 def main() -> int:
     command = parser(__doc__)
     command.add_argument("--images", type=int, default=4, help="images in a call (default: 4)")
@@ -251,15 +202,9 @@ def main() -> int:
     command.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="default: 1 2")
     arguments = command.parse_args()
     torch.manual_seed(1)
-    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        if native.missing(kind) is not None:
-            print(f"warning: {native.missing(kind)}")
-    claims = list(cpu_claims(arguments))
-    if torch.cuda.is_available():
-        claims += gpu_claims(64)
-    else:
-        print("no GPU: nothing was measured on one")
-    return report(claims, arguments)
+    if native.missing("cpu") is not None:
+        print(f"warning: {native.missing('cpu')}")
+    return report(list(cpu_claims(arguments)), arguments)
 
 
 if __name__ == "__main__":
