@@ -8,8 +8,14 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs more than t
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from all tests but those of ``-m gpu``: ranks are more than most have."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is none."""
+    """Skip tests marked ``gpu`` where there is none, and without ``-m gpu``."""
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_tests:
         return
@@ -17,4 +23,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if not torch.cuda.is_available():
         for test in gpu_tests:
-            test.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; torch sees none"))
+            test.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and -m gpu"))

@@ -1,13 +1,11 @@
-"""The CUDA operations on a GPU against their twins, and how fast they are. Never run so far."""
-
-from collections.abc import Callable
+"""The CUDA operations on a GPU against their twins. Needs one, and ``-m gpu``."""
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.kernels.calls import Call, assert_close, patch_calls, patchify_call, splice_calls
-from vila_mc.kernels import native, ops, reference
+from tests.kernels.calls import assert_close, patch_calls, patchify_call, splice_calls
+from tests.kernels.small_calls import on_gpu
+from vila_mc.kernels import native, ops
 
 pytestmark = pytest.mark.gpu
 
@@ -20,13 +18,6 @@ def _needs_the_library() -> None:
         pytest.fail(
             "csrc/cuda is not built: VILA_MC_BUILD_CUDA=1 pip install -e . --no-build-isolation"
         )
-
-
-def _on_gpu(call: Call) -> tuple[Tensor, ...]:
-    arguments = [value.cuda() if isinstance(value, Tensor) else value for value in call.arguments]
-    made = Call(call.op, tuple(arguments)).on(torch.ops.vila_mc)
-    torch.cuda.synchronize()
-    return tuple(tensor.cpu() for tensor in made)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -44,7 +35,7 @@ def _on_gpu(call: Call) -> tuple[Tensor, ...]:
 )
 def test_patch_operations_equal_their_twins(shape: dict[str, int], dtype: torch.dtype) -> None:
     for call in patch_calls(dtype, **shape):
-        assert_close(call, _on_gpu(call))
+        assert_close(call, on_gpu(call))
 
 
 @pytest.mark.parametrize("sequence_first", [True, False])
@@ -56,20 +47,20 @@ def test_splice_operations_equal_their_twins(
     starts = [[0, 1], [0, 7], [1, 5]]
     shape = dict(starts=starts, each=4, width=width, sequence_first=sequence_first, shard=shard)
     for call in splice_calls(torch.bfloat16, **shape):
-        assert_close(call, _on_gpu(call))
+        assert_close(call, on_gpu(call))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("size", "patch"), [(336, 14), (27, 3)])
 def test_patchify_equals_its_twin(size: int, patch: int, dtype: torch.dtype) -> None:
     call = patchify_call(dtype, images=3, y=size, x=size, patch=patch)
-    assert_close(call, _on_gpu(call))
+    assert_close(call, on_gpu(call))
 
 
 def test_gradients_of_the_norm_have_the_same_bits_in_every_run() -> None:
     calls = patch_calls(torch.bfloat16, images=8, grid=24, width=1024, factor=2, has_cls=True)
     backward = next(call for call in calls if call.op == "downsample_layernorm_backward")
-    first, second = _on_gpu(backward), _on_gpu(backward)
+    first, second = on_gpu(backward), on_gpu(backward)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -82,34 +73,3 @@ def test_operations_run_on_the_stream_that_is_current() -> None:
         tokens = ops.downsample_gather(features, 2, has_cls=True)
     stream.synchronize()
     assert bool((tokens == 1).all())
-
-
-def _milliseconds(work: Callable[[], object], rounds: int = 20) -> float:
-    work()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(rounds):
-        work()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / rounds
-
-
-def test_the_norm_is_faster_than_the_chain_of_torch(capsys: pytest.CaptureFixture[str]) -> None:
-    features = torch.randn(64, 577, 1024, device="cuda", dtype=torch.bfloat16)
-    weight, bias = torch.randn(2, 4096, device="cuda", dtype=torch.bfloat16)
-    arguments = (features, weight, bias, 2, True, 1e-5)
-
-    def chain() -> Tensor:
-        tokens = reference.downsample_gather(features, 2, True)
-        return torch.nn.functional.layer_norm(tokens, (4096,), weight, bias, 1e-5)
-
-    fused_ms = _milliseconds(lambda: torch.ops.vila_mc.downsample_layernorm(*arguments))
-    chain_ms = _milliseconds(chain)
-    copy_ms = _milliseconds(features.clone)
-    with capsys.disabled():
-        print(
-            f"\nnorm of 64 images: {fused_ms:.3f} ms; chain {chain_ms:.3f} ms; "
-            f"a copy of the features {copy_ms:.3f} ms"
-        )
-    assert fused_ms < chain_ms

@@ -64,10 +64,16 @@ def trace(
 
 
 def resumed_trace(
-    checkpoints: Path, seed_checkpoint: Path, parallel: dict[str, Any], *, steps: int, save: bool
+    checkpoints: Path,
+    seed_checkpoint: Path,
+    parallel: dict[str, Any],
+    *,
+    steps: int,
+    save: bool,
+    train: dict[str, Any] | None = None,
 ) -> Trace:
     """Train ``steps`` steps from the seed and save, or resume from that save and go on."""
-    config = tiny_run(parallel=parallel, train={"output": str(checkpoints)})
+    config = tiny_run(parallel=parallel, train={"output": str(checkpoints), **(train or {})})
     with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
         stages = build_stages(config, ranks)
         if save:

@@ -24,9 +24,11 @@ MICRO_BATCH = 2
 NUM_SAMPLES = 28
 
 
-def trace_of_samples(seed_checkpoint: Path, parallel: dict[str, Any], packed: bool) -> Trace:
+def trace_of_samples(
+    seed_checkpoint: Path, parallel: dict[str, Any], packed: bool, precision: str = "fp32"
+) -> Trace:
     """Loss and gradient norm of a few steps on the fixed samples."""
-    config = _run(parallel)
+    config = _run(parallel, precision)
     with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
         stages = build_stages(config, ranks)
         load_weights(seed_checkpoint, stages)
@@ -43,9 +45,10 @@ def gradients_of_samples(seed_checkpoint: Path, packed: bool) -> dict[str, np.nd
         stages = build_stages(config, ranks)
         load_weights(seed_checkpoint, stages)
         trainer = Trainer(config, ranks, stages)
-        trainer._forward_backward(microbatches(config, packed))
+        trainer._forward_backward([b.to(ranks.device) for b in microbatches(config, packed)])
         return {
-            name: weight.main_grad.numpy().copy() for name, weight in stages[0].named_parameters()
+            name: weight.main_grad.cpu().numpy().copy()
+            for name, weight in stages[0].named_parameters()
         }
 
 
@@ -75,8 +78,9 @@ def microbatches(config: RunConfig, packed: bool) -> list[Microbatch]:
     ]
 
 
-def _run(parallel: dict[str, Any]) -> RunConfig:
-    return tiny_run(parallel=parallel, train={"micro_batch": MICRO_BATCH, "global_batch": NUM_ROWS})
+def _run(parallel: dict[str, Any], precision: str = "fp32") -> RunConfig:
+    train = dict(micro_batch=MICRO_BATCH, global_batch=NUM_ROWS, precision=precision)
+    return tiny_run(parallel=parallel, train=train)
 
 
 def _samples() -> list[Sample]:

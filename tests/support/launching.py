@@ -54,10 +54,15 @@ def write_recipe(path: Path, tokenizer: Path, prefix: Path) -> Path:
     return path
 
 
+def python_path() -> str:
+    """PYTHONPATH of a command: this checkout, and what else is needed here."""
+    return os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+
+
 @contextmanager
 def training(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """tools/train.py with ``arguments``; it and its ranks are gone at the end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
     process = subprocess.Popen(
         [sys.executable, "tools/train.py", *map(str, arguments)],
         cwd=REPOSITORY,
