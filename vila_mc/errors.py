@@ -106,6 +106,12 @@ def _meant(filename: object) -> str:
     return f"{folder}{slash}{final_name(name)}"
 
 
+def printable(text: str) -> str:
+    """Text as a terminal may show it: what would move its cursor or change its colours is spelled
+    out, and so is half of a surrogate pair, which cannot be written at all."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command line tool and exit: 0 done, 2 the user's mistake (one line), 130 Ctrl-C.
 
@@ -120,6 +126,6 @@ def run_cli(main: Callable[[], int | None]) -> None:
         explained = user_error(error)
         if explained is None:
             raise
-        print(f"error: {explained}", file=sys.stderr)
+        print(f"error: {printable(str(explained))}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(code or EXIT_OK)

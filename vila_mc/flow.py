@@ -23,13 +23,16 @@ IGNORE_LABEL = -100
 
 @dataclass(frozen=True, slots=True)
 class RawText:
-    """A run of text of a raw sample, tokenised on its own."""
+    """A run of text of a raw sample. Directly behind another it goes on where that one ends."""
 
     text: str
     is_trained: bool
     """Whether the model learns to produce it."""
     ends_turn: bool = False
     """Whether an end-of-sequence token follows, trained like the text."""
+    is_rendered: bool = False
+    """Whether the tokenizer's own chat template wrote it: special tokens in it are read as such, it
+    is tokenised together with its neighbours, and BOS is there if it is meant to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,20 @@ class RawImage:
     source: Path | bytes
     name: str
     """What to call it in messages: the path, or the member of an archive."""
+    is_checked: bool = False
+    """Whether it has been decoded already, so that training will be able to."""
 
 
-RawPiece = RawText | RawImage
+@dataclass(frozen=True, slots=True)
+class RawToken:
+    """A token that no text of a record can spell: a template's own word."""
+
+    name: str | None
+    """As the tokenizer spells it; None for BOS, where the tokenizer has one."""
+    is_trained: bool
+
+
+RawPiece = RawText | RawToken | RawImage
 
 
 @dataclass(frozen=True, slots=True)

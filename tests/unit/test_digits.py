@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vila_mc.data.chat_templates import Turn, conversation_pieces
+from vila_mc.data.chat_templates import conversation_pieces
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import read as read_source
 from vila_mc.data.sources.text import TextSource
+from vila_mc.data.turns import Turn
 from vila_mc.flow import RawSample, RawText
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

@@ -38,9 +38,8 @@ def run_job(job: Job[Any], arguments: Sequence[str] | None, prog: str | None) ->
             is an option of this job, it names the flag.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    options = read_options(job.options, given, prog=prog, description=job.summary)
     try:
-        return job.run(options)
+        return job.run(read_options(job.options, given, prog=prog, description=job.summary))
     except VilaError as error:
         if error.option is None or error.option not in {one.name for one in fields(job.options)}:
             raise

@@ -32,7 +32,9 @@ class EvaluateOptions:
     tokenizer: Annotated[Path | None, Argument("MODEL")] = None
     """Default: the one it was trained with."""
     template: Annotated[str, Argument("NAME")] = "vicuna_v1"
-    """plain, vicuna_v1, llama_2, or a YAML file."""
+    """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file."""
+    follow_links: bool = False
+    """Follow links in the folder of the images that lead out of it."""
     max_new_tokens: PositiveInt = 8
     """Longest answer."""
     batch: PositiveInt = 32
@@ -53,21 +55,22 @@ def _evaluate(options: EvaluateOptions) -> int:
     from vila_mc.evaluation.questions import answer_record, ask, read_questions
     from vila_mc.evaluation.scores import score
 
-    template = find_template(options.template)
-    questions = read_questions(options.questions, options.images)
+    questions = read_questions(options.questions, options.images, follow_links=options.follow_links)
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
     with whole_model(options.checkpoint) as (model, manifest):
         tokenizer_path = options.tokenizer or manifest.config.data.tokenizer
         if tokenizer_path is None:
             raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
+        tokenizer = Tokenizer(tokenizer_path)
         asked = ask(
             model,
-            Tokenizer(tokenizer_path),
+            tokenizer,
             questions,
             options.images,
-            template=template,
+            template=find_template(options.template, tokenizer),
             max_new_tokens=options.max_new_tokens,
             batch=options.batch,
+            follow_links=options.follow_links,
         )
         answers = list(tqdm(asked, total=len(questions), unit="question", mininterval=1.0))
     lines = [json.dumps(answer_record(answer)) + "\n" for answer in answers]

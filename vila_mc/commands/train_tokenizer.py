@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def _train(options: TokenizerOptions) -> int:
     from vila_mc.data.ingest.corpus_text import read_sentences
-    from vila_mc.data.ingest.preprocess import expand_inputs
+    from vila_mc.data.ingest.inputs import expand_inputs
     from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
     sentences = read_sentences(expand_inputs(options.input))

@@ -1,108 +1,168 @@
 """Conversation templates: turns become text and image pieces, and only answers are trained.
 
-Every piece is tokenised on its own, and SentencePiece puts its dummy space before each. So a prompt
-ends at ``ASSISTANT:`` without a space, and the answer is a piece of its own that starts without
-one: the tokens are those of ``ASSISTANT: answer``. A prompt at evaluation time is built by the same
-code as the prefix in training (``prompt``), so the two cannot differ.
+A prompt at evaluation time is built by the same code as the prefix in training (``prompt``), so the
+two cannot differ. For that, a space at the end of the prompt is left to the answer, as tokenizers
+do: the pieces are ``ASSISTANT:`` and `` answer``.
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
+from vila_mc.data.tokenizer_template import TokenizerTemplate, read_tokenizer_template
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.data.turns import Turn, check_turns, count_markers, user_chunks
 from vila_mc.errors import ConfigError, DataError
-from vila_mc.flow import RawImage, RawPiece, RawText
+from vila_mc.flow import RawImage, RawPiece, RawText, RawToken
 
-TemplateName = Literal["plain", "vicuna_v1", "llama_2"]
-TEMPLATES: tuple[TemplateName, ...] = get_args(TemplateName)
+TemplateName = Literal["plain", "vicuna_v1", "llama_2", "llama_3", "chatml"]
 
-IMAGE_MARKER = "<image>"
-"""Where an image stands in a user's turn. Elsewhere it is plain text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One thing said."""
-
-    role: Literal["user", "assistant"]
-    text: str
+_EOS, _BOS = "{eos}", "{bos}"
+_TOKENIZER = "tokenizer"
+_LLAVA_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What stands around the words of a conversation. None of it is trained."""
+    """What stands around the words of a conversation.
 
-    system: str
-    """Who the assistant is; a conversation may bring its own."""
+    Special tokens of the tokenizer are written as they are; ``{bos}`` and ``{eos}`` stand for BOS
+    and EOS. BOS in front of everything is not written, but there where the tokenizer has one.
+    """
+
     first: str
     """Before the first user's words; ``{system}`` in it is replaced by the system text."""
     next: str
-    """Before the user's words of later turns. The EOS of the last answer stands in front of it."""
+    """Before the user's words of later turns."""
     close: str
-    """After the user's words. The answer follows after a space of its own."""
+    """After the user's words. The answer follows directly."""
+    system: str = ""
+    """Who the assistant is; a conversation may bring its own."""
+    end: str = _EOS
+    """After the answer, and trained like it."""
+    after: str = ""
+    """After ``end``, and not trained."""
     is_plain: bool = False
-    """Drop the user's words: the prompt is the images alone, and a newline ends the answer."""
+    """Drop the user's words: the prompt is the images alone."""
+    special: tuple[str, ...] = ()
+    """Special tokens in these texts."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest of a dataset, as JSON takes it."""
+        return asdict(self) | {"special": list(self.special)}
+
+    def stop_tokens(self) -> tuple[str, ...]:
+        """Special tokens, besides EOS, that end an answer."""
+        return tuple(token for token in self.special if token in self.end)
 
 
-_BUILT_IN: dict[TemplateName, Template] = {
-    "plain": Template(system="", first="", next="", close="", is_plain=True),
+BUILT_IN: dict[TemplateName, Template] = {
+    "plain": Template(first="", next="", close="", end="\n", is_plain=True),
     "vicuna_v1": Template(
         system="A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions.",
         first="{system} USER: ",
         next="USER: ",
-        close=" ASSISTANT:",
+        close=" ASSISTANT: ",
     ),
     "llama_2": Template(
-        system="You are a helpful language and vision assistant. You are able to understand the "
-        "visual content that the user provides, and assist the user with a variety of tasks using "
-        "natural language.",
+        system=_LLAVA_SYSTEM,
         first="[INST] <<SYS>>\n{system}\n<</SYS>>\n\n",
-        next="[INST] ",
-        close=" [/INST]",
+        next="{bos}[INST] ",
+        close=" [/INST] ",
+        end=" {eos}",
+    ),
+    "llama_3": Template(
+        system=_LLAVA_SYSTEM,
+        first="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n",
+        next="<|start_header_id|>user<|end_header_id|>\n\n",
+        close="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        end="<|eot_id|>",
+        special=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    "chatml": Template(
+        system="You are a helpful assistant.",
+        first="<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n",
+        next="<|im_start|>user\n",
+        close="<|im_end|>\n<|im_start|>assistant\n",
+        end="<|im_end|>",
+        after="\n",
+        special=("<|im_start|>", "<|im_end|>"),
     ),
 }
+TEMPLATES = (*BUILT_IN, _TOKENIZER)
+"""What may be asked for by name."""
+AnyTemplate = Template | TokenizerTemplate
 
 
-def find_template(name: str | Path) -> Template:
-    """A built-in template by its name, or one from a YAML file.
+def find_template(name: str | Path, tokenizer: Tokenizer | None = None) -> AnyTemplate:
+    """A template by its name, or one from a YAML file with the texts of ``Template``.
 
-    The file holds the keys ``first``, ``next`` and ``close``, and ``system`` if it likes: texts as
-    in ``Template``.
+    Args:
+        name: one of ``TEMPLATES``, or a file.
+        tokenizer: what it will be used with; ``tokenizer`` is its own chat template. Without one,
+            files hold no special tokens.
 
     Raises:
-        ConfigError: there is no such template, or the file is not one.
+        ConfigError: there is no such template, the file is not one, or the tokenizer lacks what
+            it needs.
     """
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]  # type: ignore[index]
-    file = Path(name)
-    allowed = f"{', '.join(TEMPLATES)}, or a YAML file with first, next, close and system"
+    if name == _TOKENIZER:
+        if tokenizer is None:
+            raise ConfigError("the template tokenizer needs a tokenizer. Give one.")
+        return read_tokenizer_template(tokenizer)
+    known = () if tokenizer is None else tokenizer.special_tokens()
+    if name in BUILT_IN:
+        template = BUILT_IN[name]  # type: ignore[index]
+        if tokenizer is not None and (lacking := set(template.special) - set(known)):
+            raise ConfigError(
+                f"the template {name} needs the tokens {', '.join(sorted(lacking))}, which "
+                f"{tokenizer.path} does not have. Give a tokenizer with them or another template.",
+                option="template",
+            )
+        return template
+    template = _read(Path(name))
+    texts = "".join((template.first, template.next, template.close, template.end, template.after))
+    return replace(template, special=tuple(token for token in known if token in texts))
+
+
+def _read(file: Path) -> Template:
+    keys = [field.name for field in fields(Template) if field.type is str or field.type == "str"]
+    required = {"first", "next", "close"}
+    allowed = f"{', '.join(TEMPLATES)}, or a YAML file with {', '.join(keys)}"
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError:
-        raise ConfigError(f"there is no template {name}. Give {allowed}.") from None
+        raise ConfigError(
+            f"there is no template {file}. Give {allowed}.", option="template"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    required = {"first", "next", "close"}
     if (
         not isinstance(values, dict)
-        or not required <= values.keys() <= required | {"system"}
+        or not required <= values.keys() <= set(keys)
         or not all(isinstance(value, str) for value in values.values())
     ):
         raise ConfigError(f"{file} is not a template. Give {allowed}, each a text.")
-    return Template(values.get("system", ""), values["first"], values["next"], values["close"])
+    return Template(**values)
 
 
 def conversation_pieces(
-    template: Template | TemplateName,
+    template: AnyTemplate | TemplateName,
     turns: Sequence[Turn],
     images: Sequence[RawImage],
     system: str | None = None,
 ) -> tuple[RawPiece, ...]:
-    """Pieces of a whole conversation; the assistant's turns, and the EOS after each, are trained.
+    """Pieces of a whole conversation; the assistant's turns, and what ends each, are trained.
 
     ``plain`` drops the user's words: the image alone is the prompt, and the caption ends with a
     trained newline instead of EOS.
@@ -119,30 +179,29 @@ def conversation_pieces(
 
     Source:
         VILA, arXiv 2312.07533; LLaVA, arXiv 2310.03744 (vicuna_v1, plain); Llama 2, arXiv
-        2307.09288, appendix A.3.3 (llama_2).
+        2307.09288, appendix A.3.3 (llama_2); the model cards of Llama 3 and Qwen2.
     """
     template = _resolve(template)
+    check_turns(turns)
+    count_markers([turn for turn in turns if turn.role != "assistant"], images)
+    if isinstance(template, TokenizerTemplate):
+        return template.conversation(turns, images, system)
     if system is not None:
         template = replace(template, system=system.strip())
-    _check_turns(turns)
-    users = [turn.text for turn in turns if turn.role == "user"]
-    counts = [text.count(IMAGE_MARKER) for text in users]
-    if sum(counts) != len(images):
-        raise DataError(
-            f"there are {sum(counts)} {IMAGE_MARKER} markers but {len(images)} images. Put one "
-            "marker into the user's turns for each image."
-        )
-    pieces: list[RawPiece] = []
-    used = 0
-    for index, (user, count) in enumerate(zip(users, counts, strict=True)):
-        pieces += _user_pieces(template, user, images[used : used + count], is_first=index == 0)
-        pieces.append(_answer(template, turns[2 * index + 1].text))
-        used += count
-    return tuple(pieces)
+    writer = _Writer(template)
+    waiting = list(images)
+    for index, turn in enumerate(turns):
+        if turn.role == "assistant":
+            writer.answer(turn)
+            continue
+        chunks = user_chunks(turn.text)
+        shown, waiting = waiting[: len(chunks) - 1], waiting[len(chunks) - 1 :]
+        writer.question(chunks, shown, is_first=index == 0)
+    return writer.pieces()
 
 
 def prompt(
-    template: Template | TemplateName, question: str, images: Sequence[RawImage] = ()
+    template: AnyTemplate | TemplateName, question: str, images: Sequence[RawImage] = ()
 ) -> tuple[RawPiece, ...]:
     """Pieces in front of the answer to one question, exactly as a model is trained with them.
 
@@ -154,61 +213,99 @@ def prompt(
     Raises:
         DataError: the question has markers, but not one per image; or ``plain`` has no image.
     """
-    if IMAGE_MARKER not in question:
-        question = f"{IMAGE_MARKER}\n" * len(images) + question
-    if question.count(IMAGE_MARKER) != len(images):
-        raise DataError(
-            f"the question holds {question.count(IMAGE_MARKER)} {IMAGE_MARKER} markers, but "
-            f"{len(images)} images are given. Use one marker per image, or none to put the images "
-            "in front."
-        )
-    return tuple(_user_pieces(_resolve(template), question, images, is_first=True))
+    template = _resolve(template)
+    turn = Turn("user", question).with_images_first(len(images))
+    count_markers([turn], images)
+    if isinstance(template, TokenizerTemplate):
+        return template.prompt(turn, images)
+    writer = _Writer(template)
+    writer.question(user_chunks(turn.text), images, is_first=True)
+    return writer.pieces()
 
 
-def _resolve(template: Template | TemplateName) -> Template:
-    return template if isinstance(template, Template) else _BUILT_IN[template]
+def stop_ids(template: AnyTemplate | TemplateName, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end an answer: EOS, and what the template puts in its place."""
+    names = _resolve(template).stop_tokens()
+    return frozenset({tokenizer.eos_id, *map(tokenizer.special_id, names)})
 
 
-def _check_turns(turns: Sequence[Turn]) -> None:
-    roles = [turn.role for turn in turns]
-    if not roles or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise DataError(
-            f"the turns are {', '.join(roles) or 'none'}. A conversation goes user, assistant, "
-            "user, assistant and so on, and ends with the assistant."
-        )
-    for number, turn in enumerate(turns, start=1):
-        if not turn.text.strip():
-            raise DataError(f"turn {number} ({turn.role}) is empty. Remove it or the conversation.")
+def _resolve(template: AnyTemplate | TemplateName) -> AnyTemplate:
+    return BUILT_IN[template] if isinstance(template, str) else template
 
 
-def _user_pieces(
-    template: Template, text: str, images: Sequence[RawImage], *, is_first: bool
-) -> list[RawPiece]:
-    if template.is_plain:
-        if is_first and not images:
-            raise DataError(
-                "the plain template is a prompt of the image alone, but there is no image. Use "
-                "vicuna_v1 or llama_2 for text-only conversations."
-            )
-        return list(images)
-    before = template.first.replace("{system}", template.system) if is_first else template.next
-    pieces: list[RawPiece] = []
-    for chunk, image in zip(_chunks(text), [*images, None], strict=True):
-        before += chunk
-        if image is not None:
-            pieces += [RawText(before, is_trained=False)] if before else []
-            pieces.append(image)
-            before = "\n"
-    return [*pieces, RawText(before + template.close, is_trained=False)]
+class _Writer:
+    """Puts a conversation together; neighbouring words of one kind become one text."""
 
+    def __init__(self, template: Template) -> None:
+        self._template = template
+        tokens = (_BOS, _EOS, *sorted(template.special, key=len, reverse=True))
+        self._tokens = re.compile("|".join(map(re.escape, tokens)))
+        self._pieces: list[RawPiece] = []
+        self._run = ""
+        self._is_trained = False
 
-def _chunks(text: str) -> list[str]:
-    """Text before, between and after the markers; a space keeps words and the next image apart."""
-    chunks = [chunk.strip() for chunk in text.split(IMAGE_MARKER)]
-    return [f"{chunk} " if chunk else "" for chunk in chunks[:-1]] + chunks[-1:]
+    def question(
+        self, chunks: Sequence[str], images: Sequence[RawImage], *, is_first: bool
+    ) -> None:
+        """The user's words, an image between each two of ``chunks``."""
+        template = self._template
+        if template.is_plain:
+            if is_first and not images:
+                raise DataError(
+                    "the plain template is a prompt of the image alone, but there is no image. Use "
+                    "another template for text-only conversations."
+                )
+            self._pieces += images
+            return
+        before, braces, after = template.first.partition("{system}")
+        self._own(before if is_first else template.next)
+        if is_first and braces:
+            self._words(template.system)
+            self._own(after)
+        for chunk, image in zip(chunks, [*images, None], strict=True):
+            self._words(chunk)
+            if image is not None:
+                self._flush()
+                self._pieces.append(image)
+        self._own(template.close.removesuffix(" "))
 
+    def answer(self, turn: Turn) -> None:
+        """The assistant's words."""
+        template = self._template
+        space = " " if template.close.endswith(" ") else ""
+        self._words(space + turn.text.strip(), turn.is_trained)
+        self._own(template.end, turn.is_trained)
+        self._own(template.after)
 
-def _answer(template: Template, text: str) -> RawText:
-    if template.is_plain:
-        return RawText(text.strip() + "\n", is_trained=True)
-    return RawText(text.strip(), is_trained=True, ends_turn=True)
+    def pieces(self) -> tuple[RawPiece, ...]:
+        """All of it."""
+        self._flush()
+        return tuple(self._pieces)
+
+    def _own(self, text: str, is_trained: bool = False) -> None:
+        """The template's own words, in which tokens are tokens."""
+        end = 0
+        for match in self._tokens.finditer(text):
+            self._words(text[end : match.start()], is_trained)
+            self._token(match.group(), is_trained)
+            end = match.end()
+        self._words(text[end:], is_trained)
+
+    def _token(self, token: str, is_trained: bool) -> None:
+        if token == _EOS:
+            self._words("", is_trained)
+            self._flush(ends_turn=True)
+        else:
+            self._flush()
+            self._pieces.append(RawToken(None if token == _BOS else token, is_trained))
+
+    def _words(self, text: str, is_trained: bool = False) -> None:
+        if is_trained != self._is_trained:
+            self._flush()
+        self._is_trained = is_trained
+        self._run += text
+
+    def _flush(self, *, ends_turn: bool = False) -> None:
+        if self._run or ends_turn:
+            self._pieces.append(RawText(self._run, self._is_trained, ends_turn))
+        self._run = ""

@@ -1,7 +1,6 @@
 """Encoded images to square RGB arrays, the way CLIP saw them in its own training.
 
-Pixels stay 8-bit here; the model scales and normalises them on its device. EXIF
-orientation is ignored, as CLIP's and LLaVA's pre-processing ignore it.
+Pixels stay 8-bit here; the model scales and normalises them on its device.
 """
 
 import io
@@ -10,22 +9,12 @@ import numpy as np
 from PIL import Image
 
 from vila_mc.config.families import ImageMode
+from vila_mc.data.image_codec import MAX_MAX_PIXELS, decode_image, open_image
 from vila_mc.errors import ConfigError, DataError
-
-# The readers of the common formats now rather than when the first image needs them.
-Image.preinit()
 
 DEFAULT_MAX_PIXELS = 64_000_000
 """Images with more pixels are refused: a small file can unfold into more than fits in memory."""
-MAX_MAX_PIXELS = 2 * 89_478_485
-"""Pillow itself refuses to decode more."""
-MAX_IMAGE_BYTES = 256 << 20
-"""Larger files are not even read."""
-MAX_ASPECT_RATIO = 200
-"""Longest side over shortest. A one-pixel line would grow by the image size along its length."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Pillow opens many more, and starts other programs for some of them."""
 _JPEG_QUALITY = 95
 _PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour."""
@@ -79,14 +68,14 @@ def shrink_image(data: bytes, side: int, name: str, max_pixels: int = DEFAULT_MA
 
 def _checked(data: bytes, name: str, max_pixels: int) -> Image.Image:
     """The decoded image, in RGB."""
-    image = _open(data, name)
+    image = open_image(data, name)
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(
             f"{name} is {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are "
-            "allowed. Make it smaller or raise --max-pixels."
+            "allowed. Make it smaller or raise max_pixels."
         )
-    return _decode(image, name)
+    return decode_image(image, name)
 
 
 def load_image(data: bytes, size: int, mode: ImageMode, name: str = "the image") -> np.ndarray:
@@ -108,7 +97,7 @@ def load_image(data: bytes, size: int, mode: ImageMode, name: str = "the image")
     Source:
         VILA, arXiv 2312.07533; crop equals transformers' CLIPImageProcessorPil before rescaling.
     """
-    image = _decode(_open(data, name), name)
+    image = decode_image(open_image(data, name), name)
     if mode == "crop":
         image = _crop(image, size)
     else:
@@ -126,58 +115,10 @@ def check_max_pixels(max_pixels: int) -> None:
     """Refuse a limit on pixels that cannot be kept. Raises ConfigError."""
     if not 0 < max_pixels <= MAX_MAX_PIXELS:
         raise ConfigError(
-            f"--max-pixels is {max_pixels}; it must lie between 1 and {MAX_MAX_PIXELS}, the most "
-            "that Pillow decodes."
+            f"max_pixels is {max_pixels}; it must lie between 1 and {MAX_MAX_PIXELS}, the most "
+            "that Pillow decodes.",
+            option="max_pixels",
         )
-
-
-def _open(data: bytes, name: str) -> Image.Image:
-    """Read the header alone."""
-    if not data:
-        raise DataError(f"{name} is an empty file. Fetch it again or drop its record.")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError:
-        raise DataError(
-            f"{name} has more than {MAX_MAX_PIXELS:,} pixels, the most that Pillow decodes. Make "
-            "it smaller or drop its record."
-        ) from None
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's readers raise nearly anything on damaged headers
-        raise DataError(
-            f"{name} is not an image that can be read: none of {', '.join(_FORMATS)}, or cut off. "
-            "Fetch it again, convert it, or drop its record."
-        ) from None
-    width, height = image.size
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise DataError(
-            f"{name} is {width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times "
-            "the other. Drop its record."
-        )
-    return image
-
-
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    try:
-        return _to_rgb(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged data
-        raise DataError(f"{name} is damaged: {error}. Fetch it again or drop its record.") from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Transparency shows white; 16 bits of grey keep their upper 8, where Pillow would clip."""
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-    image.load()  # before the comparison: convert would copy what is in RGB already
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:

@@ -19,23 +19,21 @@ _AHEAD = 3
 
 
 def ordered_map[T, R](
-    function: Callable[[T], R],
+    make: Callable[..., Callable[[T], R]],
+    arguments: tuple[Any, ...],
     items: Iterable[T],
     workers: int,
-    initialiser: Callable[..., None],
-    arguments: tuple[Any, ...],
 ) -> Generator[R]:
-    """``function`` of every item, in the order of the items whatever the number of workers.
+    """A function of every item, in the order of the items whatever the number of workers.
 
     Unlike ``Pool.imap``, this reads ``items`` only a little ahead of the results, and notices a
     process that was killed. Items should be worth a trip to another process, tenths of a second.
 
     Args:
-        function: a module-level function.
+        make: called once in each process with ``arguments``, makes the function; importable.
+        arguments: of ``make``.
         items: what to map; read in this process.
         workers: processes; 1 works in this process, and so does a single item.
-        initialiser: called once in each process with ``arguments`` before any item.
-        arguments: of the initialiser.
 
     Raises:
         SetupError: a process was killed.
@@ -43,11 +41,12 @@ def ordered_map[T, R](
     stream = iter(items)
     first = list(islice(stream, 2))
     stream = chain(first, stream)
-    if workers == 1 or len(first) < 2:
-        initialiser(*arguments)
-        yield from map(function, stream)
+    if not first:
         return
-    yield from _on_pool(function, stream, workers, (initialiser, arguments))
+    if workers == 1 or len(first) < 2:
+        yield from map(make(*arguments), stream)
+        return
+    yield from _on_pool(make, arguments, stream, workers)
 
 
 def check_workers(workers: int) -> None:
@@ -57,17 +56,20 @@ def check_workers(workers: int) -> None:
 
 
 def _on_pool[T, R](
-    function: Callable[[T], R], items: Iterator[T], workers: int, initialising: tuple[Any, ...]
+    make: Callable[..., Callable[[T], R]],
+    arguments: tuple[Any, ...],
+    items: Iterator[T],
+    workers: int,
 ) -> Generator[R]:
     # Not forked from this process, which may have threads (the progress bar), but from one that
     # has imported what the workers need.
     context = get_context("forkserver")
     context.set_forkserver_preload(["__main__"])
-    pool = ProcessPoolExecutor(workers, context, _initialise, initialising)
+    pool = ProcessPoolExecutor(workers, context, _initialise, (make, arguments))
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            waiting.append(pool.submit(_call, item))
             if len(waiting) >= workers * _AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -82,13 +84,22 @@ def _on_pool[T, R](
         pool.shutdown(cancel_futures=True)
 
 
-def _initialise(initialiser: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+_function: Callable[[Any], Any]
+"""Of a worker process, which is handed nothing but items."""
+
+
+def _call(item: Any) -> Any:
+    return _function(item)
+
+
+def _initialise(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
     # Ctrl-C is for the parent to handle; it then ends the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Hugging Face's tokenizers would start a thread per core in every process.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    initialiser(*arguments)
+    global _function
+    _function = make(*arguments)
 
 
 def _end_with_parent() -> None:

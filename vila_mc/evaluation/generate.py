@@ -1,6 +1,6 @@
 """Greedy answers of a whole model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,6 +21,7 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[RawPiece]],
     max_new_tokens: int,
+    stop_ids: Collection[int] = (),
 ) -> list[tuple[int, ...]]:
     """Continue each prompt greedily until EOS.
 
@@ -31,9 +32,10 @@ def generate(
         tokenizer: what it was trained with.
         prompts: pieces of each prompt, as ``vila_mc.data.chat_templates.prompt`` makes them.
         max_new_tokens: longest answer.
+        stop_ids: tokens that end an answer as EOS does, see ``chat_templates.stop_ids``.
 
     Returns:
-        Token ids of each answer; EOS is the last one where it was reached.
+        Token ids of each answer; EOS or a stop token is the last one where it was reached.
 
     Raises:
         ConfigError: prompt and answer do not fit the model's positions.
@@ -51,6 +53,7 @@ def generate(
     device = next(model.parameters()).device
     batch = collate([[pieces] for pieces in encoded], shape, longest, needs_images=True).to(device)
     answers: list[list[int]] = [[] for _ in prompts]
+    ends_answer = {tokenizer.eos_id, *stop_ids}
     unfinished = set(range(len(prompts)))
     rows, ends = torch.arange(len(prompts), device=device), torch.tensor(lengths, device=device)
     with torch.inference_mode():
@@ -62,7 +65,7 @@ def generate(
             ends = ends + 1
             for row in list(unfinished):
                 answers[row].append(int(best[row]))
-                if answers[row][-1] == tokenizer.eos_id:
+                if answers[row][-1] in ends_answer:
                     unfinished.discard(row)
             if not unfinished:
                 break

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vila_mc.data.chat_templates import Template, TemplateName, prompt
+from vila_mc.data.chat_templates import AnyTemplate, TemplateName, prompt, stop_ids
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ class Answer:
         return self.answer.strip().lower() == self.question.expected.strip().lower()
 
 
-def read_questions(path: Path, images: Path) -> list[Question]:
+def read_questions(path: Path, images: Path, *, follow_links: bool = False) -> list[Question]:
     """Read a JSON Lines file of questions.
 
     The right answer stands under ``answer``, or under ``expected``, as in a file of answers; where
@@ -63,9 +63,11 @@ def read_questions(path: Path, images: Path) -> list[Question]:
     Args:
         path: one object a line: id, task, images, question, answer and chance.
         images: folder in which every image that is named must lie.
+        follow_links: whether a link in that folder may lead out of it.
 
     Raises:
-        DataError: the file or an image is missing, or a line is not a question.
+        DataError: the file or an image is missing, a line is not a question, or a name leads out
+            of the folder.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -77,7 +79,7 @@ def read_questions(path: Path, images: Path) -> list[Question]:
             questions.append(_parse(line, f"{path}:{number}"))
     if not questions:
         raise DataError(f"{path} holds no question. Give one JSON object per line.")
-    folder = ImageFolder(images)
+    folder = ImageFolder(images, follow_links)
     for question in questions:
         for name in question.images:
             _require_image(folder, name, f"question {question.id} of {path}")
@@ -90,9 +92,10 @@ def ask(
     questions: Sequence[Question],
     images: Path,
     *,
-    template: Template | TemplateName = "vicuna_v1",
+    template: AnyTemplate | TemplateName = "vicuna_v1",
     max_new_tokens: int = 8,
     batch: int = 32,
+    follow_links: bool = False,
 ) -> Iterator[Answer]:
     """Put every question to the model, which answers greedily.
 
@@ -104,6 +107,7 @@ def ask(
         template: chat template that the model was trained with.
         max_new_tokens: longest answer.
         batch: questions that are answered together.
+        follow_links: whether a link in the folder may lead out of it.
 
     Yields:
         The answers, in the order of the questions.
@@ -112,16 +116,17 @@ def ask(
         ConfigError: a question and its answer do not fit the model's positions.
         DataError: an image is missing or cannot be decoded.
     """
-    folder = ImageFolder(images)
+    folder = ImageFolder(images, follow_links)
+    ends = stop_ids(template, tokenizer)
     for start in range(0, len(questions), batch):
         chunk = questions[start : start + batch]
         prompts = [
             prompt(template, question.question, [folder.find(name) for name in question.images])
             for question in chunk
         ]
-        answers = generate(model, tokenizer, prompts, max_new_tokens)
+        answers = generate(model, tokenizer, prompts, max_new_tokens, ends)
         for question, ids in zip(chunk, answers, strict=True):
-            text = [token for token in ids if token != tokenizer.eos_id]
+            text = [token for token in ids if token not in ends]
             yield Answer(question, tokenizer.decode(text).strip())
 
 

@@ -17,6 +17,7 @@ from vila_mc.commands.main import COMMANDS
 from vila_mc.config.options import Argument, field_docs, flag, read_options
 from vila_mc.data.chat_templates import TEMPLATES
 from vila_mc.data.ingest.corpus_text import TEXT_KEYS
+from vila_mc.data.sources.kinds import KINDS
 from vila_mc.errors import ConfigError, DataError, VilaError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -112,10 +113,7 @@ def test_an_error_below_names_the_flag_of_the_command(error: VilaError, message:
 OPTIONS = [
     (train_tokenizer.main, (), train_tokenizer.TokenizerOptions),
     (evaluate.main, (), evaluate.EvaluateOptions),
-    (preprocess_data.main, ("text",), preprocess_data.TextOptions),
-    (preprocess_data.main, ("pairs",), preprocess_data.PairsOptions),
-    (preprocess_data.main, ("interleaved",), preprocess_data.InterleavedOptions),
-    (preprocess_data.main, ("conversations",), preprocess_data.ConversationsOptions),
+    *((preprocess_data.main, (kind,), options) for kind, options in KINDS.items()),
     (convert_checkpoint.main, ("import",), convert_checkpoint.ImportOptions),
     (convert_checkpoint.main, ("export",), convert_checkpoint.ExportOptions),
     (convert_checkpoint.main, ("verify",), convert_checkpoint.VerifyOptions),
@@ -139,8 +137,9 @@ def test_help_is_what_the_fields_say(
 
 
 def test_help_lists_what_the_package_knows() -> None:
-    for options in (evaluate.EvaluateOptions, preprocess_data.ConversationsOptions):
-        assert ", ".join(TEMPLATES) in field_docs(options)["template"]
+    for options in (evaluate.EvaluateOptions, KINDS["conversations"]):
+        shown = field_docs(options)["template"].replace(" (its own)", "")
+        assert ", ".join(TEMPLATES) in shown
     assert ", ".join(TEXT_KEYS) in field_docs(train_tokenizer.TokenizerOptions)["input"]
 
 
@@ -170,7 +169,7 @@ def test_an_installed_wheel_has_the_command() -> None:
         (["evaluate", "--chekpoint", "x"], "chekpoint is not an option. Did you mean checkpoint?"),
         (
             ["preprocess", "text", "--input", "x", "--output", "d/", "--tokenizer", "t"],
-            "--output 'd/' is a folder",
+            "--output is 'd/', a folder",
         ),
     ],
 )

@@ -10,9 +10,10 @@ from PIL import Image
 
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.convert.formats.write_export import write_export
-from vila_mc.data.chat_templates import Turn, conversation_pieces, prompt
+from vila_mc.data.chat_templates import conversation_pieces, prompt
 from vila_mc.data.images import load_image
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.data.turns import Turn
 from vila_mc.flow import RawImage, RawText
 from vila_mc.kernels.reference import normalize_images
 
@@ -47,10 +48,17 @@ def image(photo):
 
 def _training_ids(pieces, tokenizer):
     """What the data side makes of pieces: BOS, text, q placeholders per image, EOS after turns."""
+    texts = [piece for piece in pieces if isinstance(piece, RawText)]
+    before = dict(zip(map(id, pieces[1:]), pieces, strict=False))
+    goes_on = [
+        isinstance(behind := before.get(id(piece)), RawText) and not behind.ends_turn
+        for piece in texts
+    ]
+    encoded = iter(tokenizer.encode_batch([piece.text for piece in texts], goes_on))
     ids = [tokenizer.bos_id]
     for piece in pieces:
         if isinstance(piece, RawText):
-            ids += tokenizer.encode(piece.text) + [tokenizer.eos_id] * piece.ends_turn
+            ids += next(encoded).tolist() + [tokenizer.eos_id] * piece.ends_turn
         else:
             ids += [VOCABULARY] * tiny_model().visual_tokens()
     return ids
@@ -150,6 +158,8 @@ TURNS = (
     Turn("assistant", "Two dogs </s> on the beach."),
     Turn("user", "And here: <image> or here?"),
     Turn("assistant", "There are two  spaces."),
+    Turn("user", "<image><image> Which is last? <image>"),
+    Turn("assistant", "The last."),
 )
 
 
@@ -165,12 +175,12 @@ def _conversation(turns, image):
 
 
 def test_chat_template_equals_training(processor, tokenizer, image):
-    pieces = conversation_pieces("vicuna_v1", TURNS, [RawImage(b"", "image")] * 2)
+    pieces = conversation_pieces("vicuna_v1", TURNS, [RawImage(b"", "image")] * 5)
     output = processor.apply_chat_template(
         _conversation(TURNS, image), tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert output["input_ids"].tolist() == [_training_ids(pieces, tokenizer)]
-    assert output["pixel_values"].shape == (2, 3, 28, 28)
+    assert output["pixel_values"].shape == (5, 3, 28, 28)
 
 
 def test_generation_prompt_equals_training(processor, tokenizer, image):

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from vila_mc.data.chat_templates import (
-    TEMPLATES,
+    BUILT_IN,
     TemplateName,
-    Turn,
     conversation_pieces,
     find_template,
     prompt,
 )
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.data.turns import Turn
 from vila_mc.errors import ConfigError, DataError
-from vila_mc.flow import RawImage, RawPiece, RawText
+from vila_mc.flow import RawImage, RawPiece, RawText, RawToken
 
 A = RawImage(Path("a.jpg"), "a.jpg")
 B = RawImage(Path("b.jpg"), "b.jpg")
@@ -36,7 +36,8 @@ def shown(pieces: tuple[RawPiece, ...]) -> str:
         if isinstance(piece, RawImage):
             out += f"<{piece.name}>"
         else:
-            text = piece.text + ("$" if piece.ends_turn else "")
+            text = "$BOS" if isinstance(piece, RawToken) else piece.text
+            text += "$" if isinstance(piece, RawText) and piece.ends_turn else ""
             out += f"{{{text}}}" if piece.is_trained else text
     return out
 
@@ -46,7 +47,7 @@ def test_vicuna_v1() -> None:
         "vicuna_v1", turns("<image>\nWhat? ", " A fox.", "Why?", "So."), [A]
     )
     assert shown(pieces) == (
-        f"{SYSTEM} USER: <a.jpg>\nWhat? ASSISTANT:{{A fox.$}}USER: Why? ASSISTANT:{{So.$}}"
+        f"{SYSTEM} USER: <a.jpg>\nWhat? ASSISTANT:{{ A fox.$}}USER: Why? ASSISTANT:{{ So.$}}"
     )
 
 
@@ -54,7 +55,7 @@ def test_llama_2() -> None:
     pieces = conversation_pieces("llama_2", turns("Look: <image>", "Yes", "More", "No"), [A])
     assert shown(pieces).startswith("[INST] <<SYS>>\nYou are a helpful language and vision")
     assert shown(pieces).endswith(
-        "language.\n<</SYS>>\n\nLook: <a.jpg>\n [/INST]{Yes$}[INST] More [/INST]{No$}"
+        "language.\n<</SYS>>\n\nLook: <a.jpg> [/INST]{ Yes $}$BOS[INST] More [/INST]{ No $}"
     )
 
 
@@ -67,27 +68,31 @@ def test_several_images_in_several_turns() -> None:
     said = turns("<image><image> differ?", "Yes", "Now <image>\nthis", "No")
     pieces = conversation_pieces("vicuna_v1", said, [A, B, A])
     assert shown(pieces) == (
-        f"{SYSTEM} USER: <a.jpg>\n<b.jpg>\ndiffer? ASSISTANT:{{Yes$}}"
-        "USER: Now <a.jpg>\nthis ASSISTANT:{No$}"
+        f"{SYSTEM} USER: <a.jpg>\n <b.jpg>\ndiffer? ASSISTANT:{{ Yes$}}"
+        "USER: Now <a.jpg>\nthis ASSISTANT:{ No$}"
     )
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", BUILT_IN)
 @pytest.mark.parametrize("question", ["What is it?", "<image>\nWhat is it?", "See <image>, what?"])
 def test_prompt_is_the_prefix_in_training(template: TemplateName, question: str) -> None:
     marked = question if "<image>" in question else f"<image>\n{question}"
     whole = conversation_pieces(template, turns(marked, "A fox."), [A])
-    assert prompt(template, question, [A]) == whole[:-1]
+    front = prompt(template, question, [A])
+    assert front == whole[: len(front)]
+    assert not any(p.is_trained for p in front if not isinstance(p, RawImage))
+    assert whole[len(front)].is_trained
 
 
-@pytest.mark.parametrize("template", ["vicuna_v1", "llama_2"])
+@pytest.mark.parametrize("template", sorted({*BUILT_IN} - {"plain"}))
 def test_text_only_prompt_is_the_prefix_in_training(template: TemplateName) -> None:
     whole = conversation_pieces(template, turns("Why?", "So."), [])
-    assert prompt(template, "Why?") == whole[:-1]
+    front = prompt(template, "Why?")
+    assert front == whole[: len(front)]
 
 
 def test_only_answers_are_trained() -> None:
-    for template in TEMPLATES:
+    for template in BUILT_IN:
         pieces = conversation_pieces(template, turns("<image>\nQ", "answer"), [A])
         trained = [piece for piece in pieces if isinstance(piece, RawText) and piece.is_trained]
         assert [piece.text.strip() for piece in trained] == ["answer"]
@@ -121,7 +126,7 @@ def test_plain_needs_an_image() -> None:
 
 
 def test_prompt_with_too_few_markers() -> None:
-    with pytest.raises(DataError, match="1 <image> markers, but 2 images"):
+    with pytest.raises(DataError, match="1 <image> markers but 2 images"):
         prompt("vicuna_v1", "<image> Q", [A, B])
 
 

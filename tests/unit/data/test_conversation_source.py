@@ -51,7 +51,7 @@ def test_conversations_from_an_array(tmp_path: Path) -> None:
         ({"image": "a", "images": ["a"], "conversations": said("Q", "A")}, "both 'image'"),
         ({"conversations": said("Q")}, "the turns are user"),
         ({"conversations": [{"from": "system", "value": "x"}]}, "the turns are none"),
-        ({"conversations": ["x"]}, "no text under 'value'"),
+        ({"conversations": ["x"]}, "x is no turn"),
         ({"conversations": said("Q", "<image>")}, "a gpt turn holds <image>"),
         ({}, "no 'conversations', 'messages'"),
     ],
@@ -94,8 +94,8 @@ def test_messages(write_lines: Write) -> None:
     assert isinstance(sample.pieces[0], RawText)
     assert sample.pieces[0].text == "Be kind. USER: "
     assert [piece.name for piece in sample.pieces if isinstance(piece, RawImage)] == [
-        "b.jpg",
         "a.jpg",
+        "b.jpg",
     ]
 
 
@@ -106,7 +106,7 @@ def test_share_gpt_and_questions(write_lines: Write) -> None:
         {"from": "assistant", "value": "A"},
     ]
     samples = talks(write_lines, {"conversations": turns}, {"question": "Q", "answer": "A"})
-    assert [words(sample) for sample in samples] == ["Q ASSISTANT:{A}"] * 2
+    assert [words(sample) for sample in samples] == ["Q ASSISTANT:{ A}"] * 2
 
 
 def test_frames_of_a_video(write_lines: Write, tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_frames_of_a_video(write_lines: Write, tmp_path: Path) -> None:
         {"video": "clip", "conversations": said("Q <video>", "A")},
     ]
     listed, folder = talks(write_lines, *records, images=ImageFolder(tmp_path), most_frames=3)
-    assert words(listed) == "<x.jpg>\n<y.jpg>\nQ ASSISTANT:{A}"
-    assert words(folder) == "Q <clip/00.jpg>\n<clip/10.jpg>\n<clip/19.jpg>\n ASSISTANT:{A}"
+    assert words(listed) == "<x.jpg>\n <y.jpg>\nQ ASSISTANT:{ A}"
+    assert words(folder) == "Q <clip/00.jpg>\n <clip/10.jpg>\n <clip/19.jpg> ASSISTANT:{ A}"
     one, _ = talks(write_lines, records[1], records[0], images=ImageFolder(tmp_path), most_frames=1)
     assert "<clip/10.jpg>" in words(one)
 

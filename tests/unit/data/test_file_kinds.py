@@ -27,18 +27,22 @@ HERE = ImageFolder(Path("."))
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.tar", TAR, r"is a tar archive, not JSON records.* pairs reads .* go to --images\."),
+        (
+            "a.tar",
+            TAR,
+            r"is a tar archive, not JSON records.* pairs reads .* given as images\.",
+        ),
         ("a.tar", b"", "is a tar archive"),
         ("a.jsonl", TAR, "is a tar archive"),
         ("a.tar.gz", gzip.compress(TAR), "is a compressed tar archive.* Decompress it"),
         ("a.tar.zst", zstandard.compress(TAR), "is a compressed tar archive"),
         ("a.tgz", gzip.compress(TAR), "is a compressed tar archive"),
-        ("a.parquet", b"PAR1...", "is a parquet file.* reads it beside its .tar"),
+        ("a.parquet", b"PAR1...", "is a parquet file.* kind pairs reads it"),
         ("a.jsonl", gzip.compress(LINES), r"is compressed with gzip.* the ending \.gz"),
         ("a.jsonl", zstandard.compress(LINES), r"is compressed with zstd.* the ending \.zst"),
         ("a.jsonl.xz", b"\xfd7zXZ\0", "is compressed with xz.* Decompress it"),
         ("a.docx", b"PK\x03\x04...", "is a zip archive"),
-        ("a.png", b"\x89PNG\r\n", r"is an image.* goes to --images\."),
+        ("a.png", b"\x89PNG\r\n", r"is an image.* is given as images\."),
         ("a.webp", b"RIFF\0\0\0\0WEBP", "is an image"),
         ("a.jsonl", '{"text": "x"}'.encode("utf-16"), "is text in UTF-16.* Convert it to UTF-8"),
         ("a.npy", b"\x93NUMPY\x01\0", "is no text"),
@@ -84,7 +88,9 @@ def test_records_whole_or_damaged(tmp_path: Path, name: str, data: bytes) -> Non
 def test_pairs_read_archives_too(tmp_path: Path) -> None:
     tar, parquet, packed = (tmp_path / name for name in ("a.tar", "a.parquet", "b.tar"))
     tar.write_bytes(TAR)
-    parquet.write_bytes(b"PAR1...")
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"key": ["a"], "caption": ["b"]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, parquet)
     for file in (tar, parquet):
         PairSource([file], HERE).prepared(tmp_path)
     with pytest.raises(DataError, match=r"a\.parquet stands for .*a\.tar, which is given too"):

@@ -109,7 +109,7 @@ def test_unigram_that_spells_a_special_token_is_refused(tmp_path: Path) -> None:
 
 
 def test_answer_follows_its_prompt_after_a_space(tokenizer: Tokenizer) -> None:
-    pieces = (RawText("why? ASSISTANT:", False), RawText("fox", True, ends_turn=True))
+    pieces = (RawText("why? ASSISTANT:", False), RawText(" fox", True, ends_turn=True))
     prompt, answer = encode_sample(RawSample(pieces, 1), tokenizer, 1).pieces
     assert prompt.ids.tolist() == [0, *tokenizer.encode("why? ASSISTANT:")]
     assert answer.ids.tolist() == [*tokenizer.encode(" fox"), 1]
@@ -117,7 +117,7 @@ def test_answer_follows_its_prompt_after_a_space(tokenizer: Tokenizer) -> None:
 
 def test_no_bos_means_eos(tmp_path: Path) -> None:
     folder = save(tmp_path / "t", byte_level(), {"bos_token": None, "eos_token": "</s>"})
-    assert (Tokenizer(folder).bos_id, Tokenizer(folder).eos_id) == (1, 1)
+    assert (Tokenizer(folder).bos_id, Tokenizer(folder).eos_id) == (None, 1)
 
 
 @pytest.mark.parametrize(

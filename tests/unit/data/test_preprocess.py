@@ -13,17 +13,15 @@ import pytest
 
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ingest import preprocess as module
-from vila_mc.data.ingest.encode import ImagePolicy, encode_sample
-from vila_mc.data.ingest.preprocess import expand_inputs, preprocess
+from vila_mc.data.ingest.encode import ImagePolicy
+from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.ingest.rejection import RejectionLimit
-from vila_mc.data.ordered_map import ordered_map
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.text import TextSource
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError, SetupError, run_cli
-from vila_mc.flow import ImagePiece, RawImage, RawSample, RawText
 
 ROOT = Path(__file__).parents[3]
 Write = Callable[..., Path]
@@ -110,7 +108,7 @@ def test_rejected_records_are_listed(tmp_path: Path, pairs: Path, tokenizer_path
 def test_too_many_rejected(tmp_path: Path, pairs: Path, tokenizer_path: Path, limit: str) -> None:
     message = (
         rf"of \d+ records are rejected.*The first: {pairs}:12: missing key: there is no 'caption' "
-        "or 'text'; the record has image; --caption-key says where to look"
+        "or 'text'; the record has image; the option caption_key says where to look"
     )
     with pytest.raises(DataError, match=message) as caught:
         make_pairs(pairs, tmp_path / "out" / "set", tokenizer_path, limit)
@@ -121,7 +119,10 @@ def test_too_many_rejected(tmp_path: Path, pairs: Path, tokenizer_path: Path, li
 @pytest.mark.parametrize(
     ("record", "hint"),
     [
-        ({"image": "none.png", "caption": "c"}, r"no file .*none\.png\. --images says where"),
+        (
+            {"image": "none.png", "caption": "c"},
+            r"no file .*none\.png\. The option images says",
+        ),
         ("image,caption", r"not JSON: .*\. Records are JSON objects, one a line"),
     ],
 )
@@ -136,7 +137,7 @@ def test_most_records_lack_a_key(tmp_path: Path, write_lines: Write, tokenizer_p
     file = write_lines("a.jsonl", ["{", *[{"url": "u", "caption": f"c {n}"} for n in range(9)]])
     message = (
         r"10 of 10 records are rejected.* Most are 'missing key'\. The first of these: .*a\.jsonl:2"
-        r": missing key: there is no 'text'; the record has url, caption; --text-key says where"
+        r": missing key: there is no 'text'; the record has url, caption; the option text_key"
     )
     with pytest.raises(DataError, match=message):
         preprocess(TextSource([file]), tmp_path / "set", "text", tokenizer_path, facts={})
@@ -160,25 +161,12 @@ def test_what_an_option_leaves_out_is_no_fault(
     made = make(0.1, 0.3, 0.1)
     assert (made.manifest.samples, made.rejected) == (1, {"no similar image": 2})
     assert len((tmp_path / "set3.rejected.jsonl").read_text().splitlines()) == 2
-    with pytest.raises(DataError, match=r"no sample is left .*The first: .*--min-similarity"):
+    with pytest.raises(DataError, match=r"no sample is left .*The first: .*no similar image"):
         make(0.1)
 
 
 def test_share_that_is_just_kept(tmp_path: Path, pairs: Path, tokenizer_path: Path) -> None:
     assert make_pairs(pairs, tmp_path / "set", tokenizer_path, "7.5%").manifest.samples == 37
-
-
-def test_hopeless_run_stops_early() -> None:
-    limit = RejectionLimit.parse("1%")
-    assert not limit.is_passed(900, 999, is_end=False)
-    assert limit.is_passed(501, 1000, is_end=False)
-    assert not limit.is_passed(400, 1000, is_end=False)
-
-
-@pytest.mark.parametrize("text", ["-1", "x", "101%", "-1%", "%", "1.5", "nan%"])
-def test_limits_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="--max-rejected is"):
-        RejectionLimit.parse(text)
 
 
 def test_no_record_at_all(tmp_path: Path, write_lines: Write, tokenizer_path: Path) -> None:
@@ -196,7 +184,7 @@ def test_nothing_but_allowed_rejections(
 def test_settings_out_of_range(tmp_path: Path, tokenizer_path: Path) -> None:
     with pytest.raises(ConfigError, match="workers is 0"):
         preprocess(NEVER, tmp_path / "set", "text", tokenizer_path, facts={}, workers=0)
-    with pytest.raises(ConfigError, match="--max-pixels is 0"):
+    with pytest.raises(ConfigError, match="max_pixels is 0"):
         ImagePolicy(max_pixels=0)
     with pytest.raises(ConfigError, match="resize is 0"):
         ImagePolicy(resize=0)
@@ -235,98 +223,6 @@ def test_failed_run_without_rejections_leaves_nothing(
     with pytest.raises(DataError, match="no space left"):
         preprocess(TextSource([file]), tmp_path / "out" / "set", "text", tokenizer_path, facts={})
     assert os.listdir(tmp_path / "out") == []
-
-
-def test_text_that_is_not_unicode_is_rejected(
-    tmp_path: Path, write_lines: Write, tokenizer_path: Path
-) -> None:
-    file = write_lines("a.jsonl", ['{"text": "half \\ud800"}', {"text": "whole"}])
-    made = preprocess(
-        TextSource([file]),
-        tmp_path / "set",
-        "text",
-        tokenizer_path,
-        facts={},
-        limit=RejectionLimit(count=1),
-    )
-    assert made.rejected == {"not valid Unicode": 1}
-
-
-def test_text_document_is_bos_text_eos(
-    tmp_path: Path, write_lines: Write, tokenizer_path: Path, tokenizer: Tokenizer
-) -> None:
-    file = write_lines("a.jsonl", [{"text": "the <s> fox"}])
-    preprocess(TextSource([file]), tmp_path / "set", "text", tokenizer_path, facts={})
-    (piece,) = IndexedReader(tmp_path / "set").sample(0)
-    assert piece.is_trained
-    assert piece.ids.tolist() == [1, *tokenizer.encode("the <s> fox"), 2]
-
-
-def test_encode_joins_texts_of_one_kind(
-    tokenizer: Tokenizer, make_image: Callable[..., bytes]
-) -> None:
-    pieces = (
-        RawText("USER:", is_trained=False),
-        RawImage(make_image(), "x"),
-        RawText("a", is_trained=False),
-        RawText("b", is_trained=False),
-        RawText("c", is_trained=True, ends_turn=True),
-    )
-    prompt, image, between, answer = encode_sample(RawSample(pieces, 1), tokenizer, 10**6).pieces
-    assert isinstance(image, ImagePiece)
-    assert (image.data, image.name) == (make_image(), "x")
-    texts = [(piece.ids.tolist(), piece.is_trained) for piece in (prompt, between, answer)]
-    assert texts == [
-        ([1, *tokenizer.encode("USER:")], False),
-        ([*tokenizer.encode("a"), *tokenizer.encode("b")], False),
-        ([*tokenizer.encode("c"), 2], True),
-    ]
-
-
-def test_expand_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("b.jsonl", "a.jsonl", "c.txt"):
-        (tmp_path / name).write_text("")
-    assert [path.name for path in expand_inputs([str(tmp_path / "*.jsonl")])] == [
-        "a.jsonl",
-        "b.jsonl",
-    ]
-    monkeypatch.chdir(tmp_path)
-    assert expand_inputs(["c.txt", "*.jsonl"]) == [Path(n) for n in ("c.txt", "a.jsonl", "b.jsonl")]
-    for nothing in ("none*", "/none"):
-        with pytest.raises(DataError, match=r"no file matches .*none"):
-            expand_inputs([nothing])
-    for folder in (str(tmp_path), "/", "."):
-        with pytest.raises(DataError, match=rf"{folder} is a folder\. Name its files"):
-            expand_inputs([folder])
-    with pytest.raises(DataError, match=r"b\.jsonl is named 2 times"):
-        expand_inputs(["b.jsonl", "*.jsonl"])
-
-
-def _die(_: int) -> int:
-    os._exit(9)
-
-
-def _nothing() -> None:
-    pass
-
-
-def test_killed_worker_is_reported() -> None:
-    with pytest.raises(SetupError, match="one of the 2 worker processes was killed"):
-        list(ordered_map(_die, range(3), 2, _nothing, ()))
-
-
-def test_map_reads_only_a_little_ahead() -> None:
-    taken: list[int] = []
-
-    def items() -> object:
-        for number in range(10_000):
-            taken.append(number)
-            yield number
-
-    results = ordered_map(abs, items(), 2, _nothing, ())
-    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
-    results.close()
-    assert len(taken) <= 16 * 2 * 3
 
 
 def test_tools_from_raw_files_to_sets(
@@ -370,6 +266,8 @@ def test_tools_from_raw_files_to_sets(
         "kind": "conversations",
         "template": "plain",
         "max_frames": 8,
+        "skip_leading_answers": False,
+        "place_images_first": False,
         "images": "images",
         "files": [{"name": "llava.json", "bytes": llava.stat().st_size}],
         "max_pixels": 64_000_000,

@@ -195,7 +195,7 @@ def test_higher_limit_goes_on_where_the_lower_one_stopped(
         make(source, tmp_path / "set", tokenizer_path, limit="5%")
     listed = (tmp_path / "set.rejected.jsonl").read_text().splitlines()
     assert len(listed) == 24
-    monkeypatch.setattr(module, "_encode", None)  # nothing is left to encode
+    monkeypatch.setattr(module, "_Encoder", None)  # nothing is left to encode
     assert make(source, tmp_path / "set", tokenizer_path, limit="12%").manifest == whole
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 

@@ -1,12 +1,10 @@
 """In the fresh process: whether an export computes what its training model does."""
 
-import io
 import math
 import random
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from vila_mc.convert.proof.reloaded import (
     ModelFaultError,
     logits_of_vocabulary,
 )
+from vila_mc.data.image_codec import open_image
 
 _SEED = 0
 _NUM_PROBES = 500
@@ -73,9 +72,7 @@ def _answer(
         return {"answers": answers}
     _compare_tokenizers(export, processor.tokenizer)
     for number, prompt in enumerate(wanted["prompts"], start=1):
-        images = [
-            Image.open(io.BytesIO((request / name).read_bytes())) for name in prompt["images"]
-        ]
+        images = [open_image((request / name).read_bytes(), name) for name in prompt["images"]]
         inputs = processor(text=prompt["text"], images=images or None, return_tensors="pt")
         expected = prompt["greedy_ids"]
         length = len(expected) or wanted["max_new_tokens"]

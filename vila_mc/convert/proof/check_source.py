@@ -13,6 +13,7 @@ from vila_mc.convert.formats.registry import find_format
 from vila_mc.convert.proof.fresh_request import TENSORS
 from vila_mc.convert.proof.packaged_code import require_packaged_code
 from vila_mc.convert.proof.reloaded import Loading, load_tower, logits_of_vocabulary, normalise
+from vila_mc.data.image_codec import open_image
 
 Check = Callable[[Path, Path, dict[str, Any]], dict[str, Any]]
 
@@ -52,7 +53,7 @@ def _source_pixels(source: Path, request: Path, wanted: dict[str, Any]) -> dict[
     )
     expected = load_file(request / TENSORS)
     for name in wanted["images"]:
-        image = Image.open(request / name)
+        image = open_image((request / name).read_bytes(), name)
         square = _as_the_public_code_does(image, wanted["squares_first"], processor)
         given = torch.as_tensor(processor(square, return_tensors="pt")["pixel_values"])[0]
         ours = expected[name]

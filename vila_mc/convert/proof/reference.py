@@ -22,8 +22,9 @@ from vila_mc.convert.families.language import WORD_EMBEDDINGS
 from vila_mc.convert.proof.compare import ProofPrompt, Reference
 from vila_mc.convert.weights import read_json
 from vila_mc.data.batches.collate import collate
-from vila_mc.data.chat_templates import IMAGE_MARKER, TemplateName, prompt
+from vila_mc.data.chat_templates import TemplateName, prompt
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.data.turns import IMAGE_MARKER
 from vila_mc.errors import DataError
 from vila_mc.evaluation.generate import generate
 from vila_mc.flow import ImagePiece, Microbatch, Piece, RawImage, RawText, TextPiece

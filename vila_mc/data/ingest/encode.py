@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from vila_mc.data.images import (
     DEFAULT_MAX_PIXELS,
-    MAX_IMAGE_BYTES,
     check_image,
     check_max_pixels,
     shrink_image,
 )
+from vila_mc.data.sources.image_files import read_image
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer, check_unicode
 from vila_mc.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from vila_mc.flow import (
     RawPiece,
     RawSample,
     RawText,
+    RawToken,
     TextPiece,
 )
 
@@ -57,25 +59,26 @@ def encode_samples(
     """Encode samples: BOS, then their pieces in order; texts of one kind side by side are joined.
 
     In a sample without images that is trained from its first word on, BOS belongs to that first
-    piece; elsewhere it is a piece, or part of one, that is not trained on.
+    piece; elsewhere it is a piece, or part of one, that is not trained on. Where the tokenizer has
+    no BOS, or its own chat template wrote the sample, none is put.
 
     Yields:
         For each sample what is stored, or why it cannot be: an image is missing, damaged or too
         large, or a text is not valid Unicode.
     """
     texts: list[str] = []
+    goes_on: list[bool] = []
     faults: dict[int, RejectionError] = {}
     for number, sample in enumerate(samples):
-        own = list(_texts(sample, tokenizer))
         try:
-            for text in own:
-                check_unicode(text)
+            own = list(_texts(sample))
         except DataError as error:
             faults[number] = RejectionError("not valid Unicode", str(error))
-            own = []
-        texts += own
+            continue
+        texts += [text for text, _ in own]
+        goes_on += [on for _, on in own]
     try:
-        encoded = iter(tokenizer.encode_batch(texts))
+        encoded = iter(tokenizer.encode_batch(texts, goes_on))
     except DataError as error:
         if len(samples) > 1:  # find out which
             for sample in samples:
@@ -83,14 +86,13 @@ def encode_samples(
             return
         yield RejectionError("special token", str(error))
         return
-    bos, eos = (np.array([i], np.int32) for i in (tokenizer.bos_id, tokenizer.eos_id))
     for number, sample in enumerate(samples):
         if number in faults:
             yield faults[number]
             continue
-        ids = [next(encoded) for piece in sample.pieces if isinstance(piece, RawText)]
+        ids = [next(encoded) for piece in sample.pieces if _is_plain(piece)]
         try:
-            yield _assemble(sample, ids, bos, eos, images)
+            yield _assemble(sample, ids, tokenizer, images)
         except RejectionError as error:
             yield error
 
@@ -103,67 +105,99 @@ def encode_sample(sample: RawSample, tokenizer: Tokenizer, max_pixels: int) -> E
     return result
 
 
-def _texts(sample: RawSample, tokenizer: Tokenizer) -> Iterator[str]:
-    """Texts to tokenise. An answer follows its prompt after a space, whoever has to write it."""
+def _is_rendered(piece: RawPiece) -> bool:
+    return isinstance(piece, RawText) and piece.is_rendered
+
+
+def _is_plain(piece: RawPiece) -> bool:
+    return isinstance(piece, RawText) and not piece.is_rendered
+
+
+def _texts(sample: RawSample) -> Iterator[tuple[str, bool]]:
+    """Plain texts, and whether each goes on where another ends. Raises DataError."""
     before: RawPiece | None = None
     for piece in sample.pieces:
         if isinstance(piece, RawText):
-            is_answer = isinstance(before, RawText) and piece.is_trained and not before.is_trained
-            needs_space = is_answer and not tokenizer.adds_space
-            yield f" {piece.text}" if needs_space else piece.text
+            check_unicode(piece.text)
+            if not piece.is_rendered:
+                yield piece.text, isinstance(before, RawText) and not before.ends_turn
         before = piece
 
 
 def _assemble(
-    sample: RawSample,
-    encoded: Sequence[np.ndarray],
-    bos: np.ndarray,
-    eos: np.ndarray,
-    images: ImagePolicy,
+    sample: RawSample, encoded: Sequence[np.ndarray], tokenizer: Tokenizer, images: ImagePolicy
 ) -> EncodedSample:
-    """``encoded`` are the ids of its texts, ``bos`` and ``eos`` arrays of one."""
-    pieces: list[Piece] = []
+    """``encoded`` are the ids of its plain texts."""
     first = sample.pieces[0]
-    run = [bos]
-    is_trained = isinstance(first, RawText) and first.is_trained
+    made = _Pieces(is_trained=isinstance(first, RawText) and first.is_trained)
+    if tokenizer.bos_id is not None and not any(map(_is_rendered, sample.pieces)):
+        made.run.append(_one(tokenizer.bos_id))
     texts = iter(encoded)
-    for piece in sample.pieces:
-        if isinstance(piece, RawImage):
-            pieces += [TextPiece(np.concatenate(run), is_trained)] if run else []
-            pieces.append(_encode_image(piece, images))
-            run = []
+    for are_rendered, group in groupby(sample.pieces, _is_rendered):
+        if are_rendered:
+            rendered = [piece for piece in group if isinstance(piece, RawText)]
+            for ids, is_trained in tokenizer.encode_rendered(
+                [piece.text for piece in rendered], [piece.is_trained for piece in rendered]
+            ):
+                made.add(ids, is_trained)
             continue
-        if run and piece.is_trained != is_trained:
-            pieces.append(TextPiece(np.concatenate(run), is_trained))
-            run = []
-        run.append(next(texts))
-        run += [eos] if piece.ends_turn else []
-        is_trained = piece.is_trained
-    pieces += [TextPiece(np.concatenate(run), is_trained)] if run else []
-    return EncodedSample(tuple(pieces))
+        for piece in group:
+            if isinstance(piece, RawImage):
+                made.add_image(_encode_image(piece, images))
+            elif isinstance(piece, RawToken):
+                made.add(_token_ids(piece, tokenizer), piece.is_trained)
+            else:
+                made.add(next(texts), piece.is_trained)
+                if piece.ends_turn:
+                    made.add(_one(tokenizer.eos_id), piece.is_trained)
+    return EncodedSample(made.done())
+
+
+def _token_ids(piece: RawToken, tokenizer: Tokenizer) -> np.ndarray:
+    if piece.name is not None:
+        return _one(tokenizer.special_id(piece.name))
+    return np.empty(0, np.int32) if tokenizer.bos_id is None else _one(tokenizer.bos_id)
+
+
+def _one(token_id: int) -> np.ndarray:
+    return np.array([token_id], np.int32)
+
+
+class _Pieces:
+    """Pieces of one sample; ids of one kind side by side become one of them."""
+
+    def __init__(self, is_trained: bool) -> None:
+        self._pieces: list[Piece] = []
+        self.run: list[np.ndarray] = []
+        self._is_trained = is_trained
+
+    def add(self, ids: np.ndarray, is_trained: bool) -> None:
+        if is_trained != self._is_trained:
+            self._end_run()
+        self._is_trained = is_trained
+        self.run.append(ids)
+
+    def add_image(self, image: ImagePiece) -> None:
+        self._end_run()
+        self._pieces.append(image)
+
+    def done(self) -> tuple[Piece, ...]:
+        self._end_run()
+        return tuple(self._pieces)
+
+    def _end_run(self) -> None:
+        if self.run:
+            self._pieces.append(TextPiece(np.concatenate(self.run), self._is_trained))
+        self.run = []
 
 
 def _encode_image(image: RawImage, policy: ImagePolicy) -> ImagePiece:
-    data = image.source if isinstance(image.source, bytes) else _read_file(image)
+    data = read_image(image)
     try:
         if policy.resize is not None:
             data = shrink_image(data, policy.resize, image.name, policy.max_pixels)
-        else:
+        elif not image.is_checked:
             check_image(data, image.name, policy.max_pixels)
     except DataError as error:
         raise RejectionError("unusable image", str(error)) from None
     return ImagePiece(data, image.name)
-
-
-def _read_file(image: RawImage) -> bytes:
-    assert not isinstance(image.source, bytes)
-    try:
-        if not image.source.is_file():
-            raise RejectionError("missing image", f"there is no file {image.source}")
-        if image.source.stat().st_size > MAX_IMAGE_BYTES:
-            raise RejectionError(
-                "unusable image", f"{image.name} has more than {MAX_IMAGE_BYTES:,} bytes"
-            )
-        return image.source.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name that no file system can hold
-        raise RejectionError("unreadable image", f"{image.name}: {error}") from None

@@ -7,11 +7,9 @@ record that cannot be used goes to PREFIX.rejected.jsonl; too many of them and t
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from glob import glob
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,6 +47,8 @@ class Preprocessed:
     manifest: DatasetManifest
     rejected: dict[str, int]
     """Rejected records by reason."""
+    unread_bytes: int
+    """Of the input, in files of which not all was read."""
     seconds: float
     """Of this run; one that went on from another does not know the other's."""
     was_complete: bool = False
@@ -63,6 +63,8 @@ class Preprocessed:
             f"rejected  {sum(self.rejected.values()):,} records",
         ]
         lines += [f"          {count:,} x {reason}" for reason, count in self.rejected.items()]
+        if self.unread_bytes:
+            lines.append(f"not read  {self.unread_bytes:,} bytes of the input: the list says which")
         return [
             *lines,
             f"tokens    {made.tokens:,}",
@@ -121,47 +123,12 @@ def preprocess(
         source = source.prepared(writer.folder)
         run = _Run(writer, source, limit, settings)
         work = _Work(source, kind, tokenizer, images)
-        with closing(ordered_map(_encode, run.blocks(), workers, _initialise, (work,))) as results:
+        with closing(ordered_map(_Encoder, (work,), run.blocks(), workers)) as results:
             run.write(results)
         if run.tally.seen == run.tally.rejected.total():
             raise DataError(f"no sample is left for {output}. {run.tally.example()}")
         manifest = writer.finish(made_from)
-    return Preprocessed(
-        manifest, dict(run.tally.rejected.most_common()), time.monotonic() - started
-    )
-
-
-def expand_inputs(patterns: Iterable[str], option: str = "input") -> list[Path]:
-    """Files that paths and glob patterns name, sorted within each pattern.
-
-    Args:
-        patterns: what the user gave.
-        option: the parameter that they are, for messages.
-
-    Raises:
-        DataError: a pattern matches no file, or a file is named more than once.
-    """
-    files: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_file():
-            files.append(path)
-            continue
-        matches = map(Path, glob(pattern, recursive=True))
-        found = sorted(match for match in matches if match.is_file())
-        if not found and path.is_dir():
-            raise DataError(
-                f"{path} is a folder. Name its files, such as '{path}/*'.", option=option
-            )
-        if not found:
-            raise DataError(f"no file matches {pattern}. Check the path.", option=option)
-        files += found
-    twice = [file for file, count in Counter(files).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"{twice[0]} is named {files.count(twice[0])} times. Name it once.", option=option
-        )
-    return files
+    return _summed_up(manifest, run.tally, started)
 
 
 class _Run:
@@ -230,7 +197,7 @@ class _Run:
 
     def _check(self, *, is_end: bool) -> None:
         faults = self.tally.faults()
-        if self._limit.is_passed(faults, self.tally.seen, is_end=is_end):
+        if self._limit.is_exceeded(faults, self.tally.seen, is_end=is_end):
             raise DataError(
                 f"{faults:,} of {self.tally.seen:,} records are rejected, more than "
                 f"the limit of {self._limit}. {self.tally.example()} All are in "
@@ -265,18 +232,27 @@ def _finished_before(output: Path, settings: dict[str, Any], started: float) -> 
             f"options: {'; '.join(found)}. Use the command that made it, choose another output, "
             "or delete its .bin, .idx and .manifest.json to make it anew."
         )
-    return Preprocessed(
-        manifest, _count_rejected(output), time.monotonic() - started, was_complete=True
-    )
+    return _summed_up(manifest, _listed(output), started, was_complete=True)
 
 
-def _count_rejected(output: Path) -> dict[str, int]:
+def _summed_up(
+    manifest: DatasetManifest, tally: Tally, started: float, *, was_complete: bool = False
+) -> Preprocessed:
+    rejected = dict(tally.rejected.most_common())
+    seconds = time.monotonic() - started
+    return Preprocessed(manifest, rejected, tally.unread_bytes, seconds, was_complete)
+
+
+def _listed(output: Path) -> Tally:
+    """The rejected records that an earlier run listed."""
     file = with_suffix(output, REJECTED_SUFFIX)
     tally = Tally()
     if file.exists():
         with file.open(encoding="utf-8") as lines:
-            tally.rejected.update(json.loads(line)["reason"] for line in lines)
-    return dict(tally.rejected.most_common())
+            for line in map(json.loads, lines):
+                tally.rejected[line["reason"]] += 1
+                tally.unread_bytes += line.get("unread_bytes", 0)
+    return tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,30 +276,30 @@ class _Result:
     rejected: list[Rejected]
 
 
-_work: _Work
-_tokenizer: Tokenizer
+class _Encoder:
+    """What each process keeps: from a block to the bytes of its samples."""
 
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+        self._tokenizer = Tokenizer(work.tokenizer)
+        is_text = work.kind == "text"
+        self._dtype = text_dtype(self._tokenizer.vocab_size) if is_text else DTYPE_CODES[1]
 
-def _initialise(work: _Work) -> None:
-    global _work, _tokenizer
-    _work, _tokenizer = work, Tokenizer(work.tokenizer)
-
-
-def _encode(numbered: tuple[int, int, Block]) -> _Result:
-    file, number, block = numbered
-    rejected: list[Rejected] = []
-    encoded: list[EncodedSample] = []
-    found = list(_work.source.samples(block))
-    samples = [sample for sample in found if isinstance(sample, RawSample)]
-    results = encode_samples(samples, _tokenizer, _work.images)
-    for item in found:
-        if isinstance(item, Rejected):
-            rejected.append(item)
-            continue
-        result = next(results)
-        if isinstance(result, RejectionError):
-            rejected.append(result.at(block.file, item.place))
-        else:
-            encoded.append(result)
-    dtype = text_dtype(_tokenizer.vocab_size) if _work.kind == "text" else DTYPE_CODES[1]
-    return _Result(file, number, block.end, serialise(encoded, _work.kind, dtype), rejected)
+    def __call__(self, numbered: tuple[int, int, Block]) -> _Result:
+        file, number, block = numbered
+        rejected: list[Rejected] = []
+        encoded: list[EncodedSample] = []
+        found = list(self._work.source.samples(block))
+        samples = [sample for sample in found if isinstance(sample, RawSample)]
+        results = encode_samples(samples, self._tokenizer, self._work.images)
+        for item in found:
+            if isinstance(item, Rejected):
+                rejected.append(item)
+                continue
+            result = next(results)
+            if isinstance(result, RejectionError):
+                rejected.append(result.at(block.file, item.place))
+            else:
+                encoded.append(result)
+        serialised = serialise(encoded, self._work.kind, self._dtype)
+        return _Result(file, number, block.end, serialised, rejected)

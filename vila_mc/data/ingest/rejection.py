@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vila_mc.data.sources.records import LEFT_OUT, Rejected
-from vila_mc.errors import ConfigError
+from vila_mc.errors import ConfigError, printable
 
 _HINTS = {
-    "missing image": "--images says where images lie. Interleaved documents can do without missing "
-    "ones: --skip-missing-images.",
+    "missing image": "The option images says where they lie. Interleaved documents can do without "
+    "missing ones: skip_missing_images.",
     "not JSON": "Records are JSON objects, one a line, or in an array in a .json file.",
 }
 """What to do where most records are rejected for a reason whose details do not tell."""
@@ -38,12 +38,13 @@ class RejectionLimit:
             is_valid = False
         if not is_valid:
             raise ConfigError(
-                f"--max-rejected is {text!r}; give a number of records such as 25, or a share of "
-                "them such as 1%."
+                f"max_rejected is {text!r}; give a number of records such as 25, or a share of "
+                "them such as 1%.",
+                option="max_rejected",
             )
         return limit
 
-    def is_passed(self, rejected: int, seen: int, *, is_end: bool) -> bool:
+    def is_exceeded(self, rejected: int, seen: int, *, is_end: bool) -> bool:
         """Whether ``rejected`` of ``seen`` records are too many."""
         if self.count is not None:
             return rejected > self.count
@@ -67,12 +68,15 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
     firsts: dict[str, str] = field(default_factory=dict)
     """The first rejected record of each reason, described in one line."""
+    unread_bytes: int = 0
+    """Bytes of the input that were not read because of them."""
 
     def reject(self, rejected: Rejected) -> None:
         """Count a rejected record."""
         self.rejected[rejected.reason] += 1
+        self.unread_bytes += rejected.unread_bytes
         if rejected.reason not in self.firsts:
-            self.firsts[rejected.reason] = " ".join(rejected.describe().split())
+            self.firsts[rejected.reason] = printable(" ".join(rejected.describe().split()))
 
     def faults(self) -> int:
         """Rejected records that no option asks to leave out."""
@@ -96,9 +100,15 @@ class Tally:
 
     def to_json(self) -> dict[str, Any]:
         """The tally as a run that goes on later needs it."""
-        return {"seen": self.seen, "rejected": dict(self.rejected), "firsts": self.firsts}
+        return {
+            "seen": self.seen,
+            "rejected": dict(self.rejected),
+            "firsts": self.firsts,
+            "unread_bytes": self.unread_bytes,
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Tally":
         """The tally of an earlier run."""
-        return cls(values["seen"], Counter(values["rejected"]), values["firsts"])
+        rejected = Counter(values["rejected"])
+        return cls(values["seen"], rejected, values["firsts"], values.get("unread_bytes", 0))

@@ -5,8 +5,8 @@ import io
 from dataclasses import dataclass, replace
 
 import jinja2
-from PIL import Image
 
+from vila_mc.data.image_codec import decode_image, open_image
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ingest.provenance import in_short
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
@@ -82,13 +82,13 @@ def _shown(piece: Piece, tokenizer: Tokenizer | None) -> _Piece:
 
 def _shown_image(data: bytes) -> _Piece:
     try:
-        image = Image.open(io.BytesIO(data))
+        image = open_image(data, "the image")
         kind, (width, height) = str(image.format), image.size
         if kind not in _SHOWN_BY_BROWSERS:
             buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "PNG")
+            decode_image(image, "the image").save(buffer, "PNG")
             data = buffer.getvalue()
-    except Exception:  # Pillow's readers raise nearly anything on damaged data
+    except DataError:
         return _Piece(image="data:,", caption=f"{len(data):,} bytes that are no image")
     mime = kind if kind in _SHOWN_BY_BROWSERS else "PNG"
     address = f"data:image/{mime.lower()};base64,{base64.b64encode(data).decode('ascii')}"

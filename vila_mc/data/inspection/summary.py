@@ -1,14 +1,14 @@
 """What is in a dataset: counts, and how lengths and images are distributed."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
+from vila_mc.data.image_codec import open_image
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ingest.provenance import in_short
+from vila_mc.errors import DataError, printable
 from vila_mc.files import whole_file
 from vila_mc.flow import ImagePiece
 
@@ -29,7 +29,8 @@ def summary_lines(reader: IndexedReader) -> list[str]:
         f"tokenizer  {facts.vocab_size:,} tokens, SHA-256 {facts.tokenizer_sha256[:16]}...",
         f"written by vila_mc {facts.tool_version}",
     ]
-    return lines + [f"source     {key}: {in_short(value)}" for key, value in facts.source.items()]
+    lines += [f"source     {key}: {in_short(value)}" for key, value in facts.source.items()]
+    return [printable(line) for line in lines]  # a manifest may be a stranger's
 
 
 def plot_summary(reader: IndexedReader, output: Path) -> None:
@@ -66,7 +67,7 @@ def _image_sides(reader: IndexedReader) -> list[tuple[int, int]]:
         for piece in reader.sample(int(index)):
             if isinstance(piece, ImagePiece):
                 try:
-                    sides.append(Image.open(io.BytesIO(bytes(piece.data))).size)
-                except Exception:  # Pillow raises nearly anything; verify names damaged images
+                    sides.append(open_image(bytes(piece.data), piece.name).size)
+                except DataError:  # verify names damaged images
                     continue
     return sides

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vila_mc.data.images import MAX_MAX_PIXELS, check_image
+from vila_mc.data.image_codec import MAX_MAX_PIXELS
+from vila_mc.data.images import check_image
 from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ordered_map import check_workers, ordered_map
@@ -50,7 +51,7 @@ def verify(prefix: Path, workers: int = 1) -> Verified:
         faults.append(f"{with_suffix(prefix, '.bin')} is damaged: its checksum differs")
     images = 0
     ranges = (range(n, min(n + _SAMPLES, len(reader))) for n in range(0, len(reader), _SAMPLES))
-    checked = ordered_map(_check, ranges, workers, _open, (prefix,))
+    checked = ordered_map(_Checker, (prefix,), ranges, workers)
     bar = tqdm(total=len(reader), unit=" samples", disable=None)
     with closing(checked) as results, bar:
         for samples, good, bad in results:
@@ -70,33 +71,30 @@ def _checksum(file: Path) -> str:
     return digest.hexdigest()
 
 
-_reader: IndexedReader
+class _Checker:
+    """What each process keeps."""
 
+    def __init__(self, prefix: Path) -> None:
+        self._reader = IndexedReader(prefix)
 
-def _open(prefix: Path) -> None:
-    # What each process keeps.
-    global _reader
-    _reader = IndexedReader(prefix)
-
-
-def _check(samples: range) -> tuple[int, int, list[str]]:
-    """(samples, images that decode, faults)."""
-    good, bad = 0, []
-    for index in samples:
-        try:
-            pieces = _reader.sample(index)
-        except DataError as error:
-            bad.append(f"sample {index}: {error}")
-            continue
-        for piece in pieces:
+    def __call__(self, samples: range) -> tuple[int, int, list[str]]:
+        """(samples, images that decode, faults)."""
+        good, bad = 0, []
+        for index in samples:
             try:
-                good += _check_piece(piece)
+                pieces = self._reader.sample(index)
             except DataError as error:
                 bad.append(f"sample {index}: {error}")
-    return len(samples), good, bad
+                continue
+            for piece in pieces:
+                try:
+                    good += _check(piece)
+                except DataError as error:
+                    bad.append(f"sample {index}: {error}")
+        return len(samples), good, bad
 
 
-def _check_piece(piece: Piece) -> bool:
+def _check(piece: Piece) -> bool:
     """Whether it is an image. Raises DataError: it no longer decodes."""
     if isinstance(piece, ImagePiece):
         check_image(bytes(piece.data), piece.name, MAX_MAX_PIXELS)

@@ -5,14 +5,12 @@ or MMC4's; the same keys for all samples of a set. What a template wrote cannot 
 was said, so conversations become ``parts``: texts, each with whether it is trained, and images.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
+from vila_mc.data.image_codec import open_image
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
@@ -123,6 +121,6 @@ def _write_images(pieces: Sequence[Piece], index: int, root: Path) -> list[str]:
 
 def _ending(data: bytes) -> str:
     try:
-        return str(Image.open(io.BytesIO(data)).format).lower()
-    except Exception:  # Pillow's readers raise nearly anything on damaged data
+        return str(open_image(data, "an image").format).lower()
+    except DataError:
         return "bin"

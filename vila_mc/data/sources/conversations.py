@@ -15,19 +15,29 @@ them; ``<video>`` in a user's turn stands for all of them. A content may also be
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import dropwhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from vila_mc.data.chat_templates import (
-    IMAGE_MARKER,
-    Template,
-    Turn,
-    conversation_pieces,
-    find_template,
-)
+from pydantic import PositiveInt
+
+from vila_mc.config.options import Argument
+from vila_mc.data.chat_templates import TEMPLATES, AnyTemplate, conversation_pieces, find_template
+from vila_mc.data.image_codec import ENDINGS
+from vila_mc.data.sources.image_files import find_image
+from vila_mc.data.sources.options import ImageOptions
 from vila_mc.data.sources.record_files import ImageRecordSource
-from vila_mc.data.sources.records import Record, RejectionError, missing_key, require_string
+from vila_mc.data.sources.records import (
+    Record,
+    RejectionError,
+    is_given,
+    missing_key,
+    require_string,
+)
+from vila_mc.data.sources.said import SYSTEM, Said, content_text, entry_of, user_text
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.data.turns import IMAGE_MARKER, Turn
 from vila_mc.errors import DataError
 from vila_mc.flow import RawSample
 
@@ -35,41 +45,55 @@ VIDEO_MARKER = "<video>"
 MOST_FRAMES = 8
 """Frames of a video that VILA looks at."""
 
-_FRAMES = (".jpg", ".jpeg", ".png", ".webp")
-_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-_SYSTEM = "system"
+_VIDEO_FILES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 
 
 @dataclass(frozen=True)
 class ConversationSource(ImageRecordSource):
     """One sample per conversation; only the assistant's words are trained."""
 
-    template: Template = field(default_factory=lambda: find_template("vicuna_v1"))
+    template: AnyTemplate = field(default_factory=lambda: find_template("vicuna_v1"))
     """How turns become text."""
     most_frames: int = MOST_FRAMES
     """Frames of a video that are kept, spread evenly from the first to the last."""
+    skips_leading_answers: bool = False
+    """Whether what is said before the user says anything is left out."""
+    places_images_first: bool = False
+    """Whether images stand in front where no turn says where they do."""
 
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample]:
         """See ``RecordSource.parse``."""
-        names = _listed(record, "image", "images")
         frames = self._frames(record)
-        system, turns = _turns(record, names, len(frames))
-        shown = [self.images.find(name) for name in (*names, *frames)]
+        system, turns, names = _turns(record)
+        turns = self._arranged(turns, len(names), len(frames))
+        shown = [find_image(self.images, name) for name in (*names, *frames)]
         try:
             yield RawSample(conversation_pieces(self.template, turns, shown, system), place)
         except DataError as error:
             raise RejectionError("bad conversation", str(error)) from None
 
+    def _arranged(self, turns: list[Turn], num_images: int, num_frames: int) -> list[Turn]:
+        if self.skips_leading_answers:
+            turns = list(dropwhile(lambda turn: turn.role == "assistant", turns))
+        if num_frames:
+            return _with_frames(turns, num_frames)
+        asked = [turn for turn in turns if turn.role != "assistant"]
+        if self.places_images_first and asked and not any(IMAGE_MARKER in t.text for t in asked):
+            first = turns.index(asked[0])
+            turns = [*turns]
+            turns[first] = asked[0].with_images_first(num_images)
+        return turns
+
     def _frames(self, record: Record) -> list[Any]:
         value = record.get("video")
-        if value is None:
+        if value is None or (value in ("", []) and VIDEO_MARKER not in str(record)):
             return []
         if isinstance(value, str):
-            if Path(value).suffix.lower() in (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif"):
+            if value.lower().endswith((*_VIDEO_FILES, ".gif")):
                 raise RejectionError(
                     "video file", f"{value[:80]}: give its frames as images, or their folder"
                 )
-            value = [name for name in self.images.folder(value) if name.lower().endswith(_FRAMES)]
+            value = [name for name in self.images.folder(value) if name.lower().endswith(ENDINGS)]
         if not isinstance(value, list) or not value:
             raise RejectionError("bad conversation", "'video' names no frames")
         return _spread(value, self.most_frames)
@@ -83,103 +107,66 @@ def _spread(frames: list[Any], most: int) -> list[Any]:
     return [frames[round(n * (len(frames) - 1) / (most - 1))] for n in range(most)]
 
 
-def _listed(record: Record, one: str, many: str) -> list[object]:
-    if one in record and many in record:
-        raise RejectionError("bad conversation", f"both {one!r} and {many!r} are given")
-    value = record.get(many, record.get(one))
-    if value is None:
+def _named(record: Record) -> list[object]:
+    """Images that the record names outside of its turns."""
+    if is_given(record, "image") and is_given(record, "images"):
+        raise RejectionError("bad conversation", "both 'image' and 'images' are given")
+    value = record["images"] if is_given(record, "images") else record.get("image")
+    if value in (None, "", [], {}):
         return []
     return list(value) if isinstance(value, list) else [value]
 
 
-def _turns(record: Record, names: list[object], num_frames: int) -> tuple[str | None, list[Turn]]:
-    """(system text if there is one, turns with one image marker per image).
-
-    Images that stand within contents are added to ``names``.
-    """
+def _turns(record: Record) -> tuple[str | None, list[Turn], list[object]]:
+    """(system text if there is one, turns with one marker per image, images in that order)."""
     said = _said(record)
-    system: str | None = None
-    if said and said[0][0] == _SYSTEM:
-        system = _text_alone(said[0][1])
+    system = require_string(record, SYSTEM) if is_given(record, SYSTEM) else None
+    if said and said[0].role == SYSTEM:
+        text = content_text(said[0].content)
+        if system is not None and text.strip() and text.strip() != system.strip():
+            raise RejectionError("bad conversation", "there are two system texts")
+        system = text if text.strip() else system
         said = said[1:]
-    turns = []
-    for speaker, content in said:
-        role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
-        if role == "user":
-            turns.append(Turn("user", _user_text(content, names)))
-        elif role == "assistant":
-            text = _text_alone(content)
+    turns: list[Turn] = []
+    inline: list[object] = []  # in the order of markers; None for those that the record names
+    for one in said:
+        if one.role == SYSTEM:
+            raise RejectionError("bad conversation", "a system text stands behind other turns")
+        if one.role == "assistant":
+            text = content_text(one.content)
             if IMAGE_MARKER in text:
                 raise RejectionError("bad conversation", f"a gpt turn holds {IMAGE_MARKER}")
-            turns.append(Turn("assistant", text))
+            turns.append(Turn("assistant", text, one.is_trained))
         else:
-            allowed = "human, gpt, user or assistant, and system only before them"
-            raise RejectionError("bad conversation", f"{str(speaker)[:40]!r} speaks, not {allowed}")
-    return system, _with_frames(turns, num_frames)
+            turns.append(Turn(one.role, user_text(one.content, inline)))
+    return system, turns, _in_order(inline, _named(record))
 
 
-def _said(record: Record) -> list[tuple[object, object]]:
-    """(speaker, content) of each turn."""
-    for key, speaker, content in (
-        ("conversations", "from", "value"),
-        ("messages", "role", "content"),
-    ):
-        if key in record:
+def _in_order(inline: Sequence[object], named: Sequence[object]) -> list[object]:
+    if sum(image is None for image in inline) != len(named):  # the number of markers will be wrong
+        return [*named, *(image for image in inline if image is not None)]
+    waiting = iter(named)
+    return [next(waiting) if image is None else image for image in inline]
+
+
+def _said(record: Record) -> list[Said]:
+    for key in ("conversations", "messages"):
+        if is_given(record, key):
             entries = record[key]
             if not isinstance(entries, list):
                 raise missing_key(record, f"list under {key!r}")
-            return [_entry(entry, speaker, content) for entry in entries]
-    if "question" in record and "answer" in record:
+            return [entry_of(entry) for entry in entries]
+    if is_given(record, "question") and is_given(record, "answer"):
         return [
-            (name, require_string(record, key))
-            for name, key in (("user", "question"), ("assistant", "answer"))
+            Said("user", require_string(record, "question")),
+            Said("assistant", require_string(record, "answer")),
         ]
     raise missing_key(record, "'conversations', 'messages', or 'question' with 'answer'")
-
-
-def _entry(entry: object, speaker: str, content: str) -> tuple[object, object]:
-    if not isinstance(entry, dict) or not isinstance(entry.get(content), str | list):
-        raise RejectionError("bad conversation", f"{str(entry)[:80]} has no text under {content!r}")
-    return entry.get(speaker), entry[content]
-
-
-def _text_alone(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    assert isinstance(content, list)
-    for item in content:
-        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
-            raise RejectionError("bad conversation", "only the user may show images")
-    return "".join(item["text"] for item in content)
-
-
-def _user_text(content: object, names: list[object]) -> str:
-    if isinstance(content, str):
-        return content
-    assert isinstance(content, list)
-    text = ""
-    for item in content:
-        kind = item.get("type") if isinstance(item, dict) else None
-        if kind == "text" and isinstance(item.get("text"), str):
-            if IMAGE_MARKER in item["text"] or VIDEO_MARKER in item["text"]:
-                raise RejectionError(
-                    "bad conversation", "a text beside {type: image} holds a literal marker"
-                )
-            text += item["text"]
-        elif kind == "image":
-            text += IMAGE_MARKER
-            if "image" in item:
-                names.append(item["image"])
-        else:
-            raise RejectionError("bad conversation", f"{str(item)[:80]} is neither text nor image")
-    return text
 
 
 def _with_frames(turns: Sequence[Turn], num_frames: int) -> list[Turn]:
     """Put a marker per frame in place of ``<video>``; images and a video do not mix."""
     markers = sum(turn.text.count(VIDEO_MARKER) for turn in turns if turn.role == "user")
-    if not num_frames:
-        return list(turns)
     images = sum(turn.text.count(IMAGE_MARKER) for turn in turns if turn.role == "user")
     if markers != 1 or images:
         raise RejectionError(
@@ -189,6 +176,41 @@ def _with_frames(turns: Sequence[Turn], num_frames: int) -> list[Turn]:
         )
     expanded = "\n".join([IMAGE_MARKER] * num_frames)
     return [
-        Turn(turn.role, turn.text.replace(VIDEO_MARKER, expanded)) if turn.role == "user" else turn
+        replace(turn, text=turn.text.replace(VIDEO_MARKER, expanded))
+        if turn.role == "user"
+        else turn
         for turn in turns
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationsOptions(ImageOptions):
+    """LLaVA JSON or JSON Lines, ShareGPT-like messages, question and answer."""
+
+    template: Annotated[str, Argument("NAME")] = "vicuna_v1"
+    """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file."""
+    max_frames: PositiveInt = MOST_FRAMES
+    """Frames of a video that are kept, evenly spread."""
+    skip_leading_answers: bool = False
+    """Leave out what is said before the user says anything (default: reject the conversation)."""
+    place_images_first: bool = False
+    """Put images in front where no turn says where they stand (default: reject)."""
+
+    def source(self) -> ConversationSource:
+        """See ``RawOptions.source``."""
+        return ConversationSource(
+            *self.files_and_images(),
+            self._template(),
+            self.max_frames,
+            self.skip_leading_answers,
+            self.place_images_first,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """See ``RawOptions.facts``."""
+        is_name = self.template in TEMPLATES and self.template != "tokenizer"
+        template = self.template if is_name else self._template().describe()
+        return super().facts() | {"template": template}
+
+    def _template(self) -> AnyTemplate:
+        return find_template(self.template, Tokenizer(self.tokenizer))

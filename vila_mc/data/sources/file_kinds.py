@@ -1,6 +1,9 @@
 """Files that are no input, known by their endings and first bytes: refused before any is read."""
 
+import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from vila_mc.errors import DataError
 
@@ -30,22 +33,42 @@ _MAGIC = (
     (0, b"\xfe\xff", "text in UTF-16"),
 )
 _ADVICE = {
-    "a tar archive": "The kind pairs reads archives of pairs; archives of images go to --images",
+    "a tar archive": "The kind pairs reads archives of pairs; those of images are given as images",
     "a compressed tar archive": "Decompress it: archives are read in place",
-    "a parquet file": "The kind pairs reads it beside its .tar; else convert it to JSON Lines",
+    "a parquet file": "The kind pairs reads it; else convert it to JSON Lines",
     "an Arrow file": "Convert it to JSON Lines",
     "a zip archive": "Give it the ending .zip if it holds .jsonl files",
     "compressed with gzip": "Give it the ending .gz",
     "compressed with zstd": "Give it the ending .zst",
     "compressed with bzip2": "Decompress it, or compress it with gzip or zstd",
     "compressed with xz": "Decompress it, or compress it with gzip or zstd",
-    "an image": "Give the file of records that names it; the folder of images goes to --images",
+    "an image": "Give the file of records that names it; their folder is given as images",
     "a pickle": "Pickles run code when they are loaded, so none is ever read. Convert it to JSON "
     "Lines with images in a folder, in an environment you can throw away",
     "text in UTF-16": "Convert it to UTF-8",
     "no text": "Give the file of records",
 }
 _COMPRESSED = (".gz", ".zst")
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """Open a file that has an end; a pipe or a device could keep its reader waiting for ever.
+
+    Raises:
+        OSError: it cannot be opened.
+        DataError: it is no regular file.
+    """
+    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise DataError(f"{file} is a folder, pipe or device, not a file. Check the path.")
+    return os.fdopen(handle, "rb")
+
+
+def is_left_by_macos(name: str) -> bool:
+    """Whether a file of an archive is no file of its maker, but what macOS puts beside them."""
+    last = name.rpartition("/")[2]
+    return last.startswith("._") or last == ".DS_Store" or name.startswith("__MACOSX/")
 
 
 def refuse_others(file: Path, head: bytes, readable: str) -> None:
@@ -77,7 +100,7 @@ def refuse_no_archive(file: Path) -> None:
         DataError: it is compressed, or no archive at all, or cannot be read.
     """
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             kind = _kind_of(stream.read(HEAD_BYTES))
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}. Check the path.") from None

@@ -10,6 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveInt
+
+from vila_mc.data.images import DEFAULT_MAX_PIXELS, check_image
+from vila_mc.data.sources.image_files import find_image, read_image
+from vila_mc.data.sources.options import ImageOptions
 from vila_mc.data.sources.record_files import ImageRecordSource
 from vila_mc.data.sources.records import (
     NO_IMAGE_LEFT,
@@ -19,6 +24,7 @@ from vila_mc.data.sources.records import (
     RejectionError,
     missing_key,
 )
+from vila_mc.errors import DataError
 from vila_mc.flow import RawImage, RawPiece, RawSample, RawText
 
 MOST_IMAGES = 6
@@ -41,33 +47,40 @@ class InterleavedSource(ImageRecordSource):
     least_similarity: float | None = None
     """Images that are less like their sentence are left out before ``most_images`` are taken."""
     skips_missing: bool = False
-    """Whether images that are not there are left out, too, rather than their document rejected."""
+    """Whether images that are missing or cannot be used are left out, too, rather than their
+    document rejected."""
     as_pairs: bool = False
     """One sample per image instead, with its sentence as the caption: VILA's MMC4-pairs."""
+    most_pixels: int = DEFAULT_MAX_PIXELS
+    """Of an image, where those that cannot be used are left out."""
 
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample | Rejected]:
         """See ``RecordSource.parse``."""
         sentences = _sentences(record)
         placed = self._choose(record, len(sentences))
         if self.as_pairs:
-            for index, name in placed:
+            for index, image in placed:
                 try:
-                    yield RawSample(self._pair(sentences[index], name), place)
+                    yield RawSample(self._pair(sentences[index], image), place)
                 except RejectionError as error:
                     yield error.at(file, place)
             return
         before: dict[int, list[RawImage]] = {}
-        for index, name in placed:
-            before.setdefault(index, []).append(self.images.find(name))
+        for index, image in placed:
+            before.setdefault(index, []).append(self._found(image))
         yield RawSample(_interleave(sentences, before), place)
 
-    def _pair(self, sentence: str, name: object) -> tuple[RawPiece, ...]:
+    def _pair(self, sentence: str, image: object) -> tuple[RawPiece, ...]:
+        found = self._found(image)
         if not sentence:
-            raise RejectionError("empty text", f"the sentence of {str(name)[:80]} is blank")
-        return self.images.find(name), RawText(sentence, is_trained=True, ends_turn=True)
+            raise RejectionError("empty text", f"the sentence of {found.name[:80]} is blank")
+        return found, RawText(sentence, is_trained=True, ends_turn=True)
+
+    def _found(self, image: object) -> RawImage:
+        return image if isinstance(image, RawImage) else find_image(self.images, image)
 
     def _choose(self, record: Record, num_sentences: int) -> list[tuple[int, object]]:
-        """(index of the sentence that the image stands before, image name) of each image kept."""
+        """(index of the sentence that it stands before, name or image) of each image kept."""
         infos = _list(record, "image_info")
         if not infos:
             raise RejectionError("no image", "'image_info' is empty")
@@ -79,15 +92,32 @@ class InterleavedSource(ImageRecordSource):
             ]
             if not infos:
                 raise RejectionError(
-                    NO_SIMILAR_IMAGE, f"no image reaches --min-similarity {self.least_similarity}"
+                    NO_SIMILAR_IMAGE,
+                    f"no image is as similar as {self.least_similarity}",
                 )
         placed = (_place(info, num_sentences) for info in infos)
         if self.skips_missing:
-            placed = ((index, name) for index, name in placed if self.images.has(name))
+            found = ((index, self._usable(name)) for index, name in placed)
+            placed = ((index, image) for index, image in found if image is not None)
         kept = list(islice(placed, self.most_images))
         if not kept:
-            raise RejectionError(NO_IMAGE_LEFT, f"all of {len(infos):,} images are missing")
+            raise RejectionError(NO_IMAGE_LEFT, f"none of {len(infos):,} images can be used")
         return kept
+
+    def _usable(self, name: object) -> RawImage | None:
+        if name in (None, ""):
+            return None
+        try:
+            image = find_image(self.images, name)
+            data = read_image(image)
+            check_image(data, image.name, self.most_pixels)
+        except DataError:
+            return None
+        except RejectionError as error:
+            if error.reason == "bad image name":
+                raise
+            return None
+        return RawImage(data, image.name, is_checked=True)
 
 
 def _interleave(sentences: list[str], before: dict[int, list[RawImage]]) -> tuple[RawPiece, ...]:
@@ -150,3 +180,28 @@ def _place(info: object, num_sentences: int) -> tuple[int, object]:
             f"{num_sentences - 1}",
         )
     return index, info.get("image_name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterleavedOptions(ImageOptions):
+    """MMC4 JSON Lines: text_list and image_info."""
+
+    max_images: PositiveInt = MOST_IMAGES
+    """Images of a document that are kept."""
+    min_similarity: float | None = None
+    """Leave out images less similar to their sentence (default: keep all)."""
+    skip_missing_images: bool = False
+    """Leave out images that are missing or do not decode (default: reject their document)."""
+    as_pairs: bool = False
+    """A sample per image, with its sentence as the caption (VILA's MMC4-pairs)."""
+
+    def source(self) -> InterleavedSource:
+        """See ``RawOptions.source``."""
+        return InterleavedSource(
+            *self.files_and_images(),
+            self.max_images,
+            self.min_similarity,
+            self.skip_missing_images,
+            self.as_pairs,
+            self.max_pixels,
+        )

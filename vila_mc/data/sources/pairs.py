@@ -1,11 +1,15 @@
-"""Image-caption pairs, from JSON Lines beside images, or from WebDataset archives."""
+"""Image-caption pairs: JSON records beside images, WebDataset archives, parquet with images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
+from vila_mc.config.options import Argument
 from vila_mc.data.sources.file_kinds import refuse_no_archive
+from vila_mc.data.sources.image_files import find_image
+from vila_mc.data.sources.options import ImageOptions
+from vila_mc.data.sources.parquet import EmbeddedPair, has_embedded_images, read_embedded
 from vila_mc.data.sources.record_files import ImageRecordSource, decode
 from vila_mc.data.sources.records import (
     Block,
@@ -13,6 +17,7 @@ from vila_mc.data.sources.records import (
     Rejected,
     RejectionError,
     in_blocks,
+    is_given,
     missing_key,
     require_string,
 )
@@ -22,7 +27,7 @@ from vila_mc.errors import DataError
 from vila_mc.flow import RawImage, RawSample, RawText
 
 _CAPTION_KEYS = ("caption", "text")
-_CAPTION_OPTION = "--caption-key"
+_CAPTION_OPTION = "caption_key"
 _ARCHIVES = (".tar", ".parquet")
 
 
@@ -32,8 +37,8 @@ class PairSource(ImageRecordSource):
 
     A ``.tar`` is a WebDataset archive: files with one key are a sample, of which the image and the
     ``.txt`` (or the caption in the ``.json``) are read. A ``.parquet`` file gives the captions of
-    the ``.tar`` beside it, as img2dataset writes them. Any other file holds JSON records; only they
-    look for their image in ``images``.
+    the ``.tar`` beside it, as img2dataset writes them, or holds the images itself in a column
+    ``image``. Any other file holds JSON records; only they look for their image in ``images``.
 
     Source:
         VILA, arXiv 2312.07533, section 4 (COYO).
@@ -42,8 +47,8 @@ class PairSource(ImageRecordSource):
     caption_key: str | None = None
     """Where captions stand in records and parquet files; None: ``caption``, else ``text``."""
 
-    readable = "a .tar, a .parquet beside its .tar, or JSON records in .jsonl, .jsonl.gz, "
-    readable += ".jsonl.zst, .zip or .json files"
+    readable = "a .tar, a .parquet with images or beside its .tar, or JSON records in .jsonl, "
+    readable += ".jsonl.gz, .jsonl.zst, .zip or .json files"
 
     def prepared(self, folder: Path) -> Self:
         """See ``Source.prepared``."""
@@ -55,16 +60,17 @@ class PairSource(ImageRecordSource):
 
     def check(self, file: Path) -> None:
         """See ``RecordSource.check``."""
-        if file.suffix in _ARCHIVES:
-            refuse_no_archive(file.with_suffix(".tar"))
-        else:
+        if file.suffix not in _ARCHIVES:
             super().check(file)
+        elif not _is_whole(file):
+            refuse_no_archive(file.with_suffix(".tar"))
 
     def blocks(self, file: Path) -> Iterator[Block]:
         """See ``Source.blocks``."""
         if file.suffix not in _ARCHIVES:
             return super().blocks(file)
-        entries = read_shard(file, (self.caption_key,) if self.caption_key else _CAPTION_KEYS)
+        keys = (self.caption_key,) if self.caption_key else _CAPTION_KEYS
+        entries = read_embedded(file, keys) if _is_whole(file) else read_shard(file, keys)
         return in_blocks(file, entries, self.block_records, 64 << 20)
 
     def samples(self, block: Block) -> Iterator[RawSample | Rejected]:
@@ -77,15 +83,20 @@ class PairSource(ImageRecordSource):
             try:
                 if isinstance(found, RejectionError):
                     raise found
-                yield self._pair(*self._read(archive, found), key)
+                if isinstance(found, EmbeddedPair):
+                    caption = require_string({"caption": found.caption}, "caption")
+                    yield self._pair(RawImage(found.image, f"row {key}"), caption, key)
+                else:
+                    yield self._pair(*self._read(archive, found), key)
             except RejectionError as error:
                 yield error.at(block.file, key)
 
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample]:
         """See ``RecordSource.parse``."""
-        name = require_string(record, "image")
+        if not is_given(record, "image"):
+            raise missing_key(record, "'image'")
         caption = self._caption(record)
-        yield self._pair(self.images.find(name), caption, place)
+        yield self._pair(find_image(self.images, record["image"]), caption, place)
 
     def _pair(self, image: RawImage, caption: str, place: int | str) -> RawSample:
         text = RawText(caption.strip(), is_trained=True, ends_turn=True)
@@ -95,7 +106,7 @@ class PairSource(ImageRecordSource):
         if self.caption_key is not None:
             return require_string(record, self.caption_key, _CAPTION_OPTION)
         for key in _CAPTION_KEYS:
-            if key in record:
+            if is_given(record, key):
                 return require_string(record, key)
         raise missing_key(record, " or ".join(map(repr, _CAPTION_KEYS)), _CAPTION_OPTION)
 
@@ -121,3 +132,21 @@ class PairSource(ImageRecordSource):
         if "json" in sample.members:
             return self._caption(decode(read_member(archive, sample.members["json"])))
         raise RejectionError("missing caption", f"{sample.key} has neither .txt nor .json")
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file needs no archive beside it. Raises DataError, SetupError."""
+    return file.suffix == ".parquet" and has_embedded_images(file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsOptions(ImageOptions):
+    """WebDataset .tar, img2dataset .parquet beside .tar, .parquet with images, or JSON Lines with
+    image, caption."""
+
+    caption_key: Annotated[str | None, Argument("KEY")] = None
+    """Key, or column, of the caption (default: caption, else text)."""
+
+    def source(self) -> PairSource:
+        """See ``RawOptions.source``."""
+        return PairSource(*self.files_and_images(), self.caption_key)

@@ -15,8 +15,10 @@ Record = dict[str, Any]
 
 NO_SIMILAR_IMAGE = "no similar image"
 NO_IMAGE_LEFT = "no image left"
-LEFT_OUT = (NO_SIMILAR_IMAGE, NO_IMAGE_LEFT)
-"""Reasons that an option asks for: such records are listed and counted, but are no faults."""
+NOT_READ = "not read"
+"""Reason for what is in the input but holds no record, such as a link in an archive."""
+LEFT_OUT = (NO_SIMILAR_IMAGE, NO_IMAGE_LEFT, NOT_READ)
+"""Reasons that an option or the format asks for: listed and counted, but no faults."""
 
 _READ_BY_KIND = {
     "text_list": "interleaved",
@@ -40,6 +42,8 @@ class Rejected:
     """Kind of fault, the same words for every record with it."""
     detail: str
     """What it was in this record."""
+    unread_bytes: int = 0
+    """Bytes of the input that nobody looks into because of it."""
 
     def describe(self) -> str:
         """One line for a message: place, reason, detail."""
@@ -48,31 +52,28 @@ class Rejected:
     def to_json(self) -> dict[str, Any]:
         """A line of PREFIX.rejected.jsonl."""
         where = "line" if isinstance(self.place, int) else "member"
-        return {
-            "file": self.file,
-            where: self.place,
-            "reason": self.reason,
-            "detail": self.detail,
-        }
+        line = {"file": self.file, where: self.place, "reason": self.reason, "detail": self.detail}
+        return line | ({"unread_bytes": self.unread_bytes} if self.unread_bytes else {})
 
 
 class RejectionError(Exception):
     """Raised while a record is read; its place is added by the one who knows it."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, unread_bytes: int = 0) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.unread_bytes = unread_bytes
 
-    def __reduce__(self) -> tuple[type["RejectionError"], tuple[str, str]]:
-        return RejectionError, (self.reason, self.detail)
+    def __reduce__(self) -> tuple[type["RejectionError"], tuple[str, str, int]]:
+        return RejectionError, (self.reason, self.detail, self.unread_bytes)
 
     def at(self, file: Path, place: int | str) -> Rejected:
         """The rejected record, now that its place is known."""
         detail = self.detail
         if len(detail) > _LONGEST_DETAIL:
             detail = f"{detail[:_LONGEST_DETAIL]}..."
-        return Rejected(str(file), place, self.reason, detail)
+        return Rejected(str(file), place, self.reason, detail, self.unread_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +136,26 @@ def in_blocks(
 ) -> Iterator[Block]:
     """Group (place, raw record, end in the file) into blocks.
 
-    A block is full once it spans ``most_bytes`` of the file or holds ``most_records``.
+    A block is full once its records have ``most_bytes``, in the file or as they will be read, or it
+    holds ``most_records``.
     """
     taken: list[tuple[int | str, Any]] = []
-    start = end = 0
+    start = end = size = 0
     for place, raw, end in entries:
         taken.append((place, raw))
-        if len(taken) >= most_records or end - start >= most_bytes:
+        # More than in the file, where that is compressed.
+        size += len(raw) if isinstance(raw, bytes) else getattr(raw, "num_bytes", 0)
+        if len(taken) >= most_records or max(size, end - start) >= most_bytes:
             yield Block(file, end, taken)
-            taken, start = [], end
+            taken, start, size = [], end, 0
     if taken:
         yield Block(file, end, taken)
+
+
+def is_given(record: Record, key: str) -> bool:
+    """Whether a record says anything under ``key``: null, "" and [] are what absent columns are
+    written as."""
+    return record.get(key) not in (None, "", [], {})
 
 
 def missing_key(record: Record, wanted: str, option: str | None = None) -> RejectionError:
@@ -154,13 +164,13 @@ def missing_key(record: Record, wanted: str, option: str | None = None) -> Rejec
     Args:
         record: the record, whose keys are named.
         wanted: the key, or several in words.
-        option: of the tool, which names another key.
+        option: the option that names another key.
     """
     known = ", ".join(list(record)[:20])[:200]
     detail = f"there is no {wanted}; the record has {known or 'no key at all'}"
     if option is not None:
-        detail += f"; {option} says where to look"
-    kind = next((kind for key, kind in _READ_BY_KIND.items() if key in record), None)
+        detail += f"; the option {option} says where to look"
+    kind = next((kind for key, kind in _READ_BY_KIND.items() if is_given(record, key)), None)
     own_kind = {kind for key, kind in _READ_BY_KIND.items() if repr(key) in wanted}
     if kind is not None and kind not in own_kind:
         detail += f"; the kind {kind} reads such records"
@@ -168,12 +178,12 @@ def missing_key(record: Record, wanted: str, option: str | None = None) -> Rejec
 
 
 def require_string(record: Record, key: str, option: str | None = None) -> str:
-    """The text under ``key``, which ``option`` of the tool can change.
+    """The text under ``key``, which ``option`` can change.
 
     Raises:
         RejectionError: it is missing, no text, or blank.
     """
-    if key not in record:
+    if not is_given(record, key):
         raise missing_key(record, repr(key), option)
     value = record[key]
     if not isinstance(value, str):

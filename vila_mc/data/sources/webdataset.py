@@ -1,7 +1,8 @@
 """WebDataset archives, and img2dataset's parquet files that describe them.
 
 Files of an archive that stand side by side and share their name up to the first dot of its last
-part are one sample: ``00012.jpg``, ``00012.txt``, ``00012.json``.
+part are one sample: ``00012.jpg``, ``00012.txt``, ``00012.json``. Other files of a sample are its
+metadata, and as little read as other keys of a JSON record.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vila_mc.data.sources.records import RejectionError
-from vila_mc.data.sources.tars import Member, scan
-from vila_mc.errors import DataError, SetupError
+from vila_mc.data.image_codec import ENDINGS
+from vila_mc.data.sources.parquet import read_columns
+from vila_mc.data.sources.records import NOT_READ, RejectionError
+from vila_mc.data.sources.tars import Member, Unread, scan
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
+_NAMED = 5
+"""Keys of missing images that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +44,38 @@ def read_shard(
         DataError: a file is missing, may not be read, or is no parquet file with captions.
         SetupError: a parquet file is given, but pyarrow is not installed.
     """
-    captions = None
     if file.suffix == ".parquet":
-        captions = _read_captions(file, caption_keys)
-        file = file.with_suffix(".tar")
+        yield from _with_captions(file, caption_keys)
+        return
     for key, members, end in _group(file):
+        found = members if isinstance(members, RejectionError) else ShardSample(key, members)
+        yield key, found, end
+
+
+def _with_captions(
+    file: Path, caption_keys: Sequence[str]
+) -> Iterator[tuple[str, ShardSample | RejectionError, int]]:
+    captions: dict[str, Any] = {}
+    repeated: set[str] = set()
+    for key, caption in read_columns(file, "key", caption_keys):
+        if str(key) in captions:
+            repeated.add(str(key))
+        captions[str(key)] = caption
+    end = 0
+    for key, members, end in _group(file.with_suffix(".tar")):
+        caption = captions.pop(key, None)
         if isinstance(members, RejectionError):
             yield key, members, end
-            continue
-        if captions is None:
-            yield key, ShardSample(key, members), end
-        elif captions.get(key) is None:
+        elif caption is None:
             yield key, RejectionError("missing caption", "the parquet file has none for it"), end
+        elif key in repeated:
+            yield key, RejectionError("repeated key", "the parquet file has it more than once"), end
         else:
-            yield key, ShardSample(key, members, captions[key]), end
+            yield key, ShardSample(key, members, caption), end
+    if captions:
+        names = ", ".join(list(captions)[:_NAMED]) + (", ..." if len(captions) > _NAMED else "")
+        detail = f"{len(captions):,} rows have no image in the archive: {names}"
+        yield "rows without an image", RejectionError(NOT_READ, detail), end
 
 
 def _group(file: Path) -> Iterator[tuple[str, dict[str, Member] | RejectionError, int]]:
@@ -61,6 +83,9 @@ def _group(file: Path) -> Iterator[tuple[str, dict[str, Member] | RejectionError
     members: dict[str, Member] = {}
     repeated: RejectionError | None = None
     for member in scan(file):
+        if isinstance(member, Unread):
+            yield member.name, member.error, end
+            continue
         if isinstance(member, RejectionError):
             if members:
                 yield key, repeated or members, end
@@ -79,36 +104,3 @@ def _group(file: Path) -> Iterator[tuple[str, dict[str, Member] | RejectionError
         end = member.offset + member.size
     if members:
         yield key, repeated or members, end
-
-
-def _read_captions(file: Path, columns: Sequence[str]) -> dict[str, Any]:
-    """Captions by key. One file of img2dataset describes one archive, so this is small."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise SetupError(
-            f"{file} needs pyarrow, which is not installed. Run pip install 'vila_mc[parquet]', or "
-            "give the .tar itself, whose .txt or .json hold captions too."
-        ) from None
-    try:
-        with file.open("rb") as raw:
-            known = parquet.read_schema(raw).names
-            column = next((name for name in columns if name in known), None)
-            if column is None or "key" not in known:
-                raise DataError(
-                    f"{file} has the columns {_line(', '.join(known))}, but needs key and "
-                    f"{' or '.join(columns)}. Name the column of captions with --caption-key."
-                )
-            table = parquet.read_table(raw, columns=["key", column])
-        keys, captions = (table.column(name).to_pylist() for name in ("key", column))
-    except OSError as error:
-        if error.strerror is None:  # pyarrow's own way to say that it is no parquet file
-            raise DataError(f"{file} is not a parquet file: {_line(error)}.") from None
-        raise DataError(f"{file} cannot be read: {error.strerror}. Check the path.") from None
-    except (ArrowException, KeyError, ValueError) as error:
-        raise DataError(f"{file} is damaged: {_line(error)}. Copy it again.") from None
-    return dict(zip(map(str, keys), captions, strict=True))
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())[:200].rstrip(".")

@@ -7,7 +7,8 @@ read special tokens in a text as the characters they are.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class HuggingFaceTokenizer:
     """See ``vila_mc.data.tokenizers.tokenizer.Backend``.
 
     BOS and EOS are those of the tokenizer_config.json (or special_tokens_map.json) beside the
-    file. Where there is no BOS, as in Qwen, EOS takes its place, as in GPT-2.
+    file. Where there is no BOS, as in Qwen, samples start without one.
 
     Args:
         file: the ``tokenizer.json``.
@@ -39,6 +40,7 @@ class HuggingFaceTokenizer:
                 f"{file} needs the tokenizers package. Run pip install 'vila_mc[hf]'."
             ) from None
         self._file = file
+        self._content = content
         try:
             values = json.loads(content)
             added = values.get("added_tokens") or []
@@ -54,13 +56,13 @@ class HuggingFaceTokenizer:
         self._tokenizer.encode_special_tokens = True
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        named = _named_tokens(file.parent)
-        self.eos_id = self._special("EOS", named.get("eos_token"))
-        bos = named.get("bos_token")
-        self.bos_id = self.eos_id if bos is None else self._special("BOS", bos)
-        self._forbidden = np.array(
-            sorted(i for text, i in self._added.items() if text.strip()), np.int32
-        )
+        spelled = {text: i for text, i in self._added.items() if text.strip()}
+        self.special: Mapping[str, int] = spelled
+        self._named = _named_tokens(file.parent)
+        self.eos_id = self._special("EOS", self._named.get("eos_token"))
+        bos = self._named.get("bos_token")
+        self.bos_id: int | None = None if bos is None else self._special("BOS", bos)
+        self._forbidden = np.array(sorted(self.special.values()), np.int32)
         self.adds_space = self._decode_raw(self._encode(["a"])[0]).startswith((" ", "\u2581"))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -75,6 +77,37 @@ class HuggingFaceTokenizer:
                     "text."
                 )
         return found
+
+    @cached_property
+    def _as_it_is(self) -> Any:
+        """The library's own reading, which finds special tokens in a text."""
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_str(self._content.decode())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def encode_rendered(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """See ``Backend.encode_rendered``."""
+        encoding = self._as_it_is.encode(text, add_special_tokens=False)
+        places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoding.ids, np.int32), places
+
+    def chat_template(self) -> tuple[str | None, dict[str, str]]:
+        """See ``Backend.chat_template``. Raises DataError."""
+        file = self._file.parent / "chat_template.jinja"
+        try:
+            return file.read_text(encoding="utf-8"), self._named
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} cannot be read: {error}.") from None
+        found = _read_json(self._file.parent / "tokenizer_config.json").get("chat_template")
+        if isinstance(found, list):  # several by name, as older files have them
+            named = {entry["name"]: entry["template"] for entry in found if _is_named(entry)}
+            found = named.get("default")
+        return (found, self._named) if isinstance(found, str) else (None, self._named)
 
     def decode(self, ids: list[int]) -> str:
         """See ``Backend.decode``."""
@@ -107,15 +140,25 @@ class HuggingFaceTokenizer:
 def _named_tokens(folder: Path) -> dict[str, str]:
     named: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            values = json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder / name} cannot be read: {error}.") from None
-        for key in ("bos_token", "eos_token"):
-            value = values.get(key) if isinstance(values, dict) else None
+        for key, value in _read_json(folder / name).items():
             text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
+            if key.endswith("_token") and isinstance(text, str):
                 named[key] = text
     return named
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a file, empty where there is none."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read: {error}.") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _is_named(entry: object) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), str) for key in ("name", "template")
+    )

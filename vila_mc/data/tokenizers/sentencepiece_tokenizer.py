@@ -1,7 +1,7 @@
 """A SentencePiece model behind the face that ``Tokenizer`` shows."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -38,8 +38,10 @@ class SentencePieceTokenizer:
             ) from None
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size: int = self._processor.vocab_size()
-        self.bos_id = self._special("BOS", self._processor.bos_id())
+        self.bos_id: int | None = self._special("BOS", self._processor.bos_id())
         self.eos_id = self._special("EOS", self._processor.eos_id())
+        control = filter(self._processor.is_control, range(self.vocab_size))
+        self.special: Mapping[str, int] = {self._processor.id_to_piece(i): i for i in control}
         first = self._processor.encode("a")[0]
         self.adds_space = self._processor.id_to_piece(first).startswith(SPACE)
 
@@ -66,6 +68,14 @@ class SentencePieceTokenizer:
     def token(self, token_id: int) -> str:
         """See ``Backend.token``."""
         return str(self._processor.id_to_piece(token_id)).replace(SPACE, " ")
+
+    def encode_rendered(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """See ``Backend.encode_rendered``. Raises DataError."""
+        raise DataError(f"{self._file} reads no special tokens in a text.")
+
+    def chat_template(self) -> tuple[str | None, dict[str, str]]:
+        """See ``Backend.chat_template``."""
+        return None, {}
 
     def _special(self, name: str, token_id: int) -> int:
         if token_id < 0 or not self._processor.is_control(token_id):

@@ -6,8 +6,9 @@ knows where a sample or a turn ends, and an image is a part of a sample, not a t
 """
 
 import io
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,10 +28,12 @@ class Backend(Protocol):
     """A tokenizer library and one vocabulary of it."""
 
     vocab_size: int
-    bos_id: int
+    bos_id: int | None
     eos_id: int
     adds_space: bool
     fingerprint: str
+    special: Mapping[str, int]
+    """Ids of special tokens, by their texts."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text, int32, without BOS and EOS."""
@@ -42,6 +45,19 @@ class Backend(Protocol):
 
     def token(self, token_id: int) -> str:
         """A token as people read it, its space included."""
+        ...
+
+    def encode_rendered(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text in which special tokens are read as such, and [tokens, 2] where each
+        starts and ends in it.
+
+        Raises:
+            DataError: this library cannot.
+        """
+        ...
+
+    def chat_template(self) -> tuple[str | None, dict[str, str]]:
+        """A chat template in Jinja, None if there is none, and its variables."""
         ...
 
 
@@ -61,8 +77,8 @@ class Tokenizer:
         self._backend = _open_backend(self.path)
         self.vocab_size: int = self._backend.vocab_size
         """Number of token ids; the ids are 0 to vocab_size - 1."""
-        self.bos_id: int = self._backend.bos_id
-        """Id of the token that starts a sample."""
+        self.bos_id: int | None = self._backend.bos_id
+        """Id of the token that starts a sample; None where samples start without one."""
         self.eos_id: int = self._backend.eos_id
         """Id of the token that ends a turn."""
         self.adds_space: bool = self._backend.adds_space
@@ -79,16 +95,98 @@ class Tokenizer:
         ids: list[int] = self._backend.encode_batch([text])[0].tolist()
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(
+        self, texts: Sequence[str], goes_on: Sequence[bool] | None = None
+    ) -> list[np.ndarray]:
         """[tokens] int32 of each text, much faster than one by one.
 
         Args:
             texts: valid Unicode, see ``check_unicode``.
+            goes_on: whether each text goes on where another ends, so that no space is read before
+                it but its own; None: none does.
 
         Raises:
             DataError: as ``encode``, for any of the texts.
         """
-        return self._backend.encode_batch(texts)
+        if goes_on is None or not self.adds_space:
+            return self._backend.encode_batch(texts)
+        # A text that goes on with a space is what the tokenizer makes of it without; any other is
+        # read behind a newline, whose own tokens are then left out.
+        behind = [on and not text.startswith(" ") for text, on in zip(texts, goes_on, strict=True)]
+        read = [
+            f"\n{text}" if is_behind else text[1:] if on else text
+            for text, is_behind, on in zip(texts, behind, goes_on, strict=True)
+        ]
+        found = self._backend.encode_batch(read)
+        if not any(behind):
+            return found
+        newline = self._backend.encode_batch(["\n"])[0]
+        return [
+            self._without(newline, ids, text) if is_behind else ids
+            for ids, text, is_behind in zip(found, texts, behind, strict=True)
+        ]
+
+    def _without(self, newline: np.ndarray, ids: np.ndarray, text: str) -> np.ndarray:
+        if not np.array_equal(ids[: len(newline)], newline):
+            raise DataError(
+                f"{self.path} joins a newline with {text[:20]!r}, so the text cannot be read "
+                "without a space before it. End the template's words in front of it with a space."
+            )
+        return ids[len(newline) :]
+
+    def encode_rendered(
+        self, texts: Sequence[str], are_trained: Sequence[bool]
+    ) -> list[tuple[np.ndarray, bool]]:
+        """Ids of texts that are one, special tokens in them read as such.
+
+        Args:
+            texts: one after the other, as a chat template wrote them.
+            are_trained: whether each is learned.
+
+        Returns:
+            Ids and whether they are learned, in order; a token that is partly learned is learned.
+
+        Raises:
+            DataError: this is no Hugging Face tokenizer.
+        """
+        ids, places = self._backend.encode_rendered("".join(texts))
+        starts, ends = places.T
+        is_trained = np.zeros(len(ids), bool)
+        place = 0
+        for text, trained in zip(texts, are_trained, strict=True):
+            if trained:
+                is_trained |= (starts < place + len(text)) & (ends > place)
+            place += len(text)
+        bounds = [0, *(np.flatnonzero(np.diff(is_trained)) + 1).tolist(), len(ids)]
+        return [
+            (ids[start:end], bool(is_trained[start]))
+            for start, end in itertools.pairwise(bounds)
+            if end > start
+        ]
+
+    def special_tokens(self) -> tuple[str, ...]:
+        """Texts of the special tokens."""
+        return tuple(self._backend.special)
+
+    def special_id(self, token: str) -> int:
+        """Id of a special token. Raises DataError: there is none of that text."""
+        try:
+            return self._backend.special[token]
+        except KeyError:
+            raise DataError(
+                f"{self.path} has no special token {token}. Use another template."
+            ) from None
+
+    def chat_template(self) -> tuple[str | None, dict[str, str]]:
+        """The chat template beside the tokenizer, in Jinja, and the variables it may use.
+
+        Returns:
+            Its text, None if there is none; texts of special tokens by names such as ``eos_token``.
+
+        Raises:
+            DataError: a file beside the tokenizer cannot be read.
+        """
+        return self._backend.chat_template()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; BOS and EOS vanish.

@@ -1,0 +1,41 @@
+"""The files that a user names."""
+
+from collections import Counter
+from collections.abc import Iterable
+from glob import glob
+from pathlib import Path
+
+from vila_mc.errors import DataError
+
+
+def expand_inputs(patterns: Iterable[str], option: str = "input") -> list[Path]:
+    """Files that paths and glob patterns name, sorted within each pattern.
+
+    Args:
+        patterns: what the user gave.
+        option: the parameter that they are, for messages.
+
+    Raises:
+        DataError: a pattern matches no file, or a file is named more than once.
+    """
+    files: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_file():
+            files.append(path)
+            continue
+        matches = map(Path, glob(pattern, recursive=True))
+        found = sorted(match for match in matches if match.is_file())
+        if not found and path.is_dir():
+            raise DataError(
+                f"{path} is a folder. Name its files, such as '{path}/*'.", option=option
+            )
+        if not found:
+            raise DataError(f"no file matches {pattern}. Check the path.", option=option)
+        files += found
+    twice = [file for file, count in Counter(files).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{twice[0]} is named {files.count(twice[0])} times. Name it once.", option=option
+        )
+    return files
