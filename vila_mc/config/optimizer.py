@@ -21,7 +21,8 @@ class OptimizerConfig:
     warmup_fraction: float = 0.03
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = 0.0
-    """Decoupled weight decay; never applied to norms and biases."""
+    """Decoupled weight decay; never applied to norms and biases, nor to vision and connector in a
+    step without images."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.999

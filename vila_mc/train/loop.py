@@ -25,10 +25,14 @@ from vila_mc.parallel.groups import Ranks
 from vila_mc.topology.layout import Coordinates, Layout
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
 from vila_mc.train.faults import StopRequest
+from vila_mc.train.learning import need_images, what_will_not_learn
+from vila_mc.train.optimizer import jump_of_the_rate, rate_of
 from vila_mc.train.output_lock import lock_output
 from vila_mc.train.resume import changed_settings, checkpoint_to_resume
 from vila_mc.train.step import Trainer
 
+_STEPS_WITHOUT_IMAGES = 100
+"""In a row, after which it is said that some parts learn nothing."""
 _MOST_NAMED = 8
 """Samples in one line."""
 
@@ -83,10 +87,18 @@ class TrainingLoop:
         self.lock: Lock | None = None
         self._take_output(stages)
         self.datasets = tuple(DatasetRecord.of(reader.manifest) for reader in data.readers)
+        for warning in what_will_not_learn(config, [reader.manifest for reader in data.readers]):
+            self._say(f"warning: {warning}")
         if ranks.is_first():
             self._warn_of_cut_samples()
         self.saving: PendingSave | None = None
+        self.steps_without_images = 0
         self.trainer, self.state = self._restore_or_start(stages)
+        if self.state.step == config.train.steps - 1 and not rate_of(config, config.train.steps):
+            self._say(
+                "warning: the one step left is the last of train.steps, whose learning rate is "
+                "optimizer.min_lr 0: it changes no weight. Raise one of the two."
+            )
         self.sinks: list[Sink] = []
         if ranks.is_first():
             self.sinks = open_sinks(config, self.state.step)
@@ -141,9 +153,19 @@ class TrainingLoop:
         )
         for sink in self.sinks:
             sink.write(record)
+        self.steps_without_images = 0 if result.num_images else self.steps_without_images + 1
+        if self.steps_without_images % _STEPS_WITHOUT_IMAGES == 0 and not result.num_images:
+            self._warn_of_no_images()
         if result.skipped:
             self._pass_over(before, result)
         return result
+
+    def _warn_of_no_images(self) -> None:
+        if idle := need_images(self.config):
+            self._say(
+                f"warning: {', '.join(idle)} had no gradient in the last "
+                f"{self.steps_without_images:,} steps, which had no images"
+            )
 
     def _pass_over(self, before: TrainState, result: StepResult) -> None:
         """Say which step changed nothing and which samples it had; end the run if they go on."""
@@ -185,6 +207,9 @@ class TrainingLoop:
         self._say(f"resuming after step {manifest.step} from {earlier}")
         for change in changed_settings(manifest, self.config):
             self._say(f"from here on: {change}")
+        if 0 < manifest.step < train.steps:
+            jump = jump_of_the_rate(manifest.config, self.config, manifest.step)
+            self._say(f"warning: {jump}" if jump else "")
         if manifest.step == train.steps:
             self._say("all train.steps are done; nothing is left to train")
         return trainer, TrainState(manifest.step, manifest.samples_seen, manifest.bad_steps)
@@ -254,7 +279,7 @@ class TrainingLoop:
             self._say(f"saved {saving.finish()}")
 
     def _say(self, line: str) -> None:
-        if self.ranks.is_first():
+        if line and self.ranks.is_first():
             print(line, flush=True)
 
 

@@ -1,6 +1,8 @@
 """The distributed optimizer and its learning-rate schedule."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -11,6 +13,9 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from vila_mc.config.run import RunConfig
 from vila_mc.model.megatron_config import DTYPES
 
+_STEADY = 0.1
+"""Share by which a rate may differ from what the earlier schedule would have gone on with."""
+
 
 def build_optimizer(
     config: RunConfig, stages: Sequence[DistributedDataParallel]
@@ -20,7 +25,7 @@ def build_optimizer(
     The scheduler must exist even for a constant rate: Megatron-Core 0.19.2 keeps weight decay off
     norms and biases only through it.
     """
-    settings, steps = config.optimizer, config.train.steps
+    settings = config.optimizer
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -37,7 +42,31 @@ def build_optimizer(
         ),
         list(stages),
     )
-    scheduler = OptimizerParamScheduler(
+    return optimizer, _schedule(config, optimizer)
+
+
+def rate_of(config: RunConfig, step: int) -> float:
+    """Learning rate of a step, counted from 1."""
+    schedule = _schedule(config, SimpleNamespace(param_groups=[]))
+    schedule.step(step)
+    return float(schedule.get_lr({}))
+
+
+def jump_of_the_rate(before: RunConfig, now: RunConfig, step: int) -> str | None:
+    """One line if the rate does not go on after ``step`` from where the run ``before`` had it."""
+    expected = rate_of(before, min(step + 1, before.train.steps))
+    jumped = rate_of(now, step + 1)
+    if abs(jumped - expected) <= _STEADY * max(jumped, expected):
+        return None
+    return (
+        f"the learning rate jumps from {rate_of(before, step):.2e} in step {step} to {jumped:.2e}: "
+        "it follows from train.steps and optimizer.* of now, as if they had been so from the start"
+    )
+
+
+def _schedule(config: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
+    settings, steps = config.optimizer, config.train.steps
+    return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=settings.lr,
@@ -50,4 +79,3 @@ def build_optimizer(
         wd_incr_steps=steps,
         wd_incr_style="constant",
     )
-    return optimizer, scheduler

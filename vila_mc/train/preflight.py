@@ -3,6 +3,7 @@
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.config.run import RunConfig
 from vila_mc.topology.stage_plan import plan_stages
+from vila_mc.train.learning import what_will_not_learn
 from vila_mc.train.resume import checkpoint_to_resume
 
 
@@ -21,7 +22,8 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
 
     from vila_mc.data.batches.loader import open_blend  # torch: after the checks that are instant
 
-    open_blend(config.data, config.model)
+    readers = open_blend(config.data, config.model)
+    what_will_not_learn(config, [reader.manifest for reader in readers])
     # Last, because it creates the directory.
     from vila_mc.checkpoint.retention import check_writable
 

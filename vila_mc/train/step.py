@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
@@ -42,6 +44,7 @@ class Trainer:
             for stage in self.stages:
                 stage.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self.optimizer, self.scheduler = build_optimizer(config, self.wrapped)
+        self._vision_shards = list(_shards_of_vision(self.stages, self.optimizer))
 
     def step(self, microbatches: Sequence[Microbatch], *, should_stop: bool = False) -> StepResult:
         """Learn from one global batch.
@@ -73,7 +76,7 @@ class Trainer:
         self.scheduler.step(1)
         skipped = total.bad_gradients > 0 or not math.isfinite(loss)
         if not skipped:
-            self.optimizer.step()
+            self._update(grad_norm, has_images=total.images > 0)
         return StepResult(
             loss=loss,
             grad_norm=grad_norm,
@@ -112,12 +115,24 @@ class Trainer:
         return float(bad) == 0.0
 
     def _gradient_norm(self) -> float:
-        """Over all ranks, before clipping. Megatron-Core's step would change weights by any norm.
+        """Over all ranks, before clipping.
 
-        It copies and measures the gradients again, which costs little beside a step.
+        With ``_update`` it is Megatron-Core's own step, which would change weights by any norm.
         """
         self.optimizer.prepare_grads()
         return float(self.optimizer.get_grad_norm())
+
+    def _update(self, grad_norm: float, *, has_images: bool) -> None:
+        """Clip and step. What sees only images has no gradient in a batch without any: it stays as
+        it is, as torch's AdamW leaves a parameter without gradient, and is not decayed either."""
+        if not has_images:
+            for shard in self._vision_shards:
+                shard.grad = None
+        clip = self.config.optimizer.clip_grad
+        for part in self.optimizer.chained_optimizers:
+            if clip and not part.is_stub_optimizer:
+                clip_grad_by_total_norm_fp32(part.get_parameters(), clip, grad_norm)
+        self.optimizer.step_with_ready_grads()
 
     def _forward_backward(self, microbatches: Sequence[Microbatch]) -> list[float]:
         """Gradients of the whole batch; returns the loss of each microbatch, none off the head."""
@@ -194,6 +209,23 @@ def loss_sum_and_count(labels: Tensor, loss_bs: Tensor) -> tuple[Tensor, Tensor,
     is_trained = labels != IGNORE_LABEL
     loss_sum = (loss_bs.float() * is_trained).sum()
     return loss_sum, is_trained.sum().int(), {"loss_sum": loss_sum.detach()}
+
+
+def _shards_of_vision(
+    stages: Sequence[VilaModel], optimizer: MegatronOptimizer
+) -> Iterator[torch.nn.Parameter]:
+    """What this rank's optimizer steps of vision tower and connector."""
+    modules = [m for stage in stages for m in (stage.vision, stage.connector) if m is not None]
+    theirs = {id(weight) for module in modules for weight in module.parameters()}
+    for part in optimizer.chained_optimizers:
+        if part.is_stub_optimizer:
+            continue
+        weights = [*part.model_float16_groups, *part.model_fp32_groups]
+        shards = [*part.shard_fp32_from_float16_groups, *part.shard_fp32_groups]
+        for weights_of_group, shards_of_group in zip(weights, shards, strict=True):
+            for weight, shard in zip(weights_of_group, shards_of_group, strict=True):
+                if id(weight) in theirs:
+                    yield shard
 
 
 def _forward_step(

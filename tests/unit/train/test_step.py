@@ -121,3 +121,32 @@ def test_weights_that_are_not_finite_are_seen(ranks):
     with torch.no_grad():
         stages[0].connector.fc1.weight[0, 0] = INF
     assert not trainer.weights_are_finite()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_sees_only_images_stays_in_a_step_without_them(ranks, precision):
+    config = tiny_run(optimizer={"weight_decay": 0.5}, train={"precision": precision})
+    stages = build_stages(config, ranks)
+    trainer = Trainer(config, ranks, stages)
+    batches = tiny_microbatches(config, 0, 1)
+    trainer.step(batches)
+    before = {name: weight.detach().clone() for name, weight in stages[0].named_parameters()}
+    result = trainer.step([batches[2]] * 8)
+    assert (result.num_images, result.skipped) == (0, False)
+    changed = {n for n, w in stages[0].named_parameters() if not torch.equal(w, before[n])}
+    assert changed
+    assert all(name.startswith("language.") for name in changed), changed
+    assert trainer.step(batches).num_images > 0
+    assert not torch.equal(stages[0].connector.fc1.weight, before["connector.fc1.weight"])
+
+
+def test_the_two_halves_of_a_step_are_megatrons_own(ranks):
+    config = tiny_run(optimizer={"clip_grad": 0.1})
+    ours, theirs = (Trainer(config, ranks, build_stages(config, ranks)) for _ in range(2))
+    theirs._update = lambda *_, **__: theirs.optimizer.step()
+    batches = tiny_microbatches(config, 0, 1)
+    for _ in range(3):
+        result = ours.step(batches)
+        assert result.grad_norm > 0.1
+        assert theirs.step(batches) == result
+    assert torch.equal(_weights(ours.stages), _weights(theirs.stages))

@@ -1,0 +1,34 @@
+"""Will everything that is to learn get a gradient?"""
+
+from collections.abc import Sequence
+
+from vila_mc.config.run import RunConfig
+from vila_mc.config.train import ModelPart
+from vila_mc.data.indexed.dataset_manifest import DatasetManifest
+from vila_mc.errors import DataError
+
+
+def need_images(config: RunConfig) -> list[ModelPart]:
+    """Parts that are to learn and get a gradient through images alone."""
+    return [part for part in config.train.trainable if part != "language"]
+
+
+def what_will_not_learn(config: RunConfig, datasets: Sequence[DatasetManifest]) -> list[str]:
+    """A line for each part that the data can teach nothing, where another part still learns.
+
+    Raises:
+        DataError: nothing at all would be learnt.
+    """
+    idle = need_images(config)
+    if not idle or any(dataset.images for dataset in datasets):
+        return []
+    named = f"train.trainable [{', '.join(config.train.trainable)}]"
+    if "language" not in config.train.trainable:
+        raise DataError(
+            f"no dataset of data.blend holds an image, so {named} would learn nothing. Add a "
+            "dataset with images, or train the language model too."
+        )
+    return [
+        f"no dataset of data.blend holds an image, so {part} of {named} learns nothing"
+        for part in idle
+    ]
