@@ -208,3 +208,15 @@ def test_a_full_disk_costs_no_earlier_checkpoint(in_background, recipe, unbroken
 def _weights(directory):
     with whole_model(directory) as (model, _):
         return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def test_an_output_that_is_another_directory_by_now(recipe, tmp_path):
+    output = tmp_path / "out"
+    options = ("--train.steps", MANY_STEPS, "--train.save_every", 20)
+    with training("--config", recipe, *LAYOUT, "--train.output", output, *options) as process:
+        wait_until(lambda: steps_done(output) >= 2, "step 2")
+        output.rename(tmp_path / "elsewhere")
+        output.mkdir()
+        run = finish(process)
+    _assert_one_error(run, f"train.output {output} was replaced by another directory")
+    assert not list(output.iterdir())

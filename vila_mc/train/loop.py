@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.checkpoint.load import load_weights
@@ -12,7 +13,7 @@ from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
-from vila_mc.errors import TrainingError
+from vila_mc.errors import SetupError, TrainingError
 from vila_mc.files import Lock
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
@@ -230,6 +231,7 @@ class TrainingLoop:
                 self._say(f"warning: {warning}")
 
         on_first_rank(self.ranks, take_output, train.output)
+        self.output_directory = _directory(train.output)
         self._say(f"{num_weights:,} weights, {layout}")
 
     def _warn_of_cut_samples(self) -> None:
@@ -262,7 +264,8 @@ class TrainingLoop:
             versions=versions(),
             datasets=self.datasets,
         )
-        in_background = self.config.train.async_save
+        in_background, output = self.config.train.async_save, self.config.train.output
+        on_first_rank(self.ranks, self._require_own_output, output)
         self.saving = PendingSave(
             manifest,
             self.ranks,
@@ -278,9 +281,27 @@ class TrainingLoop:
             saving, self.saving = self.saving, None
             self._say(f"saved {saving.finish()}")
 
+    def _require_own_output(self) -> None:
+        """Refuse to write where another directory stands by now, which the lock does not hold."""
+        output = self.config.train.output
+        if _directory(output) not in (self.output_directory, None):
+            raise SetupError(
+                f"train.output {output} was replaced by another directory while the run went on. "
+                "Put it back and start again: the run resumes from its newest checkpoint."
+            )
+
     def _say(self, line: str) -> None:
         if line and self.ranks.is_first():
             print(line, flush=True)
+
+
+def _directory(path: Path) -> tuple[int, int] | None:
+    """Which directory stands at ``path``, whatever was there before; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _listed(names: Sequence[str]) -> str:
