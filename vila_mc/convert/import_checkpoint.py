@@ -1,6 +1,5 @@
 """A published model as a directory that training starts from."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,10 @@ from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.convert.formats.format import ForeignModel
+from vila_mc.convert.tokenizer_source import copy_tokenizer
 
 RECIPE_NAME = "model.yaml"
 TOKENIZER_NAME = "tokenizer"
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 _LONGEST_ROW = 4096
 
 
@@ -38,13 +29,14 @@ def import_checkpoint(source: ForeignModel, output: Path, precision: str | None 
         The directory of the checkpoint.
 
     Raises:
-        CheckpointError: there is a checkpoint already, or a weight is missing or no number.
+        CheckpointError: there is a checkpoint already, a weight is missing or no number, or the
+            tokenizer is damaged.
     """
     if precision is None:
         precision = "bf16" if source.is_bf16() else "fp32"
     # Written first: what stands there when the checkpoint appears is complete.
     output.mkdir(parents=True, exist_ok=True)
-    tokenizer = _copy_tokenizer(source.tokenizer_dir, output / TOKENIZER_NAME)
+    tokenizer = copy_tokenizer(source.tokenizer_dir, output / TOKENIZER_NAME)
     config = _run(source, output, tokenizer, precision)
     values = run_to_dict(config)
     recipe: dict[str, Any] = {"model": values["model"]}
@@ -66,15 +58,3 @@ def _run(source: ForeignModel, output: Path, tokenizer: Path | None, precision: 
             "train": {"output": output, "precision": precision, "phase": "custom"},
         }
     )
-
-
-def _copy_tokenizer(source: Path, target: Path) -> Path | None:
-    """Copy a tokenizer's files; what training takes as ``data.tokenizer``, None without one."""
-    names = [name for name in _TOKENIZER_FILES if (source / name).exists()]
-    if names and target.resolve() != source.resolve():
-        target.mkdir(exist_ok=True)
-        for name in names:
-            shutil.copyfile(source / name, target / name)
-    if "tokenizer.model" in names:
-        return (target / "tokenizer.model").absolute()
-    return target.absolute() if "tokenizer.json" in names else None

@@ -1,16 +1,26 @@
 """A directory that appears whole or not at all, and never over somebody's files."""
 
-import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vila_mc.convert.weights import read_json
 from vila_mc.errors import CheckpointError
 from vila_mc.files import whole_directory, write_json
 
 MANIFEST = "vila_export.json"
 """Lists the files of an export: what may be replaced, and nothing else."""
+_WRITTEN = re.compile(
+    r"((llm|vision_tower|mm_projector)/)?"
+    r"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|README\.md|"
+    r"((generation_|preprocessor_|processor_|tokenizer_)?config|tokenizer|special_tokens_map|"
+    r"added_tokens|vocab|chat_template|vila_export)\.json|merges\.txt|tokenizer\.model|"
+    r"chat_template\.jinja|(configuration|modeling|processing|image_processing)_vila\.py)"
+)
+"""Every file that an export of this version or an earlier one holds. The list in a directory may be
+somebody else's, so it is believed about these alone."""
 
 
 @contextmanager
@@ -51,9 +61,16 @@ def _check_replaceable(output: Path) -> None:
     if MANIFEST not in present:
         raise CheckpointError(f"{output} holds files that no export wrote. {advice}")
     try:
-        ours = set(json.loads((output / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{output / MANIFEST} is damaged. {advice}") from None
+        listed = read_json(output / MANIFEST).get("files")
+    except CheckpointError:
+        listed = None
+    if not isinstance(listed, list):
+        raise CheckpointError(f"{output / MANIFEST} is damaged. {advice}")
+    ours = {
+        name
+        for name in map(str, listed)
+        if _WRITTEN.fullmatch(name) and not (output / name).is_symlink()
+    }
     if foreign := sorted(present - ours):
         raise CheckpointError(
             f"{output} holds {foreign[0]}, which no export wrote. Move it away, or choose another "

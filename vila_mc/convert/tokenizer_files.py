@@ -8,7 +8,7 @@ not hold for are refused.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from vila_mc.data.tokenizers.sentencepiece_model import (
 from vila_mc.errors import CheckpointError
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+"""Of transformers: it takes a tokenizer.json as it is."""
 _SPACE = "\u2581"
 """SentencePiece's visible space."""
 
@@ -75,23 +77,39 @@ def write_tokenizer(
         processor: class of the processor that it belongs to.
         more: tokens besides those of the model, as ``added_token`` makes them.
     """
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "unk_token": UNK,
-        "pad_token": EOS,
+    whole = tokenizer_json(model)
+    whole["added_tokens"] += more
+    named = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
+    write_tokenizer_files(whole, named, output, max_length, processor=processor)
+
+
+def write_tokenizer_files(
+    content: dict[str, Any],
+    named: Mapping[str, str],
+    output: Path,
+    max_length: int,
+    *,
+    processor: str | None,
+) -> None:
+    """Write tokenizer.json and a tokenizer_config.json that is all ours.
+
+    Args:
+        content: of tokenizer.json.
+        named: texts of special tokens; padding is EOS without one.
+        output: an existing directory.
+        max_length: longest sequence of the model.
+        processor: class of the processor that it belongs to.
+    """
+    config: dict[str, Any] = {
+        "tokenizer_class": TOKENIZER_CLASS,
+        **({"pad_token": named["eos_token"]} if "eos_token" in named else {}),
+        **named,
         "padding_side": "left",
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     } | ({} if processor is None else {"processor_class": processor})
-    whole = tokenizer_json(model)
-    whole["added_tokens"] += more
-    for name, content in (
-        ("tokenizer.json", whole),
-        ("tokenizer_config.json", config),
-    ):
-        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    for name, values in (("tokenizer.json", content), ("tokenizer_config.json", config)):
+        text = json.dumps(values, ensure_ascii=False, indent=1) + "\n"
         (output / name).write_text(text, encoding="utf-8")
 
 

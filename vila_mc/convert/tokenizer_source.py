@@ -1,6 +1,5 @@
-"""The tokenizer that goes with an export: converted from SentencePiece, or copied as it is."""
+"""The tokenizer that goes with an import or an export: what decides its ids, and nothing else."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,25 +7,30 @@ from typing import Any, Protocol
 from vila_mc.convert.tokenizer_files import (
     BOS,
     EOS,
+    TOKENIZER_CLASS,
     added_token,
     load_convertible,
     write_tokenizer,
+    write_tokenizer_files,
 )
 from vila_mc.convert.weights import read_json
-from vila_mc.data.tokenizers.sentencepiece_model import SentencePieceModel
+from vila_mc.data.tokenizers.sentencepiece_model import SentencePieceModel, read_sentencepiece
 from vila_mc.errors import CheckpointError
+from vila_mc.files import write_json
 
 IMAGE_TOKEN = "<image>"
-_FOLDER_FILES = (
+_MODEL, _JSON, _CONFIG, _TEMPLATE = (
+    "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
     "chat_template.jinja",
-    "chat_template.json",
 )
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+_SECTIONS = ("version", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
+"""Of a tokenizer.json: what decides its ids. Of its other keys some cut or pad without a word."""
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_LONGEST_TEMPLATE = 2**20
+"""Characters of a chat template."""
 
 
 class TokenizerSource(Protocol):
@@ -64,10 +68,10 @@ def open_tokenizer(path: Path, vocab_size: int) -> TokenizerSource:
     Raises:
         CheckpointError: there is none, it cannot be converted, or has more tokens than the model.
     """
-    folder = path.parent if path.name == "tokenizer.json" else path
+    folder = path.parent if path.name == _JSON else path
     if not folder.is_dir():
         return _SentencePiece(path, load_convertible(path, vocab_size))
-    if (folder / "tokenizer.json").exists():
+    if (folder / _JSON).exists():
         tokenizer = _Folder(folder)
         if tokenizer.num_tokens() > vocab_size:
             raise CheckpointError(
@@ -75,7 +79,7 @@ def open_tokenizer(path: Path, vocab_size: int) -> TokenizerSource:
                 f"model.language.vocab_size is {vocab_size}. Give the tokenizer of this model."
             )
         return tokenizer
-    inside = folder / "tokenizer.model"
+    inside = folder / _MODEL
     if not inside.exists():
         raise CheckpointError(
             f"{folder} holds neither tokenizer.json nor tokenizer.model. Give a tokenizer.",
@@ -111,26 +115,33 @@ class _SentencePiece:
     ) -> None:
         more = [added_token(self.image_token(), IMAGE_TOKEN)] if with_image else []
         write_tokenizer(self._model, directory, max_length, processor=processor, more=more)
-        shutil.copyfile(self._path, directory / "tokenizer.model")
+        shutil.copyfile(self._path, directory / _MODEL)
 
 
 class _Folder:
-    """The files of a fast tokenizer, copied; what a SentencePiece model beside it says is left."""
+    """The tokenizer.json of a fast tokenizer; what a SentencePiece model beside it says is left.
+
+    What is written is what decides its ids, and no key beyond: others name classes and code.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._content = read_json(folder / "tokenizer.json")
-        config = folder / "tokenizer_config.json"
-        self._config = read_json(config) if config.exists() else {}
+        content = read_json(folder / _JSON)
         try:
-            vocabulary = self._content["model"]["vocab"]
+            self._content = {key: content.get(key) for key in _SECTIONS} | {
+                "truncation": None,
+                "padding": None,
+                "added_tokens": [_added(entry) for entry in content.get("added_tokens") or []],
+            }
+            vocabulary = content["model"]["vocab"]
             added = {entry["content"]: entry["id"] for entry in self._content["added_tokens"]}
             self._ids: dict[str, int] = (vocabulary if isinstance(vocabulary, dict) else {}) | added
             self._num_tokens = 1 + max([*self._ids.values(), len(vocabulary) - 1])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise CheckpointError(
-                f"{folder / 'tokenizer.json'} is damaged: no vocabulary. Fetch it again."
+                f"{folder / _JSON} is damaged: no vocabulary. Fetch it again."
             ) from None
+        named = _named_tokens(folder)
+        self._named = {key: text for key, text in named.items() if text in self._ids}
 
     def num_tokens(self) -> int:
         return self._num_tokens
@@ -149,26 +160,95 @@ class _Folder:
     def write(
         self, directory: Path, max_length: int, *, processor: str | None, with_image: bool
     ) -> None:
-        for name in _FOLDER_FILES:
-            if (self._folder / name).exists():
-                shutil.copyfile(self._folder / name, directory / name)
-        content: dict[str, Any] = dict(self._content)
+        content = dict(self._content)
         if with_image and IMAGE_TOKEN not in self._ids:
             image = added_token(self._num_tokens, IMAGE_TOKEN)
             content["added_tokens"] = [*content["added_tokens"], image]
-            # Lists of the same tokens elsewhere would win over this one.
-            (directory / "added_tokens.json").unlink(missing_ok=True)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self._config}
-        config |= {"model_max_length": max_length}
-        if with_image:
-            config.pop("added_tokens_decoder", None)
-        if processor is not None:
-            config["processor_class"] = processor
-        for name, values in (("tokenizer.json", content), ("tokenizer_config.json", config)):
-            text = json.dumps(values, ensure_ascii=False, indent=1) + "\n"
-            (directory / name).write_text(text, encoding="utf-8")
+        write_tokenizer_files(content, self._named, directory, max_length, processor=processor)
 
     def _id_of(self, name: str) -> int | None:
-        token = self._config.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
-        return self._ids.get(text) if isinstance(text, str) else None
+        text = self._named.get(name)
+        return None if text is None else self._ids[text]
+
+
+def _added(entry: dict[str, Any]) -> dict[str, Any]:
+    """An added token with the keys that one has. Raises what a damaged one does."""
+    if not isinstance(entry["content"], str):
+        raise TypeError
+    flags = {flag: bool(entry.get(flag)) for flag in _FLAGS}
+    return added_token(int(entry["id"]), entry["content"]) | flags
+
+
+def _named_tokens(folder: Path) -> dict[str, str]:
+    """Texts of special tokens by their names, as the files beside a tokenizer have them."""
+    named: dict[str, str] = {}
+    for name in ("special_tokens_map.json", _CONFIG):
+        values = read_json(folder / name) if (folder / name).exists() else {}
+        for key in _NAMED:
+            token = values.get(key)
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                named[key] = text
+    return named
+
+
+def copy_tokenizer(source: Path, target: Path) -> Path | None:
+    """Copy the tokenizer of a published model, and nothing else that its files hold.
+
+    The vocabulary is copied byte for byte, so that datasets made with the published tokenizer fit.
+    Of its configuration the names of special tokens and the chat template are kept.
+
+    Args:
+        source: the published directory.
+        target: directory to write.
+
+    Returns:
+        What training takes as ``data.tokenizer``; None if there is no tokenizer.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    names = [name for name in (_MODEL, _JSON) if (source / name).exists()]
+    if not names:
+        return None
+    if target.resolve() != source.resolve():
+        # Read first: a link to some other file is not copied.
+        checks = {_MODEL: read_sentencepiece, _JSON: read_json}
+        for name in names:
+            checks[name](source / name)
+        target.mkdir(exist_ok=True)
+        for name in names:
+            shutil.copyfile(source / name, target / name)
+        config: dict[str, Any] = {"tokenizer_class": TOKENIZER_CLASS, **_named_tokens(source)}
+        template = _chat_template(source)
+        if template is not None:
+            config["chat_template"] = template
+        write_json(target / _CONFIG, config)
+    return (target / _MODEL if _MODEL in names else target).absolute()
+
+
+def _chat_template(folder: Path) -> Any:
+    """The chat template beside a tokenizer: a text, or several that have names; None without one.
+
+    Raises:
+        CheckpointError: it is longer than any that is used.
+    """
+    values = read_json(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
+    template = values.get("chat_template")
+    if (folder / _TEMPLATE).exists():
+        template = (folder / _TEMPLATE).read_text(encoding="utf-8", errors="replace")
+    if isinstance(template, list):
+        template = [
+            {key: entry[key] for key in ("name", "template")}
+            for entry in template
+            if isinstance(entry, dict)
+            and all(isinstance(entry.get(key), str) for key in ("name", "template"))
+        ]
+    elif not isinstance(template, str):
+        return None
+    if len(str(template)) > _LONGEST_TEMPLATE:
+        raise CheckpointError(
+            f"the chat template in {folder} has more than {_LONGEST_TEMPLATE:,} characters. Remove "
+            "it."
+        )
+    return template

@@ -6,6 +6,7 @@ then by an unpickler that knows tensors and nothing else.
 
 import json
 import pickle
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from vila_mc.topology.shapes import Shape
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
+_LARGEST_JSON = 2**28
+"""Bytes. Vocabularies of a quarter million tokens take a tenth of it."""
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _DTYPES = {
     "F64": torch.float64,
@@ -37,9 +40,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file is missing, or is not a JSON object.
+        CheckpointError: the file is missing, is not a JSON object, or is larger than any is.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_JSON:
+            raise CheckpointError(
+                f"{path} is not a file of at most {_LARGEST_JSON >> 20} MiB. Fetch it again."
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
