@@ -57,7 +57,7 @@ class DatasetRecord:
 
     samples: _Count
     sha256: str
-    """Of its contents, see ``vila_mc.data.indexed.dataset_manifest.contents_sha256``."""
+    """SHA-256 of its contents, see ``vila_mc.data.indexed.dataset_manifest.contents_sha256``."""
 
     @staticmethod
     def of(manifest: DatasetManifest) -> "DatasetRecord":

@@ -17,7 +17,7 @@ _FUSED_NORMS = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
-"""Of the language model."""
+"""In the language model, what a fused layer calls its norm."""
 _WITH_EXTRA_STATE = (
     "self_attention.linear_proj",
     "self_attention.linear_qkv",
@@ -32,7 +32,7 @@ class Place:
     """Where a piece of a parameter lies in a checkpoint."""
 
     key: str
-    """Of the global tensor, which may hold all layers."""
+    """Name of the global tensor, which may hold all layers."""
     start: Shape
     size: Shape
 

@@ -32,7 +32,7 @@ from vila_mc.errors import CheckpointError
 from vila_mc.topology.shapes import Shape
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
-"""Of a zip archive's entry: the lengths of its name and of its extra field."""
+"""What is read of the header of a zip archive's entry: the lengths of its name and extra field."""
 _READ_AT_ONCE = 2**21
 """Few enough bytes that their checksum finds them in the processor's cache."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vila_mc.parallel.megatron_patches import META_PARAMETERS
 
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
-"""Of glibc; other systems have none."""
+"""A function of glibc; other systems have none."""
 
 
 @contextmanager

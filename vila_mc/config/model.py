@@ -31,7 +31,15 @@ _MOST_LAYERS = 10_000
 
 
 def require(condition: bool, message: str) -> None:
-    """Refuse a setting; ``message`` says what was given, what is allowed and what to do."""
+    """Refuse a setting unless ``condition`` holds.
+
+    Args:
+        condition: what must be so.
+        message: what was given, what is allowed and what to do.
+
+    Raises:
+        ConfigError: it is not so.
+    """
     if not condition:
         raise ConfigError(message)
 

@@ -67,7 +67,7 @@ class ParallelConfig:
         return self.tensor * self.pipeline
 
     def data(self, world_size: int) -> int:
-        """Data-parallel replicas left over from ``world_size`` ranks."""
+        """Data-parallel replicas that ``world_size`` ranks make. Raises ConfigError: not whole."""
         model_ranks = self.model_ranks()
         if world_size % model_ranks:
             raise ConfigError(

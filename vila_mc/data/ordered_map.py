@@ -50,7 +50,7 @@ def ordered_map[T, R](
 
 
 def check_workers(workers: int) -> None:
-    """Refuse a number of processes that is none. Raises ConfigError."""
+    """Refuse fewer processes than one. Raises ConfigError."""
     if workers < 1:
         raise ConfigError(f"workers is {workers}; it must be at least 1.", option="workers")
 

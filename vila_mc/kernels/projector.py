@@ -14,8 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _KEPT_SHARE = 0.35
-"""Of the hidden layer, kept for the backward pass. Each tenth saves 1.7 % of the time (a tenth of
-one of six products) and takes 2.5 % of the memory that the chain of single steps would keep."""
+"""Share of the hidden layer that is kept for the backward pass. Each tenth saves 1.7 % of the time
+(a tenth of one of six products) and takes 2.5 % of the memory that the chain of single steps would
+keep."""
 _ROWS_AT_ONCE = 64
 """Rows of a weight gradient that are finished together while they are in the cache."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VERSION = "0.19.2"
-"""Of Megatron-Core."""
+"""The release of Megatron-Core."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

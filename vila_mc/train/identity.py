@@ -45,7 +45,7 @@ def _said(value: object) -> str:
 
 
 def _code_sha256() -> str:
-    """Of every Python file of the package, and its place in it."""
+    """One hash over every Python file of the package and its place in it."""
     package, digest = Path(vila_mc.__file__).parent, hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())

@@ -23,7 +23,9 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
     """The newest checkpoint in ``train.output``, or None if the run starts anew.
 
     Raises:
-        VilaError: the run may not or cannot go on from it.
+        ConfigError: train.resume or train.steps forbids it.
+        CheckpointError: it is damaged, of another model, or of other data.
+        DataError: a dataset is missing.
     """
     train = config.train
     earlier = newest_checkpoint(train.output)

@@ -159,7 +159,7 @@ class Trainer:
         microbatches: Sequence[Microbatch],
         should_stop: bool,
     ) -> "_Totals":
-        """What the ranks know together.
+        """Figures of the step over all ranks.
 
         Every rank holds the tokens of its replica, so one rank of each replica counts them: the
         tensor-parallel rank 0 of the stage with the head. Only the stage with the vision tower

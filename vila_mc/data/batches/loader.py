@@ -145,7 +145,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
             self._workers.drop(slot for slot, _ in waiting)
 
     def cut_samples(self) -> list[int]:
-        """Of each dataset, how many samples are longer than a row and lose their end."""
+        """How many samples of each dataset are longer than a row and lose their end."""
         visual, longest = self._model.visual_tokens(), self._data.sequence_length
         return [
             int((reader.token_counts() + visual * reader.image_counts() > longest).sum())
