@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vila_mc.errors import CheckpointError
+from vila_mc.foreign_files import ForeignFileError, read_foreign
 
 _BPE = 2
 _DEFAULT_PIECE_TYPE = 1
@@ -35,6 +36,10 @@ class PieceType(IntEnum):
 _PIECE_TYPES = {b"": PieceType.NORMAL} | {bytes((0x18, kind)): kind for kind in PieceType}
 """By the last bytes of a piece."""
 _SCORE = struct.Struct("<f")
+_LONGEST_SHIFT = 63
+"""Bits of a number that come in groups of 7."""
+LARGEST_BYTES = 1 << 26
+"""Of a model; those in use have at most some megabytes."""
 
 
 class Piece(NamedTuple):
@@ -73,19 +78,26 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         CheckpointError: the file is missing or is not a SentencePiece model.
     """
     try:
-        return parse(path.read_bytes())
+        return parse(read_foreign(path, LARGEST_BYTES))
     except OSError as error:
         raise CheckpointError(
             f"the tokenizer {path} cannot be read: {error.strerror}. Give a SentencePiece .model."
         ) from None
-    except (ValueError, IndexError, struct.error, AttributeError, TypeError):
+    except ForeignFileError as error:
         raise CheckpointError(
-            f"{path} is not a SentencePiece model. Give the .model file the data was made with."
+            f"the tokenizer {path} {error}. Give the .model file the data was made with."
         ) from None
 
 
 def parse(data: bytes) -> SentencePieceModel:
-    """Read the bytes of a model. Raises ValueError, IndexError or TypeError: it is none."""
+    """Read the bytes of a model. Raises ForeignFileError: it is none."""
+    try:
+        return _parse(data)
+    except (ValueError, LookupError, struct.error, AttributeError, TypeError):
+        raise ForeignFileError("is not a SentencePiece model") from None
+
+
+def _parse(data: bytes) -> SentencePieceModel:
     pieces: list[Piece] = []
     trainer: dict[int, int | bytes] = {}
     normaliser: dict[int, int | bytes] = {}
@@ -156,3 +168,5 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         shift += 7
         if byte < 128:
             return value, position
+        if shift > _LONGEST_SHIFT:
+            raise ValueError("a number without end")

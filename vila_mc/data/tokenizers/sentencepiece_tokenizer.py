@@ -1,6 +1,7 @@
 """A SentencePiece model behind the face that ``Tokenizer`` shows."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import sentencepiece
 
 from vila_mc.data.tokenizers.sentencepiece_model import PieceType, parse
 from vila_mc.errors import DataError
+from vila_mc.foreign_files import ForeignFileError
 from vila_mc.kernels.text import BytePairEncoder, is_built
 
 SPACE = "\u2581"
@@ -30,8 +32,9 @@ class SentencePieceTokenizer:
     def __init__(self, file: Path, content: bytes) -> None:
         self._file = file
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-        except RuntimeError:
+            self._processor = sentencepiece.SentencePieceProcessor()
+            self._processor.load_from_serialized_proto(content)
+        except (RuntimeError, UnicodeDecodeError):
             raise DataError(
                 f"{file} is not a SentencePiece model. Give the .model file of a tokenizer, or "
                 "train one."
@@ -42,15 +45,16 @@ class SentencePieceTokenizer:
         self.eos_id = self._special("EOS", self._processor.eos_id())
         control = filter(self._processor.is_control, range(self.vocab_size))
         self.special: Mapping[str, int] = {self._processor.id_to_piece(i): i for i in control}
-        first = self._processor.encode("a")[0]
-        self.adds_space = self._processor.id_to_piece(first).startswith(SPACE)
-
+        self.adds_space = "".join(self._processor.encode("a", out_type=str)).startswith(SPACE)
         self._content = content
 
     @cached_property
     def _fast(self) -> BytePairEncoder | None:
         # Not every user of a tokenizer encodes, and this takes a tenth of a second.
-        return _byte_pair_encoder(self._content)
+        try:
+            return _byte_pair_encoder(self._content)
+        except ForeignFileError as error:
+            raise DataError(f"{self._file} {error}. Give the .model file of a tokenizer.") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See ``Backend.encode_batch``."""
@@ -87,24 +91,32 @@ class SentencePieceTokenizer:
 
 
 def _byte_pair_encoder(content: bytes) -> BytePairEncoder | None:
-    """The native encoder, where it is built and does exactly what SentencePiece does."""
+    """The native encoder, where it is built and does exactly what SentencePiece does.
+
+    It trusts what is checked here: every byte and the space have a piece of their kind, so that a
+    text has no more tokens than bytes; and scores can be compared.
+
+    Raises:
+        ForeignFileError: it is no SentencePiece model.
+    """
     model = parse(content)
-    kinds = {piece.type for piece in model.pieces}
-    spelled = {piece.text: index for index, piece in enumerate(model.pieces)}
-    bytes_ = [spelled.get(f"<0x{byte:02X}>", -1) for byte in range(256)]
+    kinds = {piece.text: piece.type for piece in model.pieces}
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     if (
         not is_built()
         or not (model.is_bpe and model.is_identity and model.adds_dummy_prefix)
         or model.removes_extra_whitespace
         or not model.has_byte_fallback
-        or min(bytes_) < 0
-        or SPACE not in spelled
-        or kinds & {PieceType.USER_DEFINED, PieceType.UNUSED}
+        or any(kinds.get(name) != PieceType.BYTE for name in bytes_)
+        or kinds.get(SPACE) != PieceType.NORMAL
+        or not {PieceType.USER_DEFINED, PieceType.UNUSED}.isdisjoint(kinds.values())
+        or not all(math.isfinite(piece.score) for piece in model.pieces)
     ):
         return None
+    ids = {piece.text: index for index, piece in enumerate(model.pieces)}
     return BytePairEncoder(
         [piece.text for piece in model.pieces],
         [piece.score for piece in model.pieces],
         [piece.type == PieceType.NORMAL for piece in model.pieces],
-        bytes_,
+        [ids[name] for name in bytes_],
     )

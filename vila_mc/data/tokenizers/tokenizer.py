@@ -17,8 +17,11 @@ import sentencepiece
 
 from vila_mc.errors import DataError
 from vila_mc.files import write_whole
+from vila_mc.foreign_files import ForeignFileError, read_foreign
 
 _IN_FOLDERS = ("tokenizer.json", "tokenizer.model")
+_LARGEST_BYTES = 1 << 27
+"""Of a tokenizer's file; the largest in use has some 35 MB."""
 _LONGEST_SENTENCE = 1000
 """Characters, 4 bytes each at most. SentencePiece drops training sentences above 4,192 bytes
 without a word, so longer ones are cut."""
@@ -295,7 +298,12 @@ def train_tokenizer(sentences: Iterable[str], output: Path, vocab_size: int) -> 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_foreign(path, _LARGEST_BYTES)
+    except ForeignFileError as error:
+        raise DataError(
+            f"the tokenizer {path} {error}. Give a SentencePiece .model file or a Hugging Face "
+            "tokenizer.json."
+        ) from None
     except FileNotFoundError:
         raise DataError(
             f"there is no tokenizer {path}. Give a SentencePiece .model file or a Hugging Face "
