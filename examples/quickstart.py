@@ -1,6 +1,6 @@
 """The main job from raw files to an exported, questioned model, each step by the ordinary tools.
 
-    bash examples/quickstart.sh [OUT_DIR]
+    bash examples/quickstart.sh [OUT_DIR] [--smoke]
 
 Trains a small VILA on scikit-learn's handwritten digits with 4 ranks (tensor 2 x pipeline 2).
 Nothing pre-trained is used: the small ViT and the small LLM are trained as well.
@@ -16,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from vila_mc import __version__
-from vila_mc.config.options import ErrorRaisingParser
+from vila_mc.commands.command import Job, run_job
+from vila_mc.config.options import Argument
 from vila_mc.errors import EXIT_INTERRUPTED, ConfigError, run_cli
 from vila_mc.evaluation.report import AnswerRow, write_report
 from vila_mc.evaluation.scores import score
@@ -50,12 +51,12 @@ class Placement:
     pipeline: int
 
     @staticmethod
-    def for_this_machine() -> "Placement":
-        """Tensor 2 x pipeline 2 on CPU ranks or four GPUs; what fewer GPUs can hold otherwise."""
+    def for_this_machine(*, smoke: bool) -> "Placement":
+        """Tensor 2 x pipeline 2 on CPU ranks or four GPUs; two ranks to be quick or on two GPUs."""
         gpus = num_gpus()
         if gpus == 1:
             return Placement(ranks=1, tensor=1, pipeline=1)
-        if gpus in (2, 3):
+        if smoke or gpus in (2, 3):
             return Placement(ranks=2, tensor=1, pipeline=2)
         return Placement(ranks=4, tensor=2, pipeline=2)
 
@@ -81,14 +82,16 @@ class Quickstart:
 
     Args:
         output: made if need be; must be empty or from an earlier quickstart.
+        smoke: a little of everything, to see that all steps work; nothing is learnt.
 
     Raises:
         ConfigError: the directory holds something else.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, *, smoke: bool = False) -> None:
         self.output = output
-        self.placement = Placement.for_this_machine()
+        self.smoke = smoke
+        self.placement = Placement.for_this_machine(smoke=smoke)
         self.state_file = output / "quickstart.json"
         if output.exists() and any(output.iterdir()) and not self.state_file.exists():
             raise ConfigError(
@@ -98,7 +101,13 @@ class Quickstart:
         output.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
         if self.state_file.exists():
-            self.seconds = json.loads(self.state_file.read_text(encoding="utf-8"))
+            state = json.loads(self.state_file.read_text(encoding="utf-8"))
+            if state["smoke"] != smoke:
+                raise ConfigError(
+                    f"{output} was begun {'with' if state['smoke'] else 'without'} --smoke. Go on "
+                    "the same way, or name another directory."
+                )
+            self.seconds = state["seconds"]
         if set(self.seconds) >= {step.name for step in STEPS}:
             self._start_afresh()
         self._keep_state()
@@ -148,7 +157,7 @@ class Quickstart:
         return self.output / name
 
     def _keep_state(self) -> None:
-        write_json(self.state_file, self.seconds)
+        write_json(self.state_file, {"smoke": self.smoke, "seconds": self.seconds})
 
     def _start_afresh(self) -> None:
         for name in ("raw", "data", "runs", "hf"):
@@ -158,7 +167,7 @@ class Quickstart:
 
 def make_raw_data(job: Quickstart) -> None:
     """Real digits as image files and raw data in the formats users have."""
-    job.tool("examples/digits.py", job.path("raw"))
+    job.tool("examples/digits.py", job.path("raw"), *(["--smoke"] if job.smoke else []))
 
 
 def preprocess(job: Quickstart) -> None:
@@ -207,6 +216,7 @@ def train(phase: str) -> Callable[[Quickstart], None]:
             *("--data.tokenizer", job.path("data/tokenizer.model").absolute()),
             *("--train.output", job.path(f"runs/{phase}")),
             *load,
+            *(("--train.steps", "3") if job.smoke else ()),
         )
 
     return run
@@ -308,17 +318,24 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuickstartOptions:
+    """From raw files to an exported, questioned model, each step by the ordinary tools."""
+
+    output: Annotated[Path | None, Argument("OUT_DIR", is_positional=True)] = None
+    """Where everything is written (default: quickstart-out in the checkout)."""
+    smoke: bool = False
+    """A little of everything in about a minute, to see that all steps work; nothing is learnt."""
+
+
 def main() -> int:
-    parser = ErrorRaisingParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "output",
-        metavar="OUT_DIR",
-        nargs="?",
-        type=Path,
-        default=CHECKOUT / "quickstart-out",
-        help="where everything is written (default: quickstart-out in the checkout)",
-    )
-    return Quickstart(parser.parse_args().output).run()
+    """Parse and do the job. Raises VilaError."""
+    return run_job(Job(QuickstartOptions, start), None, None)
+
+
+def start(options: QuickstartOptions) -> int:
+    """Do the job that the options ask for; returns the exit code."""
+    return Quickstart(options.output or CHECKOUT / "quickstart-out", smoke=options.smoke).run()
 
 
 if __name__ == "__main__":

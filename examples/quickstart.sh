@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up .venv if need be, then trains, questions and exports a small VILA on real digits:
-#     bash examples/quickstart.sh [OUT_DIR]          (default: quickstart-out)
-# Takes some minutes on two CPU cores. Ctrl-C is safe: the same command goes on from there.
+#     bash examples/quickstart.sh [OUT_DIR] [--smoke]          (default: quickstart-out)
+# Takes some minutes on two CPU cores; with --smoke, which does a little of everything and learns
+# nothing, about one. Ctrl-C is safe: the same command goes on from there.
 set -euo pipefail
 checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$checkout/tools/setup_venv.sh"

@@ -39,6 +39,7 @@ def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("digits", SCRIPT)
+    sys.path.insert(0, str(SCRIPT.parent))  # as when it is started
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -57,7 +58,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def values(script: ModuleType) -> dict[str, int]:
-    training, held_out, _ = script.load_digits()
+    training, held_out, _ = script.load_digits(1437, NUM_HELD_OUT, 7)
     return {digit.name: digit.value for digit in [*training, *held_out]}
 
 

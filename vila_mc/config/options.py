@@ -220,11 +220,13 @@ def _add_option(parser: ErrorRaisingParser, field: dataclasses.Field[Any], doc: 
     argument = next((hint for hint in hints if isinstance(hint, Argument)), None)
     is_required = field.default is dataclasses.MISSING
     metavar = argument.metavar if argument else "N" if int in kinds else "X"
+    how: dict[str, Any]
     text = help_text(doc, dataclasses.MISSING if bool in kinds else field.default)
     if argument and argument.is_positional:
-        parser.add_argument(field.name, metavar=metavar, help=text)
+        how = {} if is_required else dict(nargs="?", default=argparse.SUPPRESS)
+        parser.add_argument(field.name, metavar=metavar, help=text, **how)
         return
-    how: dict[str, Any] = dict(metavar=metavar)
+    how = dict(metavar=metavar)
     if bool in kinds:
         how = dict(action="store_const", const=True)
     elif any(get_origin(kind) is tuple for kind in kinds):
