@@ -123,7 +123,7 @@ def export(model: ModelConfig, folder: Path, seed: int) -> dict[str, Tensor]:
     export_checkpoint(folder / "ours", folder / "export", "vila", tokenizer=tokenizer)
     with proving_model(folder / "ours", torch.float32) as proving:
         reference = reference_of(proving)
-    mean, std = model.vision.facts().channel_mean, model.vision.facts().channel_std
+    mean, std = model.vision.resolved_channel_mean(), model.vision.resolved_channel_std()
     pixels = normalize_images(reference.images, torch.float32, mean, std).contiguous()
     logits = reference.logits[..., :VOCABULARY].contiguous()
     assert logits.std() > 0.1, "a comparison of zeros proves nothing"

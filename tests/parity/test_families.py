@@ -74,7 +74,7 @@ def test_training_computes_what_was_published(name, imported):
         side = vision.image_size
         images = torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8)
         pixels = normalize_images(
-            images, torch.float32, vision.facts().channel_mean, vision.facts().channel_std
+            images, torch.float32, vision.resolved_channel_mean(), vision.resolved_channel_std()
         )
         states = case.family.vision_model()(pixels, output_hidden_states=True).hidden_states
         assert _largest_difference(ours.patch_features(images), states[-2]) < TOLERANCE

@@ -85,6 +85,10 @@ class VisionConfig:
     image_mode: ImageMode = "crop"
     """How an image becomes square: crop (short side to size, centre crop), pad (square canvas,
     image centred), resize (direct)."""
+    channel_mean: tuple[float, float, float] | None = None
+    """What each colour channel, on a scale of 0 to 1, is shifted by; as its family does if none."""
+    channel_std: tuple[float, float, float] | None = None
+    """What each shifted colour channel is divided by; as its family does if none."""
 
     def __post_init__(self) -> None:
         require_known("model.vision.family", self.family, VISION_FAMILIES)
@@ -113,6 +117,10 @@ class VisionConfig:
             f"{self.patch_size}. Change one of them.",
         )
         require(
+            min(self.resolved_channel_std()) > 0,
+            f"model.vision.channel_std is {self.channel_std}; each must be greater than 0.",
+        )
+        require(
             self.width % self.heads == 0,
             f"model.vision.width {self.width} is not a multiple of model.vision.heads "
             f"{self.heads}. Change one of them.",
@@ -121,6 +129,14 @@ class VisionConfig:
     def facts(self) -> VisionFamily:
         """What its family decides."""
         return VISION_FAMILIES[self.family]
+
+    def resolved_channel_mean(self) -> tuple[float, float, float]:
+        """What each colour channel, on a scale of 0 to 1, is shifted by."""
+        return self.channel_mean or self.facts().channel_mean
+
+    def resolved_channel_std(self) -> tuple[float, float, float]:
+        """What each shifted colour channel is divided by."""
+        return self.channel_std or self.facts().channel_std
 
     def grid(self) -> int:
         """Patches along one side (g). What SigLIP's patches leave over (384 = 27 x 14 + 6) lies

@@ -13,6 +13,7 @@ from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import LanguageConfig, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.pixels import read_pixels
 from vila_mc.convert.families.registry import language_from_hf, vision_from_hf
 from vila_mc.convert.names import language_table, vision_table
 from vila_mc.convert.rename_tensors import from_hf
@@ -62,14 +63,15 @@ def read_vision(
 
     Args:
         directory: of a CLIP or SigLIP, whole or its vision model.
-        image_mode: how images become square; as the tower's makers do it if None.
+        image_mode: how images become square; as the image processor in it does if None.
         trust_pickle: whether weights may be read from ``.bin`` files.
 
     Raises:
         CheckpointError: something is missing, damaged, or not supported.
     """
     where = directory / "config.json"
-    config = vision_from_hf(ConfigValues(read_json(where), where), image_mode)
+    config = vision_from_hf(ConfigValues(read_json(where), where))
+    config = read_pixels(directory, config, image_mode)
     tensors = open_weights(directory, trust_pickle=trust_pickle)
     return config, join_vision(tensors, config, str(directory))
 

@@ -16,7 +16,7 @@ DEFAULT_MAX_PIXELS = 64_000_000
 """Images with more pixels are refused: a small file can unfold into more than fits in memory."""
 
 _JPEG_QUALITY = 95
-_PAD_COLOUR = (122, 116, 104)
+PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour."""
 
 
@@ -108,7 +108,7 @@ def load_image(data: bytes, size: int, mode: ImageMode, name: str = "the image")
 
 def mean_colour_image(size: int) -> np.ndarray:
     """CLIP's mean colour, which is near 0 once normalised: [3, size, size] uint8."""
-    return np.broadcast_to(np.asarray(_PAD_COLOUR, np.uint8)[:, None, None], (3, size, size))
+    return np.broadcast_to(np.asarray(PAD_COLOUR, np.uint8)[:, None, None], (3, size, size))
 
 
 def check_max_pixels(max_pixels: int) -> None:
@@ -140,6 +140,6 @@ def _pad(image: Image.Image) -> Image.Image:
     if width == height:
         return image
     side = max(width, height)
-    canvas = Image.new("RGB", (side, side), _PAD_COLOUR)
+    canvas = Image.new("RGB", (side, side), PAD_COLOUR)
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas

@@ -99,14 +99,13 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         """uint8 images [n, 3, y, x] -> features [n, class tokens + p, e]."""
         assert self.vision is not None, "this stage has no vision"
         vision = self.run_config.model.vision
-        family = vision.facts()
         seen = vision.grid() * vision.patch_size  # SigLIP's patches leave pixels over
         patches = normalize_patchify(
             images_n3yx[..., :seen, :seen].contiguous(),
             vision.patch_size,
             self.config.params_dtype,
-            family.channel_mean,
-            family.channel_std,
+            vision.resolved_channel_mean(),
+            vision.resolved_channel_std(),
         )
         features: Tensor = self.vision(patches)
         return features

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from vila_mc.config.families import ImageMode
 from vila_mc.config.model import LanguageConfig, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.clip import CLIP
@@ -32,7 +31,7 @@ def language_json(language: LanguageConfig, vocab_size: int | None = None) -> di
     return LANGUAGES[language.family].write(language, vocab_size)
 
 
-def vision_from_hf(config: ConfigValues, image_mode: ImageMode | None = None) -> VisionConfig:
+def vision_from_hf(config: ConfigValues) -> VisionConfig:
     """The tower that a config.json describes, as ``HfVision.read`` gives it.
 
     Raises:
@@ -40,7 +39,7 @@ def vision_from_hf(config: ConfigValues, image_mode: ImageMode | None = None) ->
     """
     towers = towers_by_type()
     config.require("model_type", *towers)
-    return towers[config.get("model_type")].read(config, image_mode)
+    return towers[config.get("model_type")].read(config)
 
 
 def vision_json(vision: VisionConfig, layers: int) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vila_mc.config.families import VISION_FAMILIES, ImageMode
+from vila_mc.config.families import VISION_FAMILIES
 from vila_mc.config.model import VisionConfig
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.transforms import MergeQkv, Rename, Row, affine
 
-_BICUBIC = 3
 _DEFAULTS = dict(
     hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
 )
@@ -64,13 +63,12 @@ class HfVision:
         """``model_type`` of the tower alone."""
         return f"{self.name}_vision_model"
 
-    def read(self, config: ConfigValues, image_mode: ImageMode | None = None) -> VisionConfig:
+    def read(self, config: ConfigValues) -> VisionConfig:
         """The tower that a config.json describes.
 
         Args:
-            config: of the whole model, or of its tower alone.
-            image_mode: how images become square, which these configs do not say; as the tower's
-                makers do it if None.
+            config: of the whole model, or of its tower alone. It does not say how images become
+                square: as the tower's makers do it, until an image processor says otherwise.
 
         Raises:
             CheckpointError: a key is missing, has a value of another type, or asks for what this
@@ -97,7 +95,7 @@ class HfVision:
                 layers=config.size("num_hidden_layers", _MOST_LAYERS),
                 heads=config.size("num_attention_heads"),
                 ffn=config.size("intermediate_size"),
-                image_mode=image_mode or family.image_mode,
+                image_mode=family.image_mode,
             )
         config.refuse_others(_HARMLESS, self.switches)
         return vision
@@ -134,29 +132,3 @@ def _vision_part(config: ConfigValues) -> ConfigValues:
             again.require(key, part.values[key])
     config.refuse_others(_HARMLESS, _BESIDE_THE_TOWER)
     return ConfigValues({**again.values, **part.values}, config.where, prefix="vision_config.")
-
-
-def preprocessor_json(vision: VisionConfig) -> dict[str, Any]:
-    """preprocessor_config.json in CLIP's words; whoever writes it adds the class that reads it."""
-    square = {"height": vision.image_size, "width": vision.image_size}
-    is_crop = vision.image_mode == "crop"
-    return {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": vision.image_size} if is_crop else square,
-        "resample": _BICUBIC,
-        "do_center_crop": is_crop,
-        "crop_size": square,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(vision.facts().channel_mean),
-        "image_std": list(vision.facts().channel_std),
-    }
-
-
-def image_mode_of(preprocessor: ConfigValues) -> ImageMode:
-    """How a CLIP or LLaVA preprocessor makes images square."""
-    if preprocessor.get("do_pad"):
-        return "pad"
-    return "crop" if preprocessor.get("do_center_crop") else "resize"

@@ -7,13 +7,13 @@ from typing import Any
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig
 from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.pixels import preprocessor_json, read_pixels
 from vila_mc.convert.families.registry import (
     language_from_hf,
     language_json,
     vision_from_hf,
     vision_json,
 )
-from vila_mc.convert.families.vision import image_mode_of, preprocessor_json
 from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource, write_packaged
 from vila_mc.convert.formats.format import ForeignModel, Format
 from vila_mc.convert.formats.model_card import model_card
@@ -29,7 +29,7 @@ from vila_mc.convert.names import (
 from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes
 from vila_mc.convert.transforms import BeforeIdentity
-from vila_mc.convert.weights import open_weights, read_json
+from vila_mc.convert.weights import open_weights
 from vila_mc.files import write_json
 
 _HARMLESS = ("ignore_index", "image_seq_length", "tie_word_embeddings", "vocab_size")
@@ -114,9 +114,8 @@ class _HfLlava:
             # The last row is the placeholder's, which is never looked up: not one of our tokens.
             with config.describing():
                 language = dataclasses.replace(language, vocab_size=rows - 1)
-        vision = vision_from_hf(
-            config.part("vision_config"), image_mode or _published_image_mode(directory)
-        )
+        vision = vision_from_hf(config.part("vision_config"))
+        vision = read_pixels(directory, vision, image_mode)
         config.require("vision_feature_layer", -2, None)
         config.require(
             "vision_feature_select_strategy",
@@ -167,12 +166,6 @@ def _preprocessor_json(model: ModelConfig) -> dict[str, Any]:
 def _selection(model: ModelConfig) -> str:
     """LLaVA's name for dropping the class token, or for keeping everything."""
     return "default" if model.vision.facts().class_tokens else "full"
-
-
-def _published_image_mode(directory: Path) -> ImageMode:
-    """As the preprocessor says; one that is absent is CLIP's."""
-    where = directory / "preprocessor_config.json"
-    return image_mode_of(ConfigValues(read_json(where), where)) if where.exists() else "crop"
 
 
 _INSIDE_TO_PUBLISHED = (

@@ -8,13 +8,13 @@ from vila_mc.config.connectors import CONNECTORS
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig
 from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.pixels import preprocessor_json, read_pixels
 from vila_mc.convert.families.registry import (
     language_from_hf,
     language_json,
     vision_from_hf,
     vision_json,
 )
-from vila_mc.convert.families.vision import preprocessor_json
 from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource, write_packaged
 from vila_mc.convert.formats.format import ForeignModel, Format
 from vila_mc.convert.formats.model_card import model_card
@@ -24,7 +24,7 @@ from vila_mc.convert.names import Naming, connector_rows, tables
 from vila_mc.convert.proof.packaged_code import require_packaged_code
 from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes, vocabulary_rows
-from vila_mc.convert.weights import open_weights, read_json
+from vila_mc.convert.weights import open_weights
 from vila_mc.files import write_json
 
 _PACKAGED = (
@@ -94,10 +94,8 @@ class _HfVila:
         *,
         trust_pickle: bool,
     ) -> ForeignModel:
-        preprocessor = read_json(directory / "preprocessor_config.json")
         language = language_from_hf(config.part("text_config"))
-        given = image_mode or preprocessor.get("image_mode")
-        vision = vision_from_hf(config.part("vision_config"), given)
+        vision = read_pixels(directory, vision_from_hf(config.part("vision_config")), image_mode)
         # An export leaves out the layer that nobody reads.
         vision = replace(vision, layers=vision.layers + 1)
         tensors = open_weights(directory, trust_pickle=trust_pickle)

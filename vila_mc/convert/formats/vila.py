@@ -18,8 +18,8 @@ from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.pixels import preprocessor_json, require_pad_colour
 from vila_mc.convert.families.registry import TOWERS, vision_json
-from vila_mc.convert.families.vision import preprocessor_json
 from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource
 from vila_mc.convert.formats.format import ForeignModel, Format, Origin
 from vila_mc.convert.formats.llm import FORMAT as LLM
@@ -130,12 +130,13 @@ class _Vila:
         config.require("image_aspect_ratio", "resize", "pad", "square", None)
         newline = _read_image_encoder(config)
         aspect = config.get("image_aspect_ratio")
-        if image_mode is None:
-            image_mode = aspect if aspect in ("resize", "pad") else "crop"
+        given: ImageMode = aspect if aspect in ("resize", "pad") else "crop"
         language, language_tensors = read_language(directory / LANGUAGE, trust_pickle=trust_pickle)
         vision, vision_tensors = read_vision(
-            directory / VISION, image_mode, trust_pickle=trust_pickle
+            directory / VISION, image_mode or given, trust_pickle=trust_pickle
         )
+        if image_mode is None:
+            require_pad_colour(vision, config, "image_aspect_ratio")
         config.require("mm_vision_select_feature", select_feature(vision))
         config.require("vision_resolution", vision.image_size, -1, None)
         config.refuse_others(_HARMLESS)

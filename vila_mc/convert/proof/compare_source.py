@@ -117,8 +117,11 @@ def _of_models(
     source: ForeignModel, proving: ProvingModel, *, rounds_to_bf16: bool
 ) -> dict[str, FreshRequest]:
     """What its models compute, each directory on its own."""
-    vision = source.model.vision.facts()
-    statistics = {"image_mean": vision.channel_mean, "image_std": vision.channel_std}
+    vision = source.model.vision
+    statistics = {
+        "image_mean": vision.resolved_channel_mean(),
+        "image_std": vision.resolved_channel_std(),
+    }
     loading = Loading(
         is_streamed=proving.is_streamed,
         is_ours=False,
@@ -149,7 +152,6 @@ def _of_pixels(origin: Origin, vision: VisionConfig, is_image_mode_given: bool) 
     """What its image processor makes of random images."""
     generator = np.random.default_rng(_SEED)
     sizes = ((vision.image_size,) * 2,) if is_image_mode_given else _SIZES
-    facts = vision.facts()
     files: dict[str, bytes] = {}
     tensors: dict[str, Tensor] = {}
     for width, height in sizes:
@@ -160,7 +162,10 @@ def _of_pixels(origin: Origin, vision: VisionConfig, is_image_mode_given: bool) 
         files[name] = file.getvalue()
         ours = torch.from_numpy(load_image(files[name], vision.image_size, vision.image_mode))
         tensors[name] = normalize_images(
-            ours[None], torch.float32, facts.channel_mean, facts.channel_std
+            ours[None],
+            torch.float32,
+            vision.resolved_channel_mean(),
+            vision.resolved_channel_std(),
         )[0]
     squares_first = None if is_image_mode_given else origin.squares_first
     values = {
