@@ -23,8 +23,10 @@ def random_sentences(count: int) -> list[str]:
     return [" ".join(choose.choices(words, k=8)) for _ in range(count)]
 
 
-def write_dataset(folder: Path, num_samples: int = 24) -> tuple[Path, Path]:
-    """Captioned pictures and, every third one, plain text.
+def write_dataset(
+    folder: Path, num_samples: int = 24, *, with_images: bool = True
+) -> tuple[Path, Path]:
+    """Captioned pictures and, every third one, plain text; text alone without images.
 
     Returns:
         The tokenizer and the prefix of the dataset.
@@ -37,7 +39,11 @@ def write_dataset(folder: Path, num_samples: int = 24) -> tuple[Path, Path]:
     with IndexedWriter(prefix, "multimodal", tokenizer) as writer:
         for number in range(num_samples):
             ids = (*tokenizer.encode(sentences[number]), tokenizer.eos_id)
-            image = [] if number % 3 == 0 else [ImagePiece(_picture(number), "an image")]
+            image = (
+                []
+                if number % 3 == 0 or not with_images
+                else [ImagePiece(_picture(number), "an image")]
+            )
             writer.add(EncodedSample((bos, *image, text_piece(ids, is_trained=True))))
         writer.finish({})
     return tokenizer_path, prefix

@@ -1,0 +1,66 @@
+"""A run says what will not learn, and why, before it spends its steps on it."""
+
+import contextlib
+import io
+
+import pytest
+
+from tests.support.launching import train, write_recipe
+from tests.support.ranks import run_ranks
+from tests.support.tiny_data import write_dataset
+from vila_mc.config.load import load_run
+from vila_mc.errors import EXIT_USER_ERROR
+from vila_mc.train import loop as loop_module
+from vila_mc.train.rank import train_rank
+
+
+@pytest.fixture(scope="module")
+def text_only(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    return write_recipe(folder / "recipe.yaml", *write_dataset(folder, with_images=False))
+
+
+def _said(recipe, output, **options):
+    """What rank 0 of 1 prints."""
+    loop_module._STEPS_WITHOUT_IMAGES = 2
+    train_options = {f"train.{name}": value for name, value in options.items()}
+    config = load_run([recipe], {"train.output": str(output)} | train_options)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert train_rank(config) == 0
+    return printed.getvalue().splitlines()
+
+
+@pytest.mark.slow
+def test_parts_that_see_no_image(text_only, tmp_path):
+    (lines,) = run_ranks(1, _said, text_only, tmp_path, steps=5)
+    at_start = [line for line in lines if "no dataset of data.blend holds an image" in line]
+    assert [line.split(" so ")[1].split()[0] for line in at_start] == ["vision", "connector"]
+    later = [line for line in lines if "had no gradient" in line]
+    assert later == [
+        f"warning: vision, connector had no gradient in the last {steps} steps, which had no images"
+        for steps in (2, 4)
+    ]
+
+
+@pytest.mark.slow
+def test_nothing_to_learn_is_refused(text_only, tmp_path):
+    run = train(
+        *("--config", text_only, "--ranks", 1, "--train.output", tmp_path / "out"),
+        *("--train.trainable", "[connector]"),
+    )
+    assert run.code == EXIT_USER_ERROR, run.err
+    (line,) = run.err.splitlines()
+    assert "no dataset of data.blend holds an image, so train.trainable [connector]" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_rates_that_are_zero_or_jump(recipe, tmp_path):
+    (lines,) = run_ranks(1, _said, recipe, tmp_path, steps=1)
+    assert any("the one step left is the last of train.steps" in line for line in lines)
+    (lines,) = run_ranks(1, _said, recipe, tmp_path, steps=10)
+    jumps = [line for line in lines if "the learning rate jumps from 0.00e+00 in step 1 to" in line]
+    assert len(jumps) == 1, lines
+    (lines,) = run_ranks(1, _said, recipe, tmp_path, steps=10)
+    assert not any("jumps" in line or "one step left" in line for line in lines)
