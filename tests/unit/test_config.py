@@ -30,6 +30,11 @@ POSITIVE = [
 ]
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"train.epochs": 0}, "train.epochs is 0.0; it must be greater than 0"),
+    (
+        {"train.epochs": 2, "data.blend": [{"path": "a"}, {"path": "b"}]},
+        "a blend by weights has no end. Give each of its entries epochs",
+    ),
     ({"model.vision.layers": 1}, "model.vision.layers is 1; features come from the last but one"),
     ({"model.vision.image_size": 337}, "is not a multiple of model.vision.patch_size 14"),
     ({"model.vision.heads": 3}, "model.vision.width 1024 is not a multiple of model.vision.heads"),
@@ -137,6 +142,19 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path:
     config = load_run_from_args(_parser().parse_args(arguments))
     assert (config.train.steps, config.train.seed, config.train.save_every) == (1, 2, 3)
     assert config.optimizer.lr == 1e-3
+
+
+def test_of_steps_and_epochs_the_later_counts(tmp_path: Path) -> None:
+    recipe, other = tmp_path / "recipe.yaml", tmp_path / "other.yaml"
+    recipe.write_text("train: {steps: 500}")
+    other.write_text("train: {epochs: 2}")
+    train = load_run([recipe], {"train.epochs": "3"}).train
+    assert (train.steps, train.epochs) == (RunConfig().train.steps, 3)
+    train = load_run([recipe, other], {"train.steps": "7"}).train
+    assert (train.steps, train.epochs) == (7, None)
+    assert load_run([recipe], {"train.seed": "1"}).train.steps == 500
+    with pytest.raises(ConfigError, match=r"train\.steps is 7 and train\.epochs 3\.0\. Give"):
+        load_run([recipe], {"train.steps": "7", "train.epochs": "3"})
 
 
 def test_overrides_are_words_and_lists_are_yaml() -> None:

@@ -55,10 +55,12 @@ def load_run(files: Sequence[Path], overrides: Mapping[str, Any] | None = None) 
         ConfigError: a file cannot be read, an option does not exist, or a value is not allowed.
     """
     merged: dict[str, Any] = {}
-    for file in files:
-        _merge(merged, read_recipe(file))
+    words: dict[str, Any] = {}
     for name, value in (overrides or {}).items():
-        _merge(merged, _nest(name.split("."), _read_word(name, value)))
+        _merge(words, _nest(name.split("."), _read_word(name, value)))
+    for values in (*map(read_recipe, files), words):
+        _merge(merged, values)
+        _let_the_later_count(merged, values)
     return run_from_dict(merged)
 
 
@@ -93,6 +95,14 @@ def _read_word(name: str, value: Any) -> Any:
             f"{name} is {value}, which is not valid YAML. Put double quotes around a path that "
             """holds ' " # , : or brackets, as in [{path: "/data/it's"}]."""
         ) from None
+
+
+def _let_the_later_count(merged: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Of two options that say the same in different words, drop the one that was given before."""
+    later = values.get("train")
+    for given, dropped in (("steps", "epochs"), ("epochs", "steps")):
+        if isinstance(later, dict) and later.get(given) is not None and dropped not in later:
+            merged["train"].pop(dropped, None)
 
 
 def _nest(names: Sequence[str], value: Any) -> dict[str, Any]:

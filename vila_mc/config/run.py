@@ -52,6 +52,11 @@ class RunConfig:
             f"{language.max_positions}. Lower the first or raise the second.",
         )
         require(
+            self.train.epochs is None or len(self.data.blend) < 2 or self.data.by_epochs(),
+            "train.epochs counts passes through data.blend, and a blend by weights has no end. "
+            "Give each of its entries epochs, or set train.steps.",
+        )
+        require(
             self.model.visual_tokens() < length,
             f"one image takes {self.model.visual_tokens()} positions, but data.sequence_length "
             f"is {length}. Raise it, or use a downsampling connector.",

@@ -1,5 +1,6 @@
 """One phase of training: what is trained, on how much, kept where."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ from vila_mc.config.model import STRICT, require, require_positive
 
 ModelPart = Literal["vision", "connector", "language"]
 MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "connector", "language")
+DEFAULT_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +22,11 @@ class TrainConfig:
     """Name of the phase, for logs and manifests. What it trains is train.trainable."""
     trainable: tuple[ModelPart, ...] = ("connector", "language")
     """Parts that learn: any of vision, connector, language. The others are frozen."""
-    steps: int = 100
-    """Optimizer steps of the whole phase."""
+    steps: int = DEFAULT_STEPS
+    """Optimizer steps of the whole phase, if train.epochs does not say how many."""
+    epochs: float | None = None
+    """Passes through data.blend, instead of train.steps; the last step is filled up from the next
+    pass. Of a recipe and the command line, the later one of the two counts."""
     global_batch: int = 1024
     """Rows per optimizer step, over all ranks: samples, or packs with data.packing."""
     micro_batch: int = 1
@@ -65,6 +70,14 @@ class TrainConfig:
             keep_last=self.keep_last,
             max_bad_steps=self.max_bad_steps,
             timeout_minutes=self.timeout_minutes,
+        )
+        require(
+            self.epochs is None or 0 < self.epochs < math.inf,
+            f"train.epochs is {self.epochs}; it must be greater than 0.",
+        )
+        require(
+            self.epochs is None or self.steps == DEFAULT_STEPS,
+            f"train.steps is {self.steps} and train.epochs {self.epochs}. Give one of them.",
         )
         for name, parts in (("trainable", self.trainable), ("load_parts", self.load_parts)):
             require(

@@ -29,6 +29,7 @@ from vila_mc.train.faults import StopRequest
 from vila_mc.train.learning import need_images, what_will_not_learn
 from vila_mc.train.optimizer import jump_of_the_rate, rate_of
 from vila_mc.train.output_lock import lock_output
+from vila_mc.train.passes import passes_line
 from vila_mc.train.resume import changed_settings, checkpoint_to_resume
 from vila_mc.train.step import Trainer
 
@@ -92,6 +93,7 @@ class TrainingLoop:
             self._say(f"warning: {warning}")
         if ranks.is_first():
             self._warn_of_cut_samples()
+            self._say(passes_line(config, data.readers))
         self.saving: PendingSave | None = None
         self.steps_without_images = 0
         self.trainer, self.state = self._restore_or_start(stages)

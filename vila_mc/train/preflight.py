@@ -18,11 +18,16 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
     if config.train.load is not None:
         directory = resolve_checkpoint(config.train.load)
         Manifest.read(directory).require_same_model(config, directory, config.train.load_parts)
-    checkpoint_to_resume(config)
+    if config.train.epochs is None:
+        checkpoint_to_resume(config)
 
     from vila_mc.data.batches.loader import open_blend  # torch: after the checks that are instant
 
     readers = open_blend(config.data, config.model)
+    if config.train.epochs is not None:
+        from vila_mc.train.passes import with_steps
+
+        checkpoint_to_resume(with_steps(config, readers))
     what_will_not_learn(config, [reader.manifest for reader in readers])
     # Last, because it creates the directory.
     from vila_mc.checkpoint.retention import check_writable

@@ -109,8 +109,8 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
     from vila_mc.parallel.quiet import optional_packages
     from vila_mc.train.identity import identity
     from vila_mc.train.loop import TrainingLoop, training_data
+    from vila_mc.train.passes import with_steps
 
-    train = config.train
     rank, world_size = rank_and_world_size(os.environ)
     layout = Layout.of(config.parallel, world_size)
     config.check_world(layout.world_size())
@@ -120,8 +120,8 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
         training_data(config, layout, at) as data,
         distributed(
             config.parallel,
-            seed=train.seed,
-            timeout_minutes=train.timeout_minutes,
+            seed=config.train.seed,
+            timeout_minutes=config.train.timeout_minutes,
             same=identity(config, [reader.manifest for reader in data.readers]),
         ) as ranks,
     ):
@@ -130,13 +130,14 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
             missing = native.missing(ranks.device.type)
             if missing is not None:
                 print(f"warning: {missing}", file=sys.stderr)
+        config = with_steps(config, data.readers)
         loop = TrainingLoop(config, ranks, data, stop)
         stop.listen()
         try:
             state = loop.fit()
         finally:
             loop.close()
-    return EXIT_OK if state.step == train.steps else EXIT_INTERRUPTED
+    return EXIT_OK if state.step == config.train.steps else EXIT_INTERRUPTED
 
 
 def _report(error: VilaError) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.pieces import text_piece
+from vila_mc.data.batches import sampler as sampler_module
 from vila_mc.data.batches.blend import Blend
 from vila_mc.data.batches.sampler import Sampler
 from vila_mc.data.indexed.reader import IndexedReader
@@ -119,3 +120,36 @@ def test_sizes_of_a_text_set(tmp_path: Path, tokenizer: Tokenizer) -> None:
         writer.finish({})
     tokens, images = IndexedReader(tmp_path / "set").sizes(np.asarray([2, 0]))
     assert (tokens.tolist(), images.tolist()) == ([7, 3], [0, 0])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("passes", [0.5, 1, 2.5])
+def test_passes_are_counted_as_steps_read_them(
+    passes: float, packing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> Sampler:
+        return Sampler(
+            Blend.by_epochs([1, 2], [50, 30], 5),
+            READERS,  # type: ignore[arg-type]
+            num_rows=6,
+            sequence_length=100,
+            visual_tokens=4,
+            packing=packing,
+        )
+
+    found = made().passes(passes)
+    assert found is not None
+    assert (found.samples, found.is_exact) == (110, True)
+    position = steps = 0
+    while position < 110 * passes:
+        position, steps = position + len(made().at(position).samples), steps + 1
+    assert steps - 1 < found.steps <= steps
+    monkeypatch.setattr(sampler_module, "_MOST_PACKED", 30)
+    estimate = made().passes(passes)
+    assert estimate is not None
+    assert estimate.is_exact is not packing
+    assert estimate.steps == pytest.approx(found.steps, rel=0.3)
+
+
+def test_a_blend_by_weights_has_no_passes() -> None:
+    assert sampler().passes() is None

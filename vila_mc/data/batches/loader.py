@@ -84,14 +84,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         self._per_step = global_batch // (micro_batch * data_size)
         self.readers: tuple[IndexedReader, ...] = open_blend(data, model)
         """The datasets, in the order of ``data.blend``."""
-        self._sampler = Sampler(
-            _blend(data, [len(reader) for reader in self.readers]),
-            self.readers,
-            num_rows=global_batch,
-            sequence_length=data.sequence_length,
-            visual_tokens=model.visual_tokens(),
-            packing=data.packing,
-        )
+        self._sampler = sampler_of(data, model, global_batch, self.readers)
         self._ahead = min(self._per_step + _LOOK_AHEAD * data.workers, MOST_UNDER_WAY)
         self._workers = self._fork_workers() if data.workers else None
 
@@ -194,9 +187,19 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         )
 
 
-def _blend(data: DataConfig, sizes: Sequence[int]) -> Blend:
+def sampler_of(
+    data: DataConfig, model: ModelConfig, global_batch: int, readers: Sequence[IndexedReader]
+) -> Sampler:
+    """The global batches of a run, of ``global_batch`` rows each. Raises DataError."""
     make = Blend.by_epochs if data.by_epochs() else Blend.by_weights
-    return make(data.blend_shares(), sizes, data.seed)
+    return Sampler(
+        make(data.blend_shares(), [len(reader) for reader in readers], data.seed),
+        readers,
+        num_rows=global_batch,
+        sequence_length=data.sequence_length,
+        visual_tokens=model.visual_tokens(),
+        packing=data.packing,
+    )
 
 
 def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...]:

@@ -20,6 +20,8 @@ Draw = tuple[int, int]
 _Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Datasets, samples, lengths and images of a stretch of the stream."""
 
+_MOST_PACKED = 2**18
+"""Samples that are packed to count steps, in about half a second."""
 _BLOCK = 8192
 """Samples drawn at a time: numpy costs the same for a few as for thousands."""
 
@@ -56,6 +58,18 @@ class GlobalBatch:
             in_row[row].append((dataset, sample))
         mine = deal_rows(self.costs(), ranks, micro_batch)[rank]
         return [[in_row[row] for row in micro] for micro in mine.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Passes through a blend."""
+
+    samples: int
+    """Of one pass."""
+    steps: float
+    """Of all passes, from the first sample on; the last step may go on into the next pass."""
+    is_exact: bool
+    """Whether the steps are counted; else they are estimated from the first of them."""
 
 
 class Sampler:
@@ -98,6 +112,27 @@ class Sampler:
         datasets, samples, lengths, images = (each[: len(rows)] for each in drawn)
         rows = spread_images(lengths, images, rows, self._num_rows, self._length)
         return GlobalBatch(datasets, samples, lengths, images, rows, self._num_rows)
+
+    def passes(self, passes: float = 1.0) -> "Passes | None":
+        """What it takes to read the blend ``passes`` times; None if it has no end.
+
+        Packed, ``_MOST_PACKED`` samples are packed; more take as many steps in proportion.
+        """
+        one = self._blend.period()
+        if one is None and len(self._readers) == 1:
+            one = len(self._readers[0])
+        if one is None:
+            return None
+        samples = round(passes * one)
+        if not self._packing:
+            return Passes(one, samples / self._num_rows, is_exact=True)
+        position, steps = 0, 0
+        while position < min(samples, _MOST_PACKED):
+            size = len(self.at(position).samples)
+            if position + size > samples:
+                return Passes(one, steps + (samples - position) / size, is_exact=True)
+            position, steps = position + size, steps + 1
+        return Passes(one, steps * samples / position, is_exact=position == samples)
 
     def _stretch(self, start: int, count: int) -> _Drawn:
         """``count`` samples from ``start`` on; some more are drawn and kept for the next call."""

@@ -1,0 +1,34 @@
+"""Steps from epochs, and what is said of them."""
+
+import pytest
+
+from tests.support.tiny import tiny_run
+from tests.support.tiny_data import write_dataset
+from vila_mc.config.train import DEFAULT_STEPS
+from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.train.passes import passes_line, with_steps
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))[1]  # 24 samples
+
+
+@pytest.mark.parametrize(
+    ("entry", "epochs", "steps", "line"),
+    [
+        ({}, 2.0, 5, "24 samples, 2.4 steps a pass, 2.1 passes"),
+        ({"weight": 3}, 0.5, 2, "24 samples, 2.4 steps a pass, 0.8 passes"),
+        ({"epochs": 2}, 5.0, 24, "48 samples, 4.8 steps a pass, 5 passes"),
+    ],
+)
+def test_steps_from_epochs(prefix, entry, epochs, steps, line):
+    config = tiny_run(
+        data={"blend": [{"path": str(prefix)} | entry]},
+        train={"steps": DEFAULT_STEPS, "epochs": epochs, "global_batch": 10},
+    )
+    readers = [IndexedReader(prefix)]
+    counted = with_steps(config, readers)
+    assert (counted.train.steps, counted.train.epochs) == (steps, None)
+    assert passes_line(counted, readers) == line
+    assert with_steps(counted, readers) is counted

@@ -1,0 +1,42 @@
+"""How often a run reads its data: steps from train.epochs, and epochs from train.steps."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from vila_mc.config.run import RunConfig
+from vila_mc.data.batches.loader import sampler_of
+from vila_mc.data.indexed.reader import IndexedReader
+
+
+def with_steps(config: RunConfig, readers: Sequence[IndexedReader]) -> RunConfig:
+    """The same run with ``train.steps`` in place of ``train.epochs``.
+
+    The steps are those of a run that reads all its data with these settings.
+    """
+    if config.train.epochs is None:
+        return config
+    sampler = sampler_of(config.data, config.model, config.train.global_batch, readers)
+    passes = sampler.passes(config.train.epochs)
+    assert passes is not None, "RunConfig refuses epochs of a blend without end"
+    steps = math.ceil(round(passes.steps, 6))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, steps=steps, epochs=None)
+    )
+
+
+def passes_line(config: RunConfig, readers: Sequence[IndexedReader]) -> str:
+    """``1,440 samples, 22.5 steps a pass, 31 passes``; of a blend by weights nothing."""
+    one = sampler_of(config.data, config.model, config.train.global_batch, readers).passes()
+    if one is None:
+        return ""
+    about = "" if one.is_exact else "about "
+    passes = config.train.steps / one.steps
+    return (
+        f"{one.samples:,} samples, {about}{_short(one.steps)} steps a pass, "
+        f"{about}{_short(passes)} passes"
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.1f}".removesuffix(".0")
