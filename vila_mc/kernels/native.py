@@ -1,7 +1,7 @@
 """Loads the libraries built from csrc/, and gives their operations shapes and gradients."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +55,14 @@ def _load(kind: str, path: Path) -> bool:
 
 def _register() -> None:
     """Fake versions (shapes only) and gradients of every operation, for torch's machinery."""
-    for name in _OPERATIONS:
+    public = (name for name in vars(reference) if not name.startswith("_"))
+    for name in filter(partial(hasattr, torch.ops.vila_mc), public):
         torch.library.register_fake(f"vila_mc::{name}", _fake(name))
     for name, (backward, setup) in _GRADIENTS.items():
         torch.library.register_autograd(f"vila_mc::{name}", backward, setup_context=setup)
 
 
 # ---------------------------------------------------------------- shapes
-
-_OPERATIONS = (
-    "downsample_gather",
-    "downsample_gather_backward",
-    "downsample_layernorm",
-    "downsample_layernorm_backward",
-    "downsample_layernorm_fp8",
-    "splice_visual",
-    "splice_visual_text_grad",
-    "splice_visual_visual_grad",
-    "normalize_patchify",
-)
 
 
 def _fake(name: str) -> Callable[..., Any]:
