@@ -28,9 +28,10 @@ def others(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("others"), num_samples=23)[1]
 
 
-def _train(recipe, options_by_rank, code):
+def _train(recipe, options_by_rank, code, directories=()):
     """The exit code of this rank and what it prints as errors."""
     rank = int(os.environ["RANK"])
+    os.chdir(directories[rank] if directories else ".")
     config = load_run([recipe], options_by_rank[rank])
     if rank in code:
         identity_module._code_sha256 = lambda: code[rank]
@@ -87,3 +88,17 @@ def test_paths_and_workers_of_one_machine_are_its_own(recipe, tmp_path):
     moved = {"data.blend": [{"path": str(elsewhere / entry.path.name)}], "data.workers": 1}
     results = run_ranks(2, _train, recipe, [output, output | moved], {}, timeout=100)
     assert results == [(0, []), (0, [])]
+
+
+@pytest.mark.slow
+def test_an_output_that_machines_do_not_share(recipe, tmp_path):
+    directories = [tmp_path / name for name in ("first", "second")]
+    for directory in directories:
+        (directory / "out").mkdir(parents=True)
+    options = [{"train.output": "out"}] * 2
+    results = run_ranks(2, _train, recipe, options, {}, directories, timeout=100)
+    assert results[0] == results[1]
+    code, (line,) = results[0]
+    assert code == EXIT_USER_ERROR
+    assert f"another directory on {socket.gethostname()} (rank 1) than on that of rank 0" in line
+    assert not any(path.name.startswith(".shared") for path in tmp_path.rglob("*"))

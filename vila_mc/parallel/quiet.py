@@ -24,6 +24,8 @@ def quiet_megatron_import() -> None:
     if not _has_gpu_driver():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     warnings.filterwarnings("ignore", module=r"megatron\..*")
+    # As Megatron-Core does, our AdamW asks views of weights whether they have a gradient.
+    warnings.filterwarnings("ignore", module=r"vila_mc\.parallel\.adam")
     names = "Apex|apex|Transformer Engine|transformer_engine"
     warnings.filterwarnings("ignore", message=rf".*({names}).*")
     # Megatron-Core 0.19.2 on torch 2.14 uses collectives and checkpoint calls torch has renamed.

@@ -13,7 +13,7 @@ from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
-from vila_mc.errors import SetupError, TrainingError
+from vila_mc.errors import CheckpointError, SetupError, TrainingError
 from vila_mc.files import Lock
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
@@ -28,7 +28,7 @@ from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
 from vila_mc.train.faults import StopRequest
 from vila_mc.train.learning import need_images, what_will_not_learn
 from vila_mc.train.optimizer import jump_of_the_rate, rate_of
-from vila_mc.train.output_lock import lock_output
+from vila_mc.train.output_lock import lock_output, require_shared
 from vila_mc.train.passes import passes_line
 from vila_mc.train.resume import changed_settings, checkpoint_to_resume
 from vila_mc.train.step import Trainer
@@ -205,6 +205,10 @@ class TrainingLoop:
             load_weights(train.load, stages, train.load_parts)
         trainer = Trainer(self.config, self.ranks, stages)
         if earlier is None:
+            if not trainer.weights_are_finite():
+                raise CheckpointError(
+                    f"train.load {train.load} holds a weight that is not finite. Use another."
+                )
             return trainer, TrainState(step=0, samples_seen=0)
         manifest = trainer.resume(earlier)
         self._say(f"resuming after step {manifest.step} from {earlier}")
@@ -233,6 +237,7 @@ class TrainingLoop:
                 self._say(f"warning: {warning}")
 
         on_first_rank(self.ranks, take_output, train.output)
+        require_shared(train.output, self.ranks)
         self.output_directory = _directory(train.output)
         self._say(f"{num_weights:,} weights, {layout}")
 

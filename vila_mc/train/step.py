@@ -106,13 +106,11 @@ class Trainer:
         return manifest
 
     def weights_are_finite(self) -> bool:
-        """Whether every weight that learns is; every rank must call this together."""
-        weights = [w for stage in self.stages for w in stage.parameters() if w.requires_grad]
-        bad = torch.zeros(1, device=self.ranks.device)
-        if weights:
-            bad += torch.stack([weight.isfinite().all() for weight in weights]).logical_not().sum()
+        """Whether every weight is; every rank must call this together."""
+        finite = [w.isfinite().all() for stage in self.stages for w in stage.parameters()]
+        bad = torch.stack(finite).logical_not().sum()
         dist.all_reduce(bad)
-        return float(bad) == 0.0
+        return int(bad) == 0
 
     def _gradient_norm(self) -> float:
         """Over all ranks, before clipping.
