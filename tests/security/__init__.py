@@ -1,0 +1,1 @@
+"""What strangers' files may not do."""

@@ -9,9 +9,15 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 _READ_SIZE = 1 << 20
+_MOST_BRACKETS = 1_000_000
+"""In one element, besides those that hold no others: every one of them is looked at."""
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_WITHIN = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+", re.DOTALL)
-"""From within an element up to the next bracket, or a string that does not end yet."""
+_FLAT = rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+"
+_WITHIN = re.compile(
+    rb'(?:[^"\[\]{}]++|' + _STRING + rb"|\[" + _FLAT + rb"\]|\{" + _FLAT + rb"\})*+", re.DOTALL
+)
+"""From within an element up to the next bracket that holds others, or a string that does not end
+yet."""
 _BETWEEN = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+", re.DOTALL)
 """The same outside of all brackets, up to the next comma, too."""
 _BLANK = re.compile(rb"[ \t\r\n]*+")
@@ -74,7 +80,7 @@ class _Scanner:
 
     def _to_end_of_element(self) -> bytes:
         """Move to the comma or bracket that ends the element at hand, and return it."""
-        depth = 0
+        depth = brackets = 0
         while True:
             pattern = _WITHIN if depth else _BETWEEN
             match = pattern.match(self._text, self._at)
@@ -93,6 +99,12 @@ class _Scanner:
             else:
                 depth = max(0, depth + (1 if found in b"[{" else -1))
                 self._at += 1
+                brackets += 1
+                if brackets > _MOST_BRACKETS:
+                    raise EOFError(
+                        f"element {self._number + 1} of its array has more than "
+                        f"{_MOST_BRACKETS:,} brackets. The last {self._left():,} bytes are lost"
+                    )
 
     def _next_after_blanks(self) -> bytes:
         """The first byte that is no white space, none at the end of the file."""

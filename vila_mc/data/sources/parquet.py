@@ -32,7 +32,7 @@ class EmbeddedPair:
     @property
     def num_bytes(self) -> int:
         """What it takes in memory."""
-        return len(self.image)
+        return len(self.image) + len(self.caption if isinstance(self.caption, str) else "")
 
 
 def read_columns(file: Path, first: str, others: Sequence[str]) -> Iterator[tuple[Any, Any]]:
