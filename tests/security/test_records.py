@@ -306,7 +306,7 @@ from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.text import TextSource
 file, output, tokenizer = map(Path, sys.argv[1:4])
-is_text = file.suffix != ".parquet"
+is_text = file.suffix != ".parquet" and file.stem != "pixels"
 source = TextSource([file]) if is_text else PairSource([file], ImageFolder(file.parent))
 made = preprocess(source.prepared(output.parent), output, "text" if is_text else "multimodal",
                   tokenizer, facts={}, limit=RejectionLimit.parse("100%"))
@@ -336,7 +336,12 @@ def bombs() -> dict[str, Callable[[Path], object]]:
             arrow.table(rows), file, row_group_size=1000, compression="zstd"
         )
 
+    def pixels(file: Path) -> None:
+        Image.new("RGBA", (8000, 8000)).save(file.with_name("a.png"), compress_level=1)
+        file.write_text(json.dumps({"image": "a.png", "caption": "c"}) + "\n{")
+
     return {
+        "pixels.jsonl": pixels,
         "line.jsonl.gz": lambda file: file.write_bytes(packed_line(900, gzip.compress)),
         "line.jsonl.zst": lambda file: file.write_bytes(packed_line(900, zstandard.compress)),
         "values.jsonl.gz": lambda file: file.write_bytes(gzip.compress(lists + GOOD_LINE, 1)),
@@ -353,7 +358,7 @@ def bombs() -> dict[str, Callable[[Path], object]]:
 @pytest.mark.parametrize("name", bombs())
 def test_memory_has_a_ceiling(tmp_path: Path, tokenizer_path: Path, name: str) -> None:
     bombs()[name](tmp_path / name)
-    ceiling = WHOLE if name in ("rows.parquet", "text.jsonl") else READING
+    ceiling = WHOLE if name in ("rows.parquet", "text.jsonl", "pixels.jsonl") else READING
     arguments = (tmp_path / name, tmp_path / "set", tokenizer_path, ceiling)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *map(str, arguments)],
