@@ -31,7 +31,7 @@ def language_json(language: LanguageConfig, vocab_size: int | None = None) -> di
     return LANGUAGES[language.family].write(language, vocab_size)
 
 
-def vision_from_hf(config: ConfigValues) -> VisionConfig:
+def vision_from_hf(config: ConfigValues, left_out: int = 0) -> VisionConfig:
     """The tower that a config.json describes, as ``HfVision.read`` gives it.
 
     Raises:
@@ -39,7 +39,7 @@ def vision_from_hf(config: ConfigValues) -> VisionConfig:
     """
     towers = towers_by_type()
     config.require("model_type", *towers)
-    return towers[config.get("model_type")].read(config)
+    return towers[config.get("model_type")].read(config, left_out)
 
 
 def vision_json(vision: VisionConfig, layers: int) -> dict[str, Any]:

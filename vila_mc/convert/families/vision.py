@@ -63,12 +63,13 @@ class HfVision:
         """``model_type`` of the tower alone."""
         return f"{self.name}_vision_model"
 
-    def read(self, config: ConfigValues) -> VisionConfig:
+    def read(self, config: ConfigValues, left_out: int = 0) -> VisionConfig:
         """The tower that a config.json describes.
 
         Args:
             config: of the whole model, or of its tower alone. It does not say how images become
                 square: as the tower's makers do it, until an image processor says otherwise.
+            left_out: layers at the end that the files do not hold.
 
         Raises:
             CheckpointError: a key is missing, has a value of another type, or asks for what this
@@ -92,7 +93,7 @@ class HfVision:
                 image_size=config.side("image_size"),
                 patch_size=config.side("patch_size"),
                 width=config.size("hidden_size"),
-                layers=config.size("num_hidden_layers", _MOST_LAYERS),
+                layers=config.size("num_hidden_layers", _MOST_LAYERS) + left_out,
                 heads=config.size("num_attention_heads"),
                 ffn=config.size("intermediate_size"),
                 image_mode=family.image_mode,

@@ -95,9 +95,9 @@ class _HfVila:
         trust_pickle: bool,
     ) -> ForeignModel:
         language = language_from_hf(config.part("text_config"))
-        vision = read_pixels(directory, vision_from_hf(config.part("vision_config")), image_mode)
         # An export leaves out the layer that nobody reads.
-        vision = replace(vision, layers=vision.layers + 1)
+        vision = vision_from_hf(config.part("vision_config"), left_out=1)
+        vision = read_pixels(directory, vision, image_mode)
         tensors = open_weights(directory, trust_pickle=trust_pickle)
         kind = connector_kind(config, "connector_kind", self.naming)
         config.require("class_tokens", vision.facts().class_tokens, None)
