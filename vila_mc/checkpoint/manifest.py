@@ -58,11 +58,16 @@ class DatasetRecord:
     samples: _Count
     sha256: str
     """SHA-256 of its contents, see ``vila_mc.data.indexed.dataset_manifest.contents_sha256``."""
+    template: str | dict[str, Any] | None = dataclasses.field(default=None, compare=False)
+    """Chat template of its conversations: a name, or what ``describe`` says of one. The contents
+    follow from it, so two records are the same without."""
 
     @staticmethod
     def of(manifest: DatasetManifest) -> "DatasetRecord":
         """Describe a dataset by its own manifest."""
-        return DatasetRecord(manifest.samples, contents_sha256(manifest))
+        template = manifest.source.get("template")
+        known = template if isinstance(template, str | dict) else None
+        return DatasetRecord(manifest.samples, contents_sha256(manifest), known)
 
     def __str__(self) -> str:
         return f"{self.samples:,} samples, SHA-256 {self.sha256[:12]}"

@@ -8,7 +8,8 @@ import torch
 
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint
-from vila_mc.convert.formats.registry import FormatName
+from vila_mc.convert.chat_template import trained_template
+from vila_mc.convert.formats.registry import FormatName, find_format
 from vila_mc.convert.formats.write_export import (
     DEFAULT_SHARD_BYTES,
     write_export,
@@ -28,6 +29,8 @@ from vila_mc.convert.proof.reference import (
     reference_of,
 )
 from vila_mc.convert.weights import open_weights
+from vila_mc.data.chat_templates import Template
+from vila_mc.data.tokenizer_template import TokenizerTemplate
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import CheckpointError, ConfigError, DataError
 from vila_mc.model.megatron_config import DTYPES
@@ -74,10 +77,20 @@ def export_checkpoint(
         CheckpointError: the checkpoint is damaged, or cannot be exported so.
     """
     directory = resolve_checkpoint(checkpoint)
-    config = Manifest.read(directory).config
+    manifest = Manifest.read(directory)
+    config = manifest.config
     tokenizer = tokenizer or config.data.tokenizer
     if tokenizer is None:
         raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
+    template, note = trained_template(manifest.datasets)
+    if note:
+        print(note, flush=True)
+    if find_format(format).has_own_code and isinstance(template, TokenizerTemplate):
+        print(
+            "no chat template is written: the model was trained with its tokenizer's own, which "
+            f"the processor of {format} cannot apply to images. Other formats hold it.",
+            flush=True,
+        )
     write_export(
         open_checkpoint(directory, config.model),
         config.model,
@@ -86,6 +99,7 @@ def export_checkpoint(
         dtype or DTYPES[config.train.precision],
         max_shard_bytes,
         format,
+        template,
     )
 
 
@@ -125,12 +139,14 @@ def _reference(
 ) -> Reference:
     """What the training model computes; the model itself is gone when the export is loaded."""
     format = written_format(export)
-    config = Manifest.read(resolve_checkpoint(checkpoint)).config
-    tokenizer = tokenizer or config.data.tokenizer
+    manifest = Manifest.read(resolve_checkpoint(checkpoint))
+    tokenizer = tokenizer or manifest.config.data.tokenizer
+    template, _ = trained_template(manifest.datasets)
     with proving_model(checkpoint, _dtype_of(export), is_streamed=is_streamed) as proving:
         prompts: tuple[ProofPrompt, ...] = ()
-        if format.has_own_code and not proving.is_streamed and tokenizer is not None:
-            prompts = _asked(proving, tokenizer, question)
+        can_ask = format.has_own_code and not proving.is_streamed
+        if can_ask and tokenizer is not None and isinstance(template, Template):
+            prompts = _asked(proving, tokenizer, question, template)
         return reference_of(
             proving,
             prompts,
@@ -139,7 +155,9 @@ def _reference(
         )
 
 
-def _asked(proving: ProvingModel, tokenizer: Path, question: Question) -> tuple[ProofPrompt, ...]:
+def _asked(
+    proving: ProvingModel, tokenizer: Path, question: Question, template: Template
+) -> tuple[ProofPrompt, ...]:
     """The question and its answers; none, and a line that says so, where it cannot be put."""
     try:
         known = Tokenizer(tokenizer)
@@ -147,8 +165,8 @@ def _asked(proving: ProvingModel, tokenizer: Path, question: Question) -> tuple[
         print(f"no question is put: {error}", flush=True)
         return ()
     try:
-        return answered_prompts(proving.model, known, question.text, question.images)
-    except ConfigError as error:  # the model is too short for it
+        return answered_prompts(proving.model, known, question.text, question.images, template)
+    except (ConfigError, DataError) as error:  # the model is too short for it, or has no image
         print(f"no question is put: {error}", flush=True)
         return ()
 

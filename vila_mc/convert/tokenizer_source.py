@@ -45,6 +45,9 @@ class TokenizerSource(Protocol):
     def image_token(self) -> int:
         """Id of ``<image>`` where a format needs it as a token: its own, or the next free one."""
 
+    def id_of(self, token: str) -> int | None:
+        """Id of a special token; None without it."""
+
     def write(
         self, directory: Path, max_length: int, *, processor: str | None, with_image: bool
     ) -> None:
@@ -110,6 +113,9 @@ class _SentencePiece:
     def image_token(self) -> int:
         return self.num_tokens()
 
+    def id_of(self, token: str) -> int | None:
+        return self._model.special(token)
+
     def write(
         self, directory: Path, max_length: int, *, processor: str | None, with_image: bool
     ) -> None:
@@ -147,7 +153,9 @@ class _Folder:
         return self._num_tokens
 
     def token_ids(self) -> dict[str, int | None]:
-        bos, eos, pad = (self._id_of(f"{name}_token") for name in ("bos", "eos", "pad"))
+        bos, eos, pad = (
+            self._ids.get(self._named.get(f"{name}_token", "")) for name in ("bos", "eos", "pad")
+        )
         return {
             "bos_token_id": bos,
             "eos_token_id": eos,
@@ -157,6 +165,9 @@ class _Folder:
     def image_token(self) -> int:
         return self._ids.get(IMAGE_TOKEN, self._num_tokens)
 
+    def id_of(self, token: str) -> int | None:
+        return self._ids.get(token)
+
     def write(
         self, directory: Path, max_length: int, *, processor: str | None, with_image: bool
     ) -> None:
@@ -165,10 +176,6 @@ class _Folder:
             image = added_token(self._num_tokens, IMAGE_TOKEN)
             content["added_tokens"] = [*content["added_tokens"], image]
         write_tokenizer_files(content, self._named, directory, max_length, processor=processor)
-
-    def _id_of(self, name: str) -> int | None:
-        text = self._named.get(name)
-        return None if text is None else self._ids[text]
 
 
 def _added(entry: dict[str, Any]) -> dict[str, Any]:

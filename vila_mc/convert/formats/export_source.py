@@ -4,21 +4,23 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.config.model import ModelConfig
+from vila_mc.convert.chat_template import DEFAULT
 from vila_mc.convert.names import Table, language_table
 from vila_mc.convert.proof.packaged_code import packaged_text
 from vila_mc.convert.rename_tensors import their_shapes, to_hf, vocabulary_rows
 from vila_mc.convert.tokenizer_source import TokenizerSource
 from vila_mc.convert.weights import write_weights
+from vila_mc.data.chat_templates import AnyTemplate
 from vila_mc.topology.shapes import Shape
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-CHAT_TEMPLATE = "chat_template.jinja"
 
 TokenIds = Mapping[str, int | None]
 """``bos_token_id``, ``eos_token_id``, ``pad_token_id``."""
@@ -33,6 +35,8 @@ class ExportSource:
     tokenizer: TokenizerSource
     dtype: torch.dtype
     max_shard_bytes: int
+    template: AnyTemplate = DEFAULT
+    """What the model was trained to chat with."""
 
     def dtype_name(self) -> str:
         """As Hugging Face calls the number format."""
@@ -41,6 +45,14 @@ class ExportSource:
     def token_ids(self) -> TokenIds:
         """Ids of special tokens."""
         return self.tokenizer.token_ids()
+
+    def generation_json(self) -> dict[str, Any]:
+        """generation_config.json: greedy, until EOS or what ends an answer in its place."""
+        stops = [self.tokenizer.id_of(token) for token in self.template.stop_tokens()]
+        ends = [self.token_ids()["eos_token_id"], *stops]
+        known = list(dict.fromkeys(token for token in ends if token is not None))
+        eos = {"eos_token_id": known} if len(known) > 1 else {}
+        return {**self.token_ids(), **eos, "do_sample": False}
 
     def write_weights(
         self, directory: Path, parts: Sequence[Table], unread: Mapping[str, Shape] | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig
+from vila_mc.convert.chat_template import FILE, jinja_of
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.pixels import preprocessor_json, read_pixels
 from vila_mc.convert.families.registry import (
@@ -14,7 +15,7 @@ from vila_mc.convert.families.registry import (
     vision_from_hf,
     vision_json,
 )
-from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource, write_packaged
+from vila_mc.convert.formats.export_source import ExportSource
 from vila_mc.convert.formats.format import ForeignModel, Format
 from vila_mc.convert.formats.model_card import model_card
 from vila_mc.convert.formats.registry import FormatName
@@ -69,11 +70,11 @@ class _HfLlava:
         source.tokenizer.write(
             directory, model.language.max_positions, processor="LlavaProcessor", with_image=True
         )
-        write_packaged(directory, CHAT_TEMPLATE)
+        (directory / FILE).write_text(jinja_of(source.template), encoding="utf-8")
         write_json(directory / "config.json", self._config_json(source, image_token, rows))
         # Its row of the output layer is zeros, which must never win.
-        generation = {"do_sample": False, "suppress_tokens": [image_token]}
-        write_json(directory / "generation_config.json", {**source.token_ids(), **generation})
+        generation = {**source.generation_json(), "suppress_tokens": [image_token]}
+        write_json(directory / "generation_config.json", generation)
         write_json(directory / "preprocessor_config.json", _preprocessor_json(model))
         write_json(directory / "processor_config.json", _processor_json(model))
         card = model_card(model, their_shapes(parts), needs_remote_code=False)

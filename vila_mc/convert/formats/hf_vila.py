@@ -7,6 +7,7 @@ from typing import Any
 from vila_mc.config.connectors import CONNECTORS
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig
+from vila_mc.convert.chat_template import FILE, jinja_of
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.pixels import preprocessor_json, read_pixels
 from vila_mc.convert.families.registry import (
@@ -15,7 +16,7 @@ from vila_mc.convert.families.registry import (
     vision_from_hf,
     vision_json,
 )
-from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource, write_packaged
+from vila_mc.convert.formats.export_source import ExportSource, write_packaged
 from vila_mc.convert.formats.format import ForeignModel, Format
 from vila_mc.convert.formats.model_card import model_card
 from vila_mc.convert.formats.registry import FormatName
@@ -25,6 +26,7 @@ from vila_mc.convert.proof.packaged_code import require_packaged_code
 from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes, vocabulary_rows
 from vila_mc.convert.weights import open_weights
+from vila_mc.data.chat_templates import Template
 from vila_mc.files import write_json
 
 _PACKAGED = (
@@ -32,7 +34,6 @@ _PACKAGED = (
     "modeling_vila.py",
     "image_processing_vila.py",
     "processing_vila.py",
-    CHAT_TEMPLATE,
 )
 
 
@@ -50,7 +51,7 @@ class _HfVila:
     )
 
     def write(self, source: ExportSource, directory: Path) -> None:
-        model, token_ids = source.model, source.token_ids()
+        model = source.model
         parts = tables(model, self.naming, padded_vocab=vocabulary_rows(source.tensors))
         source.write_weights(directory, parts)
         source.tokenizer.write(
@@ -59,7 +60,10 @@ class _HfVila:
         for name in _PACKAGED:
             write_packaged(directory, name)
         write_json(directory / "config.json", self._config_json(source))
-        write_json(directory / "generation_config.json", {**token_ids, "do_sample": False})
+        # Its processor reads the marks that ours makes, and no other template has.
+        if isinstance(source.template, Template):
+            (directory / FILE).write_text(jinja_of(source.template), encoding="utf-8")
+        write_json(directory / "generation_config.json", source.generation_json())
         write_json(directory / "preprocessor_config.json", _preprocessor_json(model))
         write_json(directory / "processor_config.json", _processor_json(model))
         card = model_card(model, their_shapes(parts), needs_remote_code=True)

@@ -27,7 +27,7 @@ class _Llm:
         source.tokenizer.write(directory, language.max_positions, processor=None, with_image=False)
         config = language_json(language) | {"dtype": source.dtype_name(), **token_ids}
         write_json(directory / "config.json", config)
-        write_json(directory / "generation_config.json", {**token_ids, "do_sample": False})
+        write_json(directory / "generation_config.json", source.generation_json())
 
     def read(
         self,

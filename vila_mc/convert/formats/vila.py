@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig, VisionConfig
+from vila_mc.convert.chat_template import jinja_of
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.pixels import preprocessor_json, require_pad_colour
 from vila_mc.convert.families.registry import TOWERS, vision_json
-from vila_mc.convert.formats.export_source import CHAT_TEMPLATE, ExportSource
+from vila_mc.convert.formats.export_source import ExportSource
 from vila_mc.convert.formats.format import ForeignModel, Format, Origin
 from vila_mc.convert.formats.llm import FORMAT as LLM
 from vila_mc.convert.formats.registry import FormatName
@@ -32,7 +33,6 @@ from vila_mc.convert.names import (
     unread_shapes,
     vision_table,
 )
-from vila_mc.convert.proof.packaged_code import packaged_text
 from vila_mc.convert.proof.reloaded import (
     LoadedModel,
     Loading,
@@ -72,7 +72,7 @@ class _Vila:
         for name in (LANGUAGE, VISION, CONNECTOR):
             (directory / name).mkdir()
         LLM.write(source, directory / LANGUAGE)
-        _move_chat_template(directory / LANGUAGE)
+        _tell_chat_template(directory / LANGUAGE, jinja_of(source.template))
         configs = {LANGUAGE: read_json(directory / LANGUAGE / "config.json")}
         tower = directory / VISION
         unread = unread_shapes(model.vision, self.naming.vision)
@@ -218,11 +218,10 @@ def _preprocessor_json(model: ModelConfig) -> dict[str, Any]:
     return {"image_processor_type": kind, **preprocessor_json(model.vision)}
 
 
-def _move_chat_template(directory: Path) -> None:
+def _tell_chat_template(directory: Path, template: str) -> None:
     """Where the transformers of the public code looks for it, which reads no file of its own."""
-    (directory / CHAT_TEMPLATE).unlink(missing_ok=True)
     where = directory / "tokenizer_config.json"
-    write_json(where, {**read_json(where), "chat_template": packaged_text(CHAT_TEMPLATE)})
+    write_json(where, {**read_json(where), "chat_template": template})
 
 
 class _LoadedParts:

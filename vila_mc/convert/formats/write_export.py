@@ -6,12 +6,14 @@ import torch
 
 from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.config.model import ModelConfig
+from vila_mc.convert.chat_template import DEFAULT
 from vila_mc.convert.formats.export_source import DTYPE_NAMES, ExportSource
 from vila_mc.convert.formats.format import Format
 from vila_mc.convert.formats.registry import FORMATS, FormatName, find_format
 from vila_mc.convert.output_directory import MANIFEST, output_directory
 from vila_mc.convert.tokenizer_source import open_tokenizer
 from vila_mc.convert.weights import read_json
+from vila_mc.data.chat_templates import AnyTemplate
 from vila_mc.errors import CheckpointError
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
@@ -25,6 +27,7 @@ def write_export(
     dtype: torch.dtype = torch.bfloat16,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     format: FormatName = "hf-vila",
+    template: AnyTemplate = DEFAULT,
 ) -> None:
     """Write weights, configs, tokenizer, and what else a format has.
 
@@ -39,6 +42,7 @@ def write_export(
         dtype: float32 or bfloat16.
         max_shard_bytes: most bytes in one weight file.
         format: its name.
+        template: what the model was trained to chat with.
 
     Raises:
         CheckpointError: the state does not fit the model, the format cannot hold it, the tokenizer
@@ -49,7 +53,7 @@ def write_export(
             f"an export cannot be {dtype}; choose {' or '.join(DTYPE_NAMES.values())}."
         )
     tokenizer = open_tokenizer(tokenizer_path, model.language.vocab_size)
-    source = ExportSource(tensors, model, tokenizer, dtype, max_shard_bytes)
+    source = ExportSource(tensors, model, tokenizer, dtype, max_shard_bytes, template)
     with output_directory(output, {"format": format}) as directory:
         find_format(format).write(source, directory)
 

@@ -19,6 +19,7 @@ from vila_mc.convert.proof.reloaded import (
 from vila_mc.data.image_codec import open_image
 
 _SEED = 0
+_MARKER = "<image>"
 _NUM_PROBES = 500
 _PROBE_CHARACTERS = (
     "abcdefgh ABC  0123456789\n\t.,:<>/s_'\u00e9\u00df\u4e2d\u6587\U0001f600\u200b\u00a0"
@@ -73,7 +74,7 @@ def _answer(
     _compare_tokenizers(export, processor.tokenizer)
     for number, prompt in enumerate(wanted["prompts"], start=1):
         images = [open_image((request / name).read_bytes(), name) for name in prompt["images"]]
-        inputs = processor(text=prompt["text"], images=images or None, return_tensors="pt")
+        inputs = _inputs(processor, prompt["text"], images, is_chat=prompt["is_chat"])
         expected = prompt["greedy_ids"]
         length = len(expected) or wanted["max_new_tokens"]
         ids = loaded.model.generate(**inputs, max_new_tokens=length, do_sample=False)
@@ -82,6 +83,28 @@ def _answer(
         if expected and given != expected:
             faults.append(f"prompt {number} gives tokens {given} instead of {expected}")
     return {"answers": answers} | ({"greedy_faults": faults} if faults else {})
+
+
+def _inputs(processor: Any, text: str, images: list[Any], *, is_chat: bool) -> Any:
+    if not is_chat:
+        return processor(text=text, images=images or None, return_tensors="pt")
+    first, *others = text.split(_MARKER)
+    # Where the text does not say where images stand, they stand in front.
+    content = [] if others else [part for image in images for part in _in_front(image)]
+    content.append({"type": "text", "text": first})
+    for image, words in zip(images, others, strict=False):
+        content += [{"type": "image", "image": image}, {"type": "text", "text": words}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+
+def _in_front(image: Any) -> list[dict[str, Any]]:
+    return [{"type": "image", "image": image}, {"type": "text", "text": "\n"}]
 
 
 def _compare_tokenizers(export: Path, tokenizer: Any) -> None:

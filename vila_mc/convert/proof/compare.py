@@ -36,6 +36,9 @@ class ProofPrompt:
     """An image file for each marker."""
     greedy_ids: tuple[int, ...] = ()
     """What the training model answers, token by token; nothing is compared if empty."""
+    is_chat: bool = False
+    """Whether the text is a user's words, which the chat template of the export makes a prompt of.
+    Without ``<image>`` markers the images stand in front."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,12 @@ def export_request(
         images = {f"image-{index}-{n}": data for n, data in enumerate(prompt.images)}
         files |= images
         prompts.append(
-            {"text": prompt.text, "images": list(images), "greedy_ids": list(prompt.greedy_ids)}
+            {
+                "text": prompt.text,
+                "images": list(images),
+                "greedy_ids": list(prompt.greedy_ids),
+                "is_chat": prompt.is_chat,
+            }
         )
     values = {
         "format": written_format(export_dir).name,

@@ -22,12 +22,11 @@ from vila_mc.convert.families.language import WORD_EMBEDDINGS
 from vila_mc.convert.proof.compare import ProofPrompt, Reference
 from vila_mc.convert.weights import read_json
 from vila_mc.data.batches.collate import collate
-from vila_mc.data.chat_templates import TemplateName, prompt
+from vila_mc.data.chat_templates import Template, prompt, stop_ids
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.data.turns import IMAGE_MARKER
 from vila_mc.errors import DataError
 from vila_mc.evaluation.generate import generate
-from vila_mc.flow import ImagePiece, Microbatch, Piece, RawImage, RawText, TextPiece
+from vila_mc.flow import ImagePiece, Microbatch, Piece, RawImage, TextPiece
 from vila_mc.model.vila_model import VilaModel
 
 _NUM_ROWS = 2
@@ -158,7 +157,7 @@ def answered_prompts(
     tokenizer: Tokenizer,
     question: str,
     images: Sequence[Path],
-    template: TemplateName = "vicuna_v1",
+    template: Template,
 ) -> tuple[ProofPrompt, ...]:
     """The model's greedy answers to a question about ``images``, and about a random image.
 
@@ -194,14 +193,14 @@ def _continue(model: VilaModel, batch: Microbatch) -> Tensor:
 def _prompt(
     model: VilaModel,
     tokenizer: Tokenizer,
-    template: TemplateName,
+    template: Template,
     question: str,
     images: Sequence[bytes],
 ) -> ProofPrompt:
     pieces = prompt(template, question, [RawImage(data, "an image") for data in images])
-    (answer,) = generate(model, tokenizer, [pieces], _MAX_NEW_TOKENS)
-    text = "".join(piece.text if isinstance(piece, RawText) else IMAGE_MARKER for piece in pieces)
-    return ProofPrompt(text=text, images=tuple(images), greedy_ids=answer)
+    ends = stop_ids(template, tokenizer)
+    (answer,) = generate(model, tokenizer, [pieces], _MAX_NEW_TOKENS, ends)
+    return ProofPrompt(question, tuple(images), answer, is_chat=True)
 
 
 def _random_sample(

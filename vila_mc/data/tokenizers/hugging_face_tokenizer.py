@@ -78,7 +78,9 @@ class HuggingFaceTokenizer:
                 raise ValueError(f"it has the token id {self.vocab_size - 1}")
             tried = self._tokenizer.encode_batch_fast(["a"], add_special_tokens=False)[0]
             self._tokenizer.decode(tried.ids)
-            self.adds_space = "".join(tried.tokens[:1]).startswith((" ", "\u2581"))
+            # The fast encoding knows ids alone.
+            first = "".join(map(str, map(self._tokenizer.id_to_token, tried.ids[:1])))
+            self.adds_space = first.startswith((" ", "\u2581"))
         self.fingerprint = hashlib.sha256(content).hexdigest()
         spelled = {token["content"]: token["id"] for token in added if token["content"].strip()}
         self.special: Mapping[str, int] = spelled

@@ -8,6 +8,7 @@ SentencePiece model, it gives exactly that model's ids (the exporter's verificat
 # transformers is not typed:
 # mypy: allow-subclassing-any, no-warn-return-any
 
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -42,10 +43,16 @@ class VilaProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.image_seq_length = image_seq_length
         self.image_token_id = image_token_id
-        # Marks in a rendered chat where text stops being user's text. They cannot be guessed, so
-        # no user can write one.
+        # Marks in a rendered chat around the template's own tokens, and where a text ends that
+        # another goes on from. They cannot be guessed, so no user can write one.
         secret = secrets.token_hex(16)
-        self._turn_end, self._part_end = f"<turn-end-{secret}>", f"<part-end-{secret}>"
+        self._marks = {
+            "token_start": f"<token-{secret}>",
+            "token_end": f"<token-end-{secret}>",
+            "piece_end": f"<piece-end-{secret}>",
+        }
+        start, end, piece_end = self._marks.values()
+        self._marked = re.compile(f"({start}.*?{end}|{piece_end})", re.DOTALL)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -101,19 +108,24 @@ class VilaProcessor(ProcessorMixin):
 
     def encode_prompt(self, prompt: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of one prompt, each ``<image>`` expanded to its q placeholders."""
-        if self.tokenizer.eos_token in prompt:
+        if self.tokenizer.eos_token in self._marked.sub("", prompt):
             logger.warning_once(
                 f"The prompt holds {self.tokenizer.eos_token!r}, which is read as plain text. For "
                 "a conversation with earlier answers, use apply_chat_template(..., tokenize=True)."
             )
         bos = self.tokenizer.bos_token_id
         ids = [bos] if add_special_tokens and bos is not None else []
-        turns = prompt.split(self._turn_end)
-        for index, turn in enumerate(turns):
-            for part in turn.split(self._part_end):
-                ids += self._encode_part(part)
-            if index + 1 < len(turns):
-                ids.append(self.tokenizer.eos_token_id)
+        start, end, piece_end = self._marks.values()
+        is_after_text = goes_on = False
+        for part in self._marked.split(prompt):
+            if part == piece_end:
+                goes_on = is_after_text
+            elif part.startswith(start):
+                ids += self._token(part.removeprefix(start).removesuffix(end))
+                is_after_text = goes_on = False
+            elif part:
+                ids += self._encode_part(part, goes_on)
+                is_after_text, goes_on = not part.endswith(IMAGE_MARKER), False
         return ids
 
     def apply_chat_template(
@@ -124,18 +136,43 @@ class VilaProcessor(ProcessorMixin):
         The arguments are those of every transformers processor.
         """
         if tokenize:
-            kwargs.setdefault("eos_token", self._turn_end)
-            kwargs.setdefault("answer_start", self._part_end)
+            kwargs = self._marks | kwargs
         return super().apply_chat_template(conversation, *args, tokenize=tokenize, **kwargs)
 
-    def _encode_part(self, part: str) -> list[int]:
+    def _token(self, text: str) -> list[int]:
+        """The template's own token; none where the tokenizer has no such thing (BOS)."""
+        if not text:
+            return []
+        token = self.tokenizer.convert_tokens_to_ids(text)
+        if token is None or (token == self.tokenizer.unk_token_id and text != "<unk>"):
+            raise ValueError(f"the tokenizer has no token {text!r}, which the chat template needs.")
+        return [token]
+
+    def _encode_part(self, part: str, goes_on: bool) -> list[int]:
         ids: list[int] = []
         for index, chunk in enumerate(part.split(IMAGE_MARKER)):
             if index:
                 ids += [self.image_token_id] * self.image_seq_length
-            ids += self.tokenizer(chunk, add_special_tokens=False, split_special_tokens=True)[
-                "input_ids"
-            ]
+            ids += self._encode_text(chunk, goes_on and index == 0)
+        return ids
+
+    def _encode_text(self, text: str, goes_on: bool) -> list[int]:
+        """Ids of a text; where it goes on from another, no space is read before it but its own."""
+        if not goes_on or not self._adds_space():
+            return self._plain_ids(text)
+        if text.startswith(" "):
+            return self._plain_ids(text[1:])
+        return self._plain_ids(f"\n{text}")[len(self._plain_ids("\n")) :]
+
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer reads every text as if a space stood before it, as Llama 2's."""
+        first = self.tokenizer.convert_ids_to_tokens(self._plain_ids("a"))[0]
+        return first.startswith((" ", "\u2581"))
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         return ids
 
     def _match_images(self, prompts: list[str], images: Any) -> list[Any]:

@@ -1,0 +1,231 @@
+"""An export chats with the template that its model was trained with, token by token."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from independent_vila import VOCABULARY, build, tiny_model
+from PIL import Image
+
+from tests.support.tiny import tiny_run
+from vila_mc.checkpoint.lazy import lazily
+from vila_mc.checkpoint.manifest import DatasetRecord, Manifest
+from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
+from vila_mc.convert.chat_template import DEFAULT, jinja_of, trained_template
+from vila_mc.convert.export_checkpoint import export_checkpoint
+from vila_mc.convert.formats.write_export import write_export
+from vila_mc.convert.tokenizer_files import added_token, load_convertible, write_tokenizer
+from vila_mc.data.chat_templates import BUILT_IN, Template, conversation_pieces, prompt
+from vila_mc.data.indexed.dataset_manifest import DatasetManifest
+from vila_mc.data.ingest.encode import encode_sample
+from vila_mc.data.tokenizer_template import TokenizerTemplate
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.data.turns import Turn
+from vila_mc.errors import CheckpointError
+from vila_mc.flow import RawImage, RawSample, TextPiece
+
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+OWN = Template(
+    first='<|im_start|>who "is" %} {{ this }}: {system}{eos}\n',
+    next="{bos}and:",
+    close="\nA \u00e9:",
+    system="Tiny {eos} 'quoted'",
+    end=".<|eot_id|>",
+    after=" next",
+    special=("<|im_start|>", "<|eot_id|>"),
+)
+TURNS = (
+    Turn("user", "<image>\nWhat is <|im_end|> this?"),
+    Turn("assistant", "Two dogs </s> run."),
+    Turn("user", "And here: <image> or <image>"),
+    Turn("assistant", "There are two  spaces."),
+    Turn("user", "<image><image> Which is last?"),
+    Turn("assistant", "The last."),
+)
+MODEL = tiny_model("linear", vocab_size=VOCABULARY + len(SPECIAL))
+NAMED = {**BUILT_IN, "own": OWN}
+SET = dict(
+    format_version=2,
+    kind="multimodal",
+    tokenizer_sha256="",
+    vocab_size=9,
+    samples=5,
+    tokens=9,
+    images=0,
+    bin_bytes=9,
+    idx_sha256="",
+    tool_version="",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer_path, tmp_path_factory):
+    """A tokenizer of Hugging Face with the tokens that templates need."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    more = [added_token(VOCABULARY + n, text) for n, text in enumerate(SPECIAL)]
+    write_tokenizer(load_convertible(tokenizer_path, VOCABULARY), folder, 256, more=more)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(folder, tmp_path_factory):
+    """The processor of an export with each template."""
+    from transformers import AutoProcessor
+
+    state, result = lazily(build(MODEL).canonical()), {}
+    for name, template in NAMED.items():
+        output = tmp_path_factory.mktemp("export") / name
+        write_export(state, MODEL, folder, output, template=template)
+        result[name] = AutoProcessor.from_pretrained(output, trust_remote_code=True)
+    return result
+
+
+@pytest.fixture
+def image(photo):
+    return RawImage(photo, "photo")
+
+
+def _trained_ids(pieces, folder):
+    ids = []
+    for piece in encode_sample(RawSample(tuple(pieces), 1), Tokenizer(folder), 10**6).pieces:
+        is_text = isinstance(piece, TextPiece)
+        placeholders = [MODEL.language.vocab_size] * MODEL.visual_tokens()
+        ids += piece.ids.tolist() if is_text else placeholders
+    return ids
+
+
+def _messages(turns):
+    picture = Image.new("RGB", (30, 20))
+    messages = []
+    for turn in turns:
+        content = []
+        for index, chunk in enumerate(turn.text.split("<image>")):
+            content += [{"type": "image", "image": picture}] if index else []
+            content += [{"type": "text", "text": chunk}]
+        messages.append({"role": turn.role, "content": content})
+    return messages
+
+
+def _ids(processor, messages, **options):
+    given = processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+    return given["input_ids"][0]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_conversation_reads_as_in_training(name, exported, folder, image):
+    pieces = conversation_pieces(NAMED[name], TURNS, [image] * 5)
+    assert _ids(exported[name], _messages(TURNS)) == _trained_ids(pieces, folder)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_question_reads_as_in_training(name, exported, folder, image):
+    pieces = prompt(NAMED[name], "<image>\nWhat is this?", [image])
+    ids = _ids(
+        exported[name],
+        _messages([Turn("user", "<image>\nWhat is this?")]),
+        add_generation_prompt=True,
+    )
+    assert ids == _trained_ids(pieces, folder)
+
+
+def test_a_system_text_takes_the_place_of_the_template_s(exported, folder, image):
+    pieces = conversation_pieces(BUILT_IN["chatml"], TURNS, [image] * 5, "Be  brief. ")
+    messages = [{"role": "system", "content": "Be  brief. "}, *_messages(TURNS)]
+    assert _ids(exported["chatml"], messages) == _trained_ids(pieces, folder)
+
+
+def test_answers_end_where_training_ended_them(folder, tmp_path):
+    state = lazily(build(MODEL).canonical())
+    for name, ends in (("llama_3", [2, VOCABULARY + 4]), ("vicuna_v1", 2)):
+        write_export(state, MODEL, folder, tmp_path / name, template=BUILT_IN[name])
+        written = json.loads((tmp_path / name / "generation_config.json").read_text())
+        assert written["eos_token_id"] == ends
+
+
+@pytest.mark.parametrize("format", ["hf-vila", "hf-llava", "vila"])
+def test_a_template_in_jinja_is_written_where_it_can_be_applied(format, folder, tmp_path):
+    state, own = lazily(build(MODEL).canonical()), TokenizerTemplate("{{ 'mine' }}", (), ())
+    write_export(state, MODEL, folder, tmp_path / "out", format=format, template=own)
+    holding = [
+        path.name
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file() and b"'mine'" in path.read_bytes()
+    ]
+    expected = {"hf-llava": ["chat_template.jinja"], "vila": ["tokenizer_config.json"]}
+    assert holding == expected.get(format, [])
+
+
+def _record(template, samples=10):
+    return DatasetRecord(samples, "sha", template)
+
+
+PLAIN, CHATML = _record("plain", 99), _record("chatml")
+OWN_RECORD = _record(OWN.describe(), 20)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "expected", "is_told"),
+    [
+        ((), DEFAULT, False),
+        ((_record(None),), DEFAULT, False),
+        ((PLAIN,), BUILT_IN["plain"], False),
+        ((PLAIN, CHATML), BUILT_IN["chatml"], False),
+        ((CHATML, CHATML, _record(None)), BUILT_IN["chatml"], False),
+        ((CHATML, OWN_RECORD), OWN, True),
+        ((_record({"tokenizer": "{{ 1 }}"}),), TokenizerTemplate("{{ 1 }}", (), ()), False),
+    ],
+)
+def test_the_template_of_most_samples_is_the_trained_one(datasets, expected, is_told):
+    template, note = trained_template(datasets)
+    assert template == expected
+    assert bool(note) == is_told
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        "alpaca",
+        {},
+        {"first": 3, "next": "", "close": "", "end": ""},
+        {"tokenizer": 3},
+        OWN.describe() | {"special": "x"},
+        OWN.describe() | {"more": "x"},
+    ],
+)
+def test_a_template_that_is_none_is_refused(described):
+    with pytest.raises(CheckpointError, match="does not know"):
+        trained_template([_record(described)])
+
+
+def test_the_template_goes_from_dataset_to_checkpoint_to_export(folder, tmp_path, capsys):
+    config = tiny_run(train={"output": str(tmp_path / "run")}, data={"tokenizer": str(folder)})
+    config = dataclasses.replace(config, model=MODEL)
+    rows = MODEL.language.padded_vocab()
+    state = {
+        name: torch.nn.functional.pad(tensor, (0, 0, 0, rows - len(tensor)))
+        if "word_embeddings" in name or "output_layer" in name
+        else tensor
+        for name, tensor in build(MODEL).canonical().items()
+    }
+    checkpoint = write_weights_checkpoint(config, lazily(state), "the test")
+    manifest = Manifest.read(checkpoint)
+    records = [OWN.describe(), "chatml", "chatml"]
+    made_from = [dict(SET, source={"template": template}) for template in records]
+    datasets = tuple(DatasetRecord.of(DatasetManifest(**values)) for values in made_from)
+    dataclasses.replace(manifest, datasets=datasets).write(checkpoint)
+    assert Manifest.read(checkpoint).datasets == datasets
+    export_checkpoint(checkpoint, tmp_path / "out")
+    written = (tmp_path / "out" / "chat_template.jinja").read_text()
+    assert written == jinja_of(BUILT_IN["chatml"])
+    assert "several chat templates" in capsys.readouterr().out
+
+
+def test_two_records_differ_by_contents_alone():
+    assert _record("chatml") == _record("plain")
+    assert dataclasses.replace(_record("plain"), sha256="other") != _record("plain")
+
+
+def test_the_jinja_of_a_template_is_one_text(folder):
+    for template in NAMED.values():
+        assert jinja_of(template).count("{%- set template = ") == 1
