@@ -1,5 +1,7 @@
 """The walls of the house: who may import whom, and what importing costs."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 LIGHT_MODULES = (
     "vila_mc",
     "vila_mc.errors",
@@ -45,3 +48,20 @@ def test_planning_and_reporting_need_neither_torch_nor_megatron(module: str) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_message_below_the_commands_names_a_flag() -> None:
+    """The commands add theirs; ``--config`` and ``--help`` are made where options are."""
+    exempt = ("vila_mc/commands/", "vila_mc/config/load.py", "vila_mc/config/options.py")
+    named = []
+    for file in sorted(ROOT.glob("vila_mc/**/*.py")):
+        if str(file.relative_to(ROOT)).startswith(exempt):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Expr):
+                continue  # docstrings
+            for part in ast.iter_child_nodes(node):
+                is_text = isinstance(part, ast.Constant) and isinstance(part.value, str)
+                if is_text:
+                    named += [(file.name, flag) for flag in FLAG.findall(part.value)]
+    assert named == [("compressed.py", "--long")]  # of zstd

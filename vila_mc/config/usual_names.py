@@ -15,10 +15,7 @@ _USUAL_NAMES = {
     "model.vision.image_size": "image_resolution resolution",
     "model.vision.image_mode": "image_aspect_ratio",
     "model.vision.patch_size": "patch_dim",
-    "data.blend": (
-        "data_path data_paths dataset datasets epochs num_epochs num_train_epochs train_data "
-        "train_data_path"
-    ),
+    "data.blend": "data_path data_paths dataset datasets train_data train_data_path",
     "data.packing": "pack pack_sequences sequence_packing",
     "data.sequence_length": (
         "block_size context_length max_length max_seq_len max_seq_length model_max_length "
@@ -40,6 +37,7 @@ _USUAL_NAMES = {
     "optimizer.min_lr": "lr_min min_learning_rate",
     "optimizer.warmup_fraction": "lr_warmup_fraction warmup warmup_iters warmup_ratio warmup_steps",
     "optimizer.weight_decay": "wd",
+    "train.epochs": "max_epochs n_epochs num_epochs num_train_epochs",
     "train.global_batch": (
         "batch_size global_batch_size gradient_accumulation_steps train_batch_size"
     ),
