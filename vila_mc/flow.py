@@ -119,6 +119,8 @@ class Microbatch:
     sample_lengths: tuple[tuple[int, ...], ...] = ()
     """Positions of each sample of each row, in order; what is left of a row is padding. Empty if
     unknown: then a row is one sample."""
+    entries: tuple[tuple[int, ...], ...] = ()
+    """Entry of data.blend that each sample of each row comes from. Empty if unknown."""
     substitutes: tuple[str, ...] = ()
     """Why images stand here as one colour: one message for each that could not be decoded."""
 
@@ -127,6 +129,18 @@ class Microbatch:
         if not self.sample_lengths:
             return self.tokens.numel()
         return sum(map(sum, self.sample_lengths))
+
+    def entry_of_positions(self) -> "torch.Tensor":
+        """[b, s] int64 entry of data.blend that each position comes from; -1 where none does."""
+        import torch
+
+        found = torch.full(self.tokens.shape, -1)
+        for row, (entries, lengths) in enumerate(
+            zip(self.entries, self.sample_lengths, strict=True) if self.entries else ()
+        ):
+            owners = torch.tensor(entries).repeat_interleave(torch.tensor(lengths))
+            found[row, : len(owners)] = owners
+        return found
 
     def is_packed(self) -> bool:
         """Whether a row holds more than one sample."""
@@ -141,6 +155,7 @@ class Microbatch:
             image_starts=self.image_starts.to(device, non_blocking=True),
             num_samples=self.num_samples,
             sample_lengths=self.sample_lengths,
+            entries=self.entries,
             substitutes=self.substitutes,
         )
 
@@ -170,3 +185,6 @@ class StepResult:
     """Loss or gradient was not finite, so no weight was changed."""
     bad_microbatches: tuple[int, ...] = ()
     """Those of this rank's own whose loss was not finite; only the stage with the head knows."""
+    loss_by_entry: tuple[float | None, ...] = ()
+    """Mean over the trained positions of each entry of data.blend; None where there were none, or
+    it was not finite."""

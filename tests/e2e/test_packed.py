@@ -20,7 +20,8 @@ def test_a_packed_run_goes_on_at_another_layout(tmp_path):
     _damage_first_image(prefix)
     recipe = write_recipe(tmp_path / "recipe.yaml", tokenizer, prefix)
     output = tmp_path / "out"
-    command = ("--config", recipe, "--train.output", output, *OPTIONS)
+    blend = f'[{{path: "{prefix}"}}, {{path: "{prefix}", weight: 2}}]'
+    command = ("--config", recipe, "--train.output", output, "--data.blend", blend, *OPTIONS)
     first = train(*command, "--ranks", 1)
     assert first.code == 0, first.err
     unbroken = read_metrics(output / METRICS_NAME)
@@ -36,6 +37,8 @@ def test_a_packed_run_goes_on_at_another_layout(tmp_path):
         for count in ("step", "samples", "images", "trained_tokens", "filled", "substitutes"):
             assert found[count] == expected[count]
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert found["loss_by_entry"] == pytest.approx(expected["loss_by_entry"], rel=1e-5)
+        assert min(found["loss_by_entry"]) < found["loss"] < max(found["loss_by_entry"])
 
 
 def _damage_first_image(prefix):

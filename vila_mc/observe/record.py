@@ -24,5 +24,8 @@ class StepRecord:
     """Share of the positions that hold a sample; the others are padding."""
     substitutes: int
     """Images that could not be decoded and were replaced."""
+    loss_by_entry: list[float | None]
+    """Mean over the trained positions of each entry of data.blend, in its order; null where a step
+    trained none."""
     step_ms: float
     """Wall-clock time of the step, waiting for its data included, in milliseconds."""

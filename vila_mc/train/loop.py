@@ -152,6 +152,7 @@ class TrainingLoop:
             samples=result.num_samples,
             filled=round(result.filled, 4),
             substitutes=result.substitutes,
+            loss_by_entry=list(result.loss_by_entry),
             step_ms=round(1000 * seconds, 3),
         )
         for sink in self.sinks:

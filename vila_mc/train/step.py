@@ -60,11 +60,11 @@ class Trainer:
             TrainingError: no token is trained.
         """
         on_device = [batch.to(self.ranks.device) for batch in microbatches]
-        losses = self._forward_backward(on_device)
+        losses, by_entry = self._forward_backward(on_device)
         bad = tuple(index for index, loss in enumerate(losses) if not math.isfinite(loss))
         grad_norm = self._gradient_norm()
-        total = self._sum_over_ranks(
-            math.nan if bad else math.fsum(losses), grad_norm, microbatches, should_stop
+        total, loss_by_entry = self._sum_over_ranks(
+            math.nan if bad else math.fsum(losses), by_entry, grad_norm, microbatches, should_stop
         )
         loss = total.loss_sum / max(total.trained_tokens, 1.0)
         if total.trained_tokens == 0:
@@ -90,6 +90,7 @@ class Trainer:
             should_stop=total.stop_requests > 0,
             skipped=skipped,
             bad_microbatches=bad,
+            loss_by_entry=loss_by_entry,
         )
 
     def resume(self, path: Path) -> Manifest:
@@ -132,15 +133,20 @@ class Trainer:
                 clip_grad_by_total_norm_fp32(part.get_parameters(), clip, grad_norm)
         self.optimizer.step_with_ready_grads()
 
-    def _forward_backward(self, microbatches: Sequence[Microbatch]) -> list[float]:
-        """Gradients of the whole batch; returns the loss of each microbatch, none off the head."""
+    def _forward_backward(self, microbatches: Sequence[Microbatch]) -> tuple[list[float], Tensor]:
+        """Gradients of the whole batch.
+
+        Returns:
+            the loss of each microbatch, none off the head; [entries] of each entry of the blend.
+        """
+        num_entries = len(self.config.data.blend)
         for stage in self.wrapped:
             stage.zero_grad_buffer()
         self.optimizer.zero_grad()
         iterators = [iter(microbatches) for _ in self.wrapped]
         is_virtual = len(iterators) > 1
         sums = get_forward_backward_func()(
-            forward_step_func=_forward_step,
+            forward_step_func=partial(_forward_step, num_entries=num_entries),
             data_iterator=iterators if is_virtual else iterators[0],
             model=self.wrapped if is_virtual else self.wrapped[0],
             num_microbatches=len(microbatches),
@@ -148,16 +154,20 @@ class Trainer:
             micro_batch_size=self.config.train.micro_batch,
             forward_only=False,
         )
-        return [entry["loss_sum"].item() for entry in sums]
+        by_entry = torch.zeros(num_entries, dtype=torch.float64)
+        for report in sums:
+            by_entry += report["by_entry"].cpu()
+        return [report["loss_sum"].item() for report in sums], by_entry
 
     def _sum_over_ranks(
         self,
         loss_sum: float,
+        by_entry: Tensor,
         grad_norm: float,
         microbatches: Sequence[Microbatch],
         should_stop: bool,
-    ) -> "_Totals":
-        """Figures of the step over all ranks.
+    ) -> tuple["_Totals", tuple[float | None, ...]]:
+        """Figures of the step over all ranks, and the mean loss of each entry of the blend.
 
         Every rank holds the tokens of its replica, so one rank of each replica counts them: the
         tensor-parallel rank 0 of the stage with the head. Only the stage with the vision tower
@@ -176,9 +186,21 @@ class Trainer:
             bad_gradients=not math.isfinite(grad_norm),
             stop_requests=should_stop,
         )
-        total = torch.tensor(here, dtype=torch.float64, device=self.ranks.device)
+        if not counts:
+            by_entry.zero_()
+        tokens = torch.zeros_like(by_entry)
+        for batch in microbatches:
+            trained = batch.entry_of_positions()[batch.labels != IGNORE_LABEL]
+            tokens += trained[trained >= 0].bincount(minlength=len(tokens))
+        figures = torch.cat([torch.tensor(here, dtype=torch.float64), counts * tokens, by_entry])
+        total = figures.to(self.ranks.device)
         dist.all_reduce(total)
-        return _Totals(*total.tolist())
+        tokens, sums = total[len(here) :].cpu().view(2, -1)
+        means = (float(s / n) if n else math.nan for s, n in zip(sums, tokens, strict=True))
+        return (
+            _Totals(*total[: len(here)].tolist()),
+            tuple(mean if math.isfinite(mean) else None for mean in means),
+        )
 
 
 class _Totals(NamedTuple):
@@ -227,10 +249,26 @@ def _shards_of_vision(
 
 
 def _forward_step(
-    batches: Iterator[Microbatch], stage: torch.nn.Module
+    batches: Iterator[Microbatch], stage: torch.nn.Module, num_entries: int
 ) -> tuple[Tensor, partial[tuple[Tensor, Tensor, dict[str, Tensor]]]]:
     batch = next(batches)
-    return stage(batch), partial(loss_sum_and_count, batch.labels)
+    return stage(batch), partial(_loss, batch, num_entries)
+
+
+def _loss(
+    batch: Microbatch, num_entries: int, loss_bs: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """``loss_sum_and_count``, and what of it each entry of the blend has."""
+    loss_sum, count, report = loss_sum_and_count(batch.labels, loss_bs)
+    owners = batch.entry_of_positions().to(loss_bs.device)
+    is_trained = batch.labels != IGNORE_LABEL
+    losses = [
+        torch.where(is_trained & (owners == entry), loss_bs.detach().float(), 0.0).sum()
+        for entry in range(num_entries)
+    ]
+    empty = loss_bs.new_zeros(0, dtype=torch.float64)
+    by_entry = torch.stack(losses).double() if losses else empty
+    return loss_sum, count, report | {"by_entry": by_entry}
 
 
 def _wrap(config: RunConfig, stage: VilaModel, index: int) -> DistributedDataParallel:

@@ -122,6 +122,23 @@ def test_iterate_goes_on_from_any_position(
             assert names(step.microbatches) == names(expected.microbatches)
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_positions_know_their_entry(data: DataConfig, model: ModelConfig, packing: bool) -> None:
+    data = replace(data, packing=packing, sequence_length=40)
+    for batch in opened(data, model, micro=2).step(0).microbatches:
+        owners = batch.entry_of_positions()
+        assert int((owners >= 0).sum()) == batch.filled_positions()
+        for row, (lengths, entries) in enumerate(
+            zip(batch.sample_lengths, batch.entries, strict=True)
+        ):
+            ends = list(accumulate(lengths))
+            named = [
+                int(batch.tokens[row, e - n + 6]) >= 200 for n, e in zip(lengths, ends, strict=True)
+            ]
+            assert [bool(entry) for entry in entries] == named
+            assert [int(owners[row, end - 1]) for end in ends] == list(entries)
+
+
 TENSORS = ("tokens", "labels", "images", "image_starts")
 
 

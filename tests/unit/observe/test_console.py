@@ -21,6 +21,7 @@ def _record(step, step_ms, samples):
         samples=samples,
         filled=0.98,
         substitutes=0,
+        loss_by_entry=[0.5, None],
         step_ms=step_ms,
     )
 

@@ -20,6 +20,7 @@ def _record(step, loss=1.0):
         samples=2,
         filled=0.9,
         substitutes=0,
+        loss_by_entry=[0.5, None],
         step_ms=12.345,
     )
 

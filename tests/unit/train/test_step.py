@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,25 @@ def test_a_step_reports_the_global_batch(ranks):
     second = trainer.step(batches, should_stop=True)
     assert second.should_stop
     assert second.loss < first.loss
+
+
+def test_the_loss_of_each_entry_of_the_blend(ranks):
+    """Every other sample of the second of three entries; what none trains has no loss."""
+    config = tiny_run(data={"blend": [{"path": name} for name in "abc"]})
+    trainer = Trainer(config, ranks, build_stages(config, ranks))
+    length, batches = config.data.sequence_length, tiny_microbatches(config, 0, 1)
+    owned = [
+        replace(batch, sample_lengths=((length,),), entries=((index % 2,),))
+        for index, batch in enumerate(batches)
+    ]
+    result = trainer.step(owned)
+    assert result.loss_by_entry[2] is None
+    counts = [
+        sum(int((b.labels != IGNORE_LABEL).sum()) for b in batches[entry::2]) for entry in (0, 1)
+    ]
+    mean = sum(n * loss for n, loss in zip(counts, result.loss_by_entry, strict=False))
+    assert mean / sum(counts) == pytest.approx(result.loss, rel=1e-6)
+    assert result.loss_by_entry[0] != pytest.approx(result.loss_by_entry[1], rel=1e-4)
 
 
 def test_a_step_that_trains_nothing_ends_the_run(ranks):

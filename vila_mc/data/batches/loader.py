@@ -7,7 +7,7 @@ else: a run may stop and go on with other ranks, micro-batches or worker process
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -177,7 +177,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         return share, samples_seen + len(batch.samples)
 
     def _load(self, rows: Rows, empty: Empty = np.empty) -> Microbatch:
-        return collate(
+        batch = collate(
             [[self.readers[dataset].sample(sample) for dataset, sample in row] for row in rows],
             self._model,
             self._data.sequence_length,
@@ -185,6 +185,8 @@ class TrainingData(AbstractContextManager["TrainingData"]):
             self._data.on_bad_image,
             empty,
         )
+        entries = tuple(tuple(dataset for dataset, _ in row) for row in rows)
+        return replace(batch, entries=entries)
 
 
 def sampler_of(
