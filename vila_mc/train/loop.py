@@ -107,7 +107,14 @@ class TrainingLoop:
             self.sinks = open_sinks(config, self.state.step)
 
     def fit(self) -> TrainState:
-        """Train to the last step, or until asked to stop; the last state is always saved."""
+        """Train to the last step, or until asked to stop; the last state is always saved.
+
+        Raises:
+            TrainingError: on every rank; too many steps in a row had no finite loss or gradient, a
+                weight is not finite, or no token is trained.
+            DataError: an image no longer decodes, and data.on_bad_image is stop.
+            SetupError: a checkpoint cannot be written, or a worker process died.
+        """
         batches = self.data.iterate(self.state.samples_seen)
         try:
             while self.state.step < self.config.train.steps:
