@@ -15,8 +15,8 @@ class TokenizerOptions:
 
     input: Annotated[tuple[str, ...], Argument("FILE")]
     """Text files with a sentence per line, or .json, .jsonl, .jsonl.gz corpora, of which the
-    strings under text, text_list, caption, value, question, answer are used; glob patterns are
-    fine."""
+    strings under text, text_list, caption, value, question, answer, content are used; glob
+    patterns are fine."""
     output: Annotated[Path, Argument("MODEL")]
     """.model to write."""
     vocab_size: int = 32000

@@ -6,7 +6,7 @@ from pathlib import Path
 from vila_mc.data.sources.record_files import read_records
 from vila_mc.errors import DataError
 
-TEXT_KEYS = ("text", "text_list", "caption", "value", "question", "answer")
+TEXT_KEYS = ("text", "text_list", "caption", "value", "question", "answer", "content")
 """Keys whose strings, or lists of strings, count as text."""
 RECORD_FILES = (".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
 

@@ -1,6 +1,5 @@
 """The files that a user names."""
 
-from collections import Counter
 from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
@@ -16,7 +15,8 @@ def expand_inputs(patterns: Iterable[str], option: str = "input") -> list[Path]:
         option: the parameter that they are, for messages.
 
     Raises:
-        DataError: a pattern matches no file, or a file is named more than once.
+        DataError: a pattern matches no file, or a file is named more than once, be it by
+            another name.
     """
     files: list[Path] = []
     for pattern in patterns:
@@ -33,9 +33,12 @@ def expand_inputs(patterns: Iterable[str], option: str = "input") -> list[Path]:
         if not found:
             raise DataError(f"no file matches {pattern}. Check the path.", option=option)
         files += found
-    twice = [file for file, count in Counter(files).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"{twice[0]} is named {files.count(twice[0])} times. Name it once.", option=option
-        )
+    first: dict[tuple[int, int], Path] = {}
+    for file in files:
+        found_at = file.stat()  # one file may have several names
+        other = first.setdefault((found_at.st_dev, found_at.st_ino), file)
+        if other is not file:
+            is_named = f"{file} is named {files.count(file)} times"
+            names = is_named if other == file else f"{other} and {file} are one file"
+            raise DataError(f"{names}. Name it once.", option=option)
     return files

@@ -45,6 +45,8 @@ VIDEO_MARKER = "<video>"
 MOST_FRAMES = 8
 """Frames of a video that VILA looks at."""
 
+_NOT_READ = ("tools", "functions", "videos", "audio", "audios", "objects")
+"""Keys with a part of the conversation that no template writes here."""
 _VIDEO_FILES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 
 
@@ -63,6 +65,8 @@ class ConversationSource(ImageRecordSource):
 
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample]:
         """See ``RecordSource.parse``."""
+        if not_read := [key for key in _NOT_READ if is_given(record, key)]:
+            raise RejectionError("not supported", f"{not_read[0]!r} is not read, and would be lost")
         frames = self._frames(record)
         system, turns, names = _turns(record)
         turns = self._arranged(turns, len(names), len(frames))
@@ -150,18 +154,24 @@ def _in_order(inline: Sequence[object], named: Sequence[object]) -> list[object]
 
 
 def _said(record: Record) -> list[Said]:
-    for key in ("conversations", "messages"):
-        if is_given(record, key):
-            entries = record[key]
-            if not isinstance(entries, list):
-                raise missing_key(record, f"list under {key!r}")
-            return [entry_of(entry) for entry in entries]
+    found = [_listed(record, key) for key in ("conversations", "messages") if is_given(record, key)]
+    if len(found) > 1 and found[0] != found[1]:
+        raise RejectionError("bad conversation", "'conversations' and 'messages' differ")
+    if found:
+        return found[0]
     if is_given(record, "question") and is_given(record, "answer"):
         return [
             Said("user", require_string(record, "question")),
             Said("assistant", require_string(record, "answer")),
         ]
     raise missing_key(record, "'conversations', 'messages', or 'question' with 'answer'")
+
+
+def _listed(record: Record, key: str) -> list[Said]:
+    entries = record[key]
+    if not isinstance(entries, list):
+        raise missing_key(record, f"list under {key!r}")
+    return [entry_of(entry) for entry in entries]
 
 
 def _with_frames(turns: Sequence[Turn], num_frames: int) -> list[Turn]:

@@ -7,10 +7,11 @@ before it count, and the rest is one rejected record.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 from vila_mc.data.sources.compressed import DAMAGE, open_gzip, open_zstd, zip_members
 from vila_mc.data.sources.file_kinds import HEAD_BYTES, open_regular, refuse_others
@@ -97,7 +98,7 @@ def decode(raw: bytes | RejectionError) -> Record:
     if sum(map(raw.count, (b",", b"[", b"{"))) > MOST_VALUES:
         raise RejectionError("too long", f"a record of more than {MOST_VALUES:,} values")
     try:
-        value = json.loads(raw)
+        value = json.loads(raw, object_pairs_hook=_once)
     except UnicodeDecodeError as error:
         raise RejectionError("not UTF-8", error.reason) from None
     except json.JSONDecodeError as error:  # its own text speaks of line 1, which is no place
@@ -109,6 +110,15 @@ def decode(raw: bytes | RejectionError) -> Record:
     if not isinstance(value, dict):
         raise RejectionError("not an object", f"the record is of type {type(value).__name__}")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Record:
+    """An object. Raises RejectionError: a key stands in it twice; one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise RejectionError("repeated key", f"{key[:40]!r} stands twice in an object")
+    return found
 
 
 def read_records(file: Path) -> Iterator[Record]:

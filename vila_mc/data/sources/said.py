@@ -39,14 +39,18 @@ def entry_of(entry: object) -> Said:
         raise RejectionError("bad conversation", f"{str(entry)[:80]} is no turn")
     if is_given(entry, "tool_calls") or is_given(entry, "function_call"):
         raise RejectionError("bad conversation", "a turn calls a tool, which no template writes")
-    speaker = next((entry[key] for key in ("from", "role") if is_given(entry, key)), None)
-    role = _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
-    if role is None:
+    speakers = [entry[key] for key in ("from", "role") if is_given(entry, key)]
+    roles = [_ROLES.get(one.strip().lower()) if isinstance(one, str) else None for one in speakers]
+    role = roles[0] if roles else None
+    if role is None or roles != [role] * len(roles):
         raise RejectionError(
             "bad conversation",
-            f"{str(speaker)[:40]!r} speaks, not one of {', '.join(_ROLES)}",
+            f"{str(speakers or None)[:60]} speaks, not one of {', '.join(_ROLES)}",
         )
-    content = next((entry[key] for key in ("value", "content") if is_given(entry, key)), None)
+    contents = [entry[key] for key in ("value", "content") if is_given(entry, key)]
+    if contents != contents[:1] * len(contents):
+        raise RejectionError("bad conversation", "'value' and 'content' of a turn differ")
+    content = contents[0] if contents else None
     if content is None:
         content = next((entry[key] for key in ("value", "content") if entry.get(key) == ""), None)
     if not isinstance(content, str | list):
