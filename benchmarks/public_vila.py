@@ -31,7 +31,7 @@ from vila_mc.config.model import (
     VisionConfig,
 )
 from vila_mc.convert.export_checkpoint import export_checkpoint
-from vila_mc.convert.formats.format import ForeignModel
+from vila_mc.convert.formats.format import ForeignModel, Origin
 from vila_mc.convert.formats.registry import find_format
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.import_checkpoint import import_checkpoint
@@ -117,7 +117,8 @@ def export(model: ModelConfig, folder: Path, seed: int) -> dict[str, Tensor]:
         for name, shape in their_shapes(parts).items()
     }
     folder.mkdir()
-    source = ForeignModel(model, from_hf(lazily(weights), parts, "random"), folder, "random")
+    tensors = from_hf(lazily(weights), parts, "random")
+    source = ForeignModel(model, tensors, folder, "random", Origin({}, folder))
     import_checkpoint(source, folder / "ours")
     tokenizer = folder.parent / "tokenizer.model"
     export_checkpoint(folder / "ours", folder / "export", "vila", tokenizer=tokenizer)

@@ -9,8 +9,12 @@ from independent_vila import VOCABULARY, build, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipImageProcessor,
 )
 
+from tests.support import families
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.formats.whole_directory import read_whole
@@ -150,6 +154,40 @@ def test_what_does_not_load_is_not_called_proven(parts, in_process):
     assert [text.split()[0] for text in proof.proven] == ["tokens", "features"]
     assert [text.split(":")[0] for text in proof.unproven] == ["pixels", "logits"]
     assert "cannot load" in proof.unproven[1]
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_parts_of_every_family(name, tmp_path, in_process):
+    family = families.make(name)
+    family.save(tmp_path)
+    source = combine_parts(tmp_path / "llm", tmp_path / "vision", family.connector)
+    if source.model.vision.family == "siglip":
+        side = source.model.vision.image_size
+        SiglipImageProcessor(size={"height": side, "width": side}).save_pretrained(
+            tmp_path / "vision"
+        )
+    import_checkpoint(source, tmp_path / "ours")
+    proof = compare_source(source, tmp_path / "ours")
+    proven = {text.split()[0] for text in proof.proven}
+    assert {"logits", "features"} <= proven
+    assert ("pixels" in proven) == (source.model.vision.family == "siglip")
+
+
+def test_a_llava_that_transformers_saved(tmp_path, in_process):
+    vila = build(tiny_model("mlp2x_gelu"))
+    text = vila.llama.config.to_dict() | {"vocab_size": VOCABULARY + 15}
+    config = LlavaConfig(
+        vision_config=vila.clip.config.to_dict(),
+        text_config=text,
+        image_token_index=VOCABULARY,
+        vision_feature_layer=-2,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "llava")
+    source = read_whole(tmp_path / "llava")
+    import_checkpoint(source, tmp_path / "ours")
+    for is_streamed in (False, True):
+        proof = compare_source(source, tmp_path / "ours", is_streamed=is_streamed)
+        assert [text.split()[0] for text in proof.proven] == ["logits"]
 
 
 @pytest.mark.parametrize("kind", ["hf-vila", "hf-llava", "vila"])
