@@ -14,6 +14,7 @@ Tensor downsample_gather(const Tensor& given, int64_t factor, bool has_cls) {
     const Tensor features = torch::stable::contiguous(given);
     Tensor out =
         torch::stable::new_empty(features, {blocks.images, blocks.tokens(), blocks.channels()});
+    if (out.numel() == 0) return out;
     const auto* from = static_cast<const char*>(features.const_data_ptr());
     auto* to = static_cast<char*>(out.mutable_data_ptr());
     const int64_t size = features.element_size();
@@ -36,6 +37,7 @@ Tensor downsample_gather_backward(const Tensor& given, int64_t grid, int64_t fac
     const Blocks blocks = blocks_of_tokens(given, grid, factor, has_cls);
     const Tensor grad = torch::stable::contiguous(given);
     Tensor out = torch::stable::new_empty(grad, {blocks.images, blocks.patches(), blocks.width});
+    if (out.numel() == 0) return out;
     const auto* from = static_cast<const char*>(grad.const_data_ptr());
     auto* to = static_cast<char*>(out.mutable_data_ptr());
     const int64_t size = grad.element_size(), patch_size = blocks.width * size;

@@ -84,16 +84,12 @@ void with_size(const Tensor& table, Function function) {
 }
 
 Tensor normalize_patchify(const Tensor& given, const Tensor& given_table, int64_t patch) {
-    if (given.dim() != 4 || given.size(1) != 3 || given.scalar_type() != ScalarType::Byte)
-        refuse("images are ", said(given), "; give Byte [n, 3, y, x].");
-    const int64_t n = given.size(0), y = given.size(2), x = given.size(3);
-    if (patch < 1 || patch > y || patch > x)
-        refuse("images of ", y, " x ", x, " pixels hold no patch of ", patch, " pixels.");
-    check_like("table", given_table, given, {3, 256}, given_table.scalar_type());
+    const Patches patches = patches_of(given, given_table, patch);
+    const int64_t n = patches.images, y = patches.y, x = patches.x;
     const Tensor images = torch::stable::contiguous(given);
     const Tensor table = torch::stable::contiguous(given_table);
-    const int64_t lines = y / patch, columns = x / patch;
-    const int64_t width = 3 * patch * patch, line_width = columns * width;
+    const int64_t lines = patches.lines(), columns = patches.columns();
+    const int64_t width = patches.width(), line_width = columns * width;
     Tensor out = torch::stable::new_empty(table, {n, lines * columns, width});
     const auto* from = static_cast<const uint8_t*>(images.const_data_ptr());
     with_size(table, [&](auto bits) {

@@ -22,18 +22,18 @@ void for_visual_tokens(const Places& places, const Tensor& image_starts, Each ea
             refuse("image ", image, " starts at row ", start[0], ", position ", start[1], "; its ",
                    places.num_visual, " tokens must lie in ", places.rows, " rows of ",
                    places.sequence_length, " positions.");
-        for (int64_t step = 0; step < places.num_visual; ++step) {
-            const int64_t position = start[1] + step - places.first_position;
-            if (position >= 0 && position < places.positions)
-                each(image * places.num_visual + step,
-                     position * places.position_step + start[0] * places.row_step);
-        }
+        const int64_t offset = start[1] - places.first_position;  // in the shard
+        const int64_t end = std::min(places.num_visual, places.positions - offset);
+        for (int64_t step = std::max<int64_t>(0, -offset); step < end; ++step)
+            each(image * places.num_visual + step,
+                 (offset + step) * places.position_step + start[0] * places.row_step);
     }
 }
 
 // For every row of the embeddings the visual token that stands there, -1 without one.
 std::vector<int64_t> visual_token_of_rows(const Places& places, const Tensor& image_starts) {
-    std::vector<int64_t> token_of(places.total(), -1);
+    std::vector<int64_t> token_of(places.width ? places.total() : 0, -1);
+    if (token_of.empty()) return token_of;
     for_visual_tokens(places, image_starts,
                       [&](int64_t token, int64_t row) { token_of[row] = token; });
     return token_of;
@@ -48,6 +48,7 @@ Tensor splice_visual(const Tensor& given_text, const Tensor& given_visual,
     const Tensor text = torch::stable::contiguous(given_text);
     const Tensor visual = torch::stable::contiguous(given_visual);
     Tensor out = torch::stable::empty_like(text);
+    if (out.numel() == 0) return out;
     const auto* from_text = static_cast<const char*>(text.const_data_ptr());
     const auto* from_visual = static_cast<const char*>(visual.const_data_ptr());
     auto* to = static_cast<char*>(out.mutable_data_ptr());
@@ -70,6 +71,7 @@ Tensor splice_visual_text_grad(const Tensor& given, const Tensor& image_starts, 
     const std::vector<int64_t> token_of = visual_token_of_rows(places, image_starts);
     const Tensor grad = torch::stable::contiguous(given);
     Tensor out = torch::stable::empty_like(grad);
+    if (out.numel() == 0) return out;
     const auto* from = static_cast<const char*>(grad.const_data_ptr());
     auto* to = static_cast<char*>(out.mutable_data_ptr());
     const int64_t size = places.width * grad.element_size();
@@ -89,11 +91,12 @@ Tensor splice_visual_visual_grad(const Tensor& given, const Tensor& image_starts
                                  int64_t sequence_length) {
     const Places places =
         places_in(given, image_starts, num_visual, sequence_first, first_position, sequence_length);
+    const Tensor grad = torch::stable::contiguous(given);
+    Tensor out = torch::stable::new_empty(grad, {places.images, num_visual, places.width});
+    if (out.numel() == 0) return out;
     std::vector<int64_t> row_of(places.images * num_visual, -1);
     for_visual_tokens(places, image_starts,
                       [&](int64_t token, int64_t row) { row_of[token] = row; });
-    const Tensor grad = torch::stable::contiguous(given);
-    Tensor out = torch::stable::new_empty(grad, {places.images, num_visual, places.width});
     const auto* from = static_cast<const char*>(grad.const_data_ptr());
     auto* to = static_cast<char*>(out.mutable_data_ptr());
     const int64_t size = places.width * grad.element_size();

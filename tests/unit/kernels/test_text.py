@@ -112,3 +112,21 @@ def test_models_that_are_not_of_this_kind_are_left_to_sentencepiece(tmp_path: Pa
         text = "the  quick <image> fox"
         assert tokenizer.encode_batch([text])[0].tolist() == original.encode(text)
         assert tokenizer.adds_space == options.get("add_dummy_prefix", True)
+
+
+@needs_library
+@pytest.mark.parametrize("is_normal", [True, False])
+def test_a_space_that_is_no_piece_becomes_its_three_bytes(is_normal: bool) -> None:
+    encoder = BytePairEncoder(
+        ["\u2581", "a"], [0.0, 0.0], [is_normal, True], list(range(1000, 1256))
+    )
+    space = [0] if is_normal else [1000 + byte for byte in "\u2581".encode()]
+    assert encoder.encode_batch([" " * 5000 + "a"])[0].tolist() == space * 5001 + [1]
+
+
+@needs_library
+def test_lists_that_do_not_belong_together_are_refused() -> None:
+    library = pytest.importorskip("vila_mc.kernels._text")
+    for pieces, scores, kinds, byte_ids in [(2, 1, 1, 256), (1, 1, 2, 256), (1, 1, 1, 255)]:
+        with pytest.raises(ValueError, match="a score and a kind for every piece, and 256 ids"):
+            library.Encoder(["a"] * pieces, [0.0] * scores, [True] * kinds, [0] * byte_ids)

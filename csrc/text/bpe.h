@@ -5,31 +5,30 @@
 // falls apart into segments that have nothing to do with each other; words, mostly. The ids of a
 // segment are worked out once and remembered. The result is the same, id by id.
 //
-// No torch. vila_mc/kernels/text.py is its face.
+// No torch and no Python: csrc/text/module.cpp gives it to Python, csrc/fuzz/text.cpp to
+// sanitizers.
 
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <queue>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-namespace py = pybind11;
+namespace vila_mc {
 
-namespace {
+inline constexpr char kSpace[] = "\xe2\x96\x81";  // U+2581 stands for a space inside pieces
+inline constexpr size_t kRemembered = 1 << 17;    // segments; 8 MB
+inline constexpr size_t kLongestRemembered = 22, kMostIds = 8;  // so that one fills a cache line
+inline constexpr size_t kLongestText = 1 << 29;                 // so that places in it fit 32 bits
+inline constexpr size_t kFewSymbols = 48;  // up to here a plain search beats a heap
 
-constexpr char kSpace[] = "\xe2\x96\x81";                // U+2581 stands for a space inside pieces
-constexpr size_t kRemembered = 1 << 17;                  // segments; 8 MB
-constexpr size_t kLongestRemembered = 22, kMostIds = 8;  // so that one fills a cache line
-constexpr size_t kFewSymbols = 48;                       // up to here a plain search beats a heap
-
-uint64_t hash_of(std::string_view text) {
+inline uint64_t hash_of(std::string_view text) {
     uint64_t hash = 0x9E3779B97F4A7C15ull ^ text.size();
     const char* data = text.data();
     uint64_t word = 0;
@@ -92,12 +91,12 @@ class Table {
     std::string bytes_;
 };
 
-size_t character_size(unsigned char first) {
+inline size_t character_size(unsigned char first) {
     return first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
 }
 
 // First byte of a character and its size; both kinds of space are one.
-unsigned char character_at(std::string_view text, size_t position, size_t* size) {
+inline unsigned char character_at(std::string_view text, size_t position, size_t* size) {
     const unsigned char first = text[position];
     *size = std::min(character_size(first), text.size() - position);
     return first == 0xe2 && text.compare(position, 3, kSpace) == 0 ? ' ' : first;
@@ -130,6 +129,10 @@ class Encoder {
     Encoder(const std::vector<std::string>& pieces, const std::vector<float>& scores,
             const std::vector<bool>& is_normal, const std::vector<int32_t>& byte_ids)
         : pieces_(pieces.size()), scores_(scores), remembered_(kRemembered) {
+        if (scores.size() != pieces.size() || is_normal.size() != pieces.size() ||
+            byte_ids.size() != 256)
+            throw std::invalid_argument(
+                "give a score and a kind for every piece, and 256 ids of bytes");
         std::copy_n(byte_ids.begin(), 256, byte_ids_);
         for (size_t id = 0; id < pieces.size(); ++id) {
             if (!is_normal[id]) continue;
@@ -139,9 +142,22 @@ class Encoder {
             if (pieces_.value(slot) < 0) pieces_.put(slot, piece, hash, static_cast<int32_t>(id));
             note_neighbours(piece);
         }
+        const size_t space = pieces_.find(kSpace, hash_of(kSpace));
+        ids_of_space_ = pieces_.value(space) < 0 ? 3 : 1;
     }
 
-    // Ids of one text, written to `out`, which has room for one id per byte and kMostIds more.
+    // How many ids `encode` may write for a text; it needs room for kMostIds more. A character of
+    // the text becomes at most one id per byte of it, but a space that is no piece becomes those of
+    // the three bytes of U+2581.
+    size_t most_ids(std::string_view text) const {
+        if (text.size() > kLongestText)
+            throw std::length_error("a text has more than " + std::to_string(kLongestText) +
+                                    " bytes; split it");
+        const size_t spaces = 1 + std::count(text.begin(), text.end(), ' ');
+        return text.size() + 1 + (ids_of_space_ - 1) * spaces;
+    }
+
+    // Ids of one text, written to `out`. Returns where they end.
     int32_t* encode(std::string_view text, int32_t* out) {
         if (text.empty()) return out;
         // The space that SentencePiece puts in front.
@@ -306,6 +322,7 @@ class Encoder {
     int32_t byte_ids_[256];
     bool neighbours_[128][128] = {};
     bool spaces_end_words_ = true;
+    size_t ids_of_space_ = 1;
 
     std::vector<Remembered> remembered_;
 
@@ -313,38 +330,4 @@ class Encoder {
     std::vector<Symbol> symbols_;
 };
 
-// Ids of all texts side by side, and where each text's end.
-//
-// The first array has room for what `encode` may write, and for the space before each text.
-std::pair<py::array_t<int32_t>, py::array_t<int64_t>> encode_batch(Encoder& encoder,
-                                                                   const py::sequence& texts) {
-    std::vector<std::string_view> views;
-    size_t room = kMostIds + texts.size();
-    for (py::handle text : texts) {
-        Py_ssize_t size;
-        const char* bytes = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
-        if (bytes == nullptr) throw py::error_already_set();
-        views.emplace_back(bytes, size);
-        room += size;
-    }
-    py::array_t<int32_t> ids(room);
-    py::array_t<int64_t> ends(views.size());
-    int32_t* const first = ids.mutable_data();
-    int64_t* end = ends.mutable_data();
-    int32_t* out = first;
-    for (std::string_view view : views) {
-        out = encoder.encode(view, out);
-        *end++ = out - first;
-    }
-    return {std::move(ids), std::move(ends)};
-}
-
-}  // namespace
-
-PYBIND11_MODULE(_text, module) {
-    py::class_<Encoder>(module, "Encoder")
-        .def(py::init<const std::vector<std::string>&, const std::vector<float>&,
-                      const std::vector<bool>&, const std::vector<int32_t>&>(),
-             py::arg("pieces"), py::arg("scores"), py::arg("is_normal"), py::arg("byte_ids"))
-        .def("encode_batch", &encode_batch, py::arg("texts"));
-}
+}  // namespace vila_mc
