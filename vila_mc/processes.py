@@ -1,4 +1,4 @@
-"""Processes forked from this one, which do not outlive it. No torch: it must load at once."""
+"""Processes that this one starts, which do not outlive it. No torch: it must load at once."""
 
 import ctypes
 import gc
@@ -8,10 +8,27 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, the cluster's notice, and the usual advance warning of SLURM (--signal=USR1)."""
+STOP_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""Ctrl-C, the cluster's notice, a terminal that closes, and advance warnings of schedulers."""
+
+STORE_FILE = "VILA_MC_STORE_FILE"
+"""Environment variable: the file through which the ranks of one machine find each other."""
+STORE_LISTENER = "VILA_MC_STORE_LISTENER"
+"""Environment variable: the descriptor of the socket where rank 0 serves others; -1 for them."""
 
 _PR_SET_PDEATHSIG = 1
+
+
+def listened_stop_signals() -> tuple[signal.Signals, ...]:
+    """The stop signals that mean something here: under nohup a terminal that closes does not."""
+    is_deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in STOP_SIGNALS if not (is_deaf and number == signal.SIGHUP))
 
 
 def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:

@@ -1,7 +1,9 @@
 """What goes wrong in a real run ends it in time, with one honest line and nothing lost."""
 
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -127,9 +129,47 @@ def test_a_killed_rank_ends_the_run(rank, recipe, tmp_path):
         assert time.monotonic() - started < 45
         assert not any(other.is_running() for other in ranks)
     assert run.code == EXIT_FAULT, run.err
-    errors = [line for line in run.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, run.err
-    assert f"rank {rank} was killed by SIGKILL" in errors[0]
+    assert f"rank {rank} was killed by SIGKILL" in _one_error(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_stands_still_is_named_and_not_who_waits_for_it(rank, recipe, tmp_path):
+    steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
+    options = ("--train.output", tmp_path, *steps, "--train.timeout_minutes", 0.3)
+    with training("--config", recipe, *LAYOUT, *options) as process:
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        ranks_of(process)[rank].suspend()
+        run = finish(process)
+    assert run.code == EXIT_FAULT, run.err
+    error = _one_error(run)
+    assert f"error: rank {rank} has stood still since " in error
+    assert re.search(rf"; rank {1 - rank} waited in [\w.]+ of [\w.]+;", error)
+    assert "Traceback" not in run.err
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_killed_ends_the_others_with_one_line(recipe, tmp_path):
+    steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        machines = ("--nodes", 2, "--rendezvous", f"localhost:{probe.getsockname()[1]}")
+    command = ("--config", recipe, "--ranks", 1, "--parallel.pipeline", 2, *machines, *steps)
+    command = (*command, "--train.output", tmp_path)
+    with training(*command) as one, training(*command) as two:
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        ranks = ranks_of(two)
+        two.kill()
+        kill_all(ranks)
+        run = finish(one)
+    assert run.code == EXIT_FAULT, run.err
+    assert "contact with a rank of another machine was lost" in _one_error(run)
+    assert "Traceback" not in run.err
+
+
+def _one_error(run):
+    (error,) = [line for line in run.err.splitlines() if line.startswith("error: ")]
+    return error
 
 
 def test_ranks_end_with_a_killed_launcher(recipe, tmp_path):

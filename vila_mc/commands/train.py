@@ -13,7 +13,7 @@ from vila_mc.config.options import ErrorRaisingParser
 from vila_mc.errors import ConfigError, SetupError, run_cli
 
 ALONE = "localhost:0"
-"""The rendezvous of one machine: any free port."""
+"""The rendezvous of one machine, which needs none."""
 _RANK_COMMAND = ("-P", "-m", "vila_mc.commands.train")
 """What the interpreter of each rank runs; -P keeps the working directory out of its imports."""
 
@@ -46,16 +46,14 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
     from vila_mc.train.launch import launch
     from vila_mc.train.preflight import check_before_launch
+    from vila_mc.train.rendezvous import Endpoint, meet
 
     _check_launch(parsed.ranks, parsed.nodes, parsed.rendezvous)
-    ranks = parsed.ranks or _gpus()
-    check_before_launch(config, ranks * parsed.nodes)
-    return launch(
-        [*_RANK_COMMAND, *given],
-        ranks=ranks,
-        nodes=parsed.nodes,
-        rendezvous=parsed.rendezvous,
-    )
+    at = Endpoint.parse(parsed.rendezvous)
+    ranks, nodes = parsed.ranks or _gpus(), parsed.nodes
+    check_before_launch(config, ranks * nodes)
+    meeting = meet(at, config, machines=nodes, ranks=ranks) if nodes > 1 else None
+    return launch([*_RANK_COMMAND, *given], ranks=ranks, meeting=meeting)
 
 
 def _check_launch(ranks: int | None, nodes: int, rendezvous: str) -> None:

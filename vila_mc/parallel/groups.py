@@ -13,12 +13,14 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from torch.distributed import FileStore, HashStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.errors import SetupError
 from vila_mc.parallel.adam import group_step_adamw
 from vila_mc.parallel.agreement import require_same
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
+from vila_mc.processes import STORE_FILE, STORE_LISTENER
 from vila_mc.topology.layout import Coordinates, Layout
 
 
@@ -103,12 +105,43 @@ def _join(
 
 
 def _init_torch_distributed(backend: str, timeout_minutes: float) -> None:
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     timeout = timedelta(minutes=timeout_minutes)
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+    if _is_one_machine(world_size):
+        # They would listen where the name of the machine leads, for everyone to reach.
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    store = _store(world_size, timeout)
+    if store is None:
+        rank = world_size = -1  # for torch to read from the environment
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
+
+
+def _is_one_machine(world_size: int) -> bool:
+    address = os.environ.get("MASTER_ADDR", "localhost")
+    on_this = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    return world_size in (1, on_this) or address == "localhost" or address.startswith("127.")
+
+
+def _store(world_size: int, timeout: timedelta) -> Store | None:
+    """Where ranks leave their addresses for each other; None for what torchrun has set up."""
+    if world_size == 1:
+        return HashStore()
+    if STORE_FILE in os.environ:
+        store: Store = FileStore(os.environ[STORE_FILE], world_size)
+    elif STORE_LISTENER in os.environ:
+        descriptor = int(os.environ[STORE_LISTENER])
+        store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            world_size,
+            is_master=descriptor >= 0,
+            wait_for_workers=False,
+            master_listen_fd=descriptor if descriptor >= 0 else None,
+        )
     else:
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return None
+    store.set_timeout(timeout)
+    return store
 
 
 def _local_rank() -> int:

@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-from vila_mc.processes import STOP_SIGNALS
+from vila_mc.processes import listened_stop_signals
 
 
 class StopRequest:
@@ -14,7 +14,7 @@ class StopRequest:
 
     def listen(self) -> None:
         """Take over the stop signals for the rest of the process: there is something to save."""
-        for number in STOP_SIGNALS:
+        for number in listened_stop_signals():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -26,5 +26,5 @@ def end_at_once_when_stopped() -> None:
 
     A rank that starts up waits for others, and would not look at a request before they all come.
     """
-    for number in STOP_SIGNALS:
+    for number in listened_stop_signals():
         signal.signal(number, signal.SIG_DFL)

@@ -22,12 +22,7 @@ def identity(config: RunConfig, datasets: Sequence[DatasetManifest]) -> dict[str
         config: the whole configuration.
         datasets: what ``config.data.blend`` holds, in its order.
     """
-    facts = {
-        name: _said(value)
-        for section, values in run_to_dict(config).items()
-        for name, value in leaves(values, section).items()
-        if name not in _MAY_DIFFER
-    }
+    facts = common_options(config)
     unit = "epochs" if config.data.by_epochs() else "weights"
     facts["data.blend"] = f"{unit} {_said(config.data.blend_shares())}"
     for number, dataset in enumerate(datasets):
@@ -38,6 +33,16 @@ def identity(config: RunConfig, datasets: Sequence[DatasetManifest]) -> dict[str
     facts |= {f"the version of {name}": versions()[name] for name in ("torch", "megatron-core")}
     facts["vila_mc itself"] = f"{vila_mc.__version__} with SHA-256 {_code_sha256()[:12]}"
     return facts
+
+
+def common_options(config: RunConfig) -> dict[str, str]:
+    """The options that must be the same everywhere, and their values."""
+    return {
+        name: _said(value)
+        for section, values in run_to_dict(config).items()
+        for name, value in leaves(values, section).items()
+        if name not in _MAY_DIFFER
+    }
 
 
 def _said(value: object) -> str:

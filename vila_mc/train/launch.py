@@ -1,76 +1,182 @@
-"""Start the ranks of this machine with torchrun's launcher, and end with one honest exit code.
+"""Start the ranks of this machine, watch them, and end with one honest exit code.
 
 ``torchrun tools/train.py ...`` works too. This adds what a person at a terminal wants: Ctrl-C lets
-every rank finish its step and save, and a rank's error is one line, not one traceback per rank.
+every rank finish its step and save, a rank's error is one line, not one traceback per rank, and a
+run on one machine opens no port that another machine could reach.
 """
 
-import logging
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
 from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+from vila_mc.processes import STORE_FILE, STORE_LISTENER, listened_stop_signals
 from vila_mc.train.rank import LAUNCHED_BY_US
+from vila_mc.train.rank_status import STATUS_DIRECTORY, read_ending, read_heartbeat
+from vila_mc.train.rendezvous import Meeting
+from vila_mc.train.verdict import RankEnd, cause_of
+
+_GRACE_SECONDS = 30.0
+"""How long ranks may take to end after one of them failed."""
+_LOOK_SECONDS = 0.05
 
 
-def launch(
-    command: Sequence[str], *, ranks: int, nodes: int = 1, rendezvous: str = "localhost:0"
-) -> int:
+def launch(command: Sequence[str], *, ranks: int, meeting: Meeting | None = None) -> int:
     """Run ``python COMMAND...`` once per rank and wait.
 
     Args:
         command: script and its arguments.
         ranks: ranks on this machine.
-        nodes: machines in all; each runs this with the same rendezvous.
-        rendezvous: host:port of one of them, free port chosen if 0.
+        meeting: what the machines of the run agreed on; None for one machine alone.
 
     Returns:
         0, 130 if the run was stopped and saved, 2 for a user's mistake, 1 for a rank that died.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    os.environ[LAUNCHED_BY_US] = str(os.getpid())
-    # What a failed rank means is said below, in one line.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # Lets sequence-parallel communication start before the matrix product that hides it.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per rank; torchrun warns otherwise
-    config = LaunchConfig(
-        min_nodes=nodes,
-        max_nodes=nodes,
-        nproc_per_node=ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint=rendezvous,
-        run_id="vila_mc",
-        max_restarts=0,
-        # SIGINT and SIGTERM are ours: torchrun would kill the ranks before they have saved. When
-        # one of them dies it gives the others 30 s to end.
-        signals_to_handle="SIGQUIT",
-    )
-    forward = _ForwardStop()
-    with forward:
+    with tempfile.TemporaryDirectory(prefix="vila_mc-") as name, _ForwardStop() as forward:
+        directory = Path(name)
+        processes = _Ranks(command, ranks, meeting, directory)
         try:
-            elastic_launch(config, sys.executable)(*command)
-        except ChildFailedError as error:
-            return _explain(error, was_stopped=forward.was_used)
-    return EXIT_OK
+            if meeting is not None and meeting.listener is not None:
+                meeting.listener.close()  # rank 0 has it
+            forward.to(processes)
+            ends = processes.wait()
+        finally:
+            processes.kill()
+        return _explain(ends, was_stopped=forward.was_used, other_machines=meeting is not None)
+
+
+class _Ranks:
+    """The processes of this machine's ranks.
+
+    Args:
+        command: script and its arguments.
+        ranks: how many to start.
+        meeting: what the machines agreed on, or None.
+        directory: where they write their status, and the store of one machine lies.
+    """
+
+    def __init__(
+        self, command: Sequence[str], ranks: int, meeting: Meeting | None, directory: Path
+    ) -> None:
+        first = meeting.machine * ranks if meeting else 0
+        world_size = ranks * (meeting.machines if meeting else 1)
+        self._directory = directory
+        self._ends: dict[int, RankEnd] = {}
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        for local_rank in range(ranks):
+            rank = first + local_rank
+            environment = {
+                **_common_environment(meeting, directory),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(local_rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_WORLD_SIZE": str(ranks),
+            }
+            inherited = []
+            if rank == 0 and meeting is not None and meeting.listener is not None:
+                inherited = [meeting.listener.fileno()]
+                environment[STORE_LISTENER] = str(inherited[0])
+            self._running[rank] = subprocess.Popen(
+                [sys.executable, *command], env=environment, pass_fds=inherited
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to every rank that runs."""
+        for process in self._running.values():
+            process.send_signal(number)
+
+    def wait(self) -> list[RankEnd]:
+        """How every rank ended. When one fails, the others are ended as well."""
+        failed_at: float | None = None
+        while self._running:
+            self._collect(failed_at)
+            if failed_at is None and any(end.is_failure() for end in self._ends.values()):
+                failed_at = time.monotonic()
+                self._end_stopped()
+                self.send(signal.SIGTERM)
+            elif failed_at is not None and time.monotonic() > failed_at + _GRACE_SECONDS:
+                self.send(signal.SIGKILL)
+            if self._running:
+                time.sleep(_LOOK_SECONDS)
+        return [self._ends[rank] for rank in sorted(self._ends)]
+
+    def kill(self) -> None:
+        """End what still runs."""
+        self.send(signal.SIGKILL)
+        for process in self._running.values():
+            process.wait()
+
+    def _collect(self, failed_at: float | None) -> None:
+        for rank, process in list(self._running.items()):
+            if process.poll() is not None:
+                self._note(rank, process, failed_at)
+
+    def _end_stopped(self) -> None:
+        """A process that is stopped cannot end itself, nor is anything left for it to do."""
+        for rank, process in list(self._running.items()):
+            if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
+                process.kill()
+                process.wait()
+                self._note(rank, process, time.monotonic(), was_frozen=True)
+
+    def _note(
+        self,
+        rank: int,
+        process: subprocess.Popen[bytes],
+        failed_at: float | None,
+        was_frozen: bool = False,
+    ) -> None:
+        """Remember how a rank ended."""
+        del self._running[rank]
+        now = time.monotonic()
+        ours = {-signal.SIGTERM}
+        if was_frozen or (failed_at is not None and now > failed_at + _GRACE_SECONDS):
+            ours.add(-signal.SIGKILL)
+        self._ends[rank] = RankEnd(
+            rank=rank,
+            exit_code=process.returncode,
+            time=now,
+            was_ended=failed_at is not None and process.returncode in ours,
+            was_frozen=was_frozen,
+            heartbeat=read_heartbeat(self._directory, rank),
+            ending=read_ending(self._directory, rank),
+        )
+
+
+def _common_environment(meeting: Meeting | None, directory: Path) -> Mapping[str, str]:
+    """What every rank of this machine finds in its environment."""
+    environment = {
+        # Lets sequence-parallel communication start before the matrix product that hides it.
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        LAUNCHED_BY_US: str(os.getpid()),
+        STATUS_DIRECTORY: str(directory),
+    }
+    if meeting is None:
+        return environment | {STORE_FILE: str(directory / "store")}
+    address = {"MASTER_ADDR": meeting.address, "MASTER_PORT": str(meeting.port)}
+    return environment | address | {STORE_LISTENER: "-1"}
 
 
 class _ForwardStop:
-    """While active, passes SIGINT and SIGTERM on to the ranks as a request to stop."""
+    """While active, passes requests to stop on to the ranks."""
 
     def __init__(self) -> None:
         self.was_used = False
+        self._ranks: _Ranks | None = None
 
     def __enter__(self) -> "_ForwardStop":
         self.previous = {
-            number: signal.signal(number, self._forward)
-            for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._forward) for number in listened_stop_signals()
         }
         return self
 
@@ -78,21 +184,25 @@ class _ForwardStop:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    def to(self, ranks: "_Ranks") -> None:
+        """Send requests to these ranks, also one that came before."""
+        self._ranks = ranks
+        if self.was_used:
+            ranks.send(signal.SIGINT)
+
     def _forward(self, number: int, frame: FrameType | None) -> None:
         if not self.was_used:
             print("stopping: every rank finishes its step and saves", file=sys.stderr, flush=True)
         self.was_used = True
-        for child in psutil.Process().children(recursive=True):
-            try:
-                child.send_signal(signal.SIGINT)
-            except psutil.NoSuchProcess:
-                continue
+        if self._ranks is not None:
+            self._ranks.send(signal.SIGINT)
 
 
-def _explain(error, was_stopped: bool) -> int:  # type: ignore[no-untyped-def]
-    """One line about the first rank that failed, and the exit code that fits it."""
-    rank, failure = error.get_first_failure()
-    exit_codes = {other.exitcode for other in error.failures.values()}
+def _explain(ends: Sequence[RankEnd], *, was_stopped: bool, other_machines: bool) -> int:
+    """One line about what ended the run, and the exit code that fits it."""
+    exit_codes = {end.exit_code for end in ends}
+    if exit_codes == {EXIT_OK}:
+        return EXIT_OK
     if EXIT_INTERRUPTED in exit_codes:
         print("stopped and saved; the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -100,24 +210,14 @@ def _explain(error, was_stopped: bool) -> int:  # type: ignore[no-untyped-def]
         print("stopped before the first step; nothing was lost", file=sys.stderr)
         return EXIT_INTERRUPTED
     # A mistake that only one rank can see ends the others, sometimes before it is reported.
-    for other in error.failures.values():
-        if other.exitcode == EXIT_USER_ERROR:
-            print(f"error: {_message(other)}", file=sys.stderr)
+    for end in ends:
+        if end.exit_code == EXIT_USER_ERROR:
+            if end.ending is not None:
+                print(f"error: {end.ending.message}", file=sys.stderr)
             return EXIT_USER_ERROR
-    how = (
-        f"was killed by {signal.Signals(-failure.exitcode).name}"
-        if failure.exitcode < 0
-        else f"ended with exit code {failure.exitcode}"
-    )
     print(
-        f"error: rank {rank} {how}; the other ranks were stopped. Checkpoints are whole: the same "
-        "command goes on from the newest one.",
+        f"error: {cause_of(ends, other_machines)}; the other ranks were stopped. Checkpoints are "
+        "whole: the same command goes on from the newest one.",
         file=sys.stderr,
     )
     return EXIT_FAULT
-
-
-def _message(failure) -> str:  # type: ignore[no-untyped-def]
-    data = failure.error_file_data.get("message")
-    text = data.get("message", "") if isinstance(data, dict) else str(data)
-    return text.split(": ", 1)[-1].strip() if "Error: " in text else text.strip()

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import (
@@ -19,9 +20,10 @@ from vila_mc.errors import (
 from vila_mc.processes import end_with_parent
 from vila_mc.topology.layout import Layout
 from vila_mc.train.faults import StopRequest, end_at_once_when_stopped
+from vila_mc.train.rank_status import STATUS_DIRECTORY, Cause, StatusWriter
 
 LAUNCHED_BY_US = "VILA_MC_LAUNCHER"
-"""Set by our launcher to its process id; it then reports a rank's error in the rank's stead."""
+"""Environment variable with the process id of our launcher."""
 
 _LOST_PEER = (
     # gloo
@@ -42,6 +44,7 @@ _LOST_PEER = (
     # torch's store, through which ranks find each other
     "Connection was likely closed",
     "wait timeout after",
+    "Timeout waiting for key",
 )
 """What each library says on a rank that is left alone."""
 _LONGEST_REASON = 200
@@ -58,18 +61,21 @@ def train_rank(config: RunConfig) -> int:
     end_at_once_when_stopped()
     launcher = os.environ.get(LAUNCHED_BY_US)
     end_with_parent(signal.SIGTERM, int(launcher) if launcher else None)
+    directory = os.environ.get(STATUS_DIRECTORY)
+    status = StatusWriter(Path(directory), int(os.environ["RANK"])) if directory else None
     try:
         return _train(config, StopRequest())
     except Exception as error:
-        explained = user_error(error)
+        explained, lost = user_error(error), lost_peer(error)
         if explained is not None:
-            _report(explained)
+            _report("user", explained, status, error)
             return EXIT_USER_ERROR
-        lost = lost_peer(error)
-        if lost is None:
-            raise
-        _report(lost)
-        return EXIT_FAULT
+        if lost is not None:
+            _report("lost", lost, status, error)
+            return EXIT_FAULT
+        if status is not None:
+            status.end("fault", f"{type(error).__name__}: {error}".splitlines()[0], error)
+        raise
 
 
 def lost_peer(error: BaseException) -> RankError | None:
@@ -140,10 +146,12 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
     return EXIT_OK if state.step == config.train.steps else EXIT_INTERRUPTED
 
 
-def _report(error: VilaError) -> None:
-    """To the launcher through torchrun's error file, or to a person."""
+def _report(cause: Cause, error: VilaError, status: StatusWriter | None, raised: Exception) -> None:
+    """To our launcher; without it to a person, and to torchrun through its error file."""
+    if status is not None:
+        status.end(cause, str(error), raised)
+        return
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     get_error_handler().record_exception(error)
-    if LAUNCHED_BY_US not in os.environ:
-        print(f"error: {error}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)

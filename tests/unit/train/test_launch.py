@@ -1,58 +1,68 @@
-"""What the launcher makes of the ranks' exit codes."""
+"""What the launcher makes of how its ranks ended, and of requests to stop."""
 
-from types import SimpleNamespace
+import os
+import signal
 
 import pytest
 
-from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER_ERROR
-from vila_mc.train.launch import _explain
-
-
-class Failed:
-    """torchrun's ChildFailedError, as far as the launcher reads it."""
-
-    def __init__(self, *exit_codes, message=""):
-        data = {"message": {"message": message}}
-        self.failures = {
-            rank: SimpleNamespace(exitcode=code, error_file_data=data)
-            for rank, code in enumerate(exit_codes)
-            if code
-        }
-
-    def get_first_failure(self):
-        return next(iter(self.failures.items()))
+from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+from vila_mc.processes import STOP_SIGNALS, listened_stop_signals
+from vila_mc.train.launch import _explain, _ForwardStop
+from vila_mc.train.rank_status import Ending
+from vila_mc.train.verdict import RankEnd
 
 
 @pytest.mark.parametrize(
     ("exit_codes", "was_stopped", "code", "line"),
     [
+        ((0, 0), False, EXIT_OK, ""),
         ((130, 130), True, EXIT_INTERRUPTED, "stopped and saved; the same command"),
         ((130, 0), False, EXIT_INTERRUPTED, "stopped and saved"),  # the cluster told a rank
         ((-2, -2), True, EXIT_INTERRUPTED, "stopped before the first step"),
         ((2, 1), False, EXIT_USER_ERROR, "error: model.x is 3; use 2."),
         ((1, 1), False, EXIT_FAULT, "error: rank 0 ended with exit code 1; the other ranks"),
-        ((0, -9), False, EXIT_FAULT, "error: rank 1 was killed by SIGKILL; the other ranks"),
+        ((0, -9), False, EXIT_FAULT, "error: rank 1 was killed by SIGKILL at "),
     ],
 )
 def test_exit_code_and_line(exit_codes, was_stopped, code, line, capsys):
-    failed = Failed(*exit_codes, message="ConfigError: model.x is 3; use 2.")
-    assert _explain(failed, was_stopped) == code
+    said = Ending(0.0, "config.model", "", "user", "model.x is 3; use 2.")
+    ends = [
+        RankEnd(rank, exit_code, time=1.0, ending=said if exit_code == EXIT_USER_ERROR else None)
+        for rank, exit_code in enumerate(exit_codes)
+    ]
+    assert _explain(ends, was_stopped=was_stopped, other_machines=False) == code
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(line)
-    assert printed.err.count("\n") == 1
+    assert printed.err.count("\n") == bool(line)
 
 
-@pytest.mark.parametrize(
-    ("recorded", "shown"),
-    [
-        ({"message": "SetupError: no space left: none."}, "no space left: none."),
-        ("plain words", "plain words"),
-        ({}, ""),
-    ],
-)
-def test_the_message_of_a_rank_in_every_form_torchrun_records(recorded, shown, capsys):
-    failed = Failed(2)
-    failed.failures[0].error_file_data = {"message": recorded}
-    assert _explain(failed, was_stopped=False) == EXIT_USER_ERROR
-    assert capsys.readouterr().err == f"error: {shown}\n"
+class _FakeRanks:
+    def __init__(self):
+        self.sent = []
+
+    def send(self, number):
+        self.sent.append(number)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_every_request_to_stop_is_passed_on_as_one(number, capsys):
+    ranks = _FakeRanks()
+    with _ForwardStop() as forward:
+        os.kill(os.getpid(), number)  # before there are ranks
+        forward.to(ranks)
+        os.kill(os.getpid(), number)
+    assert ranks.sent == [signal.SIGINT, signal.SIGINT]
+    assert forward.was_used
+    assert capsys.readouterr().err == "stopping: every rank finishes its step and saves\n"
+
+
+def test_a_terminal_that_closes_means_nothing_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in listened_stop_signals()
+        with _ForwardStop() as forward:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not forward.was_used
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,108 @@
+"""Which rank ended a run: by what each left behind, in whatever order the launcher saw it."""
+
+import re
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from vila_mc.train.rank_status import Ending, Heartbeat, StatusWriter, read_ending, read_heartbeat
+from vila_mc.train.verdict import FROZEN_SECONDS, RankEnd, cause_of
+
+NOW = 1000.0
+LONG_AGO = NOW - FROZEN_SECONDS - 1
+STEP = "train.step.Trainer.step"
+LOST = Ending(NOW, STEP, "all_reduce", "lost", "lost contact with another rank: Connection closed")
+FAULT = Ending(NOW - 1, STEP, "", "fault", "KeyError: 3")
+ENDS = Heartbeat(NOW + 0.5, "train.rank.train_rank", "", NOW)
+WORKS = Heartbeat(NOW - 0.5, "data.loader.next", "", NOW - 50)
+SILENT = Heartbeat(LONG_AGO, STEP, "", LONG_AGO - 1)
+
+
+def _bystander(rank, at=NOW, **more):
+    return RankEnd(rank, 1, at, heartbeat=ENDS, ending=LOST, **more)
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        pytest.param(
+            [_bystander(0), RankEnd(1, -9, NOW + 5, heartbeat=WORKS)],
+            "rank 1 was killed by SIGKILL at .*, last seen in data.loader.next",
+            id="killed, seen after the one that noticed",
+        ),
+        pytest.param(
+            [
+                RankEnd(0, 1, NOW + 5, ending=FAULT),
+                _bystander(1),
+            ],
+            r"rank 0 ended with exit code 1 \(KeyError: 3\)$",
+            id="failed, seen after the one that noticed",
+        ),
+        pytest.param(
+            [_bystander(0), RankEnd(1, 1, NOW), RankEnd(2, -15, NOW, was_ended=True)],
+            "rank 1 ended with exit code 1$",
+            id="died without a word",
+        ),
+        pytest.param(
+            [_bystander(0), RankEnd(1, -9, NOW, was_ended=True, was_frozen=True, heartbeat=SILENT)],
+            "rank 1 has stood still since .* in train.step.Trainer.step; rank 0 waited in "
+            "all_reduce of train.step.Trainer.step$",
+            id="stopped",
+        ),
+        pytest.param(
+            [_bystander(0), RankEnd(1, -9, NOW + 30, was_ended=True, heartbeat=SILENT)],
+            "rank 1 has stood still since",
+            id="no longer runs Python",
+        ),
+        pytest.param(
+            [RankEnd(0, -6, NOW), RankEnd(1, -9, NOW + 30, was_ended=True, heartbeat=SILENT)],
+            "rank 1 has stood still since",
+            id="the watchdog aborts who waits for it",
+        ),
+        pytest.param(
+            [RankEnd(0, -6, NOW), _bystander(1)], "rank 0 was killed by SIGABRT", id="an abort"
+        ),
+        pytest.param(
+            [_bystander(0), RankEnd(1, -9, NOW + 30, was_ended=True, heartbeat=WORKS)],
+            "rank 1 did not come on since .* in data.loader.next; rank 0 waited in all_reduce",
+            id="runs, but never comes to the others",
+        ),
+        pytest.param(
+            [_bystander(0), RankEnd(1, 0, NOW - 60, heartbeat=SILENT)],
+            "the ranks lost contact with each other",
+            id="ended well before",
+        ),
+        pytest.param(
+            [_bystander(0), _bystander(1), _bystander(2)],
+            "the ranks lost contact with each other .*; rank [02] waited in .* and 2 more ranks",
+            id="nobody is known to have failed",
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_the_one_that_failed_is_named(ends, said, is_reversed):
+    assert re.match(said, cause_of(ends[::-1] if is_reversed else ends))
+
+
+def test_what_lies_on_another_machine_is_not_blamed_on_this_one():
+    assert "another machine" in cause_of([_bystander(0), _bystander(1)], other_machines=True)
+
+
+def test_a_rank_writes_where_it_is_and_why_it_ends(tmp_path):
+    status = StatusWriter(tmp_path, 3)
+    # Its first may be from within the writer.
+    while (beat := read_heartbeat(tmp_path, 3)) is None or beat.place != "its start":
+        time.sleep(0.005)
+    assert beat.since <= beat.time <= time.monotonic()
+    assert beat.collective == ""
+    try:
+        dist.all_reduce(torch.ones(1))
+    except ValueError as error:  # there is no process group
+        status.end("lost", "nobody is there", error)
+    ending = read_ending(tmp_path, 3)
+    assert (ending.cause, ending.message) == ("lost", "nobody is there")
+    assert ending.where() == "all_reduce of its start"
+    assert read_heartbeat(tmp_path, 4) is None
+    assert read_ending(tmp_path, 4) is None
