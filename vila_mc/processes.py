@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import signal
+import stat
 import traceback
 import warnings
 from collections.abc import Callable
@@ -29,6 +30,19 @@ def listened_stop_signals() -> tuple[signal.Signals, ...]:
     """The stop signals that mean something here: under nohup a terminal that closes does not."""
     is_deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if not (is_deaf and number == signal.SIGHUP))
+
+
+def leave_closed_terminal() -> None:
+    """Write into nothing where standard output or error is a terminal that is closed.
+
+    A write there would be an error, and cost a run what it still has to save.
+    """
+    for descriptor in (1, 2):
+        is_device = stat.S_ISCHR(os.fstat(descriptor).st_mode)
+        if is_device and not os.isatty(descriptor):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, descriptor)
+            os.close(nothing)
 
 
 def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:

@@ -2,12 +2,14 @@
 
 import gc
 import os
+import pty
 import signal
 import time
 
 import psutil
+import pytest
 
-from vila_mc.processes import STOP_SIGNALS, fork_child
+from vila_mc.processes import STOP_SIGNALS, fork_child, leave_closed_terminal
 
 
 def _exit_code(child: int) -> int:
@@ -44,3 +46,27 @@ def test_a_child_ends_with_its_parent() -> None:
             return  # nobody waits for orphans in some containers
         time.sleep(0.005)
     assert not psutil.pid_exists(child)
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_what_is_written_to_a_closed_terminal_is_lost_and_no_error(is_closed: bool) -> None:
+    terminal, end = pty.openpty()
+
+    def work() -> None:
+        os.dup2(end, 1)
+        os.close(end)
+        if is_closed:
+            os.close(terminal)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(1, b"x")
+        leave_closed_terminal()
+        os.write(1, b"hello")
+
+    child = fork_child(work)
+    os.close(end)
+    if is_closed:
+        os.close(terminal)
+    assert _exit_code(child) == 0
+    if not is_closed:
+        assert os.read(terminal, 10) == b"hello"
+        os.close(terminal)

@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-from vila_mc.processes import listened_stop_signals
+from vila_mc.processes import leave_closed_terminal, listened_stop_signals
 
 
 class StopRequest:
@@ -19,6 +19,8 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.was_made = True
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
 
 
 def end_at_once_when_stopped() -> None:

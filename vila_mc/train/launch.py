@@ -18,7 +18,12 @@ from types import FrameType
 import psutil
 
 from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
-from vila_mc.processes import STORE_FILE, STORE_LISTENER, listened_stop_signals
+from vila_mc.processes import (
+    STORE_FILE,
+    STORE_LISTENER,
+    leave_closed_terminal,
+    listened_stop_signals,
+)
 from vila_mc.train.rank import LAUNCHED_BY_US
 from vila_mc.train.rank_status import STATUS_DIRECTORY, read_ending, read_heartbeat
 from vila_mc.train.rendezvous import Meeting
@@ -191,6 +196,8 @@ class _ForwardStop:
             ranks.send(signal.SIGINT)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         if not self.was_used:
             print("stopping: every rank finishes its step and saves", file=sys.stderr, flush=True)
         self.was_used = True
