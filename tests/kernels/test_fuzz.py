@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
+from tests.support.cuda_toolkit import TORCH_TARGET
 from tests.support.emulation import COMPILER, CSRC, ROOT, works
 
 SANITIZED = ["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
@@ -52,7 +53,7 @@ def sanitized_ops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The CPU library, watched by sanitizers."""
     folder = tmp_path_factory.mktemp("sanitized")
     system = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
-    target = "-DTORCH_TARGET_VERSION=0x020d000000000000"
+    target = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
 
     def compile_one(source: Path) -> Path:
         made = folder / f"{source.stem}.o"
