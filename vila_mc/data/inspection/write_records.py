@@ -40,7 +40,7 @@ def export(reader: IndexedReader, tokenizer: Tokenizer, output: Path) -> int:
         raise DataError(f"{output} exists already. Delete it or choose another output.")
     if tokenizer.fingerprint() != reader.manifest.tokenizer_sha256:
         raise DataError(f"{reader.prefix} was made with another tokenizer than {tokenizer.path}.")
-    shape = _shape_of(reader)
+    shape = _shape_of(reader, tokenizer)
     with (
         whole_directory(output) as folder,
         (folder / "samples.jsonl").open("w", encoding="utf-8") as lines,
@@ -53,20 +53,24 @@ def export(reader: IndexedReader, tokenizer: Tokenizer, output: Path) -> int:
     return len(reader)
 
 
-def _shape_of(reader: IndexedReader) -> _Shape:
+def _shape_of(reader: IndexedReader, tokenizer: Tokenizer) -> _Shape:
     """One for all samples, so that one command can preprocess them again."""
     if reader.manifest.kind == "text":
         return "text"
     are_pairs = True
     for index in range(len(reader)):
-        first, *others = reader.sample(index)
-        texts = [piece for piece in others if isinstance(piece, TextPiece)]
-        assert isinstance(first, TextPiece)  # it starts with BOS
-        has_prompt = not first.is_trained and len(first.ids) > 1
-        if has_prompt or not all(text.is_trained for text in texts):
+        pieces = reader.sample(index)
+        if _is_bos(pieces[0], tokenizer):
+            pieces = pieces[1:]
+        if not all(piece.is_trained for piece in pieces if isinstance(piece, TextPiece)):
             return "parts"
-        are_pairs &= not first.is_trained and len(others) == 2 and len(texts) == 1
+        are_pairs &= [isinstance(piece, ImagePiece) for piece in pieces] == [True, False]
     return "pairs" if are_pairs else "documents"
+
+
+def _is_bos(piece: Piece, tokenizer: Tokenizer) -> bool:
+    is_prompt = isinstance(piece, TextPiece) and not piece.is_trained
+    return is_prompt and piece.ids.tolist() == [tokenizer.bos_id]  # type: ignore[union-attr]
 
 
 def _record(

@@ -73,6 +73,8 @@ class RecordSource:
                 yield from self.parse(record, block.file, place)
             except RejectionError as error:
                 yield error.at(block.file, place)
+            except RecursionError:  # decoded, but too deep to be looked at
+                yield _too_deep().at(block.file, place)
 
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample | Rejected]:
         """The samples of one record. Raises RejectionError when there are none."""
@@ -106,7 +108,7 @@ def decode(raw: bytes | RejectionError) -> Record:
     except ValueError as error:
         raise RejectionError("not JSON", str(error)) from None
     except RecursionError:
-        raise RejectionError("not JSON", "values are nested too deeply") from None
+        raise _too_deep() from None
     if not isinstance(value, dict):
         raise RejectionError("not an object", f"the record is of type {type(value).__name__}")
     return value
@@ -206,6 +208,10 @@ def _read_lines(stream: BinaryIO, raw: BinaryIO) -> Iterator[Entry]:
 def _read_array(raw: BinaryIO) -> Iterator[Entry]:
     for number, (element, end) in enumerate(read_elements(raw, LONGEST_RECORD), start=1):
         yield number, _too_long() if element is None else element, end
+
+
+def _too_deep() -> RejectionError:
+    return RejectionError("not JSON", "values are nested too deeply")
 
 
 def _too_long() -> RejectionError:
