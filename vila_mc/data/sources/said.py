@@ -42,11 +42,13 @@ def entry_of(entry: object) -> Said:
     speakers = [entry[key] for key in ("from", "role") if is_given(entry, key)]
     roles = [_ROLES.get(one.strip().lower()) if isinstance(one, str) else None for one in speakers]
     role = roles[0] if roles else None
-    if role is None or roles != [role] * len(roles):
+    if role is None:
+        speaker = str(speakers[0]) if speakers else "nobody"
         raise RejectionError(
-            "bad conversation",
-            f"{str(speakers or None)[:60]} speaks, not one of {', '.join(_ROLES)}",
+            "bad conversation", f"{speaker[:40]!r} speaks, not one of {', '.join(_ROLES)}"
         )
+    if roles != [role] * len(roles):
+        raise RejectionError("bad conversation", "'from' and 'role' of a turn differ")
     contents = [entry[key] for key in ("value", "content") if is_given(entry, key)]
     if contents != contents[:1] * len(contents):
         raise RejectionError("bad conversation", "'value' and 'content' of a turn differ")
