@@ -38,12 +38,15 @@ class MetricsLog:
 
 
 def _line(values: dict[str, Any]) -> str:
-    """One line of JSON, which has no word for what is not finite: null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+    finite = {name: _finite(value) for name, value in values.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same value; None for what is not finite, which JSON has no word for."""
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The record of a run survives deaths and resumes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -49,8 +50,9 @@ def test_what_is_not_finite_is_null(tmp_path, loss):
     path = tmp_path / METRICS_NAME
     path.write_text('{"step": 1, "loss": NaN}\n')  # as written before
     log = MetricsLog(tmp_path, after_step=1)
-    log.write(_record(2, loss=loss))
+    log.write(replace(_record(2, loss=loss), loss_by_entry=[0.5, loss]))
     log.close()
+    assert read_metrics(path)[1]["loss_by_entry"] == [0.5, None]
     assert [record["loss"] for record in read_metrics(path)] == [None, None]
     assert not any(word in path.read_text() for word in ("NaN", "Infinity"))
 
