@@ -59,8 +59,8 @@ class DataConfig:
     """Processes of each rank that read and decode ahead of the training step; 0 decodes in the step
     itself."""
     on_bad_image: BadImage = "stop"
-    """An image that can no longer be decoded: stop ends the run; substitute shows the model CLIP's
-    mean colour in its place, says so and counts it in metrics.jsonl."""
+    """An image that can no longer be decoded: stop ends the run; substitute shows the model
+    its tower's mean colour in its place, says so and counts it in metrics.jsonl."""
 
     def __post_init__(self) -> None:
         require(

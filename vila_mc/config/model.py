@@ -134,6 +134,12 @@ class VisionConfig:
         """What each colour channel, on a scale of 0 to 1, is shifted by."""
         return self.channel_mean or self.facts().channel_mean
 
+    def mean_colour(self) -> tuple[int, int, int]:
+        """The channel mean as a colour, near 0 once normalised. It fills what ``pad`` adds, as in
+        LLaVA's and VILA's public code, and stands in for an image that is lost."""
+        red, green, blue = (int(255 * mean) for mean in self.resolved_channel_mean())
+        return red, green, blue
+
     def resolved_channel_std(self) -> tuple[float, float, float]:
         """What each shifted colour channel is divided by."""
         return self.channel_std or self.facts().channel_std

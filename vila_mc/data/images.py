@@ -16,8 +16,8 @@ DEFAULT_MAX_PIXELS = 64_000_000
 """Images with more pixels are refused: a small file can unfold into more than fits in memory."""
 
 _JPEG_QUALITY = 95
-PAD_COLOUR = (122, 116, 104)
-"""CLIP's mean colour."""
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
 
 
 def check_image(data: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
@@ -78,15 +78,23 @@ def _checked(data: bytes, name: str, max_pixels: int) -> Image.Image:
     return decode_image(image, name)
 
 
-def load_image(data: bytes, size: int, mode: ImageMode, name: str = "the image") -> np.ndarray:
+def load_image(
+    data: bytes,
+    size: int,
+    mode: ImageMode,
+    name: str = "the image",
+    *,
+    pad_colour: Colour | None = None,
+) -> np.ndarray:
     """Decode an image and make it square.
 
     Args:
         data: the image file; zero bytes after its end do no harm.
         size: side of the result, in pixels.
-        mode: crop (short side to ``size``, centre crop), pad (square canvas of CLIP's mean colour,
-            image centred), resize (both sides to ``size``).
+        mode: crop (short side to ``size``, centre crop), pad (square canvas, image centred), resize
+            (both sides to ``size``).
         name: what to call it in messages.
+        pad_colour: of the canvas; only ``pad`` needs it.
 
     Returns:
         [3, y, x] uint8, y = x = ``size``; channels red, green, blue.
@@ -101,14 +109,14 @@ def load_image(data: bytes, size: int, mode: ImageMode, name: str = "the image")
     if mode == "crop":
         image = _crop(image, size)
     else:
-        canvas = _pad(image) if mode == "pad" else image
+        canvas = _pad(image, pad_colour) if mode == "pad" else image
         image = canvas.resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def mean_colour_image(size: int) -> np.ndarray:
-    """CLIP's mean colour, which is near 0 once normalised: [3, size, size] uint8."""
-    return np.broadcast_to(np.asarray(PAD_COLOUR, np.uint8)[:, None, None], (3, size, size))
+def plain_image(size: int, colour: Colour) -> np.ndarray:
+    """One colour everywhere: [3, size, size] uint8."""
+    return np.broadcast_to(np.asarray(colour, np.uint8)[:, None, None], (3, size, size))
 
 
 def check_max_pixels(max_pixels: int) -> None:
@@ -135,11 +143,12 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _pad(image: Image.Image) -> Image.Image:
+def _pad(image: Image.Image, colour: Colour | None) -> Image.Image:
+    assert colour is not None, "pad needs a colour"
     width, height = image.size
     if width == height:
         return image
     side = max(width, height)
-    canvas = Image.new("RGB", (side, side), PAD_COLOUR)
+    canvas = Image.new("RGB", (side, side), colour)
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas

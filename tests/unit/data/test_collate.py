@@ -1,11 +1,15 @@
 """Rows: where images stand, what each position predicts, and where a long sample is cut."""
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tests.support.tiny import tiny_run
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.collate import collate
 from vila_mc.data.images import load_image
@@ -135,3 +139,26 @@ def test_packed_samples_predict_nothing_of_each_other(
 def test_a_row_that_cannot_hold_its_samples(model: ModelConfig) -> None:
     with pytest.raises(ValueError, match="could not broadcast"):
         collate([[[text(1, 2)], [text(3, 4)]]], model, 3, needs_images=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "mean", "colour"),
+    [
+        ("clip", None, [122, 116, 104]),
+        ("siglip", None, [127, 127, 127]),
+        ("clip", (0.0, 0.5, 1.0), [0, 127, 255]),
+    ],
+)
+def test_images_are_padded_in_the_mean_colour_of_their_tower(
+    family: str, mean: tuple[float, ...] | None, colour: list[int]
+) -> None:
+    """As LLaVA's and VILA's public code pads, whatever the tower."""
+    tiny = tiny_run().model
+    vision = replace(tiny.vision, family=family, channel_mean=mean, image_mode="pad")
+    wide = io.BytesIO()
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(wide, "PNG")
+    piece = ImagePiece(np.frombuffer(wide.getvalue(), np.uint8), "wide")
+    batch = collate([[[piece]]], replace(tiny, vision=vision), 32, needs_images=True)
+    assert batch.images[0, :, 0, 0].tolist() == colour
+    middle = vision.image_size // 2
+    assert batch.images[0, :, middle, 0].tolist() == [255, 0, 0]

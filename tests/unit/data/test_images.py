@@ -67,8 +67,10 @@ def test_resize_is_direct(make_image: Make) -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 20), (20, 60)])
-def test_pad_centres_on_the_mean_colour(size: tuple[int, int]) -> None:
-    pixels = load_image(encoded(Image.new("RGB", size, (255, 0, 0))), 60, "pad")
+def test_pad_centres_on_the_colour(size: tuple[int, int]) -> None:
+    pixels = load_image(
+        encoded(Image.new("RGB", size, (255, 0, 0))), 60, "pad", pad_colour=(122, 116, 104)
+    )
     if size[0] < size[1]:
         pixels = pixels.transpose(0, 2, 1)
     assert pixels[:, 0, 30].tolist() == pixels[:, 59, 30].tolist() == [122, 116, 104]

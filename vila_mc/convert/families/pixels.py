@@ -9,7 +9,6 @@ from vila_mc.config.model import VisionConfig
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.registry import TOWERS
 from vila_mc.convert.weights import read_json
-from vila_mc.data.images import PAD_COLOUR
 
 _BICUBIC = 3
 _BY_255 = 1 / 255
@@ -67,31 +66,7 @@ def read_pixels(
             for name, values in given.items()
         }
         vision = replace(vision, image_mode=image_mode or read_mode, **read)
-    if image_mode is None:
-        require_pad_colour(vision, config, "image_mean")
     return vision
-
-
-def require_pad_colour(vision: VisionConfig, config: ConfigValues, key: str) -> None:
-    """Refuse a tower whose images others pad in another colour than training does.
-
-    Others take the mean colour of the tower.
-
-    Args:
-        vision: the tower.
-        config: what it was read from, for the message.
-        key: what in it asks for padding, or for a colour.
-
-    Raises:
-        CheckpointError: the colours differ.
-    """
-    theirs = tuple(int(mean * 255) for mean in vision.resolved_channel_mean())
-    if vision.image_mode == "pad" and theirs != PAD_COLOUR:
-        raise config.refusal(
-            key,
-            f"it pads images in {theirs}, training in {PAD_COLOUR}. Choose another way for images "
-            "to become square.",
-        )
 
 
 def preprocessor_json(vision: VisionConfig) -> dict[str, Any]:

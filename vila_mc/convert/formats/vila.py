@@ -19,7 +19,7 @@ from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ConnectorConfig, ModelConfig, VisionConfig
 from vila_mc.convert.chat_template import jinja_of
 from vila_mc.convert.config_values import ConfigValues
-from vila_mc.convert.families.pixels import preprocessor_json, require_pad_colour
+from vila_mc.convert.families.pixels import preprocessor_json
 from vila_mc.convert.families.registry import TOWERS, vision_json
 from vila_mc.convert.formats.export_source import ExportSource
 from vila_mc.convert.formats.format import ForeignModel, Format, Origin
@@ -135,8 +135,6 @@ class _Vila:
         vision, vision_tensors = read_vision(
             directory / VISION, image_mode or given, trust_pickle=trust_pickle
         )
-        if image_mode is None:
-            require_pad_colour(vision, config, "image_aspect_ratio")
         config.require("mm_vision_select_feature", select_feature(vision))
         config.require("vision_resolution", vision.image_size, -1, None)
         config.refuse_others(_HARMLESS)

@@ -160,7 +160,14 @@ def _of_pixels(origin: Origin, vision: VisionConfig, is_image_mode_given: bool) 
         Image.fromarray(pixels).save(file, format="PNG")
         name = f"{width} x {height}"
         files[name] = file.getvalue()
-        ours = torch.from_numpy(load_image(files[name], vision.image_size, vision.image_mode))
+        ours = torch.from_numpy(
+            load_image(
+                files[name],
+                vision.image_size,
+                vision.image_mode,
+                pad_colour=vision.mean_colour(),
+            )
+        )
         tensors[name] = normalize_images(
             ours[None],
             torch.float32,

@@ -9,7 +9,7 @@ import torch
 from vila_mc.config.data import BadImage
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.slots import Empty
-from vila_mc.data.images import load_image, mean_colour_image
+from vila_mc.data.images import load_image, plain_image
 from vila_mc.errors import DataError
 from vila_mc.flow import IGNORE_LABEL, ImagePiece, Microbatch, Piece
 
@@ -117,15 +117,19 @@ def _decode(
     images: Sequence[ImagePiece], model: ModelConfig, on_bad_image: BadImage, empty: Empty
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """[n, 3, y, x] uint8 pixels; a message for each image that was replaced."""
-    size, mode = model.vision.image_size, model.vision.image_mode
+    size, mode, colour = (
+        model.vision.image_size,
+        model.vision.image_mode,
+        model.vision.mean_colour(),
+    )
     pixels = empty((len(images), 3, size, size), np.uint8)
     messages: list[str] = []
     for index, image in enumerate(images):
         try:
-            pixels[index] = load_image(bytes(image.data), size, mode, image.name)
+            pixels[index] = load_image(bytes(image.data), size, mode, image.name, pad_colour=colour)
         except DataError as error:
             if on_bad_image == "stop":
                 raise
-            pixels[index] = mean_colour_image(size)
+            pixels[index] = plain_image(size, colour)
             messages.append(str(error))
     return pixels, tuple(messages)

@@ -18,7 +18,6 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ImagesKwargs
 
 IMAGE_MODES = ("crop", "pad", "resize")
-PAD_COLOUR = (122, 116, 104)
 
 
 class VilaImageProcessor(ImageProcessingMixin):
@@ -26,7 +25,7 @@ class VilaImageProcessor(ImageProcessingMixin):
 
     Args:
         image_mode: how an image becomes square: crop (short side to size, centre crop), pad (square
-            canvas of CLIP's mean colour, image centred, then resized) or resize (directly).
+            canvas of the mean colour, image centred, then resized) or resize (directly).
         crop_size: ``{"height": side, "width": side}`` of the result.
         image_mean: per channel, on a scale of 0 to 1.
         image_std: per channel, on a scale of 0 to 1.
@@ -76,12 +75,13 @@ class VilaImageProcessor(ImageProcessingMixin):
             image = crop_centre(image, size)
         else:
             if self.image_mode == "pad":
-                image = pad_to_square(image)
+                mean = tuple(int(255 * value) for value in self.image_mean)
+                image = pad_to_square(image, mean)
             image = image.resize((size, size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
     def normalise(self, pixels_3yx: Tensor) -> Tensor:
-        """uint8 [3, y, x] -> fp32, each channel shifted and scaled by CLIP's statistics."""
+        """uint8 [3, y, x] -> fp32, each channel shifted and scaled."""
         mean = torch.tensor(self.image_mean).view(3, 1, 1)
         std = torch.tensor(self.image_std).view(3, 1, 1)
         return (pixels_3yx.float() / 255.0 - mean) / std
@@ -124,10 +124,10 @@ def crop_centre(image: Image.Image, size: int) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
-def pad_to_square(image: Image.Image) -> Image.Image:
+def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     """Centre the image on the smallest square canvas that holds it."""
     width, height = image.size
     side = max(width, height)
-    canvas = Image.new("RGB", (side, side), PAD_COLOUR)
+    canvas = Image.new("RGB", (side, side), colour)
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas
