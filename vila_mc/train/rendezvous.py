@@ -9,10 +9,7 @@ torch's store, which asks for no secret itself: docs/security.md says what that 
 
 import contextlib
 import errno
-import hashlib
-import hmac
 import json
-import os
 import queue
 import secrets
 import select
@@ -26,16 +23,23 @@ from typing import Any
 
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError, SetupError
+from vila_mc.train.handshake import (
+    ANSWER_SECONDS,
+    StrangerError,
+    code_of,
+    forget_secret,
+    has_hung_up,
+    is_code,
+    receive,
+    secret_of,
+    send,
+)
 from vila_mc.train.identity import common_options
 
 _GREETING = "vila_mc rendezvous 1"
-_MOST_BYTES = 2**20
-_ANSWER_SECONDS = 10.0
-"""How long the other side may take for what needs no waiting."""
 _WORD_SECONDS = 30.0
 _RETRY_SECONDS = 0.5
 _MOST_CALLERS = 64
-_SECRET_NAME = ".rendezvous-secret"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,6 @@ class Meeting:
     port: int
     listener: socket.socket | None
     """Of the host, for rank 0; it listens on ``address`` alone."""
-
-
-class _StrangerError(Exception):
-    """The other side is no machine of this run, or is gone."""
 
 
 def meet(at: Endpoint, config: RunConfig, *, machines: int, ranks: int) -> Meeting:
@@ -199,7 +199,7 @@ class _Guest:
 
     def answer(self, secret: bytes, content: dict[str, Any]) -> None:
         text = json.dumps(content)
-        _send(self.connection, {"answer": text, "code": _code(secret, "host", *self.nonces, text)})
+        send(self.connection, {"answer": text, "code": code_of(secret, "host", *self.nonces, text)})
 
 
 class _Host:
@@ -209,7 +209,7 @@ class _Host:
         self, at: Endpoint, listener: socket.socket, output: Path, mine: dict[str, Any]
     ) -> None:
         self._at, self._listener, self._output, self._mine = at, listener, output, mine
-        self._secret = _secret_of(output)
+        self._secret = secret_of(output)
         self._came: queue.SimpleQueue[_Guest | ConfigError] = queue.SimpleQueue()
         self._callers = threading.BoundedSemaphore(_MOST_CALLERS)
 
@@ -223,7 +223,7 @@ class _Host:
             waiting.say(f"{missing} of {machines} machines at {self._at}")
             self._accept()
             before = len(guests)
-            guests = [guest for guest in guests if not _has_hung_up(guest.connection)]
+            guests = [guest for guest in guests if not has_hung_up(guest.connection)]
             while not self._came.empty():
                 came = self._came.get()
                 if isinstance(came, ConfigError):
@@ -234,7 +234,7 @@ class _Host:
         for number, guest in enumerate(sorted(guests, key=lambda guest: guest.name), start=1):
             guest.answer(self._secret, {"machine": number})
             guest.connection.close()
-        _forget_secret(self._output)
+        forget_secret(self._output)
         address, port = self._listener.getsockname()[:2]
         self._listener.setblocking(True)
         return Meeting(0, machines, address, port, self._listener)
@@ -253,7 +253,7 @@ class _Host:
     def _greet(self, connection: socket.socket) -> None:
         try:
             guest, theirs = self._identify(connection)
-        except (_StrangerError, OSError):
+        except (StrangerError, OSError):
             connection.close()
         else:
             difference = _difference(self._mine, theirs)
@@ -268,13 +268,13 @@ class _Host:
 
     def _identify(self, connection: socket.socket) -> tuple[_Guest, dict[str, Any]]:
         nonce = secrets.token_hex(16)
-        _send(connection, {"hello": _GREETING, "nonce": nonce})
-        call = _receive(connection, time.monotonic() + _ANSWER_SECONDS)
+        send(connection, {"hello": _GREETING, "nonce": nonce})
+        call = receive(connection, time.monotonic() + ANSWER_SECONDS)
         nonces = nonce, str(call.get("nonce"))
         about = str(call.get("about"))
-        if not _is_code(call.get("code"), self._secret, "caller", *nonces, about):
-            _send(connection, {"refused": "secret"})
-            raise _StrangerError
+        if not is_code(call.get("code"), self._secret, "caller", *nonces, about):
+            send(connection, {"refused": "secret"})
+            raise StrangerError
         theirs = json.loads(about)
         return _Guest(str(theirs["name"]), connection, nonces), theirs
 
@@ -298,7 +298,7 @@ class _Caller:
         connection = self._connect()
         if connection is None:
             return None
-        secret = _secret_of(self._output)
+        secret = secret_of(self._output)
         with connection:
             answer = self._ask(connection, secret, waiting)
         if answer is None:
@@ -308,7 +308,7 @@ class _Caller:
             return Meeting(machine, machines, self._address, self._at.port, None)
         if answer["refused"] != "secret":
             raise ConfigError(str(answer["refused"]))
-        if secret != _secret_of(self._output):
+        if secret != secret_of(self._output):
             return None  # it was that of an earlier start
         raise ConfigError(
             f"another run waits at {self._at}, or one whose train.output is not {self._output}. "
@@ -319,7 +319,7 @@ class _Caller:
     def _connect(self) -> socket.socket | None:
         """A connection to the host; None where nobody listens yet."""
         connection = socket.socket(self._family, socket.SOCK_STREAM)
-        connection.settimeout(_ANSWER_SECONDS)
+        connection.settimeout(ANSWER_SECONDS)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         try:
             connection.connect((self._address, self._at.port))
@@ -333,8 +333,8 @@ class _Caller:
     ) -> dict[str, Any] | None:
         """What the host answers; None if it hung up, and may be there again soon."""
         try:
-            greeting = _receive(connection, time.monotonic() + _ANSWER_SECONDS)
-        except (_StrangerError, OSError):
+            greeting = receive(connection, time.monotonic() + ANSWER_SECONDS)
+        except (StrangerError, OSError):
             greeting = {}
         if greeting.get("hello") != _GREETING:
             raise SetupError(
@@ -343,18 +343,18 @@ class _Caller:
             )
         nonces = str(greeting.get("nonce")), secrets.token_hex(16)
         about = json.dumps(self._mine)
-        code = _code(secret, "caller", *nonces, about)
+        code = code_of(secret, "caller", *nonces, about)
         try:
-            _send(connection, {"nonce": nonces[1], "about": about, "code": code})
+            send(connection, {"nonce": nonces[1], "about": about, "code": code})
             while not select.select([connection], [], [], 1.0)[0]:
                 waiting.say(f"the other machines, in contact with {self._at}")
-            answer = _receive(connection, time.monotonic() + _ANSWER_SECONDS)
-        except (_StrangerError, OSError):
+            answer = receive(connection, time.monotonic() + ANSWER_SECONDS)
+        except (StrangerError, OSError):
             return None
         if answer == {"refused": "secret"}:
             return answer
         text = str(answer.get("answer"))
-        if not _is_code(answer.get("code"), secret, "host", *nonces, text):
+        if not is_code(answer.get("code"), secret, "host", *nonces, text):
             return None
         content: dict[str, Any] = json.loads(text)
         return content
@@ -378,93 +378,3 @@ def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
                 f"{ours.get(option)} on {here}. {advice}"
             )
     return None
-
-
-def _secret_of(output: Path) -> bytes:
-    """The secret of the run in ``output``, made by the machine that comes first.
-
-    Raises:
-        SetupError: other users can read it, or it is none.
-    """
-    path = output / _SECRET_NAME
-    while True:
-        with contextlib.suppress(FileNotFoundError):
-            return _read_secret(path)
-        partial = output / f"{_SECRET_NAME}.{secrets.token_hex(8)}"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(descriptor, secrets.token_hex(32).encode())
-            os.close(descriptor)
-            with contextlib.suppress(FileExistsError):  # another machine was faster
-                os.link(partial, path)
-        finally:
-            partial.unlink()
-
-
-def _read_secret(path: Path) -> bytes:
-    refusal = f"{path} is not this user's alone, or holds no secret. Delete it and start again."
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EACCES):
-            raise SetupError(refusal) from None
-        raise
-    try:
-        found = os.fstat(descriptor)
-        secret = os.read(descriptor, 1024)
-    finally:
-        os.close(descriptor)
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077 or len(secret) != 64:
-        raise SetupError(refusal)
-    return secret
-
-
-def _forget_secret(output: Path) -> None:
-    """Everyone who needed it has shown it; the next start makes another."""
-    (output / _SECRET_NAME).unlink(missing_ok=True)
-
-
-def _code(secret: bytes, *parts: str) -> str:
-    return hmac.new(secret, json.dumps(parts).encode(), hashlib.sha256).hexdigest()
-
-
-def _is_code(given: object, secret: bytes, *parts: str) -> bool:
-    return hmac.compare_digest(str(given).encode(), _code(secret, *parts).encode())
-
-
-def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    connection.settimeout(_ANSWER_SECONDS)
-    connection.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _receive(connection: socket.socket, ends: float) -> dict[str, Any]:
-    """One line of JSON.
-
-    Raises:
-        _StrangerError: it is none, too long, or does not come.
-    """
-    line = b""
-    while not line.endswith(b"\n"):
-        left = ends - time.monotonic()
-        if left <= 0 or len(line) > _MOST_BYTES:
-            raise _StrangerError
-        connection.settimeout(left)
-        try:
-            more = connection.recv(65536)
-        except TimeoutError:
-            raise _StrangerError from None
-        if not more:
-            raise _StrangerError
-        line += more
-    try:
-        message = json.loads(line)
-    except (ValueError, RecursionError):
-        raise _StrangerError from None
-    if not isinstance(message, dict):
-        raise _StrangerError
-    return message
-
-
-def _has_hung_up(connection: socket.socket) -> bool:
-    """Whether the other side is gone; it has nothing to say before it is answered."""
-    return bool(select.select([connection], [], [], 0)[0])

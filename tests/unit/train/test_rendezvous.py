@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.tiny import tiny_run
 from vila_mc.errors import ConfigError, SetupError
-from vila_mc.train import rendezvous
-from vila_mc.train.rendezvous import Endpoint, meet
+from vila_mc.train.handshake import code_of, secret_of
+from vila_mc.train.rendezvous import Endpoint, _about, meet
 
 EXPLOSIONS = []
 
@@ -131,11 +131,11 @@ def test_a_machine_that_goes_is_not_counted(at, tmp_path, capsys):
     with ThreadPoolExecutor() as pool:
         host = pool.submit(meet, at, config, machines=3, ranks=4)
         _wait_for("waiting for 2 of 3 machines", capsys)
-        secret = rendezvous._secret_of(config.train.output)
+        secret = secret_of(config.train.output)
         with socket.create_connection((at.host, at.port)) as gone:
             nonces = json.loads(gone.recv(1024))["nonce"], "mine"
-            about = json.dumps(rendezvous._about(config, 3, 4) | {"name": "gone"})
-            code = rendezvous._code(secret, "caller", *nonces, about)
+            about = json.dumps(_about(config, 3, 4) | {"name": "gone"})
+            code = code_of(secret, "caller", *nonces, about)
             call = {"nonce": "mine", "about": about, "code": code}
             gone.sendall(json.dumps(call).encode() + b"\n")
             _wait_for("waiting for 1 of 3 machines", capsys)
