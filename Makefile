@@ -2,7 +2,7 @@
 PYTHON_BIN := .venv/bin
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup fix check test parity e2e bench docs
+.PHONY: setup fix check test parity e2e bench docs lock
 
 setup:  ## make or update .venv
 	@bash tools/setup_venv.sh
@@ -30,6 +30,11 @@ e2e:  ## raw files -> train -> kill -> resume -> export -> evaluate
 
 docs:  ## links and commands in the documentation lead somewhere
 	bash tests/run.sh tests/architecture/test_docs.py
+
+lock:  ## write requirements.lock anew with uv; UPGRADE=--upgrade takes newer versions
+	uv pip compile $(UPGRADE) --universal --python-version 3.12 --generate-hashes --no-header \
+		--no-annotate --no-emit-index-url --no-emit-find-links --extra hf --extra examples \
+		--extra dev pyproject.toml -o requirements.lock
 
 bench: setup  ## every benchmark, one after the other; one that needs more says so
 	@for file in $(filter-out benchmarks/claims.py benchmarks/mixes.py benchmarks/public_vila_reader.py,$(wildcard benchmarks/*.py)); do \

@@ -4,7 +4,10 @@
 #   bash tools/setup_venv.sh      make or update .venv
 #   source tools/setup_venv.sh    the same, and sets VENV_PYTHON to its interpreter
 #
-# PYTHON=/path/to/python3.12 chooses the interpreter. Exit status 2: the machine lacks something.
+# What is installed stands in requirements.lock, with the hash of every file. LOCK=no takes what the
+# ranges of pyproject.toml allow instead, where torch or another package comes from a mirror of one's
+# own builds. PYTHON=/path/to/python3.12 chooses the interpreter. Exit status 2: the machine lacks
+# something.
 
 _setup_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 _setup_venv="$_setup_root/.venv"
@@ -23,8 +26,8 @@ _setup_fail() {
 _setup_key() {
     (
         cd "$_setup_root" || exit
-        printf '%s\n' "$_setup_root" "$_setup_extras"
-        find pyproject.toml setup.py csrc -type f ! -name '*.md' ! -path 'csrc/emulation/*' \
+        printf '%s\n' "$_setup_root" "$_setup_extras" "${LOCK:-yes}"
+        find pyproject.toml requirements.lock setup.py csrc -type f ! -name '*.md' ! -path 'csrc/emulation/*' \
             -exec sha256sum {} + | sort -k 2
     ) | sha256sum | cut -d ' ' -f 1
 }
@@ -123,7 +126,11 @@ PYTHON
 # First what is needed, then vila_mc itself: built in isolation it would fetch a second torch.
 _setup_pip() {
     local pip=("$VENV_PYTHON" -m pip install --progress-bar off --disable-pip-version-check)
-    "${pip[@]}" -r <(_setup_requirements) || return
+    if [[ ${LOCK:-yes} == no ]]; then
+        "${pip[@]}" -r <(_setup_requirements) || return
+    else
+        "${pip[@]}" --require-hashes -r requirements.lock || return
+    fi
     echo "Building csrc"
     "${pip[@]}" --no-build-isolation --no-deps -v -e .
 }
@@ -134,7 +141,8 @@ _setup_install() {
         exit "${PIPESTATUS[0]}"); then
         tail -n 15 "$_setup_log" >&2
         _setup_fail "setting up .venv failed; the whole log is $_setup_log. Check the network \
-and that 12 GB of disk are free, then start again."
+and that 12 GB of disk are free, then start again. Where packages come from a mirror with builds of its \
+own, start with LOCK=no."
     fi
 }
 
@@ -154,10 +162,23 @@ _setup_locked() {
     echo "  done in $((SECONDS - start)) s"
 }
 
+# Whether .venv is a link to a folder that holds something else than a set-up of this checkout, such
+# as another one's .venv, which starting over would empty.
+_setup_is_foreign() {
+    [[ -L $_setup_venv && -n $(find -H "$_setup_venv" -mindepth 1 -maxdepth 1 ! -name setup.lock \
+        -print -quit 2>/dev/null) ]] || return
+    [[ ! -r $_setup_stamp || $(<"$_setup_stamp") != *" $_setup_root" ]]
+}
+
 setup_venv() {
     local key
     key="$(_setup_key)"
     _setup_is_current "$key" && return
+    if _setup_is_foreign; then
+        _setup_fail "$_setup_venv is a link to $(readlink -f "$_setup_venv"), which is not this \
+checkout's. Remove the link, or let it lead to an empty folder."
+        return
+    fi
     if ! mkdir -p "$_setup_venv" || [[ ! -w $_setup_venv ]]; then
         _setup_fail "$_setup_venv cannot be written. Use a checkout that you can write to."
         return
