@@ -37,6 +37,9 @@ def load_digits(
 
     Returns:
         Training digits, held-out digits, and the PNG bytes of every picture by its name.
+
+    Raises:
+        SetupError: scikit-learn is not installed.
     """
     try:
         from sklearn import datasets

@@ -279,6 +279,10 @@ def write_corpus(output: Path, size: Size) -> dict[str, int]:
 
     Returns:
         How many records, lines or pictures each file or folder holds.
+
+    Raises:
+        ConfigError: a file stands where a folder is needed.
+        SetupError: scikit-learn is not installed.
     """
     try:
         (output / "images").mkdir(parents=True, exist_ok=True)
@@ -315,7 +319,7 @@ class DigitsOptions:
 
 
 def main() -> int:
-    """Parse, write, say what was written."""
+    """Parse, write, say what was written. Raises VilaError."""
     return run_job(Job(DigitsOptions, write), None, None)
 
 

@@ -30,6 +30,7 @@ MARKER = ".vila-smoke"
 
 
 def main() -> int:
+    """Parse, write, say what was written. Raises ConfigError."""
     parser = ErrorRaisingParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", metavar="OUT_DIR", type=Path)
     output = parser.parse_args().output

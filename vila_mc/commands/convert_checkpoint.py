@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def import_command(options: ImportOptions) -> int:
-    """Write a checkpoint of step 0."""
+    """Write a checkpoint of step 0. Raises VilaError."""
     from vila_mc.convert.combine_parts import combine_parts
     from vila_mc.convert.formats.whole_directory import read_whole
     from vila_mc.convert.import_checkpoint import RECIPE_NAME, import_checkpoint
@@ -161,7 +161,7 @@ def import_command(options: ImportOptions) -> int:
 
 
 def export_command(options: ExportOptions) -> int:
-    """Write an export and prove it."""
+    """Write an export and prove it. Raises VilaError."""
     from vila_mc.convert.export_checkpoint import export_checkpoint
     from vila_mc.model.megatron_config import DTYPES
 
@@ -181,12 +181,12 @@ def export_command(options: ExportOptions) -> int:
 
 
 def verify_command(options: VerifyOptions) -> int:
-    """Prove an export that is there."""
+    """Prove an export that is there. Raises VilaError."""
     return _prove(options, options.export, trusts_code=options.trust_code)
 
 
 def inspect_command(options: InspectOptions) -> int:
-    """Print what a checkpoint is."""
+    """Print what a checkpoint is. Raises VilaError."""
     from vila_mc.convert.describe import describe
 
     for label, text in describe(options.path, trust_pickle=options.trust_pickle):

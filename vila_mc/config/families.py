@@ -41,7 +41,7 @@ class VisionFamily:
     partial_patches: bool
     """Whether pixels may be left over at the right and bottom that fill no patch."""
     activation: Activation
-    """Of the feed-forward layers, in Hugging Face's words."""
+    """Activation of the feed-forward layers, by its Hugging Face name."""
     norm_epsilon: float
     """Added to the variance in its norms."""
     channel_mean: tuple[float, float, float]

@@ -98,7 +98,7 @@ def _read_word(name: str, value: Any) -> Any:
 
 
 def _let_the_later_count(merged: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Of two options that say the same in different words, drop the one that was given before."""
+    """Where steps and epochs say the same in different words, drop the one given earlier."""
     later = values.get("train")
     for given, dropped in (("steps", "epochs"), ("epochs", "steps")):
         if isinstance(later, dict) and later.get(given) is not None and dropped not in later:

@@ -45,7 +45,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(section: str, **values: float) -> None:
-    """Refuse zero, negative and absurd sizes, naming the option as the user writes it."""
+    """Refuse zero, negative and absurd sizes, named as the user writes them. Raises ConfigError."""
     for name, value in values.items():
         require(value > 0, f"{section}.{name} is {value}; it must be greater than 0.")
         most = _MOST_LAYERS if name == "layers" else _LARGEST_SIZE
@@ -56,7 +56,7 @@ def require_positive(section: str, **values: float) -> None:
 
 
 def require_known(option: str, given: str, known: Collection[str]) -> None:
-    """Refuse a name that is not one of ``known``."""
+    """Refuse a name that is not one of ``known``. Raises ConfigError."""
     require(given in known, f"{option} is {given}; it must be one of {', '.join(known)}.")
 
 

@@ -37,6 +37,7 @@ class ErrorRaisingParser(argparse.ArgumentParser):
     """An argparse parser whose complaints are one-line ``ConfigError``s, with a suggestion."""
 
     def error(self, message: str) -> NoReturn:
+        """Called by argparse with every complaint. Raises ConfigError."""
         raise ConfigError(f"{message}. Run with --help to see every option.")
 
     def parse_args(  # type: ignore[override]

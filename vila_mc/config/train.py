@@ -97,7 +97,7 @@ class TrainConfig:
         )
 
     def microbatches(self, data_parallel: int) -> int:
-        """Forward passes of one rank per optimizer step."""
+        """Forward passes of one rank per optimizer step. Raises ConfigError for a fraction."""
         per_pass = self.micro_batch * data_parallel
         require(
             self.global_batch % per_pass == 0,

@@ -15,7 +15,7 @@ from vila_mc.errors import CheckpointError
 
 FILE = "chat_template.jinja"
 DEFAULT = BUILT_IN["vicuna_v1"]
-"""Of a model that no conversation was trained on."""
+"""The template of a model that was trained on no conversation."""
 _PLAIN = "plain"
 _SYSTEM = "{system}"
 

@@ -21,7 +21,7 @@ from vila_mc.errors import CheckpointError
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
-"""Of transformers: it takes a tokenizer.json as it is."""
+"""The class of transformers that takes a tokenizer.json as it is."""
 _SPACE = "\u2581"
 """SentencePiece's visible space."""
 

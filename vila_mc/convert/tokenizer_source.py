@@ -27,7 +27,7 @@ _MODEL, _JSON, _CONFIG, _TEMPLATE = (
 )
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 _SECTIONS = ("version", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
-"""Of a tokenizer.json: what decides its ids. Of its other keys some cut or pad without a word."""
+"""Sections of a tokenizer.json that decide its ids. Some of its other keys cut or pad silently."""
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _LONGEST_TEMPLATE = 2**20
 """Characters of a chat template."""

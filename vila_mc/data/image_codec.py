@@ -31,7 +31,7 @@ MAX_MAX_PIXELS = 2 * 89_478_485
 MAX_ASPECT_RATIO = 200
 """Longest side over shortest. A one-pixel line would grow by the image size along its length."""
 MAX_SCANS = 100
-"""Of a progressive JPEG, which is decoded once for each. Encoders write about ten."""
+"""Most scans of a progressive JPEG, which is decoded once for each. Encoders write about ten."""
 
 _SHOWN = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX", "La", "RGBa")
 _REFUSED = {

@@ -10,11 +10,19 @@ class Answered(Protocol):
     """An answered question, as far as counting needs it."""
 
     @property
-    def task(self) -> str: ...
+    def task(self) -> str:
+        """Answers of one task are counted together."""
+        ...
+
     @property
-    def is_correct(self) -> bool: ...
+    def is_correct(self) -> bool:
+        """Whether it counts as right."""
+        ...
+
     @property
-    def chance(self) -> float: ...
+    def chance(self) -> float:
+        """Accuracy of an answer that does not look, from 0 to 1."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from vila_mc.convert.transforms import MergeGateUp, MergeQkv, PadVocab, Rename, 
 
 WORD_EMBEDDINGS = "language.embedding.word_embeddings.weight"
 HEAD = PadVocab("language.output_layer.weight", "lm_head.weight")
-"""Of language models whose embedding is not their output layer too."""
+"""The output layer, where it is not the embedding itself."""
 
 _MOST_LAYERS = 1000
 _HARMLESS = (
@@ -21,7 +21,7 @@ _HARMLESS = (
     "tokenizer_model_max_length",
     "tokenizer_padding_side",
 )
-"""Of any language model: how long texts were, which side is padded, how products are cut up."""
+"""Keys that change no output: length of texts, side of padding, how products are cut up."""
 
 OURS = "language.decoder.layers.{i}"
 THEIRS = "model.layers.{i}"
@@ -57,7 +57,7 @@ class HfLanguage:
     defaults: Mapping[str, Any]
     """What transformers takes where a config.json says nothing; LLaVA's say little."""
     rows: tuple[Row, ...] = LLAMA_ROWS
-    """Of its name table, without those of an output layer of its own."""
+    """Rows of its name table, without the output layer's."""
     switches: Mapping[str, Any] = field(default_factory=dict)
     """Keys of its own with the only value that is computed here, which is also written."""
     has_window: bool = False

@@ -104,7 +104,7 @@ def _image_processor(directory: Path) -> ConfigValues | None:
 
 
 def _family_of(config: ConfigValues, vision: VisionConfig) -> str:
-    """Of the tower that the processor was made for, which decides what it leaves open."""
+    """Family of the tower that the processor was made for, which decides what it leaves open."""
     key = "image_processor_type"
     if not config.has(key):
         key = "feature_extractor_type"

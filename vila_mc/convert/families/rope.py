@@ -6,7 +6,7 @@ from vila_mc.config.model import RopeConfig
 from vila_mc.convert.config_values import ConfigValues
 
 _SPELLINGS = ("rope_parameters", "rope_scaling")
-"""Of transformers 5, and of earlier ones."""
+"""What transformers 5 calls the settings, and what earlier ones do."""
 _HARMLESS = {
     "default": (),
     "linear": ("original_max_position_embeddings",),

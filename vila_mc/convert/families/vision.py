@@ -16,7 +16,7 @@ _DEFAULTS = dict(
 
 _MOST_LAYERS = 1000
 _HARMLESS = ("num_image_tokens", "projection_dim", "tie_word_embeddings", "vocab_size")
-"""Of any tower: what stands behind it in the model that it was taken from."""
+"""Keys about what stands behind the tower in the model that it was taken from."""
 _BESIDE_THE_TOWER = ("logit_scale_init_value", "text_config", "text_config_dict")
 
 _OURS = "vision.decoder.layers.{i}"
@@ -55,7 +55,7 @@ class HfVision:
     defaults: Mapping[str, Any]
     """What transformers takes where a config.json says nothing, besides what is the same in all."""
     rows: tuple[Row, ...]
-    """Of its name table."""
+    """Rows of its name table."""
     switches: Mapping[str, Any] = field(default_factory=dict)
     """Keys of its own that are written; what a file says of them changes no feature."""
 

@@ -174,7 +174,7 @@ _SWITCHES = (
     "ps3",
     "s2",
 )
-"""Of other features or other tokens around an image."""
+"""Switches for other features, or for other tokens around an image."""
 _HARMLESS = """
     chat_template drop_path_rate fps hidden_size interpolate_mode llm_cfg look_close_mode max_tiles
     min_tiles mm_hidden_size mm_low_res_token_num mm_projector_cfg mm_projector_lr mm_scale_num

@@ -39,7 +39,7 @@ from vila_mc.model.megatron_config import DTYPES
 MAX_DIFFERENCE, MEAN_DIFFERENCE = 1e-3, 1e-4
 """Largest and mean difference of logits and features, relative to 1 + their size, in fp32."""
 PIXEL_DIFFERENCE = 1e-4
-"""Of a normalised pixel. One step of 256 is more than 100 times that."""
+"""Largest difference of a normalised pixel. One step of 256 is more than 100 times as large."""
 
 _SEED = 5
 _SIZES = ((61, 37), (17, 91), (333, 500), (23, 23), (640, 427))

@@ -20,7 +20,7 @@ FORMAT_VERSION: Literal[2] = 2
 """Version 1 differs only in that its manifests have no ``bin_sha256``."""
 SUFFIX = ".manifest.json"
 PARTIAL_SUFFIX = ".partial"
-"""Of the folder that holds a set until it is finished."""
+"""Suffix of the folder that holds a set until it is finished."""
 
 SetKind = Literal["text", "multimodal"]
 _Version = Literal[1, 2]

@@ -48,9 +48,9 @@ class Preprocessed:
     rejected: dict[str, int]
     """Rejected records by reason."""
     unread_bytes: int
-    """Of the input, in files of which not all was read."""
+    """Bytes of the input that were not read, in files that end early."""
     seconds: float
-    """Of this run; one that went on from another does not know the other's."""
+    """Duration of this run alone, also where it went on from another."""
     was_complete: bool = False
     """Whether an earlier run had made it already."""
 

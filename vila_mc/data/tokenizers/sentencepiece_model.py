@@ -39,7 +39,7 @@ _SCORE = struct.Struct("<f")
 _LONGEST_SHIFT = 63
 """Bits of a number that come in groups of 7."""
 LARGEST_BYTES = 1 << 26
-"""Of a model; those in use have at most some megabytes."""
+"""Largest model that is read; those in use have a few megabytes at most."""
 
 
 class Piece(NamedTuple):

@@ -21,7 +21,7 @@ from vila_mc.foreign_files import ForeignFileError, read_foreign
 
 _IN_FOLDERS = ("tokenizer.json", "tokenizer.model")
 _LARGEST_BYTES = 1 << 27
-"""Of a tokenizer's file; the largest in use has some 35 MB."""
+"""Largest tokenizer file that is read; the largest in use has some 35 MB."""
 _LONGEST_SENTENCE = 1000
 """Characters, 4 bytes each at most. SentencePiece drops training sentences above 4,192 bytes
 without a word, so longer ones are cut."""
