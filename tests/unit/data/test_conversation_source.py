@@ -118,10 +118,15 @@ def test_frames_of_a_video(write_lines: Write, tmp_path: Path) -> None:
         {"video": ["x.jpg", "y.jpg"], "conversations": said("<video>\nQ", "A")},
         {"video": "clip", "conversations": said("Q <video>", "A")},
     ]
-    listed, folder = talks(write_lines, *records, images=ImageFolder(tmp_path), most_frames=3)
+    found = talks(write_lines, *records, images=ImageFolder(tmp_path), most_frames=3)
+    listed, folder, others = found
+    assert (others.place, others.reason) == (2, "not read")
+    assert others.detail == "1 files among the frames are no images: clip/notes.txt"
     assert words(listed) == "<x.jpg>\n <y.jpg>\nQ ASSISTANT:{ A}"
     assert words(folder) == "Q <clip/00.jpg>\n <clip/10.jpg>\n <clip/19.jpg> ASSISTANT:{ A}"
-    one, _ = talks(write_lines, records[1], records[0], images=ImageFolder(tmp_path), most_frames=1)
+    one, _, _ = talks(
+        write_lines, records[1], records[0], images=ImageFolder(tmp_path), most_frames=1
+    )
     assert "<clip/10.jpg>" in words(one)
 
 

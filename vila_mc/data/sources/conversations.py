@@ -29,7 +29,9 @@ from vila_mc.data.sources.image_files import find_image
 from vila_mc.data.sources.options import ImageOptions
 from vila_mc.data.sources.record_files import ImageRecordSource
 from vila_mc.data.sources.records import (
+    NOT_READ,
     Record,
+    Rejected,
     RejectionError,
     is_given,
     missing_key,
@@ -63,11 +65,11 @@ class ConversationSource(ImageRecordSource):
     places_images_first: bool = False
     """Whether images stand in front where no turn says where they do."""
 
-    def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample]:
+    def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample | Rejected]:
         """See ``RecordSource.parse``."""
         if not_read := [key for key in _NOT_READ if is_given(record, key)]:
             raise RejectionError("not supported", f"{not_read[0]!r} is not read, and would be lost")
-        frames = self._frames(record)
+        frames, others = self._frames(record)
         system, turns, names = _turns(record)
         turns = self._arranged(turns, len(names), len(frames))
         shown = [find_image(self.images, name) for name in (*names, *frames)]
@@ -75,6 +77,9 @@ class ConversationSource(ImageRecordSource):
             yield RawSample(conversation_pieces(self.template, turns, shown, system), place)
         except DataError as error:
             raise RejectionError("bad conversation", str(error)) from None
+        if others:
+            detail = f"{len(others):,} files among the frames are no images: {', '.join(others)}"
+            yield RejectionError(NOT_READ, detail).at(file, place)
 
     def _arranged(self, turns: list[Turn], num_images: int, num_frames: int) -> list[Turn]:
         if self.skips_leading_answers:
@@ -88,19 +93,23 @@ class ConversationSource(ImageRecordSource):
             turns[first] = asked[0].with_images_first(num_images)
         return turns
 
-    def _frames(self, record: Record) -> list[Any]:
+    def _frames(self, record: Record) -> tuple[list[Any], list[str]]:
+        """Names of the frames that are kept, and of files in their folder that are none."""
         value = record.get("video")
         if value is None or (value in ("", []) and VIDEO_MARKER not in str(record)):
-            return []
+            return [], []
+        others: list[str] = []
         if isinstance(value, str):
             if value.lower().endswith((*_VIDEO_FILES, ".gif")):
                 raise RejectionError(
                     "video file", f"{value[:80]}: give its frames as images, or their folder"
                 )
-            value = [name for name in self.images.folder(value) if name.lower().endswith(ENDINGS)]
+            names = self.images.folder(value)
+            value = [name for name in names if name.lower().endswith(ENDINGS)]
+            others = [name for name in names if not name.lower().endswith(ENDINGS)]
         if not isinstance(value, list) or not value:
             raise RejectionError("bad conversation", "'video' names no frames")
-        return _spread(value, self.most_frames)
+        return _spread(value, self.most_frames), others
 
 
 def _spread(frames: list[Any], most: int) -> list[Any]:
