@@ -135,7 +135,7 @@ class ConfigValues:
 
     @contextmanager
     def describing(self) -> Iterator[None]:
-        """Refusals of the config that is made of these values name the file that they are from."""
+        """Refusals of the config made of these values name their file. Raises CheckpointError."""
         try:
             yield
         except ConfigError as error:

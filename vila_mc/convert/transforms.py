@@ -42,7 +42,7 @@ class Row(Protocol):
         """Training model -> Hugging Face."""
 
     def join(self, theirs: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
-        """Hugging Face -> training model."""
+        """Hugging Face -> training model. Raises CheckpointError: ours has no such layer."""
 
 
 def shape_of(letters: str, sizes: Sizes) -> Shape:

@@ -247,7 +247,7 @@ class _Writer:
     def question(
         self, chunks: Sequence[str], images: Sequence[RawImage], *, is_first: bool
     ) -> None:
-        """The user's words, an image between each two of ``chunks``."""
+        """The user's words, an image between each two of ``chunks``. Raises DataError."""
         template = self._template
         if template.is_plain:
             if is_first and not images:

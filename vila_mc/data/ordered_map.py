@@ -85,7 +85,7 @@ def _on_pool[T, R](
 
 
 _function: Callable[[Any], Any]
-"""Of a worker process, which is handed nothing but items."""
+"""What a worker process computes; it is handed nothing but items."""
 
 
 def _call(item: Any) -> Any:

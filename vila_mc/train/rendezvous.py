@@ -51,10 +51,10 @@ class Endpoint:
 
     @staticmethod
     def parse(text: str) -> "Endpoint":
-        """Of ``host:port``, ``1.2.3.4:port`` or ``[::1]:port``.
+        """Read ``host:port``, ``1.2.3.4:port`` or ``[::1]:port``.
 
         Raises:
-            ConfigError: it is no such thing.
+            ConfigError: it is none of these.
         """
         host, colon, port = text.rpartition(":")
         host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
@@ -80,7 +80,7 @@ class Meeting:
     address: str
     port: int
     listener: socket.socket | None
-    """Of the host, for rank 0; it listens on ``address`` alone."""
+    """The host's, for rank 0; it listens on ``address`` alone."""
 
 
 def meet(at: Endpoint, config: RunConfig, *, machines: int, ranks: int) -> Meeting:
@@ -294,7 +294,7 @@ class _Caller:
         self._output, self._mine = output, mine
 
     def call(self, waiting: _Waiting) -> Meeting | None:
-        """Call once, and wait for the answer; None if there is nobody yet."""
+        """Call once, and wait for the answer; None if there is nobody yet. Raises ConfigError."""
         connection = self._connect()
         if connection is None:
             return None

@@ -70,7 +70,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _is_ours(asked: str) -> bool:
-    """Of a class as ``module.Class``; ``repository--module.Class`` is code of another place."""
+    """Whether ``module.Class`` is in a packaged file; ``repository--module.Class`` is elsewhere."""
     module, _, _ = asked.partition(".")
     return (
         module.isidentifier()

@@ -24,7 +24,7 @@ _ENDLESS = 2**64
 """The period of a blend by weights: no run gets there."""
 _LARGEST_PERIOD = 2**40
 _LONGEST_STRETCH = 2**23
-"""Of one call of ``choose``: their product stays below 2**64."""
+"""Most positions of one call of ``choose``: the product of the two stays below 2**64."""
 _ROUNDS = 6
 _TURNS = np.arange(_ROUNDS, dtype=np.uint64) * _GOLDEN
 _SHIFTS = np.asarray([30, 27, 31], np.uint64)

@@ -65,9 +65,9 @@ class Passes:
     """Passes through a blend."""
 
     samples: int
-    """Of one pass."""
+    """Samples of one pass."""
     steps: float
-    """Of all passes, from the first sample on; the last step may go on into the next pass."""
+    """Steps of all passes, from the first sample on; the last may go on into the next pass."""
     is_exact: bool
     """Whether the steps are counted; else they are estimated from the first of them."""
 

@@ -52,7 +52,7 @@ class InterleavedSource(ImageRecordSource):
     as_pairs: bool = False
     """One sample per image instead, with its sentence as the caption: VILA's MMC4-pairs."""
     most_pixels: int = DEFAULT_MAX_PIXELS
-    """Of an image, where those that cannot be used are left out."""
+    """Most pixels of an image, where those that cannot be used are left out."""
 
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample | Rejected]:
         """See ``RecordSource.parse``."""

@@ -85,7 +85,7 @@ class ImageOptions(RawOptions):
         return ImagePolicy(self.max_pixels, self.resize)
 
     def files_and_images(self) -> tuple[Sequence[Path], Images]:
-        """The input, and where its images are: a folder, or archives. Raises DataError."""
+        """The input; the folder or archives of its images. Raises DataError, ConfigError."""
         files = expand_inputs(self.input)
         if not self.images:
             return files, ImageFolder(files[0].parent, self.follow_links)

@@ -19,7 +19,7 @@ _IMAGE = "image"
 _ROWS = 1024
 """Rows of short values that are read at a time."""
 _MOST_BYTES = 1 << 30
-"""Of one column of one row group as it is stored: pyarrow reads no less than a page of it."""
+"""Most bytes that a column of a row group takes as stored: pyarrow reads a page of it at least."""
 
 
 @dataclass(frozen=True, slots=True)
