@@ -83,6 +83,8 @@ class Manifest:
     """Optimizer steps done."""
     samples_seen: _Count
     """Samples of the blend consumed; the whole position of the data side."""
+    blend_since: _Count = 0
+    """Position at which the order of ``config.data`` begins, see ``data.blend_may_change``."""
     bad_steps: _Count = 0
     """Steps in a row up to this one that changed nothing, see ``train.max_bad_steps``."""
     config: RunConfig

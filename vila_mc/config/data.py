@@ -45,6 +45,9 @@ class DataConfig:
 
     blend: tuple[BlendEntry, ...] = ()
     """Datasets, as a YAML list of {path, weight} or {path, epochs}."""
+    blend_may_change: bool = False
+    """On resume, go on with another data.blend or data.seed, from its beginning; otherwise a change
+    is refused."""
     tokenizer: Path | None = None
     """What the datasets were made with: a SentencePiece .model, or a Hugging Face tokenizer.json or
     its folder."""

@@ -30,7 +30,7 @@ from vila_mc.train.learning import need_images, what_will_not_learn
 from vila_mc.train.optimizer import jump_of_the_rate, rate_of
 from vila_mc.train.output_lock import lock_output, require_shared
 from vila_mc.train.passes import passes_line
-from vila_mc.train.resume import changed_settings, checkpoint_to_resume
+from vila_mc.train.resume import blend_since, changed_settings, checkpoint_to_resume
 from vila_mc.train.step import Trainer
 
 _STEPS_WITHOUT_IMAGES = 100
@@ -45,8 +45,14 @@ class TrainState:
 
     step: int
     samples_seen: int
+    blend_since: int = 0
+    """Where in ``samples_seen`` the order of the data begins."""
     bad_steps: int = 0
     """Steps in a row up to this one that changed nothing."""
+
+    def position(self) -> int:
+        """Samples read in the order of now."""
+        return self.samples_seen - self.blend_since
 
 
 def training_data(config: RunConfig, layout: Layout, at: Coordinates) -> TrainingData:
@@ -115,7 +121,7 @@ class TrainingLoop:
             DataError: an image no longer decodes, and data.on_bad_image is stop.
             SetupError: a checkpoint cannot be written, or a worker process died.
         """
-        batches = self.data.iterate(self.state.samples_seen)
+        batches = self.data.iterate(self.state.position())
         try:
             while self.state.step < self.config.train.steps:
                 result = self._train_step(batches)
@@ -145,7 +151,8 @@ class TrainingLoop:
         result = self.trainer.step(data.microbatches, should_stop=self.stop.was_made)
         seconds = time.monotonic() - started
         before, bad_steps = self.state, self.state.bad_steps + 1 if result.skipped else 0
-        self.state = TrainState(before.step + 1, data.samples_seen, bad_steps)
+        seen = before.blend_since + data.samples_seen
+        self.state = TrainState(before.step + 1, seen, before.blend_since, bad_steps)
         if self.ranks.at.tensor == 0:
             _warn_of_substitutes(data.microbatches)
         record = StepRecord(
@@ -181,7 +188,7 @@ class TrainingLoop:
     def _pass_over(self, before: TrainState, result: StepResult) -> None:
         """Say which step changed nothing and which samples it had; end the run if they go on."""
         train, bad_steps = self.config.train, self.state.bad_steps
-        names = self.data.names(before.samples_seen)
+        names = self.data.names(before.position())
         suspects = [name for index in result.bad_microbatches for name in names[index]]
         if suspects and self.ranks.at.tensor == 0:
             print(f"warning: no finite loss from {_listed(suspects)}", file=sys.stderr)
@@ -227,7 +234,11 @@ class TrainingLoop:
             self._say(f"warning: {jump}" if jump else "")
         if manifest.step == train.steps:
             self._say("all train.steps are done; nothing is left to train")
-        return trainer, TrainState(manifest.step, manifest.samples_seen, manifest.bad_steps)
+        since = blend_since(manifest, self.config)
+        if since > manifest.blend_since:
+            self._say(f"from here on: data.blend from its beginning, after {since:,} samples")
+        state = TrainState(manifest.step, manifest.samples_seen, since, manifest.bad_steps)
+        return trainer, state
 
     def _take_output(self, stages: Sequence[VilaModel]) -> None:
         """Refuse to start where checkpoints have no room or another run writes."""
@@ -273,6 +284,7 @@ class TrainingLoop:
         manifest = Manifest(
             step=self.state.step,
             samples_seen=self.state.samples_seen,
+            blend_since=self.state.blend_since,
             bad_steps=self.state.bad_steps,
             config=self.config,
             layout=self.ranks.layout,

@@ -47,6 +47,15 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
     return earlier
 
 
+def blend_since(manifest: Manifest, config: RunConfig) -> int:
+    """The position at which the order that the run goes on in begins.
+
+    Raises:
+        DataError: a dataset is missing.
+    """
+    return manifest.blend_since if _is_same_order(manifest, config) else manifest.samples_seen
+
+
 def changed_settings(manifest: Manifest, config: RunConfig) -> list[str]:
     """``option old -> new`` for every setting that now applies and was another before."""
     before, now = run_to_dict(manifest.config), run_to_dict(config)
@@ -68,17 +77,8 @@ def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
         CheckpointError: the run learns something else, or in another order.
     """
     elsewhere = "start a new phase from its weights with train.load and another train.output."
-    theirs, ours = manifest.config.data, config.data
-    their_order, our_order = (
-        (data.seed, data.by_epochs(), data.blend_shares()) for data in (theirs, ours)
-    )
-    if their_order != our_order:
-        raise CheckpointError(
-            f"the checkpoint after step {manifest.step} was written with another data.seed or "
-            f"data.blend, so its position in the data means nothing here. Restore them, or "
-            f"{elsewhere}"
-        )
-    _require_same_datasets(manifest, config, elsewhere)
+    if not config.data.blend_may_change:
+        _require_same_order(manifest, config, elsewhere)
     if set(manifest.config.train.trainable) != set(config.train.trainable):
         raise CheckpointError(
             f"the checkpoint after step {manifest.step} was written with train.trainable "
@@ -87,13 +87,29 @@ def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
         )
 
 
-def _require_same_datasets(manifest: Manifest, config: RunConfig, elsewhere: str) -> None:
+def _order(config: RunConfig) -> tuple[object, ...]:
+    return config.data.seed, config.data.by_epochs(), config.data.blend_shares()
+
+
+def _is_same_order(manifest: Manifest, config: RunConfig) -> bool:
+    datasets = tuple(DatasetRecord.of(read_manifest(each.path)) for each in config.data.blend)
+    return (_order(manifest.config), manifest.datasets) == (_order(config), datasets)
+
+
+def _require_same_order(manifest: Manifest, config: RunConfig, elsewhere: str) -> None:
     """A dataset may lie elsewhere now, but the same samples must stand at the same places in it.
 
     Raises:
-        CheckpointError: one holds something else.
+        CheckpointError: one holds something else, or they are read in another order.
         DataError: one is missing.
     """
+    elsewhere = f"go on with it all the same with data.blend_may_change, or {elsewhere}"
+    if _order(manifest.config) != _order(config):
+        raise CheckpointError(
+            f"the checkpoint after step {manifest.step} was written with another data.seed or "
+            f"data.blend, so its position in the data means nothing here. Restore them, "
+            f"{elsewhere}"
+        )
     paths = [entry.path for entry in config.data.blend]
     for path, before in zip(paths, manifest.datasets, strict=True):
         now = DatasetRecord.of(read_manifest(path))
@@ -101,5 +117,5 @@ def _require_same_datasets(manifest: Manifest, config: RunConfig, elsewhere: str
             raise CheckpointError(
                 f"the dataset {path} holds other samples ({now}) than when the checkpoint after "
                 f"step {manifest.step} was written ({before}), so its position in the data means "
-                f"nothing here. Restore that dataset, or {elsewhere}"
+                f"nothing here. Restore that dataset, {elsewhere}"
             )

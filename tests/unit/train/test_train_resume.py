@@ -13,7 +13,7 @@ from vila_mc.data.indexed.dataset_manifest import read_manifest
 from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.errors import CheckpointError, DataError
 from vila_mc.topology.layout import Layout
-from vila_mc.train.resume import checkpoint_to_resume
+from vila_mc.train.resume import blend_since, checkpoint_to_resume
 
 SUFFIXES = (".bin", ".idx", ".manifest.json")
 
@@ -78,7 +78,7 @@ def test_a_dataset_made_anew_from_other_data(output, tmp_path, num_samples, monk
     )
     with pytest.raises(CheckpointError, match=message):
         checkpoint_to_resume(_run(output, other))
-    with pytest.raises(CheckpointError, match=r"Restore that dataset, or .* with train\.load"):
+    with pytest.raises(CheckpointError, match=r"data\.blend_may_change, or .* with train\.load"):
         checkpoint_to_resume(_run(output, other))
 
 
@@ -109,3 +109,16 @@ def test_a_newest_checkpoint_without_manifest_is_no_reason_to_go_further_back(ou
         checkpoint_to_resume(_run(output, prefix))
     newest.rename(output / "aside")
     assert checkpoint_to_resume(_run(output, prefix)).name == checkpoint_name(2)
+
+
+def test_another_blend_begins_where_the_checkpoint_stands(output, prefix):
+    path = output / checkpoint_name(2)
+    other = _run(output, prefix, prefix, blend_may_change=True)
+    assert checkpoint_to_resume(other) == path
+    manifest = Manifest.read(path)
+    assert blend_since(manifest, other) == manifest.samples_seen == 16
+    later = replace(manifest, config=other, datasets=manifest.datasets * 2, blend_since=16)
+    assert blend_since(replace(later, samples_seen=40), other) == 16
+    same = _run(output, prefix, blend_may_change=True)
+    assert blend_since(manifest, same) == 0
+    assert blend_since(manifest, replace(same, data=replace(same.data, seed=7))) == 16
