@@ -143,6 +143,45 @@ def test_pixels_equal_training_bit_by_bit(mode, name, processors):
     assert torch.equal(given, normalize_images(trained[None], torch.float32))
 
 
+def _file(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _grey16():
+    return Image.fromarray(np.arange(40 * 30, dtype=np.uint16).reshape(40, 30) * 54)
+
+
+ODD_FILES = {
+    "16 bits with a transparent grey": lambda: _file(_grey16(), transparency=540),
+    "16 bits, white is 0": lambda: _file(_grey16(), "TIFF", tiffinfo={262: 0}),
+    "8 bits with a transparent grey": lambda: _file(
+        _grey16().point(lambda v: v / 256, "L"), transparency=9
+    ),
+    "palette with a transparent colour": lambda: _file(
+        Image.fromarray(np.eye(30, dtype=np.uint8) * 200).convert("P"), transparency=0
+    ),
+    "CMYK": lambda: _file(Image.new("CMYK", (30, 20), (10, 60, 110, 30)), "JPEG"),
+    "grey with transparency": lambda: _file(Image.new("LA", (30, 20), (90, 120))),
+}
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_odd_files_are_shown_as_in_training(name, processors):
+    data = ODD_FILES[name]()
+    trained = torch.from_numpy(load_image(data, 28, "resize"))
+    square = processors["resize"].image_processor.make_square(Image.open(io.BytesIO(data)))
+    assert torch.equal(square, trained)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_modes_that_nobody_can_show_are_refused_as_in_training(mode, processors):
+    image = Image.fromarray(np.ones((30, 20), np.int32 if mode == "I" else np.float32))
+    with pytest.raises(ValueError, match=f"mode {mode} has no agreed brightness"):
+        processors["crop"].image_processor.make_square(image)
+
+
 def test_crop_is_close_to_the_clip_processor_of_transformers(processor, image, tmp_path):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -18,6 +18,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ImagesKwargs
 
 IMAGE_MODES = ("crop", "pad", "resize")
+UNSHOWN_MODES = ("I", "F", "LAB", "HSV")
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
 
 
 class VilaImageProcessor(ImageProcessingMixin):
@@ -104,14 +106,34 @@ class VilaImageProcessor(ImageProcessingMixin):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Three 8-bit channels. Transparency shows white; 16-bit grey keeps its upper 8 bits."""
+    """Three 8-bit channels, as a viewer shows them. Transparency shows white."""
+    if image.mode in UNSHOWN_MODES:
+        raise ValueError(
+            f"an image of mode {image.mode} has no agreed brightness; convert it to 8 or 16 bits "
+            "of grey or colour."
+        )
+    if image.mode.startswith("I;16"):
+        image = deep_grey(image)
+    elif image.mode in ("La", "RGBa"):  # multiplied with their transparency
+        image = image.convert(image.mode.upper())
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image)
-    elif image.mode == "I" or image.mode.startswith("I;16"):
-        upper = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def deep_grey(image: Image.Image) -> Image.Image:
+    """The upper 8 bits of grey of more, with what is transparent in a PNG; Pillow would clip."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    values = np.asarray(image).astype(np.int32)
+    upper = (values >> (int(tags.get(TIFF_BITS, (16,))[0]) - 8)).clip(0, 255)
+    if tags.get(TIFF_PHOTOMETRIC) == 0:  # white is 0
+        upper = 255 - upper
+    grey = Image.fromarray(upper.astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def crop_centre(image: Image.Image, size: int) -> Image.Image:
