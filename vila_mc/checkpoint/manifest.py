@@ -61,13 +61,17 @@ class DatasetRecord:
     template: str | dict[str, Any] | None = dataclasses.field(default=None, compare=False)
     """Chat template of its conversations: a name, or what ``describe`` says of one. The contents
     follow from it, so two records are the same without."""
+    tokenizer_sha256: str | None = dataclasses.field(default=None, compare=False)
+    """Fingerprint of its tokenizer; None in checkpoints of earlier versions."""
 
     @staticmethod
     def of(manifest: DatasetManifest) -> "DatasetRecord":
         """Describe a dataset by its own manifest."""
         template = manifest.source.get("template")
         known = template if isinstance(template, str | dict) else None
-        return DatasetRecord(manifest.samples, contents_sha256(manifest), known)
+        return DatasetRecord(
+            manifest.samples, contents_sha256(manifest), known, manifest.tokenizer_sha256
+        )
 
     def __str__(self) -> str:
         return f"{self.samples:,} samples, SHA-256 {self.sha256[:12]}"

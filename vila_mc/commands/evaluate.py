@@ -1,6 +1,7 @@
 """``vila-mc evaluate``: questions about images, and how many answers are right."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ class EvaluateOptions:
     """JSON Lines of answers to write."""
     tokenizer: Annotated[Path | None, Argument("MODEL")] = None
     """Default: the one it was trained with."""
-    template: Annotated[str, Argument("NAME")] = "vicuna_v1"
-    """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file."""
+    template: Annotated[str | None, Argument("NAME")] = None
+    """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file. Default: the
+    one it was trained with, else vicuna_v1."""
     follow_links: bool = False
     """Follow links in the folder of the images that lead out of it."""
     max_new_tokens: PositiveInt = 8
@@ -49,8 +51,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 def _evaluate(options: EvaluateOptions) -> int:
     from tqdm import tqdm
 
+    from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
     from vila_mc.checkpoint.whole import whole_model
-    from vila_mc.data.chat_templates import find_template
+    from vila_mc.convert.chat_template import template_to_ask_with
     from vila_mc.data.tokenizers.tokenizer import Tokenizer
     from vila_mc.evaluation.questions import answer_record, ask, read_questions
     from vila_mc.evaluation.scores import score
@@ -62,12 +65,15 @@ def _evaluate(options: EvaluateOptions) -> int:
         if tokenizer_path is None:
             raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
         tokenizer = Tokenizer(tokenizer_path)
+        _warn(another_tokenizer(manifest, tokenizer))
+        template, note = template_to_ask_with(options.template, tokenizer, manifest.datasets)
+        _warn(note)
         asked = ask(
             model,
             tokenizer,
             questions,
             options.images,
-            template=find_template(options.template, tokenizer),
+            template=template,
             max_new_tokens=options.max_new_tokens,
             batch=options.batch,
             follow_links=options.follow_links,
@@ -80,4 +86,14 @@ def _evaluate(options: EvaluateOptions) -> int:
             f"{task.task}: {100 * task.accuracy():.1f} % right ({task.num_correct} of "
             f"{task.num_answers}), chance {100 * task.chance:.1f} %"
         )
+    if cut := sum(answer.is_cut for answer in answers):
+        _warn(
+            f"{cut} of {len(answers)} answers had no end after --max-new-tokens "
+            f"{options.max_new_tokens}; if right ones may be longer, raise it"
+        )
     return 0
+
+
+def _warn(what: str | None) -> None:
+    if what:
+        print(f"warning: {what}", file=sys.stderr)

@@ -9,8 +9,9 @@ from typing import Any
 
 from vila_mc.checkpoint.manifest import DatasetRecord
 from vila_mc.convert.proof.packaged_code import packaged_text
-from vila_mc.data.chat_templates import BUILT_IN, AnyTemplate, Template
+from vila_mc.data.chat_templates import BUILT_IN, AnyTemplate, Template, find_template
 from vila_mc.data.tokenizer_template import TokenizerTemplate
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import CheckpointError
 
 FILE = "chat_template.jinja"
@@ -41,10 +42,35 @@ def trained_template(datasets: Sequence[DatasetRecord]) -> tuple[AnyTemplate, st
     if others:
         counts = ", ".join(f"{_shown(text)} ({count:,} samples)" for text, count in samples.items())
         note = (
-            f"the datasets were made with several chat templates: {counts}. The export's is "
-            f"{_shown(chosen)}."
+            f"the datasets were made with several chat templates: {counts}. Taken is that "
+            f"of most, {_shown(chosen)}."
         )
     return _template_of(json.loads(chosen)), note
+
+
+def template_to_ask_with(
+    name: str | None, tokenizer: Tokenizer, datasets: Sequence[DatasetRecord]
+) -> tuple[AnyTemplate, str]:
+    """The template that is asked for, else that of some datasets; and what to say about it.
+
+    Args:
+        name: as ``find_template`` takes it; None: as the datasets were made.
+        tokenizer: what it is used with.
+        datasets: what the model was trained on.
+
+    Raises:
+        ConfigError: there is no template of that name.
+        CheckpointError: a dataset records a template that is none.
+    """
+    trained, note = trained_template(datasets)
+    if name is None and not isinstance(trained, TokenizerTemplate):
+        return trained, note
+    chosen = find_template(name or "tokenizer", tokenizer)
+    is_known = any(record.template is not None for record in datasets)
+    if is_known and chosen.describe() != trained.describe():
+        shown = name or f"of {tokenizer.path}"
+        note = f"the template {shown} is not the one that the model was trained with"
+    return chosen, note
 
 
 def _shown(text: str) -> str:

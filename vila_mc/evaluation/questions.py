@@ -37,6 +37,8 @@ class Answer:
 
     question: Question
     answer: str
+    is_cut: bool = False
+    """Whether it would have gone on: the most tokens allowed came without an end."""
 
     @property
     def task(self) -> str:
@@ -66,11 +68,12 @@ def read_questions(path: Path, images: Path, *, follow_links: bool = False) -> l
         follow_links: whether a link in that folder may lead out of it.
 
     Raises:
-        DataError: the file or an image is missing, a line is not a question, or a name leads out
-            of the folder.
+        DataError: the file or an image is missing, a line is not a question, one comes twice, or a
+            name leads out of the folder.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: characters that end a line for Unicode may stand within a JSON text.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the questions {path} cannot be read: {error}.") from None
     questions = []
@@ -80,7 +83,14 @@ def read_questions(path: Path, images: Path, *, follow_links: bool = False) -> l
     if not questions:
         raise DataError(f"{path} holds no question. Give one JSON object per line.")
     folder = ImageFolder(images, follow_links)
+    seen: set[tuple[str, str]] = set()
     for question in questions:
+        if (question.task, question.id) in seen:
+            raise DataError(
+                f"{path} holds question {question.id} of task {question.task} twice, which would "
+                "count twice. Give each an id of its own, or remove one."
+            )
+        seen.add((question.task, question.id))
         for name in question.images:
             _require_image(folder, name, f"question {question.id} of {path}")
     return questions
@@ -127,12 +137,14 @@ def ask(
         answers = generate(model, tokenizer, prompts, max_new_tokens, ends)
         for question, ids in zip(chunk, answers, strict=True):
             text = [token for token in ids if token not in ends]
-            yield Answer(question, tokenizer.decode(text).strip())
+            is_cut = len(text) == max_new_tokens
+            yield Answer(question, tokenizer.decode(text).strip(), is_cut)
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:
     """Plain values of an answer, for a JSON Lines file."""
-    return {**asdict(answer.question), "answer": answer.answer, "is_correct": answer.is_correct}
+    said = {"answer": answer.answer, "is_correct": answer.is_correct, "is_cut": answer.is_cut}
+    return asdict(answer.question) | said
 
 
 def _require_image(folder: ImageFolder, name: str, who: str) -> None:
@@ -171,13 +183,15 @@ def _question(values: Mapping[str, Any]) -> Question:
         raise TypeError(f"images is {str(images)[:80]}, not a list of file names")
     if not 0 <= chance <= 1:
         raise ValueError(f"chance is {chance}, not between 0 and 1")
-    expected = values["expected"] if "expected" in values else values["answer"]
+    expected = _text(values["expected"] if "expected" in values else values["answer"], "answer")
+    if not expected.strip():
+        raise ValueError("the right answer is blank")
     return Question(
         id=_text(values["id"], "id"),
         task=_text(values["task"], "task"),
         images=tuple(images),
         question=_text(values["question"], "question"),
-        expected=_text(expected, "answer"),
+        expected=expected,
         chance=chance,
     )
 

@@ -12,7 +12,12 @@ from tests.support.tiny import tiny_run
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.manifest import DatasetRecord, Manifest
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
-from vila_mc.convert.chat_template import DEFAULT, jinja_of, trained_template
+from vila_mc.convert.chat_template import (
+    DEFAULT,
+    jinja_of,
+    template_to_ask_with,
+    trained_template,
+)
 from vila_mc.convert.export_checkpoint import export_checkpoint
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.convert.tokenizer_files import added_token, load_convertible, write_tokenizer
@@ -219,6 +224,25 @@ def test_the_template_goes_from_dataset_to_checkpoint_to_export(folder, tmp_path
     written = (tmp_path / "out" / "chat_template.jinja").read_text()
     assert written == jinja_of(BUILT_IN["chatml"])
     assert "several chat templates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "datasets", "expected", "is_told"),
+    [
+        (None, (), DEFAULT, False),
+        (None, (PLAIN, CHATML), BUILT_IN["chatml"], False),
+        (None, (CHATML, OWN_RECORD), OWN, True),
+        ("chatml", (CHATML,), BUILT_IN["chatml"], False),
+        ("vicuna_v1", (_record(None),), DEFAULT, False),
+        ("vicuna_v1", (CHATML,), DEFAULT, True),
+    ],
+)
+def test_a_model_is_asked_as_it_was_trained_or_it_is_said(
+    folder, name, datasets, expected, is_told
+):
+    template, note = template_to_ask_with(name, Tokenizer(folder), datasets)
+    assert template == expected
+    assert bool(note) == is_told
 
 
 def test_two_records_differ_by_contents_alone():

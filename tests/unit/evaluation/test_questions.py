@@ -63,6 +63,8 @@ def test_questions_are_read(record: dict[str, Any], subject: Subject, tmp_path: 
         ([RECORD | {"answer": None}], "(answer is None, not text)"),
         ([RECORD | {"answer": ["red"]}], "(answer is ['red'], not text)"),
         ([RECORD | {"question": {}}], "(question is {}, not text)"),
+        ([RECORD | {"answer": " "}], "(the right answer is blank)"),
+        ([RECORD, RECORD | {"question": "Which?"}], "holds question 7 of task colour twice"),
         ([RECORD | {"chance": "half"}], "could not convert string to float"),
         ([RECORD | {"chance": 20}], "(chance is 20.0, not between 0 and 1)"),
         ([RECORD | {"chance": float("nan")}], "(chance is nan, not between 0 and 1)"),
@@ -80,6 +82,27 @@ def test_what_is_no_question_is_one_line(
         read_questions(write(tmp_path, *records), subject.images)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_lines_end_where_json_lines_end(separator: str, subject: Subject, tmp_path: Path) -> None:
+    asked = RECORD | {"question": f"What{separator}colour?"}
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps(asked, ensure_ascii=False) + "\r\n")
+    (found,) = read_questions(path, subject.images)
+    assert found.question == asked["question"]
+
+
+def test_tasks_may_count_their_questions_alike(subject: Subject, tmp_path: Path) -> None:
+    path = write(tmp_path, RECORD, RECORD | {"task": "size"})
+    assert len(read_questions(path, subject.images)) == 2
+
+
+def test_an_answer_without_an_end_is_cut(subject: Subject) -> None:
+    how: dict[str, Any] = dict(template=BARE, max_new_tokens=3)
+    (answer,) = ask(subject.model, subject.tokenizer, [question()], subject.images, **how)
+    assert answer.is_cut
+    assert answer_record(answer)["is_cut"]
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
@@ -102,6 +125,7 @@ def test_an_answer_is_right_if_it_is_the_expected_one(answer: str, is_correct: b
         "chance": 0.5,
         "answer": answer,
         "is_correct": is_correct,
+        "is_cut": False,
     }
 
 
