@@ -61,6 +61,10 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"parallel.vision_placement": "dedicated"}, "needs at least 2 pipeline stages"),
     ({"parallel.schedule": "zero-bubble"}, "parallel.schedule is zero-bubble"),
     ({"optimizer.min_lr": 1.0}, "optimizer.min_lr is 1.0; it must lie between 0 and"),
+    (
+        {"optimizer.min_lr": 1e-6, "optimizer.decay": "constant"},
+        "optimizer.min_lr is 1e-06, but a constant rate stays at optimizer.lr",
+    ),
     ({"optimizer.min_lr": -1.0}, "optimizer.min_lr is -1.0; it must lie between 0 and"),
     ({"optimizer.warmup_fraction": 1}, "optimizer.warmup_fraction is 1"),
     ({"optimizer.beta1": 1}, "optimizer.beta1 is 1"),

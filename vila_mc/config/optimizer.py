@@ -39,6 +39,11 @@ class OptimizerConfig:
             f"optimizer.min_lr is {self.min_lr}; it must lie between 0 and optimizer.lr {self.lr}.",
         )
         require(
+            self.decay != "constant" or self.min_lr in (0, self.lr),
+            f"optimizer.min_lr is {self.min_lr}, but a constant rate stays at optimizer.lr "
+            f"{self.lr}. Leave optimizer.min_lr out, or set optimizer.decay to linear or cosine.",
+        )
+        require(
             0 <= self.warmup_fraction < 1,
             f"optimizer.warmup_fraction is {self.warmup_fraction}; it must be at least 0 and "
             "below 1.",
