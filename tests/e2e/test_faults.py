@@ -47,6 +47,7 @@ def test_an_unbroken_run(unbroken):
     run, output = unbroken
     assert run.code == EXIT_OK, run.err
     assert _without_warnings(run.err) == []
+    assert "random weights (train.seed 42) for vision, connector, language" in run.out
     assert [step[0] for step in trace_of(output)] == list(range(1, NUM_STEPS + 1))
     assert [path.name for path in whole_checkpoints(output)] == ["step-00000020", "step-00000030"]
     losses = [step[1] for step in trace_of(output)]

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, versions
+from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, resolve_checkpoint, versions
 from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
+from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import CheckpointError, SetupError, TrainingError
 from vila_mc.files import Lock
 from vila_mc.flow import Microbatch, StepResult
@@ -30,7 +32,13 @@ from vila_mc.train.learning import need_images, what_will_not_learn
 from vila_mc.train.optimizer import jump_of_the_rate, rate_of
 from vila_mc.train.output_lock import lock_output, require_shared
 from vila_mc.train.passes import passes_line
-from vila_mc.train.resume import blend_since, changed_settings, checkpoint_to_resume
+from vila_mc.train.resume import (
+    blend_since,
+    changed_settings,
+    checkpoint_to_resume,
+    random_parts,
+    unread_load,
+)
 from vila_mc.train.step import Trainer
 
 _STEPS_WITHOUT_IMAGES = 100
@@ -216,8 +224,8 @@ class TrainingLoop:
         earlier = checkpoint_to_resume(self.config)
         name = earlier.name if earlier is not None else "none"
         require_same({f"the newest checkpoint in {train.output}": name}, self.ranks.device)
-        if earlier is None and train.load is not None:
-            load_weights(train.load, stages, train.load_parts)
+        if earlier is None:
+            self._load(stages)
         trainer = Trainer(self.config, self.ranks, stages)
         if earlier is None:
             if not trainer.weights_are_finite():
@@ -227,11 +235,11 @@ class TrainingLoop:
             return trainer, TrainState(step=0, samples_seen=0)
         manifest = trainer.resume(earlier)
         self._say(f"resuming after step {manifest.step} from {earlier}")
+        self._warn(unread_load(manifest, self.config))
         for change in changed_settings(manifest, self.config):
             self._say(f"from here on: {change}")
         if 0 < manifest.step < train.steps:
-            jump = jump_of_the_rate(manifest.config, self.config, manifest.step)
-            self._say(f"warning: {jump}" if jump else "")
+            self._warn(jump_of_the_rate(manifest.config, self.config, manifest.step))
         if manifest.step == train.steps:
             self._say("all train.steps are done; nothing is left to train")
         since = blend_since(manifest, self.config)
@@ -239,6 +247,23 @@ class TrainingLoop:
             self._say(f"from here on: data.blend from its beginning, after {since:,} samples")
         state = TrainState(manifest.step, manifest.samples_seen, since, manifest.bad_steps)
         return trainer, state
+
+    def _load(self, stages: Sequence[VilaModel]) -> None:
+        """The weights of ``train.load``, and what to know about them."""
+        config = self.config
+        if made_up := random_parts(config):
+            self._say(made_up)
+        if config.train.load is None:
+            return
+        load_weights(config.train.load, stages, config.train.load_parts)
+        knows_words = "language" in config.train.load_parts
+        if self.ranks.is_first() and knows_words and config.data.tokenizer is not None:
+            manifest = Manifest.read(resolve_checkpoint(config.train.load))
+            self._warn(another_tokenizer(manifest, Tokenizer(config.data.tokenizer)))
+
+    def _warn(self, what: str | None) -> None:
+        if what:
+            self._say(f"warning: {what}")
 
     def _take_output(self, stages: Sequence[VilaModel]) -> None:
         """Refuse to start where checkpoints have no room or another run writes."""

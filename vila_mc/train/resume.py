@@ -5,6 +5,7 @@ from pathlib import Path
 from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, leaves, newest_checkpoint
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
+from vila_mc.config.train import MODEL_PARTS
 from vila_mc.data.indexed.dataset_manifest import read_manifest
 from vila_mc.errors import CheckpointError, ConfigError
 
@@ -54,6 +55,30 @@ def blend_since(manifest: Manifest, config: RunConfig) -> int:
         DataError: a dataset is missing.
     """
     return manifest.blend_since if _is_same_order(manifest, config) else manifest.samples_seen
+
+
+def random_parts(config: RunConfig) -> str | None:
+    """One line about the parts of a new run that no checkpoint gives weights; None without any."""
+    train = config.train
+    given = () if train.load is None else train.load_parts
+    parts = [part for part in MODEL_PARTS if part not in given]
+    source = "nothing, as train.load is not set" if train.load is None else f"{train.load}"
+    return (
+        f"random weights (train.seed {train.seed}) for {', '.join(parts)}; read from {source}"
+        if parts
+        else None
+    )
+
+
+def unread_load(manifest: Manifest, config: RunConfig) -> str | None:
+    """One line if a run that goes on was given other weights to start from; None if not."""
+    load, before = config.train.load, manifest.config.train.load
+    if load is None or load == before:
+        return None
+    return (
+        f"train.load {load} is not read: the run goes on from its own checkpoint. Set train.output "
+        "to another directory to start from those weights"
+    )
 
 
 def changed_settings(manifest: Manifest, config: RunConfig) -> list[str]:

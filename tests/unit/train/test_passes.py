@@ -32,3 +32,25 @@ def test_steps_from_epochs(prefix, entry, epochs, steps, line):
     assert (counted.train.steps, counted.train.epochs) == (steps, None)
     assert passes_line(counted, readers) == line
     assert with_steps(counted, readers) is counted
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("few"), 4)[1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "packing", "line"),
+    [
+        ((1, 1), False, "pairs 3.1 passes, pairs 18.8 passes"),
+        ((9, 1), False, "pairs 5.6 passes, pairs 3.8 passes"),
+        ((1, 1), True, "pairs about "),
+    ],
+)
+def test_how_often_weights_read_each_dataset_is_said(prefix, few, weights, packing, line):
+    paths = (prefix, few)
+    blend = [{"path": str(p), "weight": w} for p, w in zip(paths, weights, strict=True)]
+    config = tiny_run(
+        data={"blend": blend, "packing": packing}, train={"steps": 15, "global_batch": 10}
+    )
+    assert passes_line(config, [IndexedReader(path) for path in paths]).startswith(line)

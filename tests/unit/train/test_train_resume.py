@@ -13,7 +13,12 @@ from vila_mc.data.indexed.dataset_manifest import read_manifest
 from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.errors import CheckpointError, DataError
 from vila_mc.topology.layout import Layout
-from vila_mc.train.resume import blend_since, checkpoint_to_resume
+from vila_mc.train.resume import (
+    blend_since,
+    checkpoint_to_resume,
+    random_parts,
+    unread_load,
+)
 
 SUFFIXES = (".bin", ".idx", ".manifest.json")
 
@@ -122,3 +127,33 @@ def test_another_blend_begins_where_the_checkpoint_stands(output, prefix):
     same = _run(output, prefix, blend_may_change=True)
     assert blend_since(manifest, same) == 0
     assert blend_since(manifest, replace(same, data=replace(same.data, seed=7))) == 16
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (dict(), "random weights (train.seed 42) for vision, connector, language; read from no"),
+        (dict(load="run", load_parts=["vision", "language"]), "for connector; read from run"),
+        (dict(load="run"), None),
+    ],
+)
+def test_weights_that_nothing_gives_are_said(train, said):
+    line = random_parts(tiny_run(train=train))
+    assert line is None if said is None else said in line
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_told"),
+    [
+        (None, None, False),
+        ("a", "a", False),
+        ("a", None, False),
+        ("a", "b", True),
+        (None, "b", True),
+    ],
+)
+def test_weights_that_a_resumed_run_does_not_read_are_said(before, now, is_told):
+    runs = [tiny_run(train={"load": path} if path else {}) for path in (before, now)]
+    manifest = Manifest(step=1, samples_seen=8, config=runs[0], layout=None, versions={})
+    line = unread_load(manifest, runs[1])
+    assert line is None if not is_told else "train.load b is not read" in line
