@@ -24,6 +24,10 @@ STORE_LISTENER = "VILA_MC_STORE_LISTENER"
 """Environment variable: the descriptor of the socket where rank 0 serves others; -1 for them."""
 
 _PR_SET_PDEATHSIG = 1
+_USUAL_CAUSES = {
+    signal.SIGBUS: "a file that it had mapped was cut, or the disk of one failed",
+    signal.SIGKILL: "memory ran out",
+}
 
 
 def listened_stop_signals() -> tuple[signal.Signals, ...]:
@@ -43,6 +47,11 @@ def leave_closed_terminal() -> None:
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, descriptor)
             os.close(nothing)
+
+
+def usual_cause(number: int) -> str | None:
+    """What most often makes the system send a signal; None if nothing does."""
+    return _USUAL_CAUSES.get(signal.Signals(number))
 
 
 def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:

@@ -65,3 +65,16 @@ def test_no_message_below_the_commands_names_a_flag() -> None:
                 if is_text:
                     named += [(file.name, flag) for flag in FLAG.findall(part.value)]
     assert named == [("compressed.py", "--long")]  # of zstd
+
+
+def test_docs_name_every_module_that_sends_objects_to_other_ranks() -> None:
+    """They are pickled on the way, so docs/security.md says what they are."""
+    calls = re.compile(r"\b(?:all_gather_object|gather_object|broadcast_object_list)\(")
+    documented = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    modules = [
+        str(file.relative_to(ROOT / "vila_mc"))
+        for file in sorted(ROOT.glob("vila_mc/**/*.py"))
+        if calls.search(file.read_text(encoding="utf-8"))
+    ]
+    assert modules, "nothing is found any more"
+    assert [name for name in modules if f"`{name}`" not in documented] == []

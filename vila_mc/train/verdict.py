@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vila_mc.errors import EXIT_INTERRUPTED, EXIT_OK
+from vila_mc.processes import usual_cause
 from vila_mc.train.rank_status import Ending, Heartbeat
 
 FROZEN_SECONDS = 10.0
@@ -60,8 +61,9 @@ def cause_of(ends: Sequence[RankEnd], other_machines: bool = False) -> str:
     ]
     if killed:
         end = min(killed, key=lambda end: end.time)
-        name = signal.Signals(-end.exit_code).name
-        return f"rank {end.rank} was killed by {name} at {_clock(end.time)}{_where(end)}"
+        name, cause = signal.Signals(-end.exit_code).name, usual_cause(-end.exit_code)
+        often = f" (most often {cause})" if cause else ""
+        return f"rank {end.rank} was killed by {name} at {_clock(end.time)}{_where(end)}{often}"
     if frozen:
         end = min(frozen, key=lambda end: end.heartbeat.time if end.heartbeat else 0.0)
         since = f" since {_clock(end.heartbeat.time)}" if end.heartbeat else ""

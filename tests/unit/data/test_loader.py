@@ -230,13 +230,20 @@ def test_reading_from_elsewhere_drops_what_was_ahead(data: DataConfig, model: Mo
             assert names(step.microbatches) == names(straight.step(start).microbatches)
 
 
-def test_a_killed_worker_ends_the_run_and_says_so(data: DataConfig, model: ModelConfig) -> None:
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(signal.SIGKILL, "memory ran out"), (signal.SIGBUS, "a file that it had mapped was cut")],
+)
+def test_a_killed_worker_ends_the_run_and_says_so(
+    number: int, cause: str, data: DataConfig, model: ModelConfig
+) -> None:
     with opened(replace(data, workers=2), model) as loader:
         pids = loader.worker_pids()
         steps = loader.iterate(0)
         next(steps)
-        os.kill(pids[1], signal.SIGKILL)
-        with pytest.raises(SetupError, match=r"process 1 of data\.workers 2 was killed by SIGKILL"):
+        os.kill(pids[1], number)
+        said = rf"process 1 of data\.workers 2 was killed by SIG.*{cause}"
+        with pytest.raises(SetupError, match=said):
             list(islice(steps, 10_000))  # a busy machine takes its time to end the process
         assert not any(map(psutil.pid_exists, pids))
 

@@ -29,8 +29,13 @@ def _bystander(rank, at=NOW, **more):
     [
         pytest.param(
             [_bystander(0), RankEnd(1, -9, NOW + 5, heartbeat=WORKS)],
-            "rank 1 was killed by SIGKILL at .*, last seen in data.loader.next",
+            "rank 1 was killed by SIGKILL at .*, last seen in data.loader.next .*memory ran out",
             id="killed, seen after the one that noticed",
+        ),
+        pytest.param(
+            [_bystander(0), RankEnd(1, -7, NOW + 5)],
+            r"rank 1 was killed by SIGBUS at .* \(most often a file that it had mapped was cut",
+            id="its dataset was cut",
         ),
         pytest.param(
             [

@@ -27,7 +27,7 @@ from torch import Tensor
 from vila_mc.data.batches.slots import Empty, Placing, Slots
 from vila_mc.errors import SetupError, VilaError
 from vila_mc.flow import Microbatch
-from vila_mc.processes import fork_child
+from vila_mc.processes import fork_child, usual_cause
 
 MOST_UNDER_WAY = 1024
 """Requests that fit into the smallest pipe that Linux makes, of one page."""
@@ -194,10 +194,15 @@ class Workers:
         code = _wait_for(worker)
         self.close()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        what = f"worker process {worker.number} of data.workers {self._count} {how}"
+        if -code == signal.SIGBUS:
+            return SetupError(
+                f"{what}; most often {usual_cause(-code)}. Look at the datasets of data.blend "
+                "(vila-mc inspect verify)."
+            )
         return SetupError(
-            f"worker process {worker.number} of data.workers {self._count} {how}; most often "
-            "memory ran out. Lower data.workers or train.micro_batch, or use a machine with more "
-            "memory."
+            f"{what}; most often memory ran out. Lower data.workers or train.micro_batch, or use a "
+            "machine with more memory."
         )
 
 
