@@ -11,10 +11,13 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from claims import Claim, median_ratio, parser, report
+
+from vila_mc.config.run import RunConfig
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the writer needs a core as well
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the tests are
@@ -65,7 +68,7 @@ def _arguments() -> Namespace:
     return made.parse_args()
 
 
-def _run(output: Path, width: int, layers: int):  # type: ignore[no-untyped-def]
+def _run(output: Path, width: int, layers: int) -> RunConfig:
     language = dict(
         layers=layers,
         width=width,
@@ -114,7 +117,7 @@ def _save(trainer: Trainer, step: int, in_background: bool) -> PendingSave:
     )
 
 
-def _seconds(function) -> float:  # type: ignore[no-untyped-def]
+def _seconds(function: Callable[[], object]) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started

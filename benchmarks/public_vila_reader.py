@@ -12,6 +12,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -25,26 +26,26 @@ class _Empty(types.ModuleType):
 
     __path__ = ()
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
         return type(name, (), {})
 
 
 class _EmptyPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name.partition(".")[0] in EMPTY:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
-    def create_module(self, spec):
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return _Empty(spec.name)
 
-    def exec_module(self, module):
+    def exec_module(self, module: types.ModuleType) -> None:
         pass
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkout", help="of the public code")
     parser.add_argument("folders", type=Path, nargs="+")
@@ -53,7 +54,7 @@ def main():
     sys.meta_path.insert(0, _EmptyPackages())
     load = transformers.PreTrainedModel.from_pretrained.__func__
 
-    def without_flash_attention(cls, *given, **options):
+    def without_flash_attention(cls: Any, *given: Any, **options: Any) -> Any:
         if options.get("attn_implementation") == "flash_attention_2":
             del options["attn_implementation"]
         return load(cls, *given, **options)
@@ -66,7 +67,7 @@ def main():
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def read(folder):
+def read(folder: Path) -> dict[str, Any]:
     """Compare what the public code loads and computes with the reference."""
     from llava.model.builder import load_pretrained_model
 
@@ -88,7 +89,7 @@ def read(folder):
     }
 
 
-def compute(model, image_token, reference):
+def compute(model: Any, image_token: int, reference: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits [b, s, v] of rows of text with one image each."""
     num_tokens = reference["logits"].shape[-1]
     rows = []

@@ -20,7 +20,7 @@ PUTS_BACK = {
 FOREIGN = ("megatron", "torch", "transformers", "numpy")
 
 
-def replacements(source):
+def replacements(source: str) -> list[str]:
     """Lines that assign to an attribute of an imported foreign name, or call setattr."""
     tree = ast.parse(source)
     imported = {}
@@ -46,7 +46,7 @@ def replacements(source):
     return found
 
 
-def _root(node):
+def _root(node: ast.AST) -> str | None:
     while isinstance(node, (ast.Attribute, ast.Subscript)):
         node = node.value
     return node.id if isinstance(node, ast.Name) else None
@@ -63,11 +63,11 @@ def _root(node):
         "import torch\ndel torch.Tensor.cuda",
     ],
 )
-def test_a_planted_patch_is_seen(planted):
+def test_a_planted_patch_is_seen(planted: str) -> None:
     assert replacements(planted)
 
 
-def test_nothing_is_replaced_outside_the_register():
+def test_nothing_is_replaced_outside_the_register() -> None:
     found = {
         str(path.relative_to(PACKAGE)): lines
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -77,12 +77,12 @@ def test_nothing_is_replaced_outside_the_register():
 
 
 @pytest.mark.parametrize("name", PATCHES)
-def test_every_entry_is_applied_where_it_says(name):
+def test_every_entry_is_applied_where_it_says(name: str) -> None:
     source = Path(importlib.import_module(PATCHES[name].where).__file__).read_text(encoding="utf-8")
     assert f"{name}.applied(" in source or f"{name}.put_on(" in source
 
 
-def test_every_target_exists_in_the_version_it_was_written_against():
+def test_every_target_exists_in_the_version_it_was_written_against() -> None:
     assert version("megatron-core") == megatron_patches.VERSION
     for patch in PATCHES.values():
         for target in patch.targets:

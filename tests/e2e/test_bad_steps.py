@@ -3,6 +3,9 @@
 import json
 import math
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +16,13 @@ from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_chec
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.config.load import load_run
 from vila_mc.errors import EXIT_OK, EXIT_USER_ERROR
+from vila_mc.flow import Microbatch
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
 from vila_mc.parallel.groups import distributed
 from vila_mc.topology.layout import Layout
 from vila_mc.train import step as step_module
 from vila_mc.train.faults import StopRequest
-from vila_mc.train.loop import TrainingLoop, training_data
+from vila_mc.train.loop import TrainingLoop, TrainState, training_data
 
 NUM_STEPS = 8
 LAYOUTS = {
@@ -30,21 +34,23 @@ LAYOUTS = {
 
 class _NanGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         return x.clone()
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         return grad * math.nan
 
 
-def _train(recipe, output, stop_after, parallel):
+def _train(
+    recipe: Path, output: Path, stop_after: int | None, parallel: dict[str, Any]
+) -> TrainState:
     """Train, with a NaN in the gradient of some samples, which their labels decide."""
     options = {"train.output": str(output), "train.steps": NUM_STEPS, "optimizer.weight_decay": 0.1}
     config = load_run([recipe], options | parallel)
     original = step_module.loss_sum_and_count
 
-    def poisoned(labels, loss_bs):
+    def poisoned(labels: torch.Tensor, loss_bs: torch.Tensor) -> Any:
         is_bad = int(labels.clamp(min=0).sum()) % 16 == 0
         return original(labels, _NanGradient.apply(loss_bs) if is_bad else loss_bs)
 
@@ -58,7 +64,7 @@ def _train(recipe, output, stop_after, parallel):
         loop = TrainingLoop(config, ranks, data, stop)
         learn = loop.trainer.step
 
-        def stopping(microbatches, *, should_stop):
+        def stopping(microbatches: Sequence[Microbatch], *, should_stop: bool) -> Any:
             should_stop = loop.state.step + 1 == stop_after
             return learn(microbatches, should_stop=should_stop)
 
@@ -69,29 +75,31 @@ def _train(recipe, output, stop_after, parallel):
             loop.close()
 
 
-def _weights(output):
+def _weights(output: Path) -> dict[str, torch.Tensor]:
     with whole_model(output) as (model, _):
         return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def _trace(output):
+def _trace(output: Path) -> list[dict[str, Any]]:
     records = read_metrics(output / METRICS_NAME)
     return [{k: v for k, v in record.items() if k != "step_ms"} for record in records]
 
 
 @pytest.fixture(scope="module")
-def unbroken(recipe, tmp_path_factory):
+def unbroken(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("unbroken")
     run_ranks(1, _train, recipe, output, None, {})
     return output
 
 
-def _skipped(output):
+def _skipped(output: Path) -> list[int]:
     return [record["step"] for record in _trace(output) if record["skipped"]]
 
 
 @pytest.mark.slow
-def test_a_stop_within_bad_steps_changes_nothing(recipe, unbroken, tmp_path):
+def test_a_stop_within_bad_steps_changes_nothing(
+    recipe: Path, unbroken: Path, tmp_path: Path
+) -> None:
     bad = _skipped(unbroken)
     assert 0 < len(bad) < NUM_STEPS, bad
     (state,) = run_ranks(1, _train, recipe, tmp_path, bad[0], {})
@@ -105,7 +113,9 @@ def test_a_stop_within_bad_steps_changes_nothing(recipe, unbroken, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_passes_over_the_same_steps(layout, recipe, unbroken, tmp_path):
+def test_every_layout_passes_over_the_same_steps(
+    layout: str, recipe: Path, unbroken: Path, tmp_path: Path
+) -> None:
     world_size, parallel = LAYOUTS[layout]
     states = run_ranks(world_size, _train, recipe, tmp_path, None, parallel)
     assert len(set(states)) == 1
@@ -115,12 +125,12 @@ def test_every_layout_passes_over_the_same_steps(layout, recipe, unbroken, tmp_p
         assert (ours["grad_norm"] is None) == (theirs["grad_norm"] is None) == ours["skipped"]
 
 
-def _no_such_number(word):
+def _no_such_number(word: str) -> None:
     raise AssertionError(f"{word} is not JSON")
 
 
 @pytest.mark.slow
-def test_a_rate_that_destroys_the_model(recipe, tmp_path):
+def test_a_rate_that_destroys_the_model(recipe: Path, tmp_path: Path) -> None:
     options = ("--optimizer.lr", "1e30", "--optimizer.decay", "constant", "--train.keep_last", 1)
     command = ("--config", recipe, "--train.output", tmp_path, "--train.save_every", 1, *options)
     run = train(*command, "--ranks", 1, "--train.steps", 2)

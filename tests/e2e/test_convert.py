@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.support.tiny_data import random_sentences
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 
 
-def _convert(*arguments):
+def _convert(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)],
         cwd=REPOSITORY,
@@ -30,7 +31,7 @@ def _convert(*arguments):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama long enough for a question, its tokenizer beside it, and a CLIP."""
     folder = tmp_path_factory.mktemp("published")
     family = families.make("vicuna 16k on CLIP")
@@ -47,7 +48,7 @@ def published(tmp_path_factory):
     return folder
 
 
-def test_published_weights_to_a_proven_export(published, tmp_path):
+def test_published_weights_to_a_proven_export(published: Path, tmp_path: Path) -> None:
     imported, exported, result = (tmp_path / name for name in ("ours", "hf", "result.json"))
     parts = ("--llm", published / "llm", "--vision", published / "vision")
     run = _convert("import", *parts, "--output", imported)
@@ -80,7 +81,7 @@ def test_published_weights_to_a_proven_export(published, tmp_path):
     assert len(proof["answers"]) == 2
 
 
-def test_a_damaged_file_is_one_line(published):
+def test_a_damaged_file_is_one_line(published: Path) -> None:
     weights = published / "vision" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
     run = _convert("inspect", published / "vision")

@@ -6,12 +6,16 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 from tests.e2e.conftest import LAYOUT
 from tests.support.launching import (
     NUM_STEPS,
+    Finished,
     finish,
     kill_all,
     ranks_of,
@@ -28,7 +32,7 @@ from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERRO
 MANY_STEPS = 100_000
 
 
-def _assert_one_error(run, *parts):
+def _assert_one_error(run: Finished, *parts: str) -> None:
     """Exit code 2 and, besides warnings, a single line on stderr that says ``parts``."""
     assert run.code == EXIT_USER_ERROR, run.err
     lines = _without_warnings(run.err)
@@ -38,12 +42,12 @@ def _assert_one_error(run, *parts):
         assert part in lines[0]
 
 
-def _without_warnings(text):
+def _without_warnings(text: str) -> list[str]:
     """Warnings are about the machine, such as that native code is not built."""
     return [line for line in text.splitlines() if not line.startswith("warning: ")]
 
 
-def test_an_unbroken_run(unbroken):
+def test_an_unbroken_run(unbroken: tuple[Finished, Path]) -> None:
     run, output = unbroken
     assert run.code == EXIT_OK, run.err
     assert _without_warnings(run.err) == []
@@ -66,14 +70,16 @@ def test_an_unbroken_run(unbroken):
     ],
     ids=["world size", "unknown option", "missing checkpoint", "no ranks", "no rendezvous"],
 )
-def test_refused_before_launch(arguments, parts, recipe, tmp_path):
+def test_refused_before_launch(
+    arguments: tuple[object, ...], parts: tuple[str, ...], recipe: Path, tmp_path: Path
+) -> None:
     run = train("--config", recipe, "--train.output", tmp_path / "out", *arguments)
     _assert_one_error(run, *parts)
     assert run.out == ""
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_dataset(recipe, tmp_path):
+def test_a_missing_dataset(recipe: Path, tmp_path: Path) -> None:
     blend = f"[{{path: {tmp_path / 'gone'}}}]"
     run = train(
         "--config", recipe, *LAYOUT, "--train.output", tmp_path / "out", "--data.blend", blend
@@ -81,7 +87,9 @@ def test_a_missing_dataset(recipe, tmp_path):
     _assert_one_error(run, str(tmp_path / "gone"))
 
 
-def test_a_checkpoint_of_another_shape(recipe, unbroken, tmp_path):
+def test_a_checkpoint_of_another_shape(
+    recipe: Path, unbroken: tuple[Finished, Path], tmp_path: Path
+) -> None:
     run = train(
         *("--config", recipe, "--ranks", 1, "--train.output", tmp_path / "out"),
         *("--train.load", unbroken[1], "--model.language.ffn", 128),
@@ -89,7 +97,7 @@ def test_a_checkpoint_of_another_shape(recipe, unbroken, tmp_path):
     _assert_one_error(run, "model.language.ffn: checkpoint 96, run 128")
 
 
-def test_an_output_that_cannot_be_written(recipe, tmp_path):
+def test_an_output_that_cannot_be_written(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     output = tmp_path / "file" / "out"
     _assert_one_error(
@@ -97,7 +105,9 @@ def test_an_output_that_cannot_be_written(recipe, tmp_path):
     )
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(recipe, unbroken, tmp_path):
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    recipe: Path, unbroken: tuple[Finished, Path], tmp_path: Path
+) -> None:
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path)
     with training(*command) as process:
         wait_until(lambda: steps_done(tmp_path) >= 3, "step 3")
@@ -117,7 +127,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(recipe, unbroken, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_the_run(rank, recipe, tmp_path):
+def test_a_killed_rank_ends_the_run(rank: int, recipe: Path, tmp_path: Path) -> None:
     steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, *steps)
     with training(*command) as process:
@@ -135,7 +145,9 @@ def test_a_killed_rank_ends_the_run(rank, recipe, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_stands_still_is_named_and_not_who_waits_for_it(rank, recipe, tmp_path):
+def test_a_rank_that_stands_still_is_named_and_not_who_waits_for_it(
+    rank: int, recipe: Path, tmp_path: Path
+) -> None:
     steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
     options = ("--train.output", tmp_path, *steps, "--train.timeout_minutes", 0.3)
     with training("--config", recipe, *LAYOUT, *options) as process:
@@ -150,7 +162,9 @@ def test_a_rank_that_stands_still_is_named_and_not_who_waits_for_it(rank, recipe
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_killed_ends_the_others_with_one_line(recipe, tmp_path):
+def test_a_machine_that_is_killed_ends_the_others_with_one_line(
+    recipe: Path, tmp_path: Path
+) -> None:
     steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -168,12 +182,12 @@ def test_a_machine_that_is_killed_ends_the_others_with_one_line(recipe, tmp_path
     assert "Traceback" not in run.err
 
 
-def _one_error(run):
+def _one_error(run: Finished) -> str:
     (error,) = [line for line in run.err.splitlines() if line.startswith("error: ")]
     return error
 
 
-def test_ranks_end_with_a_killed_launcher(recipe, tmp_path):
+def test_ranks_end_with_a_killed_launcher(recipe: Path, tmp_path: Path) -> None:
     steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, *steps)
     with training(*command) as process:
@@ -188,7 +202,7 @@ def test_ranks_end_with_a_killed_launcher(recipe, tmp_path):
     assert Manifest.read(resolve_checkpoint(tmp_path)).step >= 2
 
 
-def test_ranks_that_still_start_end_with_a_killed_launcher(recipe, tmp_path):
+def test_ranks_that_still_start_end_with_a_killed_launcher(recipe: Path, tmp_path: Path) -> None:
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path)
     with training(*command) as process:
         wait_until(lambda: len(ranks_of(process)) == 2, "two ranks")
@@ -203,7 +217,7 @@ def test_ranks_that_still_start_end_with_a_killed_launcher(recipe, tmp_path):
     assert not whole_checkpoints(tmp_path)
 
 
-def test_fewer_steps_than_are_done(recipe, unbroken):
+def test_fewer_steps_than_are_done(recipe: Path, unbroken: tuple[Finished, Path]) -> None:
     steps = NUM_STEPS - 1
     output = ("--train.output", unbroken[1])
     run = train("--config", recipe, *LAYOUT, *output, "--train.steps", steps)
@@ -211,7 +225,7 @@ def test_fewer_steps_than_are_done(recipe, unbroken):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of a few MiB of its own."""
     mount_point = tmp_path / "disk"
     mount_point.mkdir()
@@ -227,7 +241,9 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("in_background", ["true", "false"])
-def test_a_full_disk_costs_no_earlier_checkpoint(in_background, recipe, unbroken, small_disk):
+def test_a_full_disk_costs_no_earlier_checkpoint(
+    in_background: str, recipe: Path, unbroken: tuple[Finished, Path], small_disk: Path
+) -> None:
     output = small_disk / "out"
     shutil.copytree(unbroken[1] / "step-00000020", output / "step-00000020")
     options = ("--train.steps", MANY_STEPS, "--train.save_every", 60, "--train.keep_last", 1)
@@ -246,12 +262,12 @@ def test_a_full_disk_costs_no_earlier_checkpoint(in_background, recipe, unbroken
     assert _weights(output).keys() == _weights(unbroken[1]).keys()
 
 
-def _weights(directory):
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
     with whole_model(directory) as (model, _):
         return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def test_an_output_that_is_another_directory_by_now(recipe, tmp_path):
+def test_an_output_that_is_another_directory_by_now(recipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     options = ("--train.steps", MANY_STEPS, "--train.save_every", 20)
     with training("--config", recipe, *LAYOUT, "--train.output", output, *options) as process:

@@ -13,6 +13,7 @@ from PIL import Image
 from tests.support.launching import (
     NUM_STEPS,
     REPOSITORY,
+    Finished,
     finish,
     python_path,
     ranks_of,
@@ -35,12 +36,12 @@ CONSTANT = ("--optimizer.decay", "constant", "--optimizer.warmup_fraction", 0)
 
 
 @pytest.fixture(params=PRECISIONS)
-def command(request, recipe):
+def command(request: pytest.FixtureRequest, recipe: Path) -> tuple[object, ...]:
     """A run on one rank, without its output."""
     return ("--config", recipe, "--ranks", 1, *CONSTANT, *PRECISIONS[request.param])
 
 
-def _stop_late(command, output):
+def _stop_late(command: tuple[object, ...], output: Path) -> Finished:
     """Train until a checkpoint and some steps are there, and ask the run to stop."""
     with training(*command, "--train.output", output, *MANY) as process:
         wait_until(lambda: steps_done(output) > 12, "step 12")
@@ -48,7 +49,7 @@ def _stop_late(command, output):
         return finish(process)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(command, tmp_path):
+def test_a_stopped_run_goes_on_bit_for_bit(command: tuple[object, ...], tmp_path: Path) -> None:
     stopped = _stop_late(command, tmp_path / "stopped")
     assert stopped.code == EXIT_INTERRUPTED, stopped.err
     at = steps_done(tmp_path / "stopped")
@@ -61,7 +62,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(command, tmp_path):
     assert trace_of(tmp_path / "stopped") == trace_of(tmp_path / "whole")
 
 
-def test_a_killed_rank_loses_nothing(recipe, tmp_path):
+def test_a_killed_rank_loses_nothing(recipe: Path, tmp_path: Path) -> None:
     command = ("--config", recipe, "--ranks", 1, *CONSTANT, "--train.output", tmp_path)
     with training(*command, *MANY) as process:
         wait_until(lambda: bool(whole_checkpoints(tmp_path)), "a checkpoint")
@@ -74,7 +75,7 @@ def test_a_killed_rank_loses_nothing(recipe, tmp_path):
     assert [step[0] for step in trace_of(tmp_path)] == list(range(1, steps + 1))
 
 
-def test_a_run_moves_from_a_gpu_to_a_cpu(recipe, tmp_path):
+def test_a_run_moves_from_a_gpu_to_a_cpu(recipe: Path, tmp_path: Path) -> None:
     command = ("--config", recipe, "--ranks", 1)
     moved, whole = tmp_path / "moved", tmp_path / "whole"
     first = train(*command, "--train.output", whole)
@@ -98,7 +99,7 @@ def test_a_run_moves_from_a_gpu_to_a_cpu(recipe, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def _tool(*arguments):
+def _tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=REPOSITORY,
@@ -109,7 +110,7 @@ def _tool(*arguments):
     )
 
 
-def test_a_model_is_asked_and_exported(recipe, tmp_path):
+def test_a_model_is_asked_and_exported(recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     output = tmp_path / "run"
     run = train(

@@ -4,11 +4,15 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import LAYOUT
 from tests.support.launching import (
+    Finished,
     finish,
     ranks_of,
     steps_done,
@@ -20,6 +24,7 @@ from tests.support.launching import (
 from tests.support.ranks import ranks_that_may_die
 from vila_mc.checkpoint.manifest import FileRecord, Manifest, whole_checkpoints
 from vila_mc.config.load import load_run
+from vila_mc.config.run import RunConfig
 from vila_mc.errors import EXIT_OK
 from vila_mc.train.rank import train_rank
 
@@ -27,7 +32,7 @@ NUM_KILLS = 20
 NUM_STEPS = 100
 
 
-def _run(recipe, output, in_background, save_every=2):
+def _run(recipe: Path, output: Path, in_background: bool, save_every: int = 2) -> RunConfig:
     options = {
         "train.output": str(output),
         "train.steps": NUM_STEPS,
@@ -39,25 +44,25 @@ def _run(recipe, output, in_background, save_every=2):
     return load_run([recipe], options)
 
 
-def _shards(checkpoint):
+def _shards(checkpoint: Path) -> dict[str, str]:
     """Checksums of everything that training computes: weights, optimizer, random generators."""
     files = Manifest.read(checkpoint).files
     return {name: record.sha256 for name, record in files.items() if name.endswith(".distcp")}
 
 
-def _assert_usable(checkpoints):
+def _assert_usable(checkpoints: Sequence[Path]) -> None:
     for checkpoint in checkpoints:
         for name, record in Manifest.read(checkpoint).files.items():
             assert FileRecord.of(checkpoint / name) == record
 
 
-def _partials(output):
+def _partials(output: Path) -> set[int]:
     with os.scandir(output) as entries:
         return {entry.inode() for entry in entries if entry.name.startswith(".step-")}
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(recipe, tmp_path):
+def test_twenty_kills_at_random_moments_change_nothing(recipe: Path, tmp_path: Path) -> None:
     unbroken, output = tmp_path / "unbroken", tmp_path / "killed"
     output.mkdir()
     _train_to_end(_run(recipe, unbroken, in_background=False, save_every=NUM_STEPS))
@@ -73,7 +78,7 @@ def test_twenty_kills_at_random_moments_change_nothing(recipe, tmp_path):
     assert _shards(whole_checkpoints(output)[-1]) == _shards(whole_checkpoints(unbroken)[-1])
 
 
-def _kill_a_rank(run, choose):
+def _kill_a_rank(run: RunConfig, choose: random.Random) -> None:
     output = run.train.output
     before, partials = whole_checkpoints(output), _partials(output)
     with ranks_that_may_die(2, train_rank, run) as ranks:
@@ -87,7 +92,7 @@ def _kill_a_rank(run, choose):
         os.kill(victim.pid, signal.SIGKILL)
 
 
-def _train_to_end(run):
+def _train_to_end(run: RunConfig) -> None:
     with ranks_that_may_die(2, train_rank, run) as ranks:
         for rank in ranks:
             rank.join(timeout=120)
@@ -95,7 +100,9 @@ def _train_to_end(run):
 
 
 @pytest.mark.slow
-def test_kills_of_the_launcher_and_its_ranks_change_nothing(recipe, unbroken, tmp_path):
+def test_kills_of_the_launcher_and_its_ranks_change_nothing(
+    recipe: Path, unbroken: tuple[Finished, Path], tmp_path: Path
+) -> None:
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, "--train.save_every", 2)
     choose = random.Random(4)
     for victim in ("launcher", 0, 1):
@@ -106,7 +113,9 @@ def test_kills_of_the_launcher_and_its_ranks_change_nothing(recipe, unbroken, tm
     assert _shards(whole_checkpoints(tmp_path)[-1]) == _shards(whole_checkpoints(unbroken[1])[-1])
 
 
-def _kill_through_launcher(victim, command, output, choose):
+def _kill_through_launcher(
+    victim: Any, command: tuple[object, ...], output: Path, choose: random.Random
+) -> None:
     before = steps_done(output)
     with training(*command) as process:
         wait_until(lambda: steps_done(output) > before, "a step")

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from pathlib import Path
 
 import pytest
 
@@ -15,12 +16,12 @@ from vila_mc.train.rank import train_rank
 
 
 @pytest.fixture(scope="module")
-def text_only(tmp_path_factory):
+def text_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     return write_recipe(folder / "recipe.yaml", *write_dataset(folder, with_images=False))
 
 
-def _said(recipe, output, **options):
+def _said(recipe: Path, output: Path, **options: object) -> list[str]:
     """What rank 0 of 1 prints."""
     loop_module._STEPS_WITHOUT_IMAGES = 2
     train_options = {f"train.{name}": value for name, value in options.items()}
@@ -32,7 +33,7 @@ def _said(recipe, output, **options):
 
 
 @pytest.mark.slow
-def test_parts_that_see_no_image(text_only, tmp_path):
+def test_parts_that_see_no_image(text_only: Path, tmp_path: Path) -> None:
     (lines,) = run_ranks(1, _said, text_only, tmp_path, steps=5)
     at_start = [line for line in lines if "no dataset of data.blend holds an image" in line]
     assert [line.split(" so ")[1].split()[0] for line in at_start] == ["vision", "connector"]
@@ -44,7 +45,7 @@ def test_parts_that_see_no_image(text_only, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_to_learn_is_refused(text_only, tmp_path):
+def test_nothing_to_learn_is_refused(text_only: Path, tmp_path: Path) -> None:
     run = train(
         *("--config", text_only, "--ranks", 1, "--train.output", tmp_path / "out"),
         *("--train.trainable", "[connector]"),
@@ -56,7 +57,7 @@ def test_nothing_to_learn_is_refused(text_only, tmp_path):
 
 
 @pytest.mark.slow
-def test_rates_that_are_zero_or_jump(recipe, tmp_path):
+def test_rates_that_are_zero_or_jump(recipe: Path, tmp_path: Path) -> None:
     (lines,) = run_ranks(1, _said, recipe, tmp_path, steps=1)
     assert any("the one step left is the last of train.steps" in line for line in lines)
     (lines,) = run_ranks(1, _said, recipe, tmp_path, steps=10)

@@ -2,12 +2,16 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.launching import trace_of
 from tests.support.ranks import run_ranks
 from vila_mc.config.load import load_run
+from vila_mc.flow import Microbatch
 from vila_mc.parallel.groups import distributed
 from vila_mc.topology.layout import Layout
 from vila_mc.train.loop import TrainingLoop, training_data
@@ -31,16 +35,18 @@ NUM_STEPS = STEPS_BETWEEN_STOPS * len(LAYOUTS)
 class _StopAfter:
     """A request to stop that is made in the step ``steps``, counted by those who look."""
 
-    def __init__(self, steps):
+    def __init__(self, steps: int) -> None:
         self.left = steps
 
     @property
-    def was_made(self):
+    def was_made(self) -> bool:
         self.left -= 1
         return self.left <= 0
 
 
-def _train(recipe, output, packing, steps, parallel):
+def _train(
+    recipe: Path, output: Path, packing: bool, steps: int, parallel: dict[str, Any]
+) -> list[list[bytes]]:
     """Train some steps; returns the rows that this rank read, if it answers for its replica."""
     options = {
         "train.output": str(output),
@@ -60,7 +66,7 @@ def _train(recipe, output, packing, steps, parallel):
         loop = TrainingLoop(config, ranks, data, _StopAfter(steps))
         learn = loop.trainer.step
 
-        def watched(microbatches, *, should_stop):
+        def watched(microbatches: Sequence[Microbatch], *, should_stop: bool) -> Any:
             if (ranks.at.tensor, ranks.at.pipeline) == (0, 0):
                 rows.append([bytes(row.numpy()) for batch in microbatches for row in batch.tokens])
             return learn(microbatches, should_stop=should_stop)
@@ -73,7 +79,7 @@ def _train(recipe, output, packing, steps, parallel):
     return rows
 
 
-def _by_step(rows_by_rank):
+def _by_step(rows_by_rank: list[list[list[bytes]]]) -> list[Counter[bytes]]:
     """What each step read on all ranks together, in no order."""
     answering = [rows for rows in rows_by_rank if rows]
     return [Counter(row for rows in step for row in rows) for step in zip(*answering, strict=True)]
@@ -81,7 +87,7 @@ def _by_step(rows_by_rank):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True], ids=["a sample to a row", "packed"])
-def test_every_stop_changes_the_layout(packing, recipe, tmp_path):
+def test_every_stop_changes_the_layout(packing: bool, recipe: Path, tmp_path: Path) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     expected = _by_step(run_ranks(1, _train, recipe, unbroken, packing, NUM_STEPS, {}))
     read = []

@@ -1,6 +1,7 @@
 """A packed run over a damaged image: stopped, it goes on at another layout as if nothing were."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ OPTIONS = (
 )
 
 
-def test_a_packed_run_goes_on_at_another_layout(tmp_path):
+def test_a_packed_run_goes_on_at_another_layout(tmp_path: Path) -> None:
     tokenizer, prefix = write_dataset(tmp_path)
     _damage_first_image(prefix)
     recipe = write_recipe(tmp_path / "recipe.yaml", tokenizer, prefix)
@@ -41,7 +42,7 @@ def test_a_packed_run_goes_on_at_another_layout(tmp_path):
         assert min(found["loss_by_entry"]) < found["loss"] < max(found["loss_by_entry"])
 
 
-def _damage_first_image(prefix):
+def _damage_first_image(prefix: Path) -> None:
     file = prefix.with_name(prefix.name + ".bin")
     content = file.read_bytes()
     at = content.index(b"\x89PNG")

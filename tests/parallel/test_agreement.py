@@ -4,6 +4,9 @@ import contextlib
 import io
 import os
 import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,18 +20,23 @@ from vila_mc.train.rank import train_rank
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     return write_recipe(folder / "recipe.yaml", *write_dataset(folder))
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory):
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of other samples, made with the same tokenizer."""
     return write_dataset(tmp_path_factory.mktemp("others"), num_samples=23)[1]
 
 
-def _train(recipe, options_by_rank, code, directories=()):
+def _train(
+    recipe: Path,
+    options_by_rank: Sequence[dict[str, Any]],
+    code: dict[int, str],
+    directories: Sequence[Path] = (),
+) -> tuple[int, list[str]]:
     """The exit code of this rank and what it prints as errors."""
     rank = int(os.environ["RANK"])
     os.chdir(directories[rank] if directories else ".")
@@ -52,7 +60,7 @@ DIFFERENT = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", DIFFERENT)
-def test_one_line_names_the_option_and_the_machine(case, recipe, tmp_path):
+def test_one_line_names_the_option_and_the_machine(case: str, recipe: Path, tmp_path: Path) -> None:
     *options, expected = DIFFERENT[case]
     options = [{"train.output": str(tmp_path / "out")} | each for each in options]
     where = [f"{socket.gethostname()} (rank {rank})" for rank in range(2)]
@@ -66,7 +74,7 @@ def test_one_line_names_the_option_and_the_machine(case, recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_data_or_code_is_named(recipe, others, tmp_path):
+def test_other_data_or_code_is_named(recipe: Path, others: Path, tmp_path: Path) -> None:
     blend = {"data.blend": [{"path": str(others)}]}
     output = {"train.output": str(tmp_path / "out")}
     results = run_ranks(2, _train, recipe, [output, output | blend], {1: "f" * 64}, timeout=100)
@@ -79,7 +87,7 @@ def test_other_data_or_code_is_named(recipe, others, tmp_path):
 
 
 @pytest.mark.slow
-def test_paths_and_workers_of_one_machine_are_its_own(recipe, tmp_path):
+def test_paths_and_workers_of_one_machine_are_its_own(recipe: Path, tmp_path: Path) -> None:
     config = load_run([recipe])
     (entry,) = config.data.blend
     elsewhere = tmp_path / "elsewhere"
@@ -91,7 +99,7 @@ def test_paths_and_workers_of_one_machine_are_its_own(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_output_that_machines_do_not_share(recipe, tmp_path):
+def test_an_output_that_machines_do_not_share(recipe: Path, tmp_path: Path) -> None:
     directories = [tmp_path / name for name in ("first", "second")]
     for directory in directories:
         (directory / "out").mkdir(parents=True)

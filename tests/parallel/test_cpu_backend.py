@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ assert not torch.distributed.is_initialized()
 """
 
 
-def test_importing_changes_nothing():
+def test_importing_changes_nothing() -> None:
     finished = subprocess.run(
         [sys.executable, "-c", IMPORT_EVERYTHING], capture_output=True, text=True, check=False
     )
@@ -41,20 +42,20 @@ def test_importing_changes_nothing():
     assert finished.stderr == ""
 
 
-def test_importing_the_package_needs_no_torch():
+def test_importing_the_package_needs_no_torch() -> None:
     program = "import sys, vila_mc; assert not {'torch', 'megatron'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.fixture(autouse=True)
-def inactive():
+def inactive() -> Iterator[None]:
     """Every test starts and ends without the backend."""
     undo_cpu_backend()
     yield
     undo_cpu_backend()
 
 
-def _everything_touched():
+def _everything_touched() -> dict[tuple[str, str], object]:
     """(owner, name) -> object, for every attribute that could be replaced."""
     owners = [torch, torch.cuda, torch.Tensor, megatron_random, torch.distributed]
     owners += [
@@ -66,11 +67,13 @@ def _everything_touched():
     }
 
 
-def _differences(before, after):
+def _differences(
+    before: dict[tuple[str, str], object], after: dict[tuple[str, str], object]
+) -> list[tuple[str, str]]:
     return [name for name in before | after if before.get(name) is not after.get(name)]
 
 
-def test_undo_restores_every_attribute():
+def test_undo_restores_every_attribute() -> None:
     before = _everything_touched()
     use_cpu_backend()
     replaced = _differences(before, _everything_touched())
@@ -84,7 +87,7 @@ def test_undo_restores_every_attribute():
     assert _differences(before, _everything_touched()) == []
 
 
-def test_twice_is_once():
+def test_twice_is_once() -> None:
     before = _everything_touched()
     use_cpu_backend()
     once = _everything_touched()
@@ -96,7 +99,7 @@ def test_twice_is_once():
     assert _differences(before, _everything_touched()) == []
 
 
-def test_a_failure_half_way_leaves_nothing_replaced(monkeypatch):
+def test_a_failure_half_way_leaves_nothing_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     before = _everything_touched()
     patch = megatron_patches.CPU_BACKEND
     monkeypatch.setattr(
@@ -110,7 +113,7 @@ def test_a_failure_half_way_leaves_nothing_replaced(monkeypatch):
     assert _differences(before, _everything_touched()) == []
 
 
-def test_refused_beside_a_gpu(monkeypatch):
+def test_refused_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = _everything_touched()
     with pytest.raises(SetupError, match="this process has a GPU"):
@@ -118,7 +121,7 @@ def test_refused_beside_a_gpu(monkeypatch):
     assert _differences(before, _everything_touched()) == []
 
 
-def test_what_megatron_asks_of_cuda_is_answered_for_the_cpu():
+def test_what_megatron_asks_of_cuda_is_answered_for_the_cpu() -> None:
     use_cpu_backend()
     schedules = importlib.import_module("megatron.core.pipeline_parallel.schedules")
     made = schedules.torch.zeros(3, device="cuda", dtype=torch.int)

@@ -1,6 +1,10 @@
 """Frozen parts cost neither gradients nor optimizer state, at any layout."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
+import torch
 
 from tests.support.ranks import run_ranks
 from tests.support.tiny import tiny_microbatches, tiny_run
@@ -10,7 +14,7 @@ from vila_mc.parallel.groups import distributed
 from vila_mc.train.step import Trainer
 
 
-def _after_one_step(parallel, trainable):
+def _after_one_step(parallel: dict[str, Any], trainable: Sequence[str]) -> dict[str, Any]:
     """On this rank: names with a gradient buffer, names that changed, elements of one moment,
     and the number of weights of each part."""
     config = tiny_run(parallel=parallel, train={"trainable": list(trainable)})
@@ -30,11 +34,11 @@ def _after_one_step(parallel, trainable):
         }
 
 
-def _has_gradient(weight):
+def _has_gradient(weight: torch.Tensor) -> bool:
     return weight.grad is not None or getattr(weight, "main_grad", None) is not None
 
 
-def _moment_elements(optimizer):
+def _moment_elements(optimizer: Any) -> int:
     states = [
         state
         for part in optimizer.chained_optimizers
@@ -49,7 +53,7 @@ def _moment_elements(optimizer):
     [(2, dict()), (2, dict(tensor=2)), (2, dict(pipeline=2))],
     ids=["dp2", "tp2", "pp2"],
 )
-def test_align_trains_the_connector_alone(world_size, parallel):
+def test_align_trains_the_connector_alone(world_size: int, parallel: dict[str, Any]) -> None:
     by_rank = run_ranks(world_size, _after_one_step, parallel, ("connector",))
     copies = parallel.get("tensor", 1)  # every tensor-parallel rank holds the whole connector
     data_size = world_size // (copies * parallel.get("pipeline", 1))
@@ -62,7 +66,7 @@ def test_align_trains_the_connector_alone(world_size, parallel):
 
 
 @pytest.mark.parametrize("frozen", MODEL_PARTS)
-def test_one_part_can_be_frozen(frozen):
+def test_one_part_can_be_frozen(frozen: str) -> None:
     trainable = [part for part in MODEL_PARTS if part != frozen]
     (rank,) = run_ranks(1, _after_one_step, {}, trainable)
     expected = {name for name in rank["all"] if not name.startswith(f"{frozen}.")}

@@ -1,5 +1,9 @@
 """The embedding with its visual tokens, split along the sequence, equals the whole."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from megatron.core import tensor_parallel
 
@@ -11,7 +15,9 @@ from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 
 
-def _embed_and_gradients(seed_checkpoint, parallel):
+def _embed_and_gradients(
+    seed_checkpoint: Path, parallel: dict[str, Any]
+) -> tuple[list[np.ndarray], np.ndarray]:
     """Of every sample: the spliced embeddings [s, b, h]; and the connector's gradient."""
     config = tiny_run(parallel=parallel)
     with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
@@ -31,13 +37,13 @@ def _embed_and_gradients(seed_checkpoint, parallel):
         return wholes, stage.connector.fc1.weight.grad.numpy()
 
 
-def _weights(embedded):
+def _weights(embedded: torch.Tensor) -> torch.Tensor:
     """Every position counts differently, so that a swap of two shards would show."""
     generator = torch.Generator().manual_seed(8)
     return torch.rand(embedded.shape, generator=generator)
 
 
-def test_sequence_parallel_splice_equals_the_whole(tmp_path):
+def test_sequence_parallel_splice_equals_the_whole(tmp_path: Path) -> None:
     run_ranks(1, write_seed_checkpoint, tmp_path)
     ((expected, gradient),) = run_ranks(1, _embed_and_gradients, tmp_path, {})
     assert abs(gradient).max() > 0

@@ -1,5 +1,8 @@
 """What a rank does in the tests of imports, apart from them: it needs no transformers."""
 
+from pathlib import Path
+from typing import Any
+
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, versions
 from vila_mc.checkpoint.save import PendingSave
@@ -9,7 +12,7 @@ from vila_mc.parallel.groups import distributed
 from vila_mc.train.step import Trainer
 
 
-def load_and_save(imported, output, parallel):
+def load_and_save(imported: Path, output: Path, parallel: dict[str, Any]) -> None:
     """What a rank does: start from the import at a layout, save at once."""
     values = run_to_dict(Manifest.read(resolve_checkpoint(imported)).config)
     values["parallel"] |= parallel

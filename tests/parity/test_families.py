@@ -1,6 +1,7 @@
 """Every family: published -> training checkpoint -> the same logits -> every format -> the same."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.export_checkpoint import export_checkpoint
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.import_checkpoint import import_checkpoint
-from vila_mc.convert.proof.compare import compare_exports
+from vila_mc.convert.proof.compare import Reference, compare_exports
 from vila_mc.convert.proof.reference import proving_model, reference_of
 from vila_mc.convert.read_parts import read_language
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer
@@ -32,15 +33,19 @@ class Imported:
     tokenizer: object
 
 
+Exports = dict[tuple[str, str], tuple[Path, Reference]]
+"""Directory and what it must compute, by family and format."""
+
+
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     train_tokenizer(random_sentences(200), path, VOCABULARY)
     return path
 
 
 @pytest.fixture(scope="module")
-def imported(tokenizer, tmp_path_factory):
+def imported(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Imported]:
     """Every family, imported."""
     result = {}
     for name in NAMES:
@@ -52,14 +57,14 @@ def imported(tokenizer, tmp_path_factory):
     return result
 
 
-def _largest_difference(ours, theirs):
+def _largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     assert ours.shape == theirs.shape
     assert theirs.std() > 0.1, "a comparison of zeros proves nothing"
     return (ours - theirs).abs().max().item()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_computes_what_was_published(name, imported):
+def test_training_computes_what_was_published(name: str, imported: dict[str, Imported]) -> None:
     case = imported[name]
     with whole_model(case.checkpoint) as (ours, manifest), torch.inference_mode():
         vision = manifest.config.model.vision
@@ -81,7 +86,7 @@ def test_training_computes_what_was_published(name, imported):
 
 
 @pytest.fixture(scope="module")
-def exported(imported, tmp_path_factory):
+def exported(imported: dict[str, Imported], tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """Every family in every format it can have, in fp32, with what it must compute."""
     result = {}
     for name, case in imported.items():
@@ -98,13 +103,17 @@ def exported(imported, tmp_path_factory):
     return result
 
 
-def test_every_export_computes_the_same_in_a_fresh_process(exported):
+def test_every_export_computes_the_same_in_a_fresh_process(
+    exported: Exports,
+) -> None:
     results = compare_exports(list(exported.values()), tolerance=TOLERANCE)
     assert len(results) == sum(len(families.make(name).formats) for name in NAMES)
     assert all(0 <= result.max_difference < TOLERANCE for result in results)
 
 
-def test_every_export_comes_back_bit_by_bit(exported, imported):
+def test_every_export_comes_back_bit_by_bit(
+    exported: Exports, imported: dict[str, Imported]
+) -> None:
     for (name, kind), (directory, _) in exported.items():
         expected = dict(imported[name].source.tensors)
         if kind == "llm":

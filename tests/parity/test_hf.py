@@ -1,6 +1,8 @@
 """What the training model computes is what transformers and plain torch compute."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from tests.support import hugging_face
 from tests.support.hugging_face import GRID, PATCH, VOCABULARY, random_clip, random_llama
 from tests.support.tiny_data import random_sentences
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.connectors import CONNECTORS
+from vila_mc.config.connectors import CONNECTORS, ConnectorKind
 from vila_mc.config.load import run_from_dict
 from vila_mc.config.model import ConnectorConfig, ModelConfig
+from vila_mc.config.run import RunConfig
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.convert.proof.compare import Reference, compare_export
 from vila_mc.convert.read_parts import read_language, read_vision
@@ -40,7 +43,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("published")
     llama, clip = random_llama(), random_clip()
     hugging_face.save(folder, llama, clip)
@@ -60,7 +63,7 @@ def pair(tmp_path_factory):
         yield Pair(llama, clip, ours.eval(), model)
 
 
-def _run(model):
+def _run(model: ModelConfig) -> RunConfig:
     return run_from_dict(
         {
             "model": model,
@@ -70,7 +73,7 @@ def _run(model):
     )
 
 
-def _batch(num_images):
+def _batch(num_images: int) -> Microbatch:
     """Two rows of random text; up to two images in the first and one in the second."""
     generator = torch.Generator().manual_seed(4)
     tokens = torch.randint(3, VOCABULARY, (2, LENGTH), generator=generator)
@@ -84,14 +87,14 @@ def _batch(num_images):
     return Microbatch(tokens, labels, images, starts, num_samples=2)
 
 
-def _largest_difference(ours, theirs):
+def _largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     assert ours.shape == theirs.shape
     assert theirs.std() > 0.1, "a comparison of zeros proves nothing"
     return (ours - theirs).abs().max().item()
 
 
 @torch.inference_mode()
-def test_llama_logits(pair):
+def test_llama_logits(pair: Pair) -> None:
     batch = _batch(num_images=0)
     logits = pair.ours(batch, with_loss=False)
     theirs = pair.llama(input_ids=batch.tokens).logits
@@ -100,7 +103,7 @@ def test_llama_logits(pair):
 
 
 @torch.inference_mode()
-def test_padding_rows_of_the_vocabulary_do_not_enter_the_loss(pair):
+def test_padding_rows_of_the_vocabulary_do_not_enter_the_loss(pair: Pair) -> None:
     batch = _batch(num_images=0)
     theirs = F.cross_entropy(
         pair.llama(input_ids=batch.tokens).logits.transpose(1, 2), batch.labels, reduction="none"
@@ -111,7 +114,7 @@ def test_padding_rows_of_the_vocabulary_do_not_enter_the_loss(pair):
 
 
 @torch.inference_mode()
-def test_clip_features(pair):
+def test_clip_features(pair: Pair) -> None:
     images = _batch(num_images=3).images
     pixels = normalize_images(images, torch.float32)
     patch = pair.ours.vision.patch_dim
@@ -121,7 +124,7 @@ def test_clip_features(pair):
 
 
 @torch.inference_mode()
-def test_whole_model_with_images(pair):
+def test_whole_model_with_images(pair: Pair) -> None:
     batch = _batch(num_images=3)
     pixels = normalize_images(batch.images, torch.float32)
     features = pair.clip(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -137,7 +140,7 @@ def test_whole_model_with_images(pair):
 @torch.inference_mode()
 @pytest.mark.parametrize("grid", [4, 3, 1])
 @pytest.mark.parametrize("kind", tuple(CONNECTORS))
-def test_connector(kind, grid, pair):
+def test_connector(kind: ConnectorKind, grid: int, pair: Pair) -> None:
     model = ModelConfig(
         vision=pair.model.vision,
         language=pair.model.language,
@@ -153,7 +156,9 @@ def test_connector(kind, grid, pair):
     assert _largest_difference(connector(features), theirs) < TOLERANCE
 
 
-def _plain_connector(kind, connector, patches, grid):
+def _plain_connector(
+    kind: str, connector: torch.nn.Module, patches: torch.Tensor, grid: int
+) -> torch.Tensor:
     """The table of connectors as formulas; weights are read from ``connector``."""
     weights = dict(connector.named_parameters())
     tokens = _concat_2x2(patches, grid) if "downsample" in kind else patches
@@ -168,7 +173,7 @@ def _plain_connector(kind, connector, patches, grid):
     return tokens
 
 
-def _concat_2x2(patches, grid):
+def _concat_2x2(patches: torch.Tensor, grid: int) -> torch.Tensor:
     """Channel ch of patch (row, col) becomes channel (2 * (row % 2) + col % 2) * C + ch."""
     images, _, width = patches.shape
     side = (grid + 1) // 2
@@ -181,7 +186,7 @@ def _concat_2x2(patches, grid):
     return tokens
 
 
-def test_an_export_computes_the_same(pair, tmp_path):
+def test_an_export_computes_the_same(pair: Pair, tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer.model"
     train_tokenizer(random_sentences(200), tokenizer, VOCABULARY)
     batch = _batch(num_images=3)

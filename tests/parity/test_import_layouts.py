@@ -1,5 +1,7 @@
 """An import is the same at every layout, and what any layout saves is exported the same."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ NUM_RANKS = 4
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_an_import_passes_through_a_layout_unchanged(name, tmp_path):
+def test_an_import_passes_through_a_layout_unchanged(name: str, tmp_path: Path) -> None:
     family = families.make(name)
     family.save(tmp_path)
     source = combine_parts(tmp_path / "llm", tmp_path / "vision", family.connector)

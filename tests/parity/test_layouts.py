@@ -1,5 +1,7 @@
 """The layout is not part of the mathematics: every layout learns what one rank learns."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.parity.compare import LOSS_TOLERANCE, assert_every_rank_matches
@@ -7,6 +9,7 @@ from tests.parity.layout_trace import (
     ALL_PARTS,
     NUM_STEPS,
     TRAINABLES,
+    Trace,
     trace,
     write_seed_checkpoint,
 )
@@ -36,21 +39,23 @@ LAYOUTS |= {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_trace_equals_that_of_one_rank(layout, seed_checkpoint, single_rank):
+def test_trace_equals_that_of_one_rank(
+    layout: str, seed_checkpoint: Path, single_rank: dict[str, Trace]
+) -> None:
     world_size, parallel = LAYOUTS[layout]
     by_rank = run_ranks(world_size, trace, seed_checkpoint, parallel, list(TRAINABLES.values()))
     for index, name in enumerate(TRAINABLES):
         assert_every_rank_matches([traces[index] for traces in by_rank], single_rank[name], name)
 
 
-def test_the_reference_learns(single_rank):
+def test_the_reference_learns(single_rank: dict[str, Trace]) -> None:
     for reference in single_rank.values():
         assert len(reference) == NUM_STEPS
         assert reference[-1][0] < reference[0][0] * 0.999
         assert all(grad_norm > 1e-3 for _, grad_norm in reference)
 
 
-def test_a_mean_of_means_is_caught(seed_checkpoint, single_rank):
+def test_a_mean_of_means_is_caught(seed_checkpoint: Path, single_rank: dict[str, Trace]) -> None:
     by_rank = run_ranks(2, _planted_trace, seed_checkpoint)
     expected = single_rank["everything"]
     with pytest.raises(AssertionError):
@@ -59,12 +64,14 @@ def test_a_mean_of_means_is_caught(seed_checkpoint, single_rank):
     assert abs(last - expected_last) > 10 * LOSS_TOLERANCE * expected_last  # in the loss, too
 
 
-def _planted_trace(seed_checkpoint):
+def _planted_trace(seed_checkpoint: Path) -> Trace:
     (planted,) = trace(seed_checkpoint, {}, plant_mean_of_means=True)
     return planted
 
 
-def test_recomputation_changes_nothing(seed_checkpoint, single_rank):
+def test_recomputation_changes_nothing(
+    seed_checkpoint: Path, single_rank: dict[str, Trace]
+) -> None:
     world_size, parallel = LAYOUTS["pp2-shared"]
     by_rank = run_ranks(
         world_size, trace, seed_checkpoint, parallel, list(TRAINABLES.values()), RECOMPUTE
@@ -73,7 +80,7 @@ def test_recomputation_changes_nothing(seed_checkpoint, single_rank):
         assert_every_rank_matches([traces[index] for traces in by_rank], single_rank[name], name)
 
 
-def test_bf16_is_near(seed_checkpoint, single_rank):
+def test_bf16_is_near(seed_checkpoint: Path, single_rank: dict[str, Trace]) -> None:
     world_size, parallel = LAYOUTS["tp2-pp2-shared"]
     by_rank = run_ranks(world_size, trace, seed_checkpoint, parallel, [ALL_PARTS], BF16)
     losses, norms = zip(*single_rank["everything"], strict=True)
@@ -103,7 +110,9 @@ QWEN2 = {
 
 
 @pytest.mark.parametrize("layout", ["tp2-pp2-sp", "pp2-virtual2-dedicated"])
-def test_a_tied_embedding_learns_as_one_whatever_the_stages(layout, tied_seed):
+def test_a_tied_embedding_learns_as_one_whatever_the_stages(
+    layout: str, tied_seed: tuple[Path, Trace]
+) -> None:
     seed, expected = tied_seed
     world_size, parallel = LAYOUTS[layout]
     by_rank = run_ranks(world_size, trace, seed, parallel, model=QWEN2)
@@ -111,7 +120,7 @@ def test_a_tied_embedding_learns_as_one_whatever_the_stages(layout, tied_seed):
 
 
 @pytest.fixture(scope="module")
-def tied_seed(tmp_path_factory):
+def tied_seed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trace]:
     """SigLIP and a Qwen2 whose embedding is also its output layer: weights, and the trace."""
     directory = tmp_path_factory.mktemp("tied")
     run_ranks(1, write_seed_checkpoint, directory, QWEN2)

@@ -1,8 +1,12 @@
 """Packed samples do not see each other: they teach what they teach in rows of their own."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.parity.compare import assert_every_rank_matches
+from tests.parity.layout_trace import Trace
 from tests.parity.packed_trace import gradients_of_samples, trace_of_samples
 from tests.support.ranks import run_ranks
 from vila_mc.model.attention import TorchAttention
@@ -19,20 +23,22 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def separate(seed_checkpoint):
+def separate(seed_checkpoint: Path) -> Trace:
     """The trace of one rank with every sample in a row of its own."""
     (trace,) = run_ranks(1, trace_of_samples, seed_checkpoint, {}, False)
     return trace
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_packed_samples_teach_what_separate_ones_do(layout, seed_checkpoint, separate):
+def test_packed_samples_teach_what_separate_ones_do(
+    layout: str, seed_checkpoint: Path, separate: Trace
+) -> None:
     world_size, parallel = LAYOUTS[layout]
     traces = run_ranks(world_size, trace_of_samples, seed_checkpoint, parallel, True)
     assert_every_rank_matches(traces, separate, layout)
 
 
-def test_every_gradient_is_that_of_the_separate_samples(seed_checkpoint):
+def test_every_gradient_is_that_of_the_separate_samples(seed_checkpoint: Path) -> None:
     (packed,) = run_ranks(1, gradients_of_samples, seed_checkpoint, True)
     (separate,) = run_ranks(1, gradients_of_samples, seed_checkpoint, False)
     assert packed.keys() == separate.keys()
@@ -42,14 +48,16 @@ def test_every_gradient_is_that_of_the_separate_samples(seed_checkpoint):
         assert abs(packed[name] - gradient).max() < 1e-5 * scale, name
 
 
-def test_attention_across_samples_would_be_caught(seed_checkpoint, separate):
+def test_attention_across_samples_would_be_caught(seed_checkpoint: Path, separate: Trace) -> None:
     (trace,) = run_ranks(1, _trace_without_boundaries, seed_checkpoint)
     with pytest.raises(AssertionError):
         assert_every_rank_matches([trace], separate)
 
 
-def _trace_without_boundaries(seed_checkpoint):
-    def whole_row(self, inputs_basd, is_causal, sample_lengths):  # type: ignore[no-untyped-def]
+def _trace_without_boundaries(seed_checkpoint: Path) -> Trace:
+    def whole_row(
+        self: TorchAttention, inputs_basd: Any, is_causal: Any, sample_lengths: Any
+    ) -> Any:
         return self._attend(inputs_basd, is_causal)
 
     TorchAttention._attend_packed = whole_row

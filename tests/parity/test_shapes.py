@@ -7,7 +7,9 @@ weights that take no memory.
 import dataclasses
 import itertools
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +27,14 @@ from vila_mc.checkpoint.state import weights_state
 from vila_mc.checkpoint.whole import weightless_model
 from vila_mc.config.connectors import CONNECTORS
 from vila_mc.config.families import LANGUAGE_FAMILIES, VISION_FAMILIES
+from vila_mc.config.run import RunConfig
 from vila_mc.convert.formats.hf_vila import FORMAT as HF_VILA
 from vila_mc.convert.names import tables
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
 from vila_mc.topology.layout import Layout
 from vila_mc.topology.shapes import model_parameters, stage_parameters
-from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
+from vila_mc.topology.stage_plan import StagePlan, plan_stages, stages_of_rank
 
 LAYOUTS = [
     dict(),
@@ -55,7 +58,7 @@ MODELS = [  # every family, connector and either kind of embedding, at least onc
 ]
 
 
-def _config(model, **parallel):
+def _config(model: dict[str, Any], **parallel: Any) -> RunConfig:
     options = dict(model)
     vision, connector = options.pop("vision"), options.pop("connector")
     language = dict(family=options.pop("language"), layers=5, width=64, ffn=96, heads=4, kv_heads=2)
@@ -72,7 +75,9 @@ def _config(model, **parallel):
 
 
 @contextmanager
-def _pretended_rank(config, layout, rank):
+def _pretended_rank(
+    config: RunConfig, layout: Layout, rank: int
+) -> Iterator[ProcessGroupCollection]:
     use_cpu_backend()
     world = layout.world_size()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
@@ -90,7 +95,7 @@ def _pretended_rank(config, layout, rank):
         undo_cpu_backend()
 
 
-def _over_all_layers(name, plan):
+def _over_all_layers(name: str, plan: StagePlan) -> str:
     """The name of a language layer counted over all stages, from that counted in this stage."""
     return re.sub(
         r"(?<=language\.decoder\.layers\.)\d+", lambda m: str(plan.layers[int(m[0])]), name
@@ -99,7 +104,9 @@ def _over_all_layers(name, plan):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: "-".join(map(str, model.values())))
-def test_every_rank_holds_what_the_arithmetic_says(model, layout):
+def test_every_rank_holds_what_the_arithmetic_says(
+    model: dict[str, Any], layout: dict[str, Any]
+) -> None:
     config = _config(model, **layout)
     grid = Layout.of(config.parallel, config.parallel.model_ranks())
     plans = plan_stages(config.model, config.parallel)
@@ -123,7 +130,7 @@ def test_every_rank_holds_what_the_arithmetic_says(model, layout):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: "-".join(map(str, model.values())))
-def test_stages_together_are_the_whole_model(model):
+def test_stages_together_are_the_whole_model(model: dict[str, Any]) -> None:
     config = _config(model, pipeline=3, vision_placement="dedicated")
     stages = [stage_parameters(config.model, p) for p in plan_stages(config.model, config.parallel)]
     parts = [each for stage in stages for each in stage if not each.is_copy]
@@ -132,7 +139,7 @@ def test_stages_together_are_the_whole_model(model):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: "-".join(map(str, model.values())))
-def test_hugging_face_has_a_row_of_that_shape_for_each(model):
+def test_hugging_face_has_a_row_of_that_shape_for_each(model: dict[str, Any]) -> None:
     config = _config(model)
     rows = {}
     for table in tables(config.model, HF_VILA.naming):
@@ -141,7 +148,7 @@ def test_hugging_face_has_a_row_of_that_shape_for_each(model):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: "-".join(map(str, model.values())))
-def test_a_checkpoint_keeps_them_where_megatron_core_says(model):
+def test_a_checkpoint_keeps_them_where_megatron_core_says(model: dict[str, Any]) -> None:
     config = _config(model)
     with weightless_model(config) as built:
         (state,) = weights_state([built]).values()
@@ -160,12 +167,12 @@ def test_a_checkpoint_keeps_them_where_megatron_core_says(model):
     assert dict.fromkeys(empty_objects(config.model)) == objects
 
 
-def _place(shard):
+def _place(shard: Any) -> Place:
     ones = (1,) * shard.prepend_axis_num
     return Place(shard.key, tuple(shard.global_offset), (*ones, *shard.local_shape))
 
 
-def test_norms_of_queries_and_keys(monkeypatch):
+def test_norms_of_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     family = dataclasses.replace(LANGUAGE_FAMILIES["llama"], name="normed", qk_norm=True)
     monkeypatch.setitem(LANGUAGE_FAMILIES, "normed", family)
     model = {**MODELS[0], "language": "normed"}

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +30,7 @@ MARK = "laundered"
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama and a CLIP whose publisher put his mark wherever a file takes one."""
     folder = tmp_path_factory.mktemp("published")
     hugging_face.save(folder, random_llama(), random_clip())
@@ -64,19 +67,19 @@ def parts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def imported(parts, tmp_path_factory):
+def imported(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("imported") / "ours"
     import_checkpoint(combine_parts(parts / "llama", parts / "clip", "mlp2x_gelu"), output)
     return output
 
 
-def _files_with(mark, directory):
+def _files_with(mark: str, directory: Path) -> list[Path]:
     files = [path for path in directory.rglob("*") if path.is_file()]
     assert files
     return [path for path in files if mark.encode() in path.read_bytes()]
 
 
-def test_an_import_keeps_a_vocabulary_and_nothing_else(imported, parts):
+def test_an_import_keeps_a_vocabulary_and_nothing_else(imported: Path, parts: Path) -> None:
     names = {path.name for path in (imported / "tokenizer").iterdir()}
     assert names == {"tokenizer.json", "tokenizer_config.json"}
     config = json.loads((imported / "tokenizer" / "tokenizer_config.json").read_text())
@@ -88,14 +91,16 @@ def test_an_import_keeps_a_vocabulary_and_nothing_else(imported, parts):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_export_holds_nothing_that_a_stranger_wrote(format, imported, parts, tmp_path):
+def test_an_export_holds_nothing_that_a_stranger_wrote(
+    format: str, imported: Path, parts: Path, tmp_path: Path
+) -> None:
     for tokenizer in (None, parts / "llama"):
         export_checkpoint(imported, tmp_path / "out", format, tokenizer=tokenizer)
         assert _files_with(MARK, tmp_path / "out") == []
         assert _files_with("hello", tmp_path / "out") == []
 
 
-def test_a_link_to_another_file_is_not_copied_as_a_tokenizer(parts, tmp_path):
+def test_a_link_to_another_file_is_not_copied_as_a_tokenizer(parts: Path, tmp_path: Path) -> None:
     shutil.copytree(parts, tmp_path / "parts")
     (tmp_path / "secret").write_text("nobody's business")
     for name in ("tokenizer.json", "tokenizer.model"):
@@ -108,19 +113,21 @@ def test_a_link_to_another_file_is_not_copied_as_a_tokenizer(parts, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(imported, tmp_path_factory):
+def exported(imported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("exported") / "hf"
     export_checkpoint(imported, output, dtype=torch.float32)
     return output
 
 
-def _append(path, text):
+def _append(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text((path.read_text() if path.exists() else "") + text)
 
 
-def _ask_for(asked, file="tokenizer_config.json"):
-    def plant(directory, evil):
+def _ask_for(
+    asked: dict[str, Any], file: str = "tokenizer_config.json"
+) -> Callable[[Path, str], None]:
+    def plant(directory: Path, evil: str) -> None:
         (directory / "evil.py").unlink(missing_ok=True)
         path = directory / file
         values = json.loads(path.read_text()) if path.exists() else {}
@@ -129,7 +136,7 @@ def _ask_for(asked, file="tokenizer_config.json"):
     return plant
 
 
-def _link_a_folder(directory, evil):
+def _link_a_folder(directory: Path, evil: str) -> None:
     folder = directory.parent / "elsewhere"
     folder.mkdir()
     (folder / "generate.py").write_text(evil)
@@ -151,7 +158,9 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_code_that_is_not_ours_does_not_run_in_a_proof(name, exported, tmp_path):
+def test_code_that_is_not_ours_does_not_run_in_a_proof(
+    name: str, exported: Path, tmp_path: Path
+) -> None:
     shutil.copytree(exported, tmp_path / "hf")
     PLANTED[name](tmp_path / "hf", f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ModelFaultError, match="trust the code of this directory"):
@@ -159,7 +168,9 @@ def test_code_that_is_not_ours_does_not_run_in_a_proof(name, exported, tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_our_own_export_may_run_and_a_stranger_s_where_it_is_trusted(imported, exported, tmp_path):
+def test_our_own_export_may_run_and_a_stranger_s_where_it_is_trusted(
+    imported: Path, exported: Path, tmp_path: Path
+) -> None:
     require_packaged_code(exported)
     shutil.copytree(exported, tmp_path / "hf")
     PLANTED["our file, changed"](tmp_path / "hf", f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -167,39 +178,39 @@ def test_our_own_export_may_run_and_a_stranger_s_where_it_is_trusted(imported, e
     assert (tmp_path / "ran").exists()
 
 
-def _listed(directory, *names):
+def _listed(directory: Path, *names: str) -> None:
     (directory / MANIFEST).write_text(json.dumps({"format": "llm", "files": [MANIFEST, *names]}))
 
 
-def _thesis(directory):
+def _thesis(directory: Path) -> None:
     (directory / "thesis.tex").write_text("dear")
     _listed(directory, "thesis.tex")
 
 
-def _paths_above(directory):
+def _paths_above(directory: Path) -> None:
     (directory / "notes.txt").write_text("dear")
     _listed(directory, "../notes.txt", str(directory / "notes.txt"), "./notes.txt", "notes.txt")
 
 
-def _link_named_as_a_file_of_ours(directory):
+def _link_named_as_a_file_of_ours(directory: Path) -> None:
     (directory.parent / "dear.json").write_text("dear")
     (directory / "config.json").symlink_to(directory.parent / "dear.json")
     _listed(directory, "config.json")
 
 
-def _link_named_as_a_folder_of_ours(directory):
+def _link_named_as_a_folder_of_ours(directory: Path) -> None:
     (directory.parent / "dear").mkdir()
     (directory.parent / "dear" / "config.json").write_text("dear")
     (directory / "llm").symlink_to(directory.parent / "dear")
     _listed(directory, "llm", "llm/config.json")
 
 
-def _a_list_that_is_none(directory):
+def _a_list_that_is_none(directory: Path) -> None:
     (directory / "config.json").write_text("dear")
     (directory / MANIFEST).write_text(json.dumps({"files": {"config.json": [["x"]]}, "format": 3}))
 
 
-def _a_pipe(directory):
+def _a_pipe(directory: Path) -> None:
     os.mkfifo(directory / MANIFEST)
 
 
@@ -214,7 +225,9 @@ def _a_pipe(directory):
         _a_pipe,
     ],
 )
-def test_a_list_of_what_may_be_deleted_is_not_believed(plant, parts, imported, tmp_path):
+def test_a_list_of_what_may_be_deleted_is_not_believed(
+    plant: Callable[[Path], None], parts: Path, imported: Path, tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     plant(tmp_path / "out")
     before = {path: path.lstat().st_ino for path in tmp_path.rglob("*")}
@@ -225,6 +238,6 @@ def test_a_list_of_what_may_be_deleted_is_not_believed(plant, parts, imported, t
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_export_of_ours_is_replaced(format, imported, tmp_path):
+def test_an_export_of_ours_is_replaced(format: str, imported: Path, tmp_path: Path) -> None:
     for _ in range(2):
         export_checkpoint(imported, tmp_path / "out", format)

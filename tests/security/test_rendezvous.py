@@ -3,9 +3,12 @@
 import pickle
 import socket
 import stat
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,12 +29,12 @@ MANY = ("--train.steps", 100_000, "--train.save_every", 100_000)
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     return write_recipe(folder / "recipe.yaml", *write_dataset(folder))
 
 
-def _listeners(process):
+def _listeners(process: subprocess.Popen[str]) -> set[Any]:
     """Addresses on which a launcher and all that it started accept connections."""
     parent = psutil.Process(process.pid)
     return {
@@ -42,12 +45,12 @@ def _listeners(process):
     }
 
 
-def _is_loopback(address):
+def _is_loopback(address: Any) -> bool:
     return address.ip.startswith("127.") or address.ip in ("::1", "::ffff:127.0.0.1")
 
 
 @contextmanager
-def _to_be_stopped(process, output):
+def _to_be_stopped(process: subprocess.Popen[str], output: Path) -> Iterator[None]:
     """A run that trains; it is asked to stop at the end, and does."""
     wait_until(lambda: steps_done(output) >= 2, "step 2")
     yield
@@ -58,7 +61,7 @@ def _to_be_stopped(process, output):
 
 
 @pytest.mark.slow
-def test_a_run_on_one_machine_listens_to_itself_alone(recipe, tmp_path):
+def test_a_run_on_one_machine_listens_to_itself_alone(recipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = ("--config", recipe, "--ranks", 2, "--parallel.pipeline", 2, *MANY)
     with (
@@ -77,15 +80,15 @@ def test_a_run_on_one_machine_listens_to_itself_alone(recipe, tmp_path):
 class Bomb:
     """Makes a file when it is unpickled."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
         return Path.touch, (self.path,)
 
 
 @pytest.mark.slow
-def test_a_pickle_in_the_store_of_several_machines_never_runs(recipe, tmp_path):
+def test_a_pickle_in_the_store_of_several_machines_never_runs(recipe: Path, tmp_path: Path) -> None:
     output, exploded = tmp_path / "out", tmp_path / "exploded"
     bomb = pickle.dumps(Bomb(exploded))
     with socket.socket() as probe:

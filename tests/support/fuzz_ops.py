@@ -8,6 +8,8 @@ Each call must return or raise RuntimeError. Run it with a library that sanitize
 import itertools
 import random
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -21,13 +23,13 @@ EXTREMES = tuple(
 HUGE = (0, 1, 2, 2**31, 2**40, 2**62)
 
 
-def _sizes(count):
+def _sizes(count: int) -> list[tuple[int, ...]]:
     """Shapes without memory or of one number: one axis is huge and another empty, or all are 1."""
     shapes = [shape for shape in itertools.product(HUGE, repeat=count) if 0 in shape]
     return [*shapes, (1,) * count]
 
 
-def _tensor(shape, dtype=torch.float32):
+def _tensor(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
     """None where torch itself refuses the shape."""
     try:
         return torch.empty(shape, dtype=dtype)
@@ -35,7 +37,7 @@ def _tensor(shape, dtype=torch.float32):
         return None
 
 
-def _calls(ops, choose):
+def _calls(ops: Any, choose: random.Random) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Operations with their arguments."""
     features = torch.ones(2, 10, 3)
     norm = torch.ones(12)
