@@ -10,18 +10,20 @@ from vila_mc.model.language import restart_positions
 from vila_mc.model.megatron_config import language_config
 
 
-def _attention(mask, **options):
+def _attention(mask: AttnMaskType, **options: float) -> TorchAttention:
     config = language_config(tiny_run())
     return TorchAttention(config, 1, mask, "self", **options)
 
 
-def _qkv(groups):
+def _qkv(groups: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(6, 2, heads, 8) for heads in (4, groups, groups)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def _plain(query, key, value, is_causal, scale):
+def _plain(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, scale: float
+) -> torch.Tensor:
     heads, per_group = query.shape[2], query.shape[2] // key.shape[2]
     outputs = []
     for head in range(heads):
@@ -36,27 +38,27 @@ def _plain(query, key, value, is_causal, scale):
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize("mask", [AttnMaskType.causal, AttnMaskType.no_mask])
-def test_equals_the_formula(mask, groups):
+def test_equals_the_formula(mask: AttnMaskType, groups: int) -> None:
     query, key, value = _qkv(groups)
     expected = _plain(query, key, value, mask == AttnMaskType.causal, scale=8**-0.5)
     output = _attention(mask)(query, key, value, None)
     assert torch.allclose(output, expected, atol=1e-6)
 
 
-def test_mask_and_scale_can_be_given():
+def test_mask_and_scale_can_be_given() -> None:
     query, key, value = _qkv(groups=4)
     attention = _attention(AttnMaskType.causal, softmax_scale=0.5)
     output = attention(query, key, value, None, attn_mask_type=AttnMaskType.no_mask)
     assert torch.allclose(output, _plain(query, key, value, False, scale=0.5), atol=1e-6)
 
 
-def test_a_mask_tensor_is_an_error_of_ours():
+def test_a_mask_tensor_is_an_error_of_ours() -> None:
     query, key, value = _qkv(groups=4)
     with pytest.raises(AssertionError, match="masks are given by type"):
         _attention(AttnMaskType.causal)(query, key, value, torch.ones(1))
 
 
-def test_packed_samples_attend_to_themselves_alone():
+def test_packed_samples_attend_to_themselves_alone() -> None:
     attention = _attention(AttnMaskType.causal)
     lengths = ((2, 3), (1, 1, 4))
     query, key, value = _qkv(2)
@@ -82,7 +84,7 @@ def test_packed_samples_attend_to_themselves_alone():
         torch.testing.assert_close(packed_gradient, tensor.grad)
 
 
-def test_positions_of_packed_rows_restart():
+def test_positions_of_packed_rows_restart() -> None:
     angles = torch.arange(6.0).view(6, 1, 1, 1)
     restarted = restart_positions(angles, ((2, 3), (6,)))
     assert restarted[:, :, 0, 0].T.tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]

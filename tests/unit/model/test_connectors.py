@@ -1,7 +1,6 @@
 """The registry of connectors: each has its module, and one more needs no other place."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import get_args
@@ -29,7 +28,7 @@ class _Average(Connector):
 
 
 @pytest.fixture
-def average(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def average(monkeypatch: pytest.MonkeyPatch) -> str:
     facts = ConnectorFacts(kind="average", factor=3, layers={"fc1": "h c"})  # type: ignore[arg-type]
     module = ModuleType("average")
     module.CONNECTOR = _Average  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from vila_mc.observe.console import StepPrinter, clock
 from vila_mc.observe.record import StepRecord
 
 
-def _record(step, step_ms, samples):
+def _record(step: int, step_ms: int, samples: int) -> StepRecord:
     return StepRecord(
         step=step,
         loss=2.18341,
@@ -27,14 +27,14 @@ def _record(step, step_ms, samples):
 
 
 @pytest.fixture
-def now(monkeypatch):
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that the test sets."""
     times = [100.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: times[0])
     return times
 
 
-def test_a_line_has_fixed_order_and_units(now):
+def test_a_line_has_fixed_order_and_units(now: list[float]) -> None:
     stream = io.StringIO()
     printer = StepPrinter(5000, "align", stream)
     printer.write(_record(120, step_ms=354, samples=1024))
@@ -44,7 +44,7 @@ def test_a_line_has_fixed_order_and_units(now):
     )
 
 
-def test_at_most_one_line_a_second_and_always_the_last(now):
+def test_at_most_one_line_a_second_and_always_the_last(now: list[float]) -> None:
     stream = io.StringIO()
     printer = StepPrinter(8, "sft", stream)
     for step in range(1, 9):
@@ -54,7 +54,7 @@ def test_at_most_one_line_a_second_and_always_the_last(now):
     assert shown == [1, 4, 7, 8]
 
 
-def test_the_estimate_starts_after_the_first_step_of_this_run(now):
+def test_the_estimate_starts_after_the_first_step_of_this_run(now: list[float]) -> None:
     stream = io.StringIO()
     printer = StepPrinter(100, "sft", stream)
     now[0] += 1000.0  # loading and warming up
@@ -68,5 +68,5 @@ def test_the_estimate_starts_after_the_first_step_of_this_run(now):
     ("seconds", "shown"),
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.7, "1:00:00"), (36_061, "10:01:01")],
 )
-def test_clock(seconds, shown):
+def test_clock(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from vila_mc.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
 from vila_mc.observe.record import StepRecord
 
 
-def _record(step, loss=1.0):
+def _record(step: int, loss: float = 1.0) -> StepRecord:
     return StepRecord(
         step=step,
         loss=loss,
@@ -26,18 +27,18 @@ def _record(step, loss=1.0):
     )
 
 
-def _write(directory, after_step, *steps):
+def _write(directory: Path, after_step: int, *steps: int) -> None:
     log = MetricsLog(directory, after_step)
     for step in steps:
         log.write(_record(step))
     log.close()
 
 
-def _steps(directory):
+def _steps(directory: Path) -> list[int]:
     return [record["step"] for record in read_metrics(directory / METRICS_NAME)]
 
 
-def test_numbers_come_back_exactly(tmp_path):
+def test_numbers_come_back_exactly(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     log.write(_record(1, loss=0.1 + 0.2))
     (read,) = read_metrics(tmp_path / METRICS_NAME)  # flushed
@@ -46,7 +47,7 @@ def test_numbers_come_back_exactly(tmp_path):
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_null(tmp_path, loss):
+def test_what_is_not_finite_is_null(tmp_path: Path, loss: float) -> None:
     path = tmp_path / METRICS_NAME
     path.write_text('{"step": 1, "loss": NaN}\n')  # as written before
     log = MetricsLog(tmp_path, after_step=1)
@@ -57,19 +58,19 @@ def test_what_is_not_finite_is_null(tmp_path, loss):
     assert not any(word in path.read_text() for word in ("NaN", "Infinity"))
 
 
-def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     _write(tmp_path, 0, 1, 2, 3, 4)
     _write(tmp_path, 2, 3, 4, 5)
     assert _steps(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_a_fresh_run_starts_empty(tmp_path):
+def test_a_fresh_run_starts_empty(tmp_path: Path) -> None:
     _write(tmp_path, 0, 1, 2)
     _write(tmp_path, 0)
     assert _steps(tmp_path) == []
 
 
-def test_half_a_line_is_passed_over_and_removed(tmp_path):
+def test_half_a_line_is_passed_over_and_removed(tmp_path: Path) -> None:
     _write(tmp_path, 0, 1, 2)
     with open(tmp_path / METRICS_NAME, "a") as file:
         file.write('{"step": 3, "lo')
@@ -78,5 +79,5 @@ def test_half_a_line_is_passed_over_and_removed(tmp_path):
     assert _steps(tmp_path) == [1, 2, 3]
 
 
-def test_no_file_is_no_record(tmp_path):
+def test_no_file_is_no_record(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / METRICS_NAME) == []

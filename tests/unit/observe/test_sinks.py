@@ -1,21 +1,29 @@
 """Every record of a run goes to every sink."""
 
+from pathlib import Path
+
+import pytest
+
 from tests.support.tiny import tiny_run
+from vila_mc.config.run import RunConfig
 from vila_mc.observe import sinks
+from vila_mc.observe.record import StepRecord
 
 
 class _Kept:
-    def __init__(self, config, after_step):
+    def __init__(self, config: RunConfig, after_step: int) -> None:
         self.label, self.after_step, self.records = config.train.phase, after_step, []
 
-    def write(self, record):
+    def write(self, record: StepRecord) -> None:
         self.records.append(record)
 
-    def close(self):
+    def close(self) -> None:
         self.records.append(None)
 
 
-def test_a_sink_is_one_line_of_the_register(monkeypatch, tmp_path, capsys):
+def test_a_sink_is_one_line_of_the_register(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sinks, "SINKS", (*sinks.SINKS, _Kept))
     opened = sinks.open_sinks(tiny_run(train={"output": str(tmp_path)}), 7)
     assert len(opened) == 3

@@ -1,6 +1,7 @@
 """Our AdamW is torch's AdamW; only where ``step`` is kept differs."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,26 +10,26 @@ from megatron.core import optimizer as megatron_optimizer
 from vila_mc.parallel.adam import GroupStepAdamW, group_step_adamw
 
 
-def _parameters():
+def _parameters() -> list[torch.nn.Parameter]:
     torch.manual_seed(0)
     return [torch.nn.Parameter(torch.randn(shape)) for shape in ((5, 3), (7,), (2, 2, 2))]
 
 
-def _groups(parameters):
+def _groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
     return [
         {"params": parameters[:1], "lr": 3e-2, "weight_decay": 0.1},
         {"params": parameters[1:], "lr": 1e-2, "weight_decay": 0.0},
     ]
 
 
-def _set_gradients(parameters, step):
+def _set_gradients(parameters: list[torch.nn.Parameter], step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     for parameter in parameters:
         parameter.grad = torch.randn(parameter.shape, generator=generator) * 10.0 ** (step - 3)
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.95), (0.5, 0.0)])
-def test_equals_torch_over_several_steps(betas):
+def test_equals_torch_over_several_steps(betas: tuple[float, float]) -> None:
     ours, theirs = _parameters(), _parameters()
     mine = GroupStepAdamW(_groups(ours), betas=betas, eps=1e-6)
     reference = torch.optim.AdamW(_groups(theirs), betas=betas, eps=1e-6)
@@ -42,7 +43,7 @@ def test_equals_torch_over_several_steps(betas):
     assert [group["step"] for group in mine.param_groups] == [8, 8]
 
 
-def test_a_parameter_without_gradient_stays():
+def test_a_parameter_without_gradient_stays() -> None:
     parameters = _parameters()
     before = parameters[1].detach().clone()
     optimizer = GroupStepAdamW(parameters, weight_decay=0.5)
@@ -53,7 +54,7 @@ def test_a_parameter_without_gradient_stays():
     assert parameters[1] not in optimizer.state
 
 
-def test_goes_on_bit_for_bit_from_its_state():
+def test_goes_on_bit_for_bit_from_its_state() -> None:
     unbroken, resumed = _parameters(), _parameters()
     optimizer = GroupStepAdamW(unbroken, lr=0.1)
     for step in range(3):
@@ -70,7 +71,7 @@ def test_goes_on_bit_for_bit_from_its_state():
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, unbroken, strict=True))
 
 
-def test_megatron_has_its_own_back_afterwards():
+def test_megatron_has_its_own_back_afterwards() -> None:
     if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         pytest.skip("there is a FusedAdam")
     before = megatron_optimizer.Adam
