@@ -153,3 +153,18 @@ def test_preprocessing_and_training_agree_on_it(
     made = preprocess(TextSource([file]), tmp_path / "set", "text", folder, facts={})
     assert made.manifest.tokenizer_sha256 == tokenizer.fingerprint()
     assert made.manifest.vocab_size == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize(("dropout", "is_refused"), [(0.1, True), (0.0, False), (None, False)])
+def test_a_text_has_the_same_tokens_each_time(
+    folder: Path, tmp_path: Path, dropout: float | None, is_refused: bool
+) -> None:
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["model"]["dropout"] = dropout
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(CONFIG))
+    if is_refused:
+        with pytest.raises(DataError, match=r"dropout 0\.1, which reads a text as other tokens"):
+            Tokenizer(tmp_path)
+    else:
+        assert len({tuple(Tokenizer(tmp_path).encode(TEXTS[0])) for _ in range(8)}) == 1

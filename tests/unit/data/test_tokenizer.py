@@ -127,3 +127,27 @@ def test_sentences_of_a_file_that_is_not_text(tmp_path: Path) -> None:
         list(read_sentences([tmp_path / "a.txt"]))
     with pytest.raises(DataError, match="cannot be read"):
         list(read_sentences([tmp_path / "none.txt"]))
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({"eos_token": "<|im_end|>"}, "eos_token <|im_end|>, but in the model it is </s>"),
+        ({"bos_token": {"content": "<|a|>"}}, "bos_token <|a|>, but in the model it is <s>"),
+        ({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "<pad>"}, None),
+        ({"bos_token": "", "eos_token": ""}, None),
+        ({"bos_token": None}, None),
+    ],
+)
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_the_end_of_an_answer_is_the_one_that_is_named(
+    tokenizer_path: Path, tmp_path: Path, file: str, config: dict[str, object], refused: str | None
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
+    (tmp_path / file).write_text(json.dumps(config))
+    if refused is None:
+        assert Tokenizer(tmp_path).eos_id == 2
+    else:
+        with pytest.raises(DataError) as caught:
+            Tokenizer(tmp_path)
+        assert refused in str(caught.value)

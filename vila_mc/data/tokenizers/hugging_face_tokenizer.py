@@ -49,7 +49,7 @@ class HuggingFaceTokenizer:
         content: its bytes.
 
     Raises:
-        DataError: it is no such file, or no EOS is named beside it.
+        DataError: it is no such file, it reads at random, or no EOS is named beside it.
         SetupError: the tokenizers package is missing.
     """
 
@@ -81,10 +81,16 @@ class HuggingFaceTokenizer:
             # The fast encoding knows ids alone.
             first = "".join(map(str, map(self._tokenizer.id_to_token, tried.ids[:1])))
             self.adds_space = first.startswith((" ", "\u2581"))
+        model = values.get("model")
+        if isinstance(model, dict) and model.get("dropout"):
+            raise DataError(
+                f"{file} has a model with dropout {model['dropout']}, which reads a text as other "
+                "tokens each time. Set it to null in the file."
+            )
         self.fingerprint = hashlib.sha256(content).hexdigest()
         spelled = {token["content"]: token["id"] for token in added if token["content"].strip()}
         self.special: Mapping[str, int] = spelled
-        self._named = _named_tokens(file.parent)
+        self._named = named_tokens(file.parent)
         self.eos_id = self._special("EOS", self._named.get("eos_token"))
         bos = self._named.get("bos_token")
         self.bos_id: int | None = None if bos is None else self._special("BOS", bos)
@@ -163,7 +169,12 @@ class HuggingFaceTokenizer:
         return int(token_id)
 
 
-def _named_tokens(folder: Path) -> dict[str, str]:
+def named_tokens(folder: Path) -> dict[str, str]:
+    """Texts of the special tokens that files beside a tokenizer name, such as ``eos_token``.
+
+    Raises:
+        DataError: a file is damaged.
+    """
     named: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         for key, value in _read_json(folder / name).items():

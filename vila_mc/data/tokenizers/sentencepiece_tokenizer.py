@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from vila_mc.data.tokenizers.hugging_face_tokenizer import named_tokens
 from vila_mc.data.tokenizers.sentencepiece_model import PieceType, parse
 from vila_mc.errors import DataError
 from vila_mc.foreign_files import ForeignFileError
@@ -26,7 +27,7 @@ class SentencePieceTokenizer:
         content: its bytes.
 
     Raises:
-        DataError: it is no SentencePiece model, or lacks BOS or EOS.
+        DataError: it is no SentencePiece model, lacks BOS or EOS, or files beside it name others.
     """
 
     def __init__(self, file: Path, content: bytes) -> None:
@@ -41,8 +42,10 @@ class SentencePieceTokenizer:
             ) from None
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size: int = self._processor.vocab_size()
-        self.bos_id: int | None = self._special("BOS", self._processor.bos_id())
+        bos_id = self._special("BOS", self._processor.bos_id())
+        self.bos_id: int | None = bos_id
         self.eos_id = self._special("EOS", self._processor.eos_id())
+        self._require_named(bos_token=bos_id, eos_token=self.eos_id)
         control = filter(self._processor.is_control, range(self.vocab_size))
         self.special: Mapping[str, int] = {self._processor.id_to_piece(i): i for i in control}
         self.adds_space = "".join(self._processor.encode("a", out_type=str)).startswith(SPACE)
@@ -80,6 +83,18 @@ class SentencePieceTokenizer:
     def chat_template(self) -> tuple[str | None, dict[str, str]]:
         """See ``Backend.chat_template``."""
         return None, {}
+
+    def _require_named(self, **ids: int) -> None:
+        """Refuse BOS or EOS that are tokens added beside the model: it cannot hold them."""
+        named = named_tokens(self._file.parent)
+        for name, own in ids.items():
+            text, piece = named.get(name), self._processor.id_to_piece(own)
+            if text and text != piece:  # older files say "" where they mean nothing
+                raise DataError(
+                    f"files beside {self._file} name the {name} {text}, but in the model it is "
+                    f"{piece}, which would be trained in its place. Give a tokenizer.json with the "
+                    "tokens that were added, as transformers saves it."
+                )
 
     def _special(self, name: str, token_id: int) -> int:
         if token_id < 0 or not self._processor.is_control(token_id):
