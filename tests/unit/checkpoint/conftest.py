@@ -1,7 +1,10 @@
 """Checkpoints of the tiny model, written once by one rank."""
 
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,14 +17,14 @@ from vila_mc.train.step import Trainer
 
 
 @contextmanager
-def trainer(**sections):
+def trainer(**sections: Any) -> Iterator[Trainer]:
     """A trainer of the tiny model in this process."""
     config = tiny_run(**sections)
     with distributed(config.parallel, seed=config.train.seed) as ranks:
         yield Trainer(config, ranks, build_stages(config, ranks))
 
 
-def save(trainer, step):
+def save(trainer: Trainer, step: int) -> Path:
     """Save what a trainer holds as the state after ``step`` steps."""
     manifest = Manifest(
         step=step,
@@ -36,7 +39,7 @@ def save(trainer, step):
 
 
 @pytest.fixture(scope="session")
-def _one_step(tmp_path_factory):
+def _one_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("one-step")
     with trainer(train={"output": str(output)}) as made:
         made.step(tiny_microbatches(made.config, 0, 1))
@@ -44,6 +47,6 @@ def _one_step(tmp_path_factory):
 
 
 @pytest.fixture
-def checkpoint(_one_step, tmp_path):
+def checkpoint(_one_step: Path, tmp_path: Path) -> Path:
     """A whole checkpoint after one step, to be spoiled at will."""
     return shutil.copytree(_one_step, tmp_path / "saved" / _one_step.name)

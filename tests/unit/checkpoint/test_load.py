@@ -5,6 +5,9 @@ import io
 import os
 import pickle
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,32 +19,33 @@ from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import FileRecord, Manifest
 from vila_mc.checkpoint.safe_index import INDEX_NAME, read_index
 from vila_mc.errors import CheckpointError
+from vila_mc.model.vila_model import VilaModel
 
 SHARD = "__0_0.distcp"
 
 
-def _resign(checkpoint):
+def _resign(checkpoint: Path) -> None:
     """Make the manifest agree with the files, as someone who means harm would."""
     manifest = Manifest.read(checkpoint)
     files = {name: FileRecord.of(checkpoint / name) for name in manifest.files}
     dataclasses.replace(manifest, files=files).write(checkpoint)
 
 
-def _weights(stage):
+def _weights(stage: VilaModel) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in stage.named_parameters()}
 
 
 class Harmful:
     """Leaves a file behind when it is unpickled."""
 
-    def __init__(self, marker):
+    def __init__(self, marker: Path) -> None:
         self.marker = marker
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return os.mkdir, (str(self.marker),)
 
 
-def test_a_run_goes_on_as_if_it_had_not_stopped(checkpoint):
+def test_a_run_goes_on_as_if_it_had_not_stopped(checkpoint: Path) -> None:
     with trainer() as unbroken:
         batches = tiny_microbatches(unbroken.config, 0, 1)
         expected = [unbroken.step(batches) for _ in range(3)]
@@ -52,7 +56,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(checkpoint):
         assert (random.random(), np.random.random(), torch.rand(3).tolist()) == generators
 
 
-def test_random_generators_are_restored(checkpoint):
+def test_random_generators_are_restored(checkpoint: Path) -> None:
     with trainer() as first:
         first.resume(checkpoint)
         expected = (random.random(), np.random.random(), torch.rand(3).tolist())
@@ -61,7 +65,7 @@ def test_random_generators_are_restored(checkpoint):
         assert (random.random(), np.random.random(), torch.rand(3).tolist()) == expected
 
 
-def test_settings_of_the_run_apply_and_not_those_of_the_checkpoint(checkpoint):
+def test_settings_of_the_run_apply_and_not_those_of_the_checkpoint(checkpoint: Path) -> None:
     with trainer(optimizer={"lr": 5e-4, "decay": "constant"}, train={"steps": 50}) as resumed:
         resumed.resume(checkpoint)
         (group, *_) = resumed.optimizer.param_groups
@@ -73,7 +77,7 @@ def test_settings_of_the_run_apply_and_not_those_of_the_checkpoint(checkpoint):
 
 
 @pytest.mark.parametrize("name", [SHARD, INDEX_NAME, "metadata.json"])
-def test_flipped_bytes_are_found_and_the_file_is_named(name, checkpoint):
+def test_flipped_bytes_are_found_and_the_file_is_named(name: str, checkpoint: Path) -> None:
     path = checkpoint / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -85,7 +89,7 @@ def test_flipped_bytes_are_found_and_the_file_is_named(name, checkpoint):
         loading.resume(checkpoint)
 
 
-def test_missing_surplus_and_cut_files_are_listed_together(checkpoint):
+def test_missing_surplus_and_cut_files_are_listed_together(checkpoint: Path) -> None:
     (checkpoint / SHARD).unlink()
     (checkpoint / "common.pt").write_bytes(b"surplus")
     with open(checkpoint / INDEX_NAME, "ab") as file:
@@ -96,7 +100,7 @@ def test_missing_surplus_and_cut_files_are_listed_together(checkpoint):
         assert part in str(refused.value)
 
 
-def test_missing_surplus_and_differently_shaped_weights_are_listed(checkpoint):
+def test_missing_surplus_and_differently_shaped_weights_are_listed(checkpoint: Path) -> None:
     index = read_index(checkpoint)
     entries = index.state_dict_metadata
     bias, norm = "connector.fc1.bias", "connector.norm.weight"
@@ -115,7 +119,7 @@ def test_missing_surplus_and_differently_shaped_weights_are_listed(checkpoint):
 
 
 @pytest.mark.parametrize("parts", [("vision",), ("language",), ("connector",)])
-def test_parts_are_loaded_by_name(parts, checkpoint):
+def test_parts_are_loaded_by_name(parts: tuple[str], checkpoint: Path) -> None:
     with trainer(train={"seed": 7}) as loading:
         (stage,) = loading.stages
         fresh = _weights(stage)
@@ -129,7 +133,7 @@ def test_parts_are_loaded_by_name(parts, checkpoint):
         assert torch.equal(weight, expected[name]), name
 
 
-def test_parts_come_from_a_model_that_differs_elsewhere(checkpoint):
+def test_parts_come_from_a_model_that_differs_elsewhere(checkpoint: Path) -> None:
     narrow = dict(layers=2, width=32, ffn=64, heads=4, kv_heads=2, vocab_size=131, max_positions=64)
     with trainer(model={"language": narrow}) as loading:
         load_weights(checkpoint, loading.stages, ("vision",))
@@ -138,7 +142,7 @@ def test_parts_come_from_a_model_that_differs_elsewhere(checkpoint):
                 load_weights(checkpoint, loading.stages, (part,))
 
 
-def test_a_malicious_index_is_not_unpickled(checkpoint, tmp_path):
+def test_a_malicious_index_is_not_unpickled(checkpoint: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     payload = pickle.dumps(Harmful(marker))
     pickle.loads(pickle.dumps(Harmful(tmp_path / "it works")))
@@ -151,7 +155,9 @@ def test_a_malicious_index_is_not_unpickled(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["common_state/shard_0_1", "random/shard_0_1"])
-def test_a_malicious_object_among_the_shards_is_not_unpickled(key, checkpoint, tmp_path):
+def test_a_malicious_object_among_the_shards_is_not_unpickled(
+    key: str, checkpoint: Path, tmp_path: Path
+) -> None:
     marker = tmp_path / "marker"
     buffer = io.BytesIO()
     torch.save([Harmful(marker)], buffer)
@@ -167,7 +173,7 @@ def test_a_malicious_object_among_the_shards_is_not_unpickled(key, checkpoint, t
     assert not marker.exists()
 
 
-def test_a_checkpoint_before_the_first_step_has_moments(tmp_path):
+def test_a_checkpoint_before_the_first_step_has_moments(tmp_path: Path) -> None:
     with trainer(train={"output": str(tmp_path)}) as made:
         save(made, step=0)
     with trainer() as resumed:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ MANIFEST = Manifest(
 )
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_what_is_written_is_read(tmp_path: Path) -> None:
     MANIFEST.write(tmp_path)
     assert Manifest.read(tmp_path) == MANIFEST
 
@@ -53,7 +54,7 @@ def test_what_is_written_is_read(tmp_path):
         ("surplus", 1, "surplus: Unexpected"),
     ],
 )
-def test_a_value_of_another_kind(name: str, value: Any, message: str, tmp_path):
+def test_a_value_of_another_kind(name: str, value: Any, message: str, tmp_path: Path) -> None:
     MANIFEST.write(tmp_path)
     path = tmp_path / MANIFEST_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
@@ -64,7 +65,7 @@ def test_a_value_of_another_kind(name: str, value: Any, message: str, tmp_path):
 
 @pytest.mark.parametrize("version", [3, 4])
 @pytest.mark.parametrize("name", ["config", "run", "layout", "step", "files"])
-def test_a_value_that_is_missing(name: str, version: int, tmp_path):
+def test_a_value_that_is_missing(name: str, version: int, tmp_path: Path) -> None:
     MANIFEST.write(tmp_path)
     path = tmp_path / MANIFEST_NAME
     values = json.loads(path.read_text())
@@ -82,13 +83,13 @@ def test_a_value_that_is_missing(name: str, version: int, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'"step"', b"\xff\xfe", b"[" * 100_000, b"null"]
 )
-def test_what_is_no_object(content: bytes, tmp_path):
+def test_what_is_no_object(content: bytes, tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_bytes(content)
     with pytest.raises(CheckpointError, match="older step"):
         Manifest.read(tmp_path)
 
 
-def test_a_manifest_without_end_is_not_read_to_its_end(tmp_path):
+def test_a_manifest_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
     with open(tmp_path / MANIFEST_NAME, "wb") as file:
         file.truncate(2**40)
     with pytest.raises(CheckpointError, match="no manifest"):
@@ -96,7 +97,7 @@ def test_a_manifest_without_end_is_not_read_to_its_end(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["planted", "__eq__"])
-def test_an_index_changes_no_class(name: str, tmp_path):
+def test_an_index_changes_no_class(name: str, tmp_path: Path) -> None:
     from torch.distributed.checkpoint import metadata
 
     # A class, and a state to set on it: what pickle writes for an object with slots.

@@ -1,5 +1,8 @@
 """Random generators go on where they were, on the same kind of device."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
@@ -8,7 +11,7 @@ from vila_mc.checkpoint import state as state_module
 
 
 @pytest.fixture
-def tracker():
+def tracker() -> Iterator[Any]:
     tracker = get_cuda_rng_tracker()
     before = tracker.get_states()
     yield tracker
@@ -18,7 +21,9 @@ def tracker():
 @pytest.mark.parametrize(
     ("of_a_gpu", "restored"), [(None, True), (torch.zeros(16, dtype=torch.uint8), False)]
 )
-def test_states_of_a_gpu_mean_nothing_on_a_cpu(of_a_gpu, restored, tracker):
+def test_states_of_a_gpu_mean_nothing_on_a_cpu(
+    of_a_gpu: torch.Tensor | None, restored: bool, tracker: Any
+) -> None:
     saved = state_module._generators()
     expected = torch.rand(3)
     saved["cuda"], saved["tensor_parallel"] = of_a_gpu, {"fork": torch.zeros(16)}

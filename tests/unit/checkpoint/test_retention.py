@@ -1,6 +1,8 @@
 """Which checkpoints stay, and what is refused before training time is lost."""
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,18 +16,18 @@ from vila_mc.errors import ConfigError, SetupError
 GIB = 2**30
 
 
-def _train(output, **options):
+def _train(output: Path, **options: int) -> TrainConfig:
     return TrainConfig(**{"output": output, "steps": 100, "save_every": 10, **options})
 
 
-def _make(output, *steps):
+def _make(output: Path, *steps: int) -> None:
     for step in steps:
         directory = output / checkpoint_name(step)
         directory.mkdir()
         (directory / MANIFEST_NAME).write_text("{}")
 
 
-def _steps(output):
+def _steps(output: Path) -> list[int]:
     return [step_of(path) for path in whole_checkpoints(output)]
 
 
@@ -38,7 +40,7 @@ def _steps(output):
         ({"keep_last": 9}, [10, 20, 30, 40, 50, 60]),
     ],
 )
-def test_what_is_kept(options, kept, tmp_path):
+def test_what_is_kept(options: dict[str, int], kept: list[int], tmp_path: Path) -> None:
     _make(tmp_path, 10, 20, 30, 40, 50, 60)
     (tmp_path / ".step-00000070.partial").mkdir()
     delete_superseded(_train(tmp_path, **options))
@@ -46,16 +48,16 @@ def test_what_is_kept(options, kept, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_keep_every_must_meet_saves():
+def test_keep_every_must_meet_saves() -> None:
     with pytest.raises(ConfigError, match=r"keep_every 15 is not a multiple of train\.save_every"):
         TrainConfig(save_every=10, keep_every=15)
 
 
 @pytest.fixture
-def free_gib(monkeypatch):
+def free_gib(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets the free space that the disk reports."""
 
-    def set_free(gib):
+    def set_free(gib: float) -> None:
         usage = SimpleNamespace(free=gib * GIB)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
@@ -73,7 +75,13 @@ def free_gib(monkeypatch):
         ((100,), {"keep_last": 5}, 0),  # the run is over
     ],
 )
-def test_room_for_those_that_exist_at_a_time(here, options, needed, free_gib, tmp_path):
+def test_room_for_those_that_exist_at_a_time(
+    here: tuple[int, ...],
+    options: dict[str, int],
+    needed: int,
+    free_gib: Callable[[float], None],
+    tmp_path: Path,
+) -> None:
     _make(tmp_path, *here)
     train = _train(tmp_path, **options)
     free_gib(needed)
@@ -84,7 +92,9 @@ def test_room_for_those_that_exist_at_a_time(here, options, needed, free_gib, tm
             check_room(train, GIB)
 
 
-def test_those_kept_for_good_are_warned_of(free_gib, tmp_path):
+def test_those_kept_for_good_are_warned_of(
+    free_gib: Callable[[float], None], tmp_path: Path
+) -> None:
     train = _train(tmp_path, keep_last=1, keep_every=50)
     free_gib(4)
     assert check_room(train, GIB) is None
@@ -92,7 +102,7 @@ def test_those_kept_for_good_are_warned_of(free_gib, tmp_path):
     assert "will need 4.00 GiB there" in check_room(train, GIB)
 
 
-def test_a_directory_that_cannot_be_made(tmp_path):
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="file"):
         check_writable(tmp_path / "file" / "out")

@@ -3,18 +3,26 @@
 import errno
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from tests.support.tiny import tiny_microbatches
 from tests.unit.checkpoint.conftest import save, trainer
 from vila_mc.checkpoint.disk import Failure
-from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest, versions, whole_checkpoints
+from vila_mc.checkpoint.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    versions,
+    whole_checkpoints,
+)
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.errors import SetupError
+from vila_mc.train.step import Trainer
 
 
-def _start(trainer, step):
+def _start(trainer: Trainer, step: int) -> PendingSave:
     manifest = Manifest(
         step=step, samples_seen=0, config=trainer.config, layout=None, versions=versions()
     )
@@ -23,18 +31,18 @@ def _start(trainer, step):
     )
 
 
-def _shards(checkpoint):
+def _shards(checkpoint: Path) -> dict[str, FileRecord]:
     return {n: f for n, f in Manifest.read(checkpoint).files.items() if n.endswith(".distcp")}
 
 
-def test_the_manifest_lists_every_other_file(checkpoint):
+def test_the_manifest_lists_every_other_file(checkpoint: Path) -> None:
     names = {path.name for path in checkpoint.iterdir()}
     manifest = Manifest.read(checkpoint)
     assert manifest.files.keys() == names - {MANIFEST_NAME}
     assert not any("pickle" in name or name == "common.pt" for name in names)
 
 
-def test_a_background_save_holds_the_state_of_its_start(tmp_path):
+def test_a_background_save_holds_the_state_of_its_start(tmp_path: Path) -> None:
     now, later = tmp_path / "now", tmp_path / "later"
     now.mkdir()
     later.mkdir()
@@ -51,7 +59,7 @@ def test_a_background_save_holds_the_state_of_its_start(tmp_path):
     assert _shards(whole_checkpoints(later)[-1]) == _shards(whole_checkpoints(now)[-1])
 
 
-def test_a_writer_that_dies_leaves_the_earlier_checkpoint(tmp_path):
+def test_a_writer_that_dies_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     with trainer(train={"output": str(tmp_path)}) as made:
         first = save(made, step=1)
         pending = _start(made, step=2)
@@ -64,7 +72,7 @@ def test_a_writer_that_dies_leaves_the_earlier_checkpoint(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_abandoned_save_leaves_no_process(tmp_path):
+def test_an_abandoned_save_leaves_no_process(tmp_path: Path) -> None:
     with trainer(train={"output": str(tmp_path)}) as made:
         pending = _start(made, step=1)
         pid = pending._background._pid
@@ -74,7 +82,7 @@ def test_an_abandoned_save_leaves_no_process(tmp_path):
     assert not whole_checkpoints(tmp_path)
 
 
-def _masked(error):
+def _masked(error: OSError) -> RuntimeError:
     """As torch does when a stream cannot be written: its own error while handling the other."""
     try:
         try:
@@ -95,19 +103,21 @@ def _masked(error):
         (OSError(errno.EROFS, "Read-only"), "cannot be used: Read-only file system"),
     ],
 )
-def test_a_disk_error_is_found_behind_others(error, message, tmp_path):
+def test_a_disk_error_is_found_behind_others(
+    error: OSError | PermissionError | RuntimeError, message: str, tmp_path: Path
+) -> None:
     failure = Failure.of(error, tmp_path)
     with pytest.raises(SetupError, match=message):
         raise failure.explained(tmp_path)
 
 
-def test_a_fault_of_ours_stays_one(tmp_path):
+def test_a_fault_of_ours_stays_one(tmp_path: Path) -> None:
     failure = Failure.of(RuntimeError("a bug"), tmp_path)
     assert failure.explained(tmp_path) is None
     assert "a bug" in failure.what
 
 
-def test_a_file_in_the_way_is_said(tmp_path):
+def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         trainer(train={"output": str(tmp_path / "file")}) as made,
@@ -117,7 +127,7 @@ def test_a_file_in_the_way_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("is_writing", [False, True])
-def test_an_output_that_is_gone_is_said(is_writing, tmp_path):
+def test_an_output_that_is_gone_is_said(is_writing: bool, tmp_path: Path) -> None:
     output = tmp_path / "output"
     output.mkdir()
     with trainer(train={"output": str(output)}) as made:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ from vila_mc.checkpoint.safe_index import INDEX_NAME
 from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.checkpoint.whole import weightless_model, whole_model
+from vila_mc.config.run import RunConfig
 from vila_mc.errors import CheckpointError
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 from vila_mc.topology.shapes import model_parameters
 
 
-def _random_state(config):
+def _random_state(config: RunConfig) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {
         each.name: torch.randn(each.shape, generator=generator)
@@ -29,23 +31,25 @@ def _random_state(config):
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path: Path) -> RunConfig:
     return tiny_run(train={"output": str(tmp_path / "out")})
 
 
 @pytest.fixture
-def written(config):
+def written(config: RunConfig) -> tuple[Path, dict[str, torch.Tensor]]:
     state = _random_state(config)
     return write_weights_checkpoint(config, lazily(state), "the test"), state
 
 
-def test_a_model_without_weights_takes_no_memory(config):
+def test_a_model_without_weights_takes_no_memory(config: RunConfig) -> None:
     with weightless_model(config) as model:
         assert all(weight.is_meta for weight in model.parameters())
         assert not model.language.rotary_pos_emb.inv_freq.is_meta
 
 
-def test_what_was_written_is_read_back_and_loaded(config, written):
+def test_what_was_written_is_read_back_and_loaded(
+    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
     directory, state = written
     tensors = open_checkpoint(directory, config.model)
     assert tensors.keys() == state.keys()
@@ -58,7 +62,7 @@ def test_what_was_written_is_read_back_and_loaded(config, written):
             assert torch.equal(weight, state[name]), name
 
 
-def test_a_bf16_run_starts_from_fp32_weights(written):
+def test_a_bf16_run_starts_from_fp32_weights(written: tuple[Path, dict[str, torch.Tensor]]) -> None:
     directory, state = written
     bf16 = tiny_run(train={"precision": "bf16"})
     with distributed(bf16.parallel, seed=1) as ranks:
@@ -68,7 +72,9 @@ def test_a_bf16_run_starts_from_fp32_weights(written):
             assert torch.equal(weight, state[name].bfloat16()), name
 
 
-def test_changed_bytes_are_found(config, written):
+def test_changed_bytes_are_found(
+    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
     directory, _ = written
     shard = directory / "__0_0.distcp"
     data = bytearray(shard.read_bytes())
@@ -87,7 +93,9 @@ def test_changed_bytes_are_found(config, written):
         open_checkpoint(directory, config.model)[first].read()
 
 
-def test_an_index_runs_nothing_and_names_no_other_place(config, written, tmp_path):
+def test_an_index_runs_nothing_and_names_no_other_place(
+    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
     directory, _ = written
     index = directory / INDEX_NAME
     content = pickle.loads(index.read_bytes())
@@ -102,7 +110,9 @@ def test_an_index_runs_nothing_and_names_no_other_place(config, written, tmp_pat
         open_checkpoint(directory, config.model)
 
 
-def test_a_checkpoint_of_another_model_is_refused(written):
+def test_a_checkpoint_of_another_model_is_refused(
+    written: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
     directory, _ = written
     other = tiny_run(
         model={
@@ -115,7 +125,7 @@ def test_a_checkpoint_of_another_model_is_refused(written):
         open_checkpoint(directory, other.model)
 
 
-def test_nothing_is_left_of_a_checkpoint_that_failed(config):
+def test_nothing_is_left_of_a_checkpoint_that_failed(config: RunConfig) -> None:
     state = _random_state(config)
     state["language.decoder.final_layernorm.weight"][1] = torch.nan
     with pytest.raises(CheckpointError, match=r"the test: .*final_layernorm.weight holds NaN"):
@@ -123,13 +133,17 @@ def test_nothing_is_left_of_a_checkpoint_that_failed(config):
     assert not list(config.train.output.iterdir())
 
 
-def test_a_checkpoint_is_not_written_over(config, written):
+def test_a_checkpoint_is_not_written_over(
+    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
     _, state = written
     with pytest.raises(CheckpointError, match="exists"):
         write_weights_checkpoint(config, lazily(state), "the test")
 
 
-def test_a_manifest_from_before_an_option_existed_is_read(config, written):
+def test_a_manifest_from_before_an_option_existed_is_read(
+    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
     directory, _ = written
     where = directory / MANIFEST_NAME
     values = json.loads(where.read_text())

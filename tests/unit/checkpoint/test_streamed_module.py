@@ -13,7 +13,7 @@ from vila_mc.checkpoint.streamed_module import parameters_without_memory, stream
 STATUS = Path("/proc/self/status")
 
 
-def test_a_streamed_module_computes_the_same_and_holds_nothing():
+def test_a_streamed_module_computes_the_same_and_holds_nothing() -> None:
     torch.manual_seed(0)
     whole = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     with parameters_without_memory():
@@ -27,7 +27,7 @@ def test_a_streamed_module_computes_the_same_and_holds_nothing():
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="needs Linux")
-def test_memory_does_not_grow_with_the_layers():
+def test_memory_does_not_grow_with_the_layers() -> None:
     # What an allocator keeps depends on what was there before: a process of its own.
     finished = subprocess.run(
         [sys.executable, __file__], check=True, capture_output=True, text=True
@@ -38,17 +38,17 @@ def test_memory_does_not_grow_with_the_layers():
 class _Block(nn.Module):
     """Matrices of 4 and 16 MiB in fp32, as those of a vision tower."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.narrow = nn.Linear(1024, 1024)
         self.widen = nn.Linear(1024, 4096)
         self.back = nn.Linear(4096, 1024)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.back(torch.relu(self.widen(self.narrow(x))))
 
 
-def _growth_mib():
+def _growth_mib() -> float:
     """Memory that is left when a module has run."""
     with parameters_without_memory():
         module = nn.Sequential(*(_Block() for _ in range(10)))
@@ -61,7 +61,7 @@ def _growth_mib():
     return _anonymous_mib() - before
 
 
-def _anonymous_mib():
+def _anonymous_mib() -> float:
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) / 1024
 

@@ -1,6 +1,7 @@
 """What a model learned to read with is known, wherever it goes."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer]:
     """Two of one size."""
     folder = tmp_path_factory.mktemp("tokenizers")
     sentences = random_sentences(200)
@@ -21,7 +22,7 @@ def tokenizers(tmp_path_factory):
     return Tokenizer(folder / "one.model"), Tokenizer(folder / "other.model")
 
 
-def _manifest(tokenizer, *fingerprints):
+def _manifest(tokenizer: Path | None, *fingerprints: str | None) -> Manifest:
     records = tuple(DatasetRecord(1, "sha", None, each) for each in fingerprints)
     config = tiny_run(data={"tokenizer": str(tokenizer)} if tokenizer else {})
     return Manifest(
@@ -29,7 +30,7 @@ def _manifest(tokenizer, *fingerprints):
     )
 
 
-def test_another_tokenizer_is_told(tokenizers):
+def test_another_tokenizer_is_told(tokenizers: tuple[Tokenizer, Tokenizer]) -> None:
     one, other = tokenizers
     learned = {
         "its datasets": _manifest(None, one.fingerprint(), None),
@@ -41,13 +42,17 @@ def test_another_tokenizer_is_told(tokenizers):
 
 
 @pytest.mark.parametrize("records", [(), (None,)])
-def test_what_is_not_known_is_not_told(tokenizers, records):
+def test_what_is_not_known_is_not_told(
+    tokenizers: tuple[Tokenizer, Tokenizer], records: tuple[None, ...]
+) -> None:
     missing = tokenizers[0].path.with_name("gone.model")
     for tokenizer in (None, missing):
         assert another_tokenizer(_manifest(tokenizer, *records), tokenizers[1]) is None
 
 
-def test_two_records_are_the_same_by_their_contents(tokenizers):
+def test_two_records_are_the_same_by_their_contents(
+    tokenizers: tuple[Tokenizer, Tokenizer],
+) -> None:
     record = DatasetRecord(1, "sha", None, "one")
     assert record == DatasetRecord(1, "sha")
     assert dataclasses.replace(record, sha256="other") != record

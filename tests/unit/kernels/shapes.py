@@ -23,18 +23,20 @@ class Fold:
     def channels(self) -> int:
         return self.e * self.factor**2
 
-    def features(self, dtype=torch.float32, seed=0):
+    def features(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         shape = (self.n, self.has_cls + self.grid**2, self.e)
         return (torch.randn(shape, generator=generator) * 2 + 0.5).to(dtype)
 
-    def norm(self, dtype=torch.float32, seed=1):
+    def norm(
+        self, dtype: torch.dtype = torch.float32, seed: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         weight, bias = torch.randn((2, self.channels), generator=generator).to(dtype)
         return weight, bias
 
     @property
-    def args(self):
+    def args(self) -> tuple[int, bool]:
         return self.factor, self.has_cls
 
 
@@ -48,12 +50,12 @@ folds = st.builds(
 )
 
 
-def unit_roundoff(dtype):
+def unit_roundoff(dtype: torch.dtype) -> float:
     """Half a unit in the last place, relative to the number."""
     return torch.finfo(dtype).eps / 2
 
 
-def assert_rounded(given, exact, slack):
+def assert_rounded(given: torch.Tensor, exact: torch.Tensor, slack: float | torch.Tensor) -> None:
     """``given`` is ``exact`` rounded to its number format, but for ``slack`` of the arithmetic."""
     assert given.shape == exact.shape
     half = unit_roundoff(given.dtype) * exact.abs()

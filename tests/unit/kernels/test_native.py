@@ -1,5 +1,9 @@
 """The operations of csrc/ equal their twins in plain torch, forward and backward."""
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("built")
 
 @settings(max_examples=40, deadline=None)
 @given(fold=folds)
-def test_gather_and_its_backward_are_bit_equal(fold):
+def test_gather_and_its_backward_are_bit_equal(fold: Fold) -> None:
     ops, features = native_or_skip(), fold.features(torch.bfloat16)
     tokens = reference.downsample_gather(features, *fold.args)
     assert torch.equal(ops.downsample_gather(features, *fold.args), tokens)
@@ -27,7 +31,7 @@ def test_gather_and_its_backward_are_bit_equal(fold):
 @pytest.mark.parametrize("dtype", FLOATS)
 @settings(max_examples=25, deadline=None)
 @given(fold=folds)
-def test_layernorm_is_the_exact_result_rounded(dtype, fold):
+def test_layernorm_is_the_exact_result_rounded(dtype: torch.dtype, fold: Fold) -> None:
     ops, features, norm = native_or_skip(), fold.features(dtype), fold.norm(dtype)
     out, mean, rstd = ops.downsample_layernorm(features, *norm, *fold.args, 1e-5)
     wide = features.to(WIDE), norm[0].to(WIDE), norm[1].to(WIDE)
@@ -50,7 +54,9 @@ def test_layernorm_is_the_exact_result_rounded(dtype, fold):
     [Fold(9, 16, 256, 2, True), Fold(3, 25, 330, 2, True), Fold(9, 9, 1026, 3, False)],
     ids=["lines", "odd", "three"],
 )
-def test_a_large_layernorm_is_the_exact_result_rounded(built, dtype, fold):
+def test_a_large_layernorm_is_the_exact_result_rounded(
+    built: ModuleType, dtype: torch.dtype, fold: Fold
+) -> None:
     features, norm = fold.features(dtype), fold.norm(dtype)
     out, *_ = built.downsample_layernorm(features, *norm, *fold.args, 1e-5)
     wide = features.to(WIDE), norm[0].to(WIDE), norm[1].to(WIDE)
@@ -61,7 +67,9 @@ def test_a_large_layernorm_is_the_exact_result_rounded(built, dtype, fold):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("images", [1, 40])
-def test_a_layernorm_shows_nan_and_infinity_where_they_are(built, dtype, images):
+def test_a_layernorm_shows_nan_and_infinity_where_they_are(
+    built: ModuleType, dtype: torch.dtype, images: int
+) -> None:
     fold = Fold(images, 8, 256, 2, True)
     features, (weight, bias) = fold.features(dtype), fold.norm(dtype)
     features[0, 1, 3] = torch.nan
@@ -79,13 +87,13 @@ def test_a_layernorm_shows_nan_and_infinity_where_they_are(built, dtype, images)
 @pytest.mark.parametrize("dtype", FLOATS)
 @settings(max_examples=25, deadline=None)
 @given(fold=folds)
-def test_layernorm_backward_is_the_exact_result_rounded(dtype, fold):
+def test_layernorm_backward_is_the_exact_result_rounded(dtype: torch.dtype, fold: Fold) -> None:
     ops, features, (weight, bias) = native_or_skip(), fold.features(dtype), fold.norm(dtype)
     out, mean, rstd = ops.downsample_layernorm(features, weight, bias, *fold.args, 1e-5)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     inputs = grad, features, weight, mean, rstd
     given_grads = ops.downsample_layernorm_backward(*inputs, *fold.args)
-    exact_grads = reference.downsample_layernorm_backward(
+    exact_grads = reference.downsample_layernorm_backward(  # type: ignore[call-arg]
         *(tensor.to(WIDE) for tensor in inputs), *fold.args
     )
     # What cancels is larger than what is left: rounding goes by the size of the terms.
@@ -97,7 +105,7 @@ def test_layernorm_backward_is_the_exact_result_rounded(dtype, fold):
         assert_rounded(given_grad, exact, (1e-13 if dtype == WIDE else 1e-6) * terms)
 
 
-def test_the_twin_of_layernorm_s_backward_is_torch_s_own():
+def test_the_twin_of_layernorm_s_backward_is_torch_s_own() -> None:
     features, norm = ODD.features(WIDE).requires_grad_(), ODD.norm(WIDE)
     weight, bias = (tensor.requires_grad_() for tensor in norm)
     out, mean, rstd = reference.downsample_layernorm(features, weight, bias, *ODD.args, 1e-5)
@@ -110,12 +118,12 @@ def test_the_twin_of_layernorm_s_backward_is_torch_s_own():
         torch.testing.assert_close(one.detach(), other)
 
 
-def test_gradients_of_the_norm_do_not_depend_on_the_number_of_threads(built):
+def test_gradients_of_the_norm_do_not_depend_on_the_number_of_threads(built: ModuleType) -> None:
     fold = Fold(n=9, grid=8, e=128, factor=2, has_cls=True)
     features, (weight, bias) = fold.features(), fold.norm()
     out, mean, rstd = built.downsample_layernorm(features, weight, bias, *fold.args, 1e-5)
 
-    def on(threads):
+    def on(threads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         torch.set_num_threads(threads)
         return built.downsample_layernorm_backward(
             torch.ones_like(out), features, weight, mean, rstd, *fold.args
@@ -131,7 +139,9 @@ def test_gradients_of_the_norm_do_not_depend_on_the_number_of_threads(built):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("images", [0, 2])
-def test_fp8_output_is_quantised_as_the_twin_does(built, dtype, images):
+def test_fp8_output_is_quantised_as_the_twin_does(
+    built: ModuleType, dtype: torch.dtype, images: int
+) -> None:
     fold = Fold(n=images, grid=5, e=24, factor=2, has_cls=True)
     weight, bias = fold.norm(dtype)
     inputs = fold.features(dtype), weight * 20, bias, torch.tensor([8.0])
@@ -147,7 +157,7 @@ def test_fp8_output_is_quantised_as_the_twin_does(built, dtype, images):
         assert (out.float().abs() == 448).any()  # something saturates
 
 
-def test_fp8_amax_shows_a_nan(built):
+def test_fp8_amax_shows_a_nan(built: ModuleType) -> None:
     features = ODD.features()
     features[0, 3, 1] = torch.nan
     _, amax, _, _ = built.downsample_layernorm_fp8(
@@ -161,7 +171,9 @@ def test_fp8_amax_shows_a_nan(built):
     ("y", "x", "patch"),
     [(28, 42, 14), (8, 8, 8), (6, 4, 1), (29, 17, 14), (29, 75, 14), (33, 80, 16), (40, 61, 20)],
 )
-def test_patches_are_bit_equal_to_the_twin(built, dtype, y, x, patch):
+def test_patches_are_bit_equal_to_the_twin(
+    built: ModuleType, dtype: torch.dtype, y: int, x: int, patch: int
+) -> None:
     images = torch.randint(0, 256, (2, 3, y, x), dtype=torch.uint8)
     table = torch.randn(3, 256, dtype=torch.float64).to(dtype)
     expected = reference.normalize_patchify(images, table, patch)
@@ -171,7 +183,9 @@ def test_patches_are_bit_equal_to_the_twin(built, dtype, y, x, patch):
 
 @pytest.mark.parametrize("sequence_first", [True, False])
 @pytest.mark.parametrize("shard", [None, (0, 5), (5, 5)])
-def test_splice_and_its_gradients_are_bit_equal(built, sequence_first, shard):
+def test_splice_and_its_gradients_are_bit_equal(
+    built: ModuleType, sequence_first: bool, shard: tuple[int, int] | None
+) -> None:
     text, visual = torch.randn(10, 2, 3), torch.randn(3, 3, 3)
     starts = torch.tensor([[0, 1], [0, 4], [1, 7]])
     first, length = shard or (0, 10)
@@ -189,7 +203,7 @@ def test_splice_and_its_gradients_are_bit_equal(built, sequence_first, shard):
         )
 
 
-def _opcheck_inputs():
+def _opcheck_inputs() -> dict[str, tuple[Any, ...]]:
     features, (weight, bias) = ODD.features(), ODD.norm()
     out, mean, rstd = reference.downsample_layernorm(features, weight, bias, *ODD.args, 1e-5)
     trained = [tensor.clone().requires_grad_() for tensor in (features, weight, bias)]
@@ -212,7 +226,7 @@ def _opcheck_inputs():
 
 
 @pytest.mark.parametrize("case", _opcheck_inputs())
-def test_torch_s_own_check_of_custom_operations(built, case):
+def test_torch_s_own_check_of_custom_operations(built: ModuleType, case: str) -> None:
     torch.library.opcheck(getattr(built, case.split()[0]).default, _opcheck_inputs()[case])
 
 
@@ -258,6 +272,8 @@ def test_torch_s_own_check_of_custom_operations(built, case):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_before_memory_is_touched(built, call, said):
+def test_what_does_not_fit_is_refused_before_memory_is_touched(
+    built: ModuleType, call: Callable[..., Any], said: str
+) -> None:
     with pytest.raises(RuntimeError, match=said):
         call(built, ODD.features())

@@ -1,5 +1,10 @@
 """The face of the kernels: gradients, projectors, what they keep, what is refused."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,14 +16,16 @@ ODD = Fold(n=2, grid=3, e=4, factor=2, has_cls=True)
 HIDDEN, WIDTH = 10, 6
 
 
-def _mlp_weights(fold, dtype=torch.float32, hidden=HIDDEN, width=WIDTH):
+def _mlp_weights(
+    fold: Fold, dtype: torch.dtype = torch.float32, hidden: int = HIDDEN, width: int = WIDTH
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
     shapes = [(hidden, fold.channels), (hidden,), (width, hidden), (width,)]
     linear = [torch.randn(s, generator=generator) / s[-1] ** 0.5 for s in shapes]
     return [tensor.to(dtype).requires_grad_() for tensor in (*fold.norm(), *linear)]
 
 
-def _gradients(out, inputs):
+def _gradients(out: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Of a loss in which every number of ``out`` counts differently."""
     generator = torch.Generator().manual_seed(5)
     return torch.autograd.grad(
@@ -26,20 +33,22 @@ def _gradients(out, inputs):
     )
 
 
-def _assert_close(given, expected, tolerance):
+def _assert_close(
+    given: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float
+) -> None:
     for one, other in zip(given, expected, strict=True):
         size = float(other.detach().abs().max()) if other.numel() else 1.0
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance * max(size, 1.0))
 
 
 @pytest.mark.parametrize("has_cls", [True, False])
-def test_gradients_are_those_of_finite_differences(backend, has_cls):
+def test_gradients_are_those_of_finite_differences(backend: ModuleType, has_cls: bool) -> None:
     fold = Fold(n=1, grid=3, e=2, factor=2, has_cls=has_cls)
     features = fold.features(WIDE).requires_grad_()
     weights = _mlp_weights(fold, WIDE, hidden=3, width=2)
     norm, linear = weights[:2], weights[2:]
 
-    def check(function, *inputs):
+    def check(function: Callable[..., Any], *inputs: torch.Tensor) -> None:
         assert torch.autograd.gradcheck(function, inputs)
 
     fold_by = dict(factor=2, has_cls=has_cls)
@@ -51,7 +60,7 @@ def test_gradients_are_those_of_finite_differences(backend, has_cls):
     check(lambda *i: ops.mlp_downsample(frozen, *i, **fold_by), *weights)
 
 
-def test_gradients_of_the_splice_are_those_of_finite_differences(backend):
+def test_gradients_of_the_splice_are_those_of_finite_differences(backend: ModuleType) -> None:
     text = torch.randn(4, 2, 2, dtype=WIDE, requires_grad=True)
     visual = torch.randn(2, 2, 2, dtype=WIDE, requires_grad=True)
     starts = torch.tensor([[0, 1], [1, 2]])
@@ -64,7 +73,7 @@ def test_gradients_of_the_splice_are_those_of_finite_differences(backend):
 @settings(max_examples=20, deadline=None)
 @given(fold=folds)
 @pytest.mark.parametrize("is_frozen", [True, False])
-def test_mlp_downsample_equals_the_chain_of_torch(is_frozen, fold):
+def test_mlp_downsample_equals_the_chain_of_torch(is_frozen: bool, fold: Fold) -> None:
     features = fold.features().requires_grad_(not is_frozen)
     weights = _mlp_weights(fold)
     inputs = weights if is_frozen else [features, *weights]
@@ -74,23 +83,25 @@ def test_mlp_downsample_equals_the_chain_of_torch(is_frozen, fold):
     ]
     _assert_close(outs[:1], outs[1:], 1e-5)
     # A token whose channels are all alike multiplies rounding by 1 / sqrt(eps) = 316.
-    _assert_close(*(_gradients(out, inputs) for out in outs), 1e-5 if fold.channels > 1 else 1e-3)
+    _assert_close(*(_gradients(out, inputs) for out in outs), 1e-5 if fold.channels > 1 else 1e-3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("is_frozen", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_mlp_downsample_in_16_bits_is_as_near_to_fp64_as_the_chain(backend, dtype, is_frozen):
+def test_mlp_downsample_in_16_bits_is_as_near_to_fp64_as_the_chain(
+    backend: ModuleType, dtype: torch.dtype, is_frozen: bool
+) -> None:
     fold = Fold(n=3, grid=5, e=32, factor=2, has_cls=True)
     features = fold.features(dtype).requires_grad_(not is_frozen)
     weights = _mlp_weights(fold, dtype, hidden=64, width=48)
     inputs = weights if is_frozen else [features, *weights]
 
-    def run(function, wide):
+    def run(function: Callable[..., Any], wide: bool) -> tuple[torch.Tensor, ...]:
         own = [t.detach().to(WIDE if wide else dtype).requires_grad_() for t in inputs]
         out = function(*([features.to(own[0].dtype)] if is_frozen else []), *own, *fold.args, 1e-5)
         return out, *_gradients(out, own)
 
-    def call(*inputs):
+    def call(*inputs: Any) -> torch.Tensor:
         *tensors, factor, has_cls, eps = inputs
         return ops.mlp_downsample(*tensors, factor, has_cls=has_cls, eps=eps)
 
@@ -102,7 +113,7 @@ def test_mlp_downsample_in_16_bits_is_as_near_to_fp64_as_the_chain(backend, dtyp
         assert (one - right).abs().max() <= allowed
 
 
-def test_downsample_linear_equals_the_chain_of_torch(backend):
+def test_downsample_linear_equals_the_chain_of_torch(backend: ModuleType) -> None:
     features = ODD.features().requires_grad_()
     _, _, weight, bias, *_ = _mlp_weights(ODD)
     out = ops.downsample_linear(features, weight, bias, 2, has_cls=True)
@@ -112,7 +123,7 @@ def test_downsample_linear_equals_the_chain_of_torch(backend):
     _assert_close(_gradients(out, inputs), _gradients(expected, inputs), 1e-5)
 
 
-def test_what_is_frozen_gets_no_gradient(backend):
+def test_what_is_frozen_gets_no_gradient(backend: ModuleType) -> None:
     features, weights = ODD.features().requires_grad_(), _mlp_weights(ODD)
     for weight in weights:
         weight.requires_grad_(False)
@@ -123,7 +134,9 @@ def test_what_is_frozen_gets_no_gradient(backend):
 
 
 @pytest.mark.parametrize("is_frozen", [True, False])
-def test_the_shards_of_two_tensor_parallel_ranks_sum_to_the_whole(backend, is_frozen):
+def test_the_shards_of_two_tensor_parallel_ranks_sum_to_the_whole(
+    backend: ModuleType, is_frozen: bool
+) -> None:
     features = ODD.features().requires_grad_(not is_frozen)
     weights = _mlp_weights(ODD)
     gamma, beta, fc1, fc1_bias, fc2, fc2_bias = weights
@@ -143,12 +156,12 @@ def test_the_shards_of_two_tensor_parallel_ranks_sum_to_the_whole(backend, is_fr
     _assert_close([one + other for one, other in zip(*grads, strict=True)], expected, 1e-5)
 
 
-def _kept_bytes(function, parameters):
+def _kept_bytes(function: Callable[..., Any], parameters: list[torch.Tensor]) -> int:
     """Bytes that the graph of ``function`` keeps for backward, parameters aside."""
     own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept = {}
 
-    def pack(tensor):
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
@@ -159,7 +172,7 @@ def _kept_bytes(function, parameters):
     return sum(kept.values())
 
 
-def test_mlp_downsample_keeps_a_third_of_what_the_chain_keeps(backend):
+def test_mlp_downsample_keeps_a_third_of_what_the_chain_keeps(backend: ModuleType) -> None:
     fold = Fold(n=2, grid=8, e=16, factor=2, has_cls=True)
     features = fold.features()
     weights = _mlp_weights(fold, hidden=64, width=64)  # 4 e, as in VILA-7B
@@ -171,7 +184,7 @@ def test_mlp_downsample_keeps_a_third_of_what_the_chain_keeps(backend):
     assert ours <= 0.35 * chain
 
 
-def test_inputs_need_not_be_contiguous(backend):
+def test_inputs_need_not_be_contiguous(backend: ModuleType) -> None:
     strided = ODD.features().transpose(0, 1).contiguous().transpose(0, 1)
     weights = _mlp_weights(ODD)
     plain = strided.contiguous()
@@ -189,7 +202,7 @@ def test_inputs_need_not_be_contiguous(backend):
 
 
 @pytest.mark.parametrize("patch", [1, 7, 14])
-def test_a_patch_embedding_is_a_product_with_the_patches(backend, patch):
+def test_a_patch_embedding_is_a_product_with_the_patches(backend: ModuleType, patch: int) -> None:
     images = torch.randint(0, 256, (2, 3, 29, 17), dtype=torch.uint8)
     conv = torch.nn.Conv2d(3, 5, patch, patch, bias=False)
     expected = conv(reference.normalize_images(images, torch.float32)).flatten(2).transpose(1, 2)
@@ -234,12 +247,16 @@ def test_a_patch_embedding_is_a_product_with_the_patches(backend, patch):
         ),
     ],
 )
-def test_refusals_say_what_was_given_and_what_is_allowed(call, said):
+def test_refusals_say_what_was_given_and_what_is_allowed(
+    call: Callable[..., Any], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         call(ODD.features())
 
 
-def test_a_library_that_is_absent_or_does_not_load_is_said_and_replaced(tmp_path, monkeypatch):
+def test_a_library_that_is_absent_or_does_not_load_is_said_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     monkeypatch.setattr(native, "_unloadable", {})
     look_for_them = native.loaded.__wrapped__  # without what an earlier call found

@@ -24,7 +24,13 @@ from vila_mc.train.verdict import RankEnd
         ((0, -9), False, EXIT_FAULT, "error: rank 1 was killed by SIGKILL at "),
     ],
 )
-def test_exit_code_and_line(exit_codes, was_stopped, code, line, capsys):
+def test_exit_code_and_line(
+    exit_codes: tuple[int, int],
+    was_stopped: bool,
+    code: int,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     said = Ending(0.0, "config.model", "", "user", "model.x is 3; use 2.")
     ends = [
         RankEnd(rank, exit_code, time=1.0, ending=said if exit_code == EXIT_USER_ERROR else None)
@@ -38,15 +44,17 @@ def test_exit_code_and_line(exit_codes, was_stopped, code, line, capsys):
 
 
 class _FakeRanks:
-    def __init__(self):
+    def __init__(self) -> None:
         self.sent = []
 
-    def send(self, number):
+    def send(self, number: signal.Signals) -> None:
         self.sent.append(number)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_every_request_to_stop_is_passed_on_as_one(number, capsys):
+def test_every_request_to_stop_is_passed_on_as_one(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
     ranks = _FakeRanks()
     with _ForwardStop() as forward:
         os.kill(os.getpid(), number)  # before there are ranks
@@ -57,7 +65,7 @@ def test_every_request_to_stop_is_passed_on_as_one(number, capsys):
     assert capsys.readouterr().err == "stopping: every rank finishes its step and saves\n"
 
 
-def test_a_terminal_that_closes_means_nothing_under_nohup():
+def test_a_terminal_that_closes_means_nothing_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert signal.SIGHUP not in listened_stop_signals()

@@ -20,13 +20,15 @@ TEXT, PICTURES = SimpleNamespace(images=0), SimpleNamespace(images=3)
         (["vision", "connector", "language"], [TEXT], ["vision", "connector"]),
     ],
 )
-def test_a_line_for_each_idle_part(trainable, datasets, parts):
+def test_a_line_for_each_idle_part(
+    trainable: list[str], datasets: list[SimpleNamespace], parts: list[str]
+) -> None:
     lines = what_will_not_learn(tiny_run(train={"trainable": trainable}), datasets)
     assert len(lines) == len(parts)
     assert all(f"so {part} of" in line for part, line in zip(parts, lines, strict=True))
 
 
 @pytest.mark.parametrize("trainable", [["connector"], ["vision", "connector"]])
-def test_nothing_at_all_is_refused(trainable):
+def test_nothing_at_all_is_refused(trainable: list[str]) -> None:
     with pytest.raises(DataError, match=r"an image, so train\.trainable .* learn nothing"):
         what_will_not_learn(tiny_run(train={"trainable": trainable}), [TEXT])

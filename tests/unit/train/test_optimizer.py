@@ -1,18 +1,21 @@
 """The learning rate of a step, and what is said when a resumed run does not go on with it."""
 
+from typing import Any
+
 import pytest
 
 from tests.support.tiny import tiny_run
+from vila_mc.config.run import RunConfig
 from vila_mc.train.optimizer import jump_of_the_rate, rate_of
 
 
-def _run(steps, **optimizer):
+def _run(steps: int, **optimizer: Any) -> RunConfig:
     return tiny_run(
         optimizer={"lr": 1e-3, "warmup_fraction": 0.1} | optimizer, train={"steps": steps}
     )
 
 
-def test_the_rate_of_a_step():
+def test_the_rate_of_a_step() -> None:
     run = _run(100, min_lr=1e-5)
     assert rate_of(run, 1) == pytest.approx(1e-4)
     assert rate_of(run, 10) == pytest.approx(1e-3)
@@ -31,7 +34,7 @@ def test_the_rate_of_a_step():
         (_run(100, decay="constant"), _run(1000, decay="constant"), 100, None),
     ],
 )
-def test_a_jump_is_said(before, now, step, said):
+def test_a_jump_is_said(before: RunConfig, now: RunConfig, step: int, said: str | None) -> None:
     line = jump_of_the_rate(before, now, step)
     assert (line is None) == (said is None)
     assert line is None or (said in line and "train.steps and optimizer.*" in line)

@@ -1,5 +1,7 @@
 """Steps from epochs, and what is said of them."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.tiny import tiny_run
@@ -10,7 +12,7 @@ from vila_mc.train.passes import passes_line, with_steps
 
 
 @pytest.fixture(scope="module")
-def prefix(tmp_path_factory):
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"))[1]  # 24 samples
 
 
@@ -22,7 +24,9 @@ def prefix(tmp_path_factory):
         ({"epochs": 2}, 5.0, 24, "48 samples, 4.8 steps a pass, 5 passes"),
     ],
 )
-def test_steps_from_epochs(prefix, entry, epochs, steps, line):
+def test_steps_from_epochs(
+    prefix: Path, entry: dict[str, int], epochs: float, steps: int, line: str
+) -> None:
     config = tiny_run(
         data={"blend": [{"path": str(prefix)} | entry]},
         train={"steps": DEFAULT_STEPS, "epochs": epochs, "global_batch": 10},
@@ -35,7 +39,7 @@ def test_steps_from_epochs(prefix, entry, epochs, steps, line):
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory):
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("few"), 4)[1]
 
 
@@ -47,7 +51,9 @@ def few(tmp_path_factory):
         ((1, 1), True, "pairs about "),
     ],
 )
-def test_how_often_weights_read_each_dataset_is_said(prefix, few, weights, packing, line):
+def test_how_often_weights_read_each_dataset_is_said(
+    prefix: Path, few: Path, weights: tuple[int, int], packing: bool, line: str
+) -> None:
     paths = (prefix, few)
     blend = [{"path": str(p), "weight": w} for p, w in zip(paths, weights, strict=True)]
     config = tiny_run(

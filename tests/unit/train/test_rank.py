@@ -33,7 +33,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("said", LOST.values(), ids=list(LOST))
-def test_a_lost_rank_is_one_line(said):
+def test_a_lost_rank_is_one_line(said: str) -> None:
     lost = lost_peer(RuntimeError(said))
     assert lost is not None
     assert str(lost).startswith("lost contact with another rank: ")
@@ -52,14 +52,14 @@ def test_a_lost_rank_is_one_line(said):
         "mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)",
     ],
 )
-def test_our_own_faults_keep_their_traceback(said):
+def test_our_own_faults_keep_their_traceback(said: str) -> None:
     assert lost_peer(RuntimeError(said)) is None
 
 
 STARTED = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
-def test_what_a_launcher_says():
+def test_what_a_launcher_says() -> None:
     assert rank_and_world_size({}) == (0, 1)
     assert rank_and_world_size(STARTED) == (1, 2)
     ours = {"RANK": "1", "WORLD_SIZE": "2", LAUNCHED_BY_US: "4242"}
@@ -77,7 +77,7 @@ def test_what_a_launcher_says():
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is two"),
     ],
 )
-def test_half_of_a_launcher_is_refused(changes, said):
+def test_half_of_a_launcher_is_refused(changes: dict[str, str | None], said: str) -> None:
     environment = {name: value for name, value in (STARTED | changes).items() if value is not None}
     with pytest.raises(SetupError, match=said):
         rank_and_world_size(environment)

@@ -5,12 +5,16 @@ import pickle
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.tiny import tiny_run
+from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError, SetupError
 from vila_mc.train.handshake import code_of, secret_of
 from vila_mc.train.rendezvous import Endpoint, _about, meet
@@ -18,30 +22,30 @@ from vila_mc.train.rendezvous import Endpoint, _about, meet
 EXPLOSIONS = []
 
 
-def _explode():
+def _explode() -> None:
     EXPLOSIONS.append("boom")
 
 
 class Bomb:
     """Explodes when it is unpickled."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _explode, ()
 
 
 @pytest.fixture
-def at():
+def at() -> Endpoint:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return Endpoint("127.0.0.1", probe.getsockname()[1])
 
 
-def _run(output, **options):
+def _run(output: Path, **options: float) -> RunConfig:
     output.mkdir(exist_ok=True)
     return tiny_run(train={"output": str(output), "timeout_minutes": 2.0} | options)
 
 
-def _wait_for(line, capsys):
+def _wait_for(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     said, ends = "", time.monotonic() + 60
     while line not in said:
         assert time.monotonic() < ends, f"{line!r} is not in {said!r}"
@@ -50,7 +54,7 @@ def _wait_for(line, capsys):
 
 
 @contextmanager
-def _host(at, config, capsys):
+def _host(at: Endpoint, config: RunConfig, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
     """A machine that waits for the others; gives what will come of it."""
     with ThreadPoolExecutor() as pool:
         meeting = pool.submit(meet, at, config, machines=2, ranks=4)
@@ -60,7 +64,9 @@ def _host(at, config, capsys):
             meeting.result().listener.close()
 
 
-def test_machines_meet_and_agree(at, tmp_path, capsys):
+def test_machines_meet_and_agree(
+    at: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = _run(tmp_path / "out")
     with _host(at, config, capsys) as host:
         guest = meet(at, config, machines=2, ranks=4)
@@ -84,7 +90,9 @@ def test_machines_meet_and_agree(at, tmp_path, capsys):
     ],
     ids=["pickle", "endless", "nested", "no secret", "no ascii", "no object", "nothing"],
 )
-def test_a_stranger_is_turned_away_and_nothing_of_it_runs(sent, at, tmp_path, capsys):
+def test_a_stranger_is_turned_away_and_nothing_of_it_runs(
+    sent: bytes, at: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = _run(tmp_path / "out")
     with _host(at, config, capsys) as host:
         with socket.create_connection((at.host, at.port)) as stranger:
@@ -101,7 +109,9 @@ def test_a_stranger_is_turned_away_and_nothing_of_it_runs(sent, at, tmp_path, ca
     assert not EXPLOSIONS
 
 
-def test_two_runs_at_one_port_never_merge(at, tmp_path, capsys):
+def test_two_runs_at_one_port_never_merge(
+    at: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = _run(tmp_path / "one")
     with _host(at, config, capsys):
         with pytest.raises(ConfigError, match=r"another run waits at .* port of its own"):
@@ -117,7 +127,14 @@ def test_two_runs_at_one_port_never_merge(at, tmp_path, capsys):
         ({}, {"machines": 3}, "starts a run with 3 machines in all, .* one with 2"),
     ],
 )
-def test_machines_with_different_commands_are_refused(options, counts, said, at, tmp_path, capsys):
+def test_machines_with_different_commands_are_refused(
+    options: dict[str, int],
+    counts: dict[str, int],
+    said: str,
+    at: Endpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     output = tmp_path / "out"
     with _host(at, _run(output), capsys) as host:
         with pytest.raises(ConfigError, match=said):
@@ -126,7 +143,9 @@ def test_machines_with_different_commands_are_refused(options, counts, said, at,
         assert "Start the same command" in str(host.exception())
 
 
-def test_a_machine_that_goes_is_not_counted(at, tmp_path, capsys):
+def test_a_machine_that_goes_is_not_counted(
+    at: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = _run(tmp_path / "out")
     with ThreadPoolExecutor() as pool:
         host = pool.submit(meet, at, config, machines=3, ranks=4)
@@ -145,7 +164,9 @@ def test_a_machine_that_goes_is_not_counted(at, tmp_path, capsys):
         assert {guest.result(timeout=60).machine for guest in guests} == {1, 2}
 
 
-def test_a_port_of_another_program_is_refused_at_once(at, tmp_path, capsys):
+def test_a_port_of_another_program_is_refused_at_once(
+    at: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server((at.host, at.port)) as other:
         threading.Thread(target=lambda: other.accept()[0].sendall(b"SSH-2.0\n")).start()
         with pytest.raises(SetupError, match="another program has that port"):
@@ -153,7 +174,9 @@ def test_a_port_of_another_program_is_refused_at_once(at, tmp_path, capsys):
     assert capsys.readouterr().err == f"waiting for the machine at {at}\n"
 
 
-def test_machines_that_never_come(at, tmp_path, capsys):
+def test_machines_that_never_come(
+    at: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = _run(tmp_path / "out", timeout_minutes=1e-3)
     with pytest.raises(SetupError, match=f"gave up waiting for 1 of 2 machines at {at}"):
         meet(at, config, machines=2, ranks=4)
@@ -161,19 +184,19 @@ def test_machines_that_never_come(at, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["host", "host:", ":29500", "host:x", "host:70000", "host:-1", ""])
-def test_what_is_no_endpoint(text):
+def test_what_is_no_endpoint(text: str) -> None:
     with pytest.raises(ConfigError, match="give HOST:PORT"):
         Endpoint.parse(text)
 
 
-def test_endpoints():
+def test_endpoints() -> None:
     assert Endpoint.parse("node0:29500") == Endpoint("node0", 29500)
     assert Endpoint.parse("[::1]:29500") == Endpoint("::1", 29500)
     assert str(Endpoint("::1", 29500)) == "[::1]:29500"
 
 
-def test_an_unknown_host_is_refused(tmp_path, monkeypatch):
-    def unknown(*_, **__):
+def test_an_unknown_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
@@ -181,7 +204,9 @@ def test_an_unknown_host_is_refused(tmp_path, monkeypatch):
         meet(Endpoint("nowhere", 29500), _run(tmp_path / "out"), machines=2, ranks=4)
 
 
-def test_a_name_that_only_this_machine_reaches_is_refused(at, tmp_path, monkeypatch):
+def test_a_name_that_only_this_machine_reaches_is_refused(
+    at: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", at.port))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found])
     with pytest.raises(ConfigError, match=r"node0 is 127.0.1.1 on this machine, which no other"):
@@ -189,7 +214,7 @@ def test_a_name_that_only_this_machine_reaches_is_refused(at, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["readable", "short", "link"])
-def test_a_secret_that_is_none_is_refused(kind, at, tmp_path):
+def test_a_secret_that_is_none_is_refused(kind: str, at: Endpoint, tmp_path: Path) -> None:
     config = _run(tmp_path / "out")
     path = config.train.output / ".rendezvous-secret"
     if kind == "link":

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +13,15 @@ from tests.support.tiny import tiny_microbatches, tiny_run
 from vila_mc.errors import TrainingError
 from vila_mc.flow import IGNORE_LABEL
 from vila_mc.model.build import build_stages
-from vila_mc.parallel.groups import distributed
+from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.groups import Ranks, distributed
 from vila_mc.train import step as step_module
 from vila_mc.train.step import Trainer, loss_sum_and_count
 
 INF = math.inf
 
 
-def test_sum_and_count_are_of_trained_positions():
+def test_sum_and_count_are_of_trained_positions() -> None:
     labels = torch.tensor([[1, IGNORE_LABEL, 3], [IGNORE_LABEL, 0, IGNORE_LABEL]])
     loss_bs = torch.tensor([[1.0, 10.0, 2.0], [20.0, 4.0, 30.0]], requires_grad=True)
     loss_sum, count, report = loss_sum_and_count(labels, loss_bs)
@@ -28,19 +31,19 @@ def test_sum_and_count_are_of_trained_positions():
     assert not report["loss_sum"].requires_grad
 
 
-def test_nothing_trained_is_zero_of_zero():
+def test_nothing_trained_is_zero_of_zero() -> None:
     labels = torch.full((1, 4), IGNORE_LABEL)
     loss_sum, count, _ = loss_sum_and_count(labels, torch.rand(1, 4))
     assert (loss_sum.item(), count.item()) == (0.0, 0)
 
 
 @pytest.fixture(scope="module")
-def ranks():
+def ranks() -> Iterator[Ranks]:
     with distributed(tiny_run().parallel, seed=1) as ranks:
         yield ranks
 
 
-def test_a_step_reports_the_global_batch(ranks):
+def test_a_step_reports_the_global_batch(ranks: Ranks) -> None:
     config = tiny_run()
     trainer = Trainer(config, ranks, build_stages(config, ranks))
     batches = tiny_microbatches(config, 0, 1)
@@ -52,7 +55,7 @@ def test_a_step_reports_the_global_batch(ranks):
     assert second.loss < first.loss
 
 
-def test_the_loss_of_each_entry_of_the_blend(ranks):
+def test_the_loss_of_each_entry_of_the_blend(ranks: Ranks) -> None:
     """Every other sample of the second of three entries; what none trains has no loss."""
     config = tiny_run(data={"blend": [{"path": name} for name in "abc"]})
     trainer = Trainer(config, ranks, build_stages(config, ranks))
@@ -71,7 +74,7 @@ def test_the_loss_of_each_entry_of_the_blend(ranks):
     assert result.loss_by_entry[0] != pytest.approx(result.loss_by_entry[1], rel=1e-4)
 
 
-def test_a_step_that_trains_nothing_ends_the_run(ranks):
+def test_a_step_that_trains_nothing_ends_the_run(ranks: Ranks) -> None:
     config = tiny_run()
     trainer = Trainer(config, ranks, build_stages(config, ranks))
     batches = tiny_microbatches(config, 0, 1)
@@ -82,12 +85,14 @@ def test_a_step_that_trains_nothing_ends_the_run(ranks):
         trainer.step(batches)
 
 
-def _weights(stages):
+def _weights(stages: list[VilaModel]) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for stage in stages for p in stage.parameters()])
 
 
 @pytest.mark.parametrize("loss", ["finite", "nan", "inf and -inf"])
-def test_a_step_that_is_not_finite_changes_nothing(ranks, monkeypatch, loss):
+def test_a_step_that_is_not_finite_changes_nothing(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
     """Weights, moments and their step are as if it had not been; the schedule goes on."""
     config = tiny_run()
     trainers = [Trainer(config, ranks, build_stages(config, ranks)) for _ in range(2)]
@@ -109,12 +114,14 @@ def test_a_step_that_is_not_finite_changes_nothing(ranks, monkeypatch, loss):
     assert torch.equal(_weights(trainers[0].stages), _weights(trainers[1].stages))
 
 
-def _poisoned(loss):
+def _poisoned(loss: str) -> Callable[..., Any]:
     """A loss whose gradient is NaN, and which itself may not be finite in microbatches 1 and 2."""
     calls = itertools.count()
     factors = {"finite": (1.0, 1.0), "nan": (math.nan, math.nan), "inf and -inf": (INF, -INF)}
 
-    def compute(labels, loss_bs):
+    def compute(
+        labels: torch.Tensor, loss_bs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         loss_sum, count, report = loss_sum_and_count(labels, _NanGradient.apply(loss_bs))
         call = next(calls)
         factor = factors[loss][call - 1] if call in (1, 2) else 1.0
@@ -125,15 +132,15 @@ def _poisoned(loss):
 
 class _NanGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         return x.clone()
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         return grad * math.nan
 
 
-def test_weights_that_are_not_finite_are_seen(ranks):
+def test_weights_that_are_not_finite_are_seen(ranks: Ranks) -> None:
     config = tiny_run(train={"trainable": ["connector"]})
     stages = build_stages(config, ranks)
     trainer = Trainer(config, ranks, stages)
@@ -144,7 +151,7 @@ def test_weights_that_are_not_finite_are_seen(ranks):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_sees_only_images_stays_in_a_step_without_them(ranks, precision):
+def test_what_sees_only_images_stays_in_a_step_without_them(ranks: Ranks, precision: str) -> None:
     config = tiny_run(optimizer={"weight_decay": 0.5}, train={"precision": precision})
     stages = build_stages(config, ranks)
     trainer = Trainer(config, ranks, stages)
@@ -160,7 +167,7 @@ def test_what_sees_only_images_stays_in_a_step_without_them(ranks, precision):
     assert not torch.equal(stages[0].connector.fc1.weight, before["connector.fc1.weight"])
 
 
-def test_the_two_halves_of_a_step_are_megatrons_own(ranks):
+def test_the_two_halves_of_a_step_are_megatrons_own(ranks: Ranks) -> None:
     config = tiny_run(optimizer={"clip_grad": 0.1})
     ours, theirs = (Trainer(config, ranks, build_stages(config, ranks)) for _ in range(2))
     theirs._update = lambda *_, **__: theirs.optimizer.step()

@@ -3,12 +3,15 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.tiny import tiny_run
 from tests.support.tiny_data import write_dataset
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, DatasetRecord, Manifest, checkpoint_name
+from vila_mc.config.run import RunConfig
 from vila_mc.data.indexed.dataset_manifest import read_manifest
 from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.errors import CheckpointError, DataError
@@ -23,18 +26,18 @@ from vila_mc.train.resume import (
 SUFFIXES = (".bin", ".idx", ".manifest.json")
 
 
-def _run(output, *prefixes, **data):
+def _run(output: Path, *prefixes: Path, **data: Any) -> RunConfig:
     blend = [{"path": str(prefix)} for prefix in prefixes]
     return tiny_run(data={"blend": blend} | data, train={"output": str(output)})
 
 
 @pytest.fixture(scope="module")
-def prefix(tmp_path_factory):
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"))[1]
 
 
 @pytest.fixture
-def output(tmp_path, prefix):
+def output(tmp_path: Path, prefix: Path) -> Path:
     """The output of a run that has read ``prefix``; only the manifest is ever looked at here."""
     directory = tmp_path / "output" / checkpoint_name(2)
     directory.mkdir(parents=True)
@@ -49,14 +52,14 @@ def output(tmp_path, prefix):
     return directory.parent
 
 
-def test_what_was_read_is_in_the_manifest(output, prefix):
+def test_what_was_read_is_in_the_manifest(output: Path, prefix: Path) -> None:
     (recorded,) = Manifest.read(output / checkpoint_name(2)).datasets
     assert recorded == DatasetRecord.of(read_manifest(prefix))
     assert recorded.samples == 24
 
 
 @pytest.mark.parametrize("has_layout", [True, False])
-def test_a_manifest_of_format_3_is_read(output, has_layout):
+def test_a_manifest_of_format_3_is_read(output: Path, has_layout: bool) -> None:
     path = output / checkpoint_name(2) / MANIFEST_NAME
     values = json.loads(path.read_text())
     values["format_version"], values["run"] = 3, values.pop("config")
@@ -68,14 +71,16 @@ def test_a_manifest_of_format_3_is_read(output, has_layout):
     assert Manifest.read(path.parent) == now
 
 
-def test_a_dataset_that_lies_elsewhere_now(output, prefix, tmp_path):
+def test_a_dataset_that_lies_elsewhere_now(output: Path, prefix: Path, tmp_path: Path) -> None:
     for suffix in SUFFIXES:
         shutil.copy(with_suffix(prefix, suffix), with_suffix(tmp_path / "moved", suffix))
     assert checkpoint_to_resume(_run(output, tmp_path / "moved")) == output / checkpoint_name(2)
 
 
 @pytest.mark.parametrize("num_samples", [23, 24])
-def test_a_dataset_made_anew_from_other_data(output, tmp_path, num_samples, monkeypatch):
+def test_a_dataset_made_anew_from_other_data(
+    output: Path, tmp_path: Path, num_samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tests.support.tiny_data._picture", lambda seed: b"other")
     other = write_dataset(tmp_path, num_samples)[1]
     message = (
@@ -87,19 +92,19 @@ def test_a_dataset_made_anew_from_other_data(output, tmp_path, num_samples, monk
         checkpoint_to_resume(_run(output, other))
 
 
-def test_a_dataset_that_is_gone(output, tmp_path):
+def test_a_dataset_that_is_gone(output: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no dataset"):
         checkpoint_to_resume(_run(output, tmp_path / "none"))
 
 
-def test_another_order(output, prefix):
+def test_another_order(output: Path, prefix: Path) -> None:
     with pytest.raises(CheckpointError, match=r"another data\.seed or data\.blend"):
         checkpoint_to_resume(_run(output, prefix, seed=7))
     with pytest.raises(CheckpointError, match=r"another data\.seed or data\.blend"):
         checkpoint_to_resume(_run(output, prefix, prefix))
 
 
-def test_other_parts_learn(output, prefix):
+def test_other_parts_learn(output: Path, prefix: Path) -> None:
     now = _run(output, prefix)
     fewer = replace(now, train=replace(now.train, phase="custom", trainable=("connector",)))
     message = r"train\.trainable \[.*language.*\], so it has no optimizer state for \[connector\]"
@@ -107,7 +112,9 @@ def test_other_parts_learn(output, prefix):
         checkpoint_to_resume(fewer)
 
 
-def test_a_newest_checkpoint_without_manifest_is_no_reason_to_go_further_back(output, prefix):
+def test_a_newest_checkpoint_without_manifest_is_no_reason_to_go_further_back(
+    output: Path, prefix: Path
+) -> None:
     newest = output / checkpoint_name(4)
     newest.mkdir()
     with pytest.raises(CheckpointError, match=r"step-00000004 is damaged.*from step-00000002"):
@@ -116,7 +123,7 @@ def test_a_newest_checkpoint_without_manifest_is_no_reason_to_go_further_back(ou
     assert checkpoint_to_resume(_run(output, prefix)).name == checkpoint_name(2)
 
 
-def test_another_blend_begins_where_the_checkpoint_stands(output, prefix):
+def test_another_blend_begins_where_the_checkpoint_stands(output: Path, prefix: Path) -> None:
     path = output / checkpoint_name(2)
     other = _run(output, prefix, prefix, blend_may_change=True)
     assert checkpoint_to_resume(other) == path
@@ -137,7 +144,7 @@ def test_another_blend_begins_where_the_checkpoint_stands(output, prefix):
         (dict(load="run"), None),
     ],
 )
-def test_weights_that_nothing_gives_are_said(train, said):
+def test_weights_that_nothing_gives_are_said(train: dict[str, Any], said: str | None) -> None:
     line = random_parts(tiny_run(train=train))
     assert line is None if said is None else said in line
 
@@ -152,7 +159,9 @@ def test_weights_that_nothing_gives_are_said(train, said):
         (None, "b", True),
     ],
 )
-def test_weights_that_a_resumed_run_does_not_read_are_said(before, now, is_told):
+def test_weights_that_a_resumed_run_does_not_read_are_said(
+    before: str | None, now: str | None, is_told: bool
+) -> None:
     runs = [tiny_run(train={"load": path} if path else {}) for path in (before, now)]
     manifest = Manifest(step=1, samples_seen=8, config=runs[0], layout=None, versions={})
     line = unread_load(manifest, runs[1])

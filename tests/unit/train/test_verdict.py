@@ -2,6 +2,8 @@
 
 import re
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ WORKS = Heartbeat(NOW - 0.5, "data.loader.next", "", NOW - 50)
 SILENT = Heartbeat(LONG_AGO, STEP, "", LONG_AGO - 1)
 
 
-def _bystander(rank, at=NOW, **more):
+def _bystander(rank: int, at: float = NOW, **more: Any) -> RankEnd:
     return RankEnd(rank, 1, at, heartbeat=ENDS, ending=LOST, **more)
 
 
@@ -87,15 +89,15 @@ def _bystander(rank, at=NOW, **more):
     ],
 )
 @pytest.mark.parametrize("is_reversed", [False, True])
-def test_the_one_that_failed_is_named(ends, said, is_reversed):
+def test_the_one_that_failed_is_named(ends: list[RankEnd], said: str, is_reversed: bool) -> None:
     assert re.match(said, cause_of(ends[::-1] if is_reversed else ends))
 
 
-def test_what_lies_on_another_machine_is_not_blamed_on_this_one():
+def test_what_lies_on_another_machine_is_not_blamed_on_this_one() -> None:
     assert "another machine" in cause_of([_bystander(0), _bystander(1)], other_machines=True)
 
 
-def test_a_rank_writes_where_it_is_and_why_it_ends(tmp_path):
+def test_a_rank_writes_where_it_is_and_why_it_ends(tmp_path: Path) -> None:
     status = StatusWriter(tmp_path, 3)
     # Its first may be from within the writer.
     while (beat := read_heartbeat(tmp_path, 3)) is None or beat.place != "its start":
