@@ -13,6 +13,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from claims import Claim, median_ratio, parser, report
@@ -87,7 +88,7 @@ def _measure(trainer: Trainer, rounds: int) -> Saves:
     saves = Saves([], [], [], [])
     for turn in range(rounds + 1):  # the first warms up
         step = _seconds(lambda: trainer.step(batches))
-        synchronous = _seconds(lambda number=2 * turn: _save(trainer, number, False).finish())
+        synchronous = _seconds(partial(_save_now, trainer, 2 * turn))
         started = time.perf_counter()
         saving = _save(trainer, 2 * turn + 1, True)
         stall, steps = time.perf_counter() - started, []
@@ -104,9 +105,13 @@ def _measure(trainer: Trainer, rounds: int) -> Saves:
     return saves
 
 
+def _save_now(trainer: Trainer, step: int) -> None:
+    _save(trainer, step, False).finish()
+
+
 def _save(trainer: Trainer, step: int, in_background: bool) -> PendingSave:
     manifest = Manifest(
-        step=step, samples_seen=0, config=trainer.config, layout="", versions=versions()
+        step=step, samples_seen=0, config=trainer.config, layout=None, versions=versions()
     )
     return PendingSave(
         manifest,

@@ -116,7 +116,7 @@ def step_flops(run: RunConfig, case: Case) -> float:
     """FLOPs of a step that the mathematics asks for; what is computed twice counts once."""
     vision, language = run.model.vision, run.model.language
     h, e = language.width, vision.width
-    kv = language.kv_heads * language.head_width()
+    kv = language.kv_heads * language.resolved_head_width()
     layer = 2 * h * h + 2 * h * kv + 3 * h * language.ffn
     weights = language.layers * layer + h * language.padded_vocab()
     sample = case.sequence // case.samples_per_row
@@ -138,8 +138,12 @@ def training_figures(
     cases: Sequence[Case], product: float, *, tiny: bool, profile: bool, steps: int = 5
 ) -> None:
     """Milliseconds, tokens, memory and FLOPs of whole steps on one rank."""
-    rows = [("step", "weights, trained", "time", "tokens/s", "images/s", "peak memory")]
-    rows[0] += ("TFLOP/s", "of a great product")
+    rows: list[tuple[str, ...]] = [
+        (
+            *("step", "weights, trained", "time", "tokens/s", "images/s", "peak memory"),
+            *("TFLOP/s", "of a great product"),
+        )
+    ]
     for case in cases:
         run = case.run(tiny)
         original = native.loaded
@@ -223,9 +227,11 @@ def saving_figures(tiny: bool) -> None:
             rows = [("save", "training waits", "until it is visible", "size")]
             for number, in_background in enumerate((True, False, True, False)):
                 trainer.step(batches)
-                run = run_with_output(values, Path(folder, str(number)))
+                output = Path(folder, str(number))
+                output.mkdir()
+                run = run_with_output(values, output)
                 manifest = Manifest(
-                    step=number, samples_seen=0, config=run, layout="", versions=versions()
+                    step=number, samples_seen=0, config=run, layout=None, versions=versions()
                 )
                 started = time.perf_counter()
                 saving = PendingSave(
