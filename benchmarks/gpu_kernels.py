@@ -42,7 +42,7 @@ def table(*rows: tuple[str, ...]) -> None:
 def seconds(works: Sequence[Work], rounds: int = 9) -> float:
     """Median seconds of one of ``works``, which a graph replays one after the other."""
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
         for work in works:
             work()
     torch.cuda.synchronize()
@@ -56,9 +56,10 @@ def seconds(works: Sequence[Work], rounds: int = 9) -> float:
 
 def timed(work: Work, rounds: int = 7, warmup: int = 2) -> float:
     """Median seconds by the GPU's own clock."""
-    measured = []
+    measured: list[float] = []
     for turn in range(warmup + rounds):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         begin.record()
         work()
         end.record()
@@ -232,7 +233,9 @@ def kernels(x: Inputs) -> list[Kernel]:
 def kernel_figures(ceilings: Ceilings, images: int) -> None:
     """Microseconds, bytes/s, and how they compare."""
     sets = [Inputs(images) for _ in range(max(4, 96 // images))]
-    rows = [("kernel", "images", "time", "GB/s", "of a 1 GiB copy", "of an equal copy", "torch")]
+    rows: list[tuple[str, ...]] = [
+        ("kernel", "images", "time", "GB/s", "of a 1 GiB copy", "of an equal copy", "torch")
+    ]
     for kernel in kernels(sets[0]):
         try:
             ours = seconds([partial(kernel.ours, x) for x in sets])
@@ -263,16 +266,16 @@ def kernel_figures(ceilings: Ceilings, images: int) -> None:
 def projector_figures(ceilings: Ceilings, images: int) -> None:
     """The projector forward against its two bare products, and a whole step against the chain."""
     shapes = [(MERGED,), (MERGED,), (LLM, MERGED), (LLM,), (LLM, LLM), (LLM,)]
-    weights = [(normal(*s) * s[-1] ** -0.5).requires_grad_() for s in shapes]
+    weights: list[Any] = [(normal(*s) * s[-1] ** -0.5).requires_grad_() for s in shapes]
     flops = 2 * images * TOKENS * LLM * (MERGED + LLM)
     grad = normal(images, TOKENS, LLM)
     rows = [("mlp_downsample", "images", "ours", "the chain of torch", "ratio")]
 
     def ours(features: Tensor) -> Tensor:
-        return ops.mlp_downsample(features, *weights, factor=2, has_cls=True)
+        return ops.mlp_downsample(features, *weights, factor=2, has_cls=True)  # type: ignore[misc]
 
     def chain(features: Tensor) -> Tensor:
-        return reference.mlp_downsample(features, *weights, factor=2, has_cls=True, eps=1e-5)
+        return reference.mlp_downsample(features, *weights, factor=2, has_cls=True, eps=1e-5)  # type: ignore[misc]
 
     def both(name: str, work: Callable[[Callable[[Tensor], Tensor]], object]) -> float:
         mine, theirs = (timed(partial(work, f)) for f in (ours, chain))

@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _measure(data: DataConfig, model: ModelConfig, needs_images: bool) -> list[C
 
 
 def _cpu_seconds_here_and_there(
-    readers: dict[str, tuple[Iterator[Microbatch], list[int]]], count: int
+    readers: Mapping[str, tuple[Iterator[Microbatch], list[int]]], count: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """CPU time of all processes and of this one, to take ``count`` microbatches in each round."""
     everywhere: dict[str, list[float]] = {name: [] for name in readers}

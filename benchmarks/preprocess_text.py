@@ -156,7 +156,7 @@ class Bench:
 
         if not (self.megatron / "tools" / "preprocess_data_fast.py").is_file():
             return False
-        install = [sys.executable, "-m", "pip", "install", "-q", "--target", self.work / "peers"]
+        install = (sys.executable, "-m", "pip", "install", "-q", "--target", self.work / "peers")
         done = subprocess.run(
             [*install, "gigatoken", "awkward"], capture_output=True, text=True, check=False
         )

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vila_mc.checkpoint.lazy import lazily
+from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.model import (
     ConnectorConfig,
     LanguageConfig,
@@ -60,7 +61,7 @@ _LLAMA = LanguageConfig(
 _QWEN2 = replace(_LLAMA, family="qwen2", tied_embeddings=True)
 _LINEAR = RopeConfig(scaling="linear", factor=4.0)
 _LLAMA3 = RopeConfig(scaling="llama3", factor=8.0, original_positions=32)
-MODELS = {
+MODELS: dict[str, tuple[LanguageConfig, VisionConfig, ConnectorKind]] = {
     "Mistral, CLIP, linear": (replace(_LLAMA, family="mistral"), _CLIP, "linear"),
     "Llama 3.1, CLIP, mlp2x_gelu": (replace(_LLAMA, rope=_LLAMA3), _CLIP, "mlp2x_gelu"),
     "Vicuna 16k, CLIP, mlp_downsample": (replace(_LLAMA, rope=_LINEAR), _ODD, "mlp_downsample"),

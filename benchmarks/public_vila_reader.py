@@ -24,7 +24,7 @@ EMPTY = {"cv2", "datasets", "deepspeed", "flash_attn", "matplotlib", "ps3", "s2w
 class _Empty(types.ModuleType):
     """Whatever is imported from it is an empty class."""
 
-    __path__ = ()
+    __path__ = ()  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):

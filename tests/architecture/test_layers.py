@@ -25,9 +25,8 @@ LIGHT_MODULES = (
 
 def test_layers_hold() -> None:
     tool = Path(sys.executable).parent / "lint-imports"
-    command = [tool, "--no-cache"]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [tool, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -61,8 +60,7 @@ def test_no_message_below_the_commands_names_a_flag() -> None:
             if isinstance(node, ast.Expr):
                 continue  # docstrings
             for part in ast.iter_child_nodes(node):
-                is_text = isinstance(part, ast.Constant) and isinstance(part.value, str)
-                if is_text:
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     named += [(file.name, flag) for flag in FLAG.findall(part.value)]
     assert named == [("compressed.py", "--long")]  # of zstd
 

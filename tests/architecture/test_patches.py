@@ -23,7 +23,7 @@ FOREIGN = ("megatron", "torch", "transformers", "numpy")
 def replacements(source: str) -> list[str]:
     """Lines that assign to an attribute of an imported foreign name, or call setattr."""
     tree = ast.parse(source)
-    imported = {}
+    imported: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {(n.asname or n.name).split(".")[0]: n.name for n in node.names}
@@ -46,7 +46,7 @@ def replacements(source: str) -> list[str]:
     return found
 
 
-def _root(node: ast.AST) -> str | None:
+def _root(node: ast.AST | None) -> str | None:
     while isinstance(node, (ast.Attribute, ast.Subscript)):
         node = node.value
     return node.id if isinstance(node, ast.Name) else None
@@ -78,7 +78,9 @@ def test_nothing_is_replaced_outside_the_register() -> None:
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_every_entry_is_applied_where_it_says(name: str) -> None:
-    source = Path(importlib.import_module(PATCHES[name].where).__file__).read_text(encoding="utf-8")
+    file = importlib.import_module(PATCHES[name].where).__file__
+    assert file is not None
+    source = Path(file).read_text(encoding="utf-8")
     assert f"{name}.applied(" in source or f"{name}.put_on(" in source
 
 

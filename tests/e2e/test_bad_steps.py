@@ -68,7 +68,7 @@ def _train(
             should_stop = loop.state.step + 1 == stop_after
             return learn(microbatches, should_stop=should_stop)
 
-        loop.trainer.step = stopping
+        loop.trainer.step = stopping  # type: ignore[assignment]
         try:
             return loop.fit()
         finally:

@@ -170,8 +170,8 @@ def test_a_machine_that_is_killed_ends_the_others_with_one_line(
         probe.bind(("127.0.0.1", 0))
         machines = ("--nodes", 2, "--rendezvous", f"localhost:{probe.getsockname()[1]}")
     command = ("--config", recipe, "--ranks", 1, "--parallel.pipeline", 2, *machines, *steps)
-    command = (*command, "--train.output", tmp_path)
-    with training(*command) as one, training(*command) as two:
+    output = ("--train.output", tmp_path)
+    with training(*command, *output) as one, training(*command, *output) as two:
         wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
         ranks = ranks_of(two)
         two.kill()

@@ -83,11 +83,12 @@ def _kill_a_rank(run: RunConfig, choose: random.Random) -> None:
     before, partials = whole_checkpoints(output), _partials(output)
     with ranks_that_may_die(2, train_rank, run) as ranks:
         if choose.random() < 0.5:
-            wait_until(lambda: _partials(output) - partials, "a save that begins")
+            wait_until(lambda: bool(_partials(output) - partials), "a save that begins")
         else:
             wait_until(lambda: whole_checkpoints(output) != before, "a new checkpoint")
         time.sleep(choose.uniform(0.0, 0.15))
         victim = choose.choice(ranks)
+        assert victim.pid is not None
         assert victim.is_alive(), "the run was over before it could be killed"
         os.kill(victim.pid, signal.SIGKILL)
 

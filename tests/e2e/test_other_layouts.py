@@ -63,7 +63,7 @@ def _train(
         training_data(config, layout, at) as data,
         distributed(config.parallel, seed=1, timeout_minutes=2) as ranks,
     ):
-        loop = TrainingLoop(config, ranks, data, _StopAfter(steps))
+        loop = TrainingLoop(config, ranks, data, _StopAfter(steps))  # type: ignore[arg-type]
         learn = loop.trainer.step
 
         def watched(microbatches: Sequence[Microbatch], *, should_stop: bool) -> Any:
@@ -71,7 +71,7 @@ def _train(
                 rows.append([bytes(row.numpy()) for batch in microbatches for row in batch.tokens])
             return learn(microbatches, should_stop=should_stop)
 
-        loop.trainer.step = watched
+        loop.trainer.step = watched  # type: ignore[assignment]
         try:
             loop.fit()
         finally:

@@ -1,5 +1,7 @@
 """The CUDA kernels under emulation against their twins in plain torch."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +11,7 @@ from tests.kernels.calls import Call, assert_close, patch_calls, patchify_call, 
 from tests.support.emulated_ops import FORMATS, EmulatedOps
 from tests.support.emulation import Emulator
 
-PATCHES = {
+PATCHES: dict[str, Any] = {
     "whole vectors": dict(images=2, grid=4, width=16, factor=2, has_cls=True),
     "odd grid": dict(images=1, grid=5, width=24, factor=2, has_cls=False),
     "single numbers": dict(images=3, grid=3, width=5, factor=2, has_cls=True),
@@ -49,7 +51,9 @@ def test_patch_kernels_equal_their_twins_at_any_shape(
     order: int,
 ) -> None:
     emulated = EmulatedOps(emulator, order=order)
-    shape = dict(images=images, grid=grid, width=width, factor=factor, has_cls=has_cls)
+    shape: dict[str, Any] = dict(
+        images=images, grid=grid, width=width, factor=factor, has_cls=has_cls
+    )
     for call in patch_calls(dtype, **shape):
         assert_close(call, call.on(emulated))
 
@@ -65,7 +69,9 @@ def test_splice_kernels_equal_their_twins(
     width: int,
     sequence_first: bool,
 ) -> None:
-    shape = dict(starts=starts, each=4, width=width, sequence_first=sequence_first, shard=shard)
+    shape: dict[str, Any] = dict(
+        starts=starts, each=4, width=width, sequence_first=sequence_first, shard=shard
+    )
     for call in splice_calls(torch.bfloat16, **shape):
         assert_close(call, call.on(EmulatedOps(emulator, order=2)))
 

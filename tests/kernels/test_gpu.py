@@ -1,5 +1,7 @@
 """The CUDA operations on a GPU against their twins. Needs one, and ``-m gpu``."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def _needs_the_library() -> None:
     ],
     ids=["CLIP", "SigLIP", "SigLIP 3x3", "single numbers", "one patch", "no image"],
 )
-def test_patch_operations_equal_their_twins(shape: dict[str, int], dtype: torch.dtype) -> None:
+def test_patch_operations_equal_their_twins(shape: dict[str, Any], dtype: torch.dtype) -> None:
     for call in patch_calls(dtype, **shape):
         assert_close(call, on_gpu(call))
 
@@ -45,7 +47,9 @@ def test_splice_operations_equal_their_twins(
     shard: tuple[int, int], width: int, sequence_first: bool
 ) -> None:
     starts = [[0, 1], [0, 7], [1, 5]]
-    shape = dict(starts=starts, each=4, width=width, sequence_first=sequence_first, shard=shard)
+    shape: dict[str, Any] = dict(
+        starts=starts, each=4, width=width, sequence_first=sequence_first, shard=shard
+    )
     for call in splice_calls(torch.bfloat16, **shape):
         assert_close(call, on_gpu(call))
 

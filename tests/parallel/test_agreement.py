@@ -49,7 +49,7 @@ def _train(
     return exit_code, [line for line in errors.getvalue().splitlines() if "error: " in line]
 
 
-DIFFERENT = {
+DIFFERENT: dict[str, tuple[Any, ...]] = {
     "rate": ({"optimizer.lr": 1e-3}, {"optimizer.lr": 1e-1}, "optimizer.lr is 0.001 on {0}"),
     "parts": ({}, {"train.trainable": ["connector"]}, "train.trainable is "),
     "layout": ({"parallel.tensor": 2}, {"parallel.pipeline": 2}, "parallel.tensor is 2 on {0}"),

@@ -131,7 +131,7 @@ def test_what_megatron_asks_of_cuda_is_answered_for_the_cpu() -> None:
     assert tensor.cuda() is tensor
     assert tensor.type() == "torch.cuda.FloatTensor"
     assert tensor.type(torch.float64).dtype == torch.float64
-    assert torch.cuda.current_device() == torch.device("cpu")
+    assert torch.cuda.current_device() == torch.device("cpu")  # type: ignore[comparison-overlap]
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda.current_stream().wait_stream(torch.cuda.Stream())
         torch.cuda.Event(enable_timing=True).record()

@@ -12,6 +12,7 @@ from tests.support.tiny_data import random_sentences
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.export_checkpoint import export_checkpoint
+from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.import_checkpoint import import_checkpoint
 from vila_mc.convert.proof.compare import Reference, compare_exports
@@ -28,9 +29,9 @@ class Imported:
     """What was published, and the training checkpoint made of it."""
 
     family: families.Family
-    source: object
-    checkpoint: object
-    tokenizer: object
+    source: ForeignModel
+    checkpoint: Path
+    tokenizer: Path
 
 
 Exports = dict[tuple[str, str], tuple[Path, Reference]]
@@ -88,7 +89,7 @@ def test_training_computes_what_was_published(name: str, imported: dict[str, Imp
 @pytest.fixture(scope="module")
 def exported(imported: dict[str, Imported], tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """Every family in every format it can have, in fp32, with what it must compute."""
-    result = {}
+    result: Exports = {}
     for name, case in imported.items():
         for kind in case.family.formats:
             output = tmp_path_factory.mktemp("export") / kind

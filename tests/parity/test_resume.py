@@ -15,7 +15,7 @@ Layout = tuple[int, dict[str, Any]]
 """How many ranks, and the parallel section of their run."""
 
 TP2 = (2, dict(tensor=2))
-DP2 = (2, dict())
+DP2: Layout = (2, dict())
 PP2_DEDICATED = (2, dict(pipeline=2, vision_placement="dedicated"))
 PP2_VIRTUAL2 = (2, dict(pipeline=2, virtual=2))
 TP2_PP2 = (4, dict(tensor=2, pipeline=2))

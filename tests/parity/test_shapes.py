@@ -141,7 +141,7 @@ def test_stages_together_are_the_whole_model(model: dict[str, Any]) -> None:
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: "-".join(map(str, model.values())))
 def test_hugging_face_has_a_row_of_that_shape_for_each(model: dict[str, Any]) -> None:
     config = _config(model)
-    rows = {}
+    rows: dict[str, tuple[int, ...]] = {}
     for table in tables(config.model, HF_VILA.naming):
         rows |= table.our_shapes()
     assert rows == {each.name: each.shape for each in model_parameters(config.model)}
@@ -153,7 +153,8 @@ def test_a_checkpoint_keeps_them_where_megatron_core_says(model: dict[str, Any])
     with weightless_model(config) as built:
         (state,) = weights_state([built]).values()
         shapes = {name: tuple(weight.shape) for name, weight in built.named_parameters()}
-        places, objects = {}, {}
+        places: dict[str, list[Place]] = {}
+        objects = {}
         for name, entry in state.items():
             pieces = entry.build() if isinstance(entry, ShardedTensorFactory) else entry
             entries = pieces if isinstance(pieces, (dict, list)) else [pieces]

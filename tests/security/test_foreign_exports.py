@@ -15,7 +15,7 @@ from tests.support.hugging_face import VOCABULARY, random_clip, random_llama
 from tests.support.tiny_data import random_sentences
 from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.export_checkpoint import Question, export_checkpoint, prove_export
-from vila_mc.convert.formats.registry import FORMATS, find_format
+from vila_mc.convert.formats.registry import FORMATS, FormatName, find_format
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.convert.import_checkpoint import import_checkpoint
 from vila_mc.convert.output_directory import MANIFEST
@@ -92,7 +92,7 @@ def test_an_import_keeps_a_vocabulary_and_nothing_else(imported: Path, parts: Pa
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_export_holds_nothing_that_a_stranger_wrote(
-    format: str, imported: Path, parts: Path, tmp_path: Path
+    format: FormatName, imported: Path, parts: Path, tmp_path: Path
 ) -> None:
     for tokenizer in (None, parts / "llama"):
         export_checkpoint(imported, tmp_path / "out", format, tokenizer=tokenizer)
@@ -238,6 +238,6 @@ def test_a_list_of_what_may_be_deleted_is_not_believed(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_export_of_ours_is_replaced(format: str, imported: Path, tmp_path: Path) -> None:
+def test_an_export_of_ours_is_replaced(format: FormatName, imported: Path, tmp_path: Path) -> None:
     for _ in range(2):
         export_checkpoint(imported, tmp_path / "out", format)

@@ -132,8 +132,8 @@ def test_names_of_images(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_links_that_lead_out(tmp_path: Path, is_folder: bool) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
-    for folder in (inside, outside):
-        folder.mkdir()
+    for made in (inside, outside):
+        made.mkdir()
     (outside / "a.jpg").write_bytes(jpeg())
     (inside / "own.jpg").write_bytes(jpeg())
     (inside / "near.jpg").symlink_to("own.jpg")

@@ -104,11 +104,13 @@ def test_a_pickle_in_the_store_of_several_machines_never_runs(recipe: Path, tmp_
         _to_be_stopped(process, output),
     ):
         assert all(_is_loopback(at) for one in (other, process) for at in _listeners(one))
-        store = dist.TCPStore("127.0.0.1", port, None, False, timedelta(seconds=20))
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1", port, None, False, timedelta(seconds=20)
+        )
         keys = store.list_keys()
         assert keys
         for key in (*keys, "torch.rendezvous.vila_mc", "default_pg/torch.rendezvous.vila_mc"):
-            store.set(key, bomb)
+            store.set(key, bomb)  # type: ignore[arg-type]
     assert not exploded.exists()
     pickle.loads(bomb)
     assert exploded.exists()  # it would have

@@ -25,6 +25,7 @@ from transformers import (
 
 from tests.support.hugging_face import randomised
 from vila_mc.config.connectors import ConnectorKind
+from vila_mc.convert.formats.registry import FormatName
 
 VOCABULARY = 401  # odd, so that our tables have padding rows
 PATCH = 7
@@ -54,7 +55,7 @@ class Family:
     language: Any
     tower: Any
     connector: ConnectorKind
-    formats: tuple[str, ...]
+    formats: tuple[FormatName, ...]
     """What it can be exported to."""
 
     def save(self, folder: Path) -> None:
@@ -93,7 +94,7 @@ def _llama_3_on_clip() -> Family:
     )
     vision = CLIPVisionConfig(**_TOWER, image_size=4 * PATCH).to_dict()
     clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8))
-    formats = ("hf-vila", "hf-llava", "vila", "llm")
+    formats: tuple[FormatName, ...] = ("hf-vila", "hf-llava", "vila", "llm")
     return Family(randomised(language), randomised(clip), "mlp2x_gelu", formats)
 
 
@@ -103,7 +104,7 @@ def _vicuna_16k_on_clip() -> Family:
     rope = dict(rope_type="linear", factor=4.0, rope_theta=10000.0)
     language = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope))
     clip = CLIPVisionModel(CLIPVisionConfig(**_TOWER, image_size=3 * PATCH))
-    formats = ("hf-vila", "vila", "llm")
+    formats: tuple[FormatName, ...] = ("hf-vila", "vila", "llm")
     return Family(randomised(language), randomised(clip), "mlp_downsample", formats)
 
 
@@ -111,7 +112,7 @@ def _mistral_on_clip() -> Family:
     """A sliding window shorter than the longest sequence; an odd grid."""
     language = MistralForCausalLM(MistralConfig(**_SIZES, sliding_window=96))
     clip = CLIPVisionModel(CLIPVisionConfig(**_TOWER, image_size=3 * PATCH))
-    formats = ("hf-vila", "hf-llava", "vila", "llm")
+    formats: tuple[FormatName, ...] = ("hf-vila", "hf-llava", "vila", "llm")
     return Family(randomised(language), randomised(clip), "linear", formats)
 
 
@@ -119,7 +120,7 @@ def _qwen2_on_siglip() -> Family:
     """Biases, tied embeddings; pixels at the edge that fill no patch, an odd grid."""
     language = Qwen2ForCausalLM(Qwen2Config(**_SIZES, tie_word_embeddings=True))
     siglip = SiglipVisionModel(SiglipVisionConfig(**_TOWER, image_size=3 * PATCH + 2))
-    formats = ("hf-vila", "vila", "llm")
+    formats: tuple[FormatName, ...] = ("hf-vila", "vila", "llm")
     return Family(randomised(language), randomised(siglip), "mlp_downsample", formats)
 
 
@@ -134,7 +135,7 @@ def _wide_heads_on_clip() -> Family:
     """Heads that are wider together than the model."""
     language = LlamaForCausalLM(LlamaConfig(**_SIZES, head_dim=24))
     clip = CLIPVisionModel(CLIPVisionConfig(**_TOWER, image_size=4 * PATCH))
-    formats = ("hf-vila", "hf-llava", "vila", "llm")
+    formats: tuple[FormatName, ...] = ("hf-vila", "hf-llava", "vila", "llm")
     return Family(randomised(language), randomised(clip), "mlp2x_gelu", formats)
 
 

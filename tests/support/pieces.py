@@ -7,5 +7,5 @@ import numpy as np
 from vila_mc.flow import TextPiece
 
 
-def text_piece(ids: Sequence[int], is_trained: bool) -> TextPiece:
+def text_piece(ids: Sequence[int] | np.ndarray, is_trained: bool) -> TextPiece:
     return TextPiece(np.array(ids, np.int32), is_trained)

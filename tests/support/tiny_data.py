@@ -35,6 +35,7 @@ def write_dataset(
     tokenizer_path, prefix = folder / "tokenizer.model", folder / "pairs"
     train_tokenizer(sentences, tokenizer_path, VOCABULARY)
     tokenizer = Tokenizer(tokenizer_path)
+    assert tokenizer.bos_id is not None
     bos = text_piece((tokenizer.bos_id,), is_trained=False)
     with IndexedWriter(prefix, "multimodal", tokenizer) as writer:
         for number in range(num_samples):
