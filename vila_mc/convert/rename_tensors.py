@@ -44,8 +44,8 @@ def from_hf(source: LazyTensors, parts: Sequence[Table], where: str) -> dict[str
         where: what to call the source in messages.
 
     Raises:
-        CheckpointError: names are missing or surplus, or a tensor has the wrong shape; when it is
-            read, there are no numbers in it.
+        CheckpointError: names are missing or surplus, or a tensor has the wrong shape or holds whole
+            numbers; when it is read, there are no numbers in it.
     """
     check_tensors(source, their_shapes(parts), where)
     state = Reading(source, where)
@@ -86,7 +86,7 @@ def check_tensors(given: LazyTensors, expected: dict[str, Shape], what: str) -> 
         what: how to call the state dict in the message.
 
     Raises:
-        CheckpointError: lists what is missing, surplus and mis-shaped.
+        CheckpointError: lists what is missing, surplus, mis-shaped and of whole numbers.
     """
     missing = [name for name in expected if name not in given]
     surplus = [name for name in given if name not in expected]
@@ -95,11 +95,14 @@ def check_tensors(given: LazyTensors, expected: dict[str, Shape], what: str) -> 
         for name, shape in expected.items()
         if name in given and given[name].shape != shape
     ]
-    faults = [
-        f"{len(names)} {kind} ({_shorten(names)})"
-        for kind, names in (("missing", missing), ("surplus", surplus), ("mis-shaped", misshaped))
-        if names
+    whole = [
+        f"{name} {given[name].dtype}"
+        for name in expected
+        if name in given and not given[name].dtype.is_floating_point
     ]
+    kinds = {"missing": missing, "surplus": surplus, "mis-shaped": misshaped}
+    kinds["of whole numbers"] = whole  # quantised, or no weights at all
+    faults = [f"{len(names)} {kind} ({_shorten(names)})" for kind, names in kinds.items() if names]
     if faults:
         raise CheckpointError(
             f"{what} does not fit the model: {'; '.join(faults)}. Use the model section (or "

@@ -286,3 +286,12 @@ def test_directories_that_are_not_models_are_refused(copies, tmp_path):
         read_whole(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="model_type is llama; a whole model is one of"):
         read_whole(copies / "llama")
+
+
+def test_whole_numbers_are_no_weights(copies):
+    path = copies / "clip" / "model.safetensors"
+    state = load_file(path)
+    name = next(name for name in state if "fc1.weight" in name)
+    save_file(state | {name: state[name].int()}, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 of whole numbers \(.*fc1\.weight torch\.int32\)"):
+        read_vision(copies / "clip")
