@@ -94,6 +94,8 @@ class EncodedSample:
     """A sample as it is stored: pieces in reading order, starting with the BOS token."""
 
     pieces: tuple[Piece, ...]
+    noticed: tuple[str, ...] = ()
+    """What may not be as it was meant, in the same words for every sample with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,8 @@ def from_hf(source: LazyTensors, parts: Sequence[Table], where: str) -> dict[str
         where: what to call the source in messages.
 
     Raises:
-        CheckpointError: names are missing or surplus, or a tensor has the wrong shape or holds whole
-            numbers; when it is read, there are no numbers in it.
+        CheckpointError: names are missing or surplus, or a tensor has the wrong shape or holds
+            whole numbers; when it is read, there are no numbers in it.
     """
     check_tensors(source, their_shapes(parts), where)
     state = Reading(source, where)

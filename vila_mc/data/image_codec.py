@@ -10,7 +10,7 @@ import re
 import struct
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vila_mc.errors import DataError
 
@@ -41,6 +41,8 @@ _REFUSED = {
     "HSV": "HSV colours",
 }
 """Modes of Pillow that have no agreed way to be shown."""
+_EXIF, _EXIF_WITHIN = b"Exif\0\0", 1 << 17
+"""What begins the EXIF metadata of a JPEG, and how far from its start it is looked for."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
@@ -119,6 +121,19 @@ def decode_image(image: Image.Image, name: str) -> Image.Image:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged data
         raise DataError(f"{name} is damaged: {error}. Fetch it again or drop its record.") from None
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether viewers turn or mirror an image, as its EXIF orientation tells them and not us."""
+    if _EXIF not in data[:_EXIF_WITHIN]:
+        return False
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's readers raise nearly anything on damaged metadata
+        return False
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
+from vila_mc.data.image_codec import is_turned
 from vila_mc.data.images import (
     DEFAULT_MAX_PIXELS,
     check_image,
@@ -51,6 +52,8 @@ class ImagePolicy:
 
 
 AS_IS = ImagePolicy()
+SPELLED = "a special token is spelled in a text and read as plain characters"
+TURNED = "an image that viewers turn (EXIF orientation) is read as it lies in the file"
 
 
 def encode_samples(
@@ -143,14 +146,16 @@ def _assemble(
             continue
         for piece in group:
             if isinstance(piece, RawImage):
-                made.add_image(_encode_image(piece, images))
+                made.add_image(_encode_image(piece, images, made.noticed))
             elif isinstance(piece, RawToken):
                 made.add(_token_ids(piece, tokenizer), piece.is_trained)
             else:
                 made.add(next(texts), piece.is_trained)
+                if tokenizer.spells_special(piece.text):
+                    made.noticed.add(SPELLED)
                 if piece.ends_turn:
                     made.add(_one(tokenizer.eos_id), piece.is_trained)
-    return EncodedSample(made.done())
+    return EncodedSample(made.done(), tuple(sorted(made.noticed)))
 
 
 def _token_ids(piece: RawToken, tokenizer: Tokenizer) -> np.ndarray:
@@ -169,6 +174,7 @@ class _Pieces:
     def __init__(self, is_trained: bool) -> None:
         self._pieces: list[Piece] = []
         self.run: list[np.ndarray] = []
+        self.noticed: set[str] = set()
         self._is_trained = is_trained
 
     def add(self, ids: np.ndarray, is_trained: bool) -> None:
@@ -191,8 +197,10 @@ class _Pieces:
         self.run = []
 
 
-def _encode_image(image: RawImage, policy: ImagePolicy) -> ImagePiece:
+def _encode_image(image: RawImage, policy: ImagePolicy, noticed: set[str]) -> ImagePiece:
     data = read_image(image)
+    if is_turned(data):
+        noticed.add(TURNED)
     try:
         if policy.resize is not None:
             data = shrink_image(data, policy.resize, image.name, policy.max_pixels)

@@ -7,9 +7,10 @@ record that cannot be used goes to PREFIX.rejected.jsonl; too many of them and t
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class Preprocessed:
     """Bytes of the input that were not read, in files that end early."""
     seconds: float
     """Duration of this run alone, also where it went on from another."""
+    noticed: dict[str, int] = field(default_factory=dict)
+    """Samples that were kept and may not be what was meant, by what was noticed."""
     was_complete: bool = False
     """Whether an earlier run had made it already."""
 
@@ -65,6 +68,7 @@ class Preprocessed:
         lines += [f"          {count:,} x {reason}" for reason, count in self.rejected.items()]
         if self.unread_bytes:
             lines.append(f"not read  {self.unread_bytes:,} bytes of the input: the list says which")
+        lines += [f"notice    {count:,} x {what}" for what, count in self.noticed.items()]
         return [
             *lines,
             f"tokens    {made.tokens:,}",
@@ -180,6 +184,7 @@ class _Run:
 
     def _take(self, result: "_Result") -> None:
         self.tally.seen += len(result.samples.pieces) + len(result.rejected)
+        self.tally.noticed.update(result.noticed)
         self._writer.append(result.samples)
         for rejected in result.rejected:
             self.tally.reject(rejected)
@@ -240,7 +245,8 @@ def _summed_up(
 ) -> Preprocessed:
     rejected = dict(tally.rejected.most_common())
     seconds = time.monotonic() - started
-    return Preprocessed(manifest, rejected, tally.unread_bytes, seconds, was_complete)
+    noticed = dict(tally.noticed.most_common())
+    return Preprocessed(manifest, rejected, tally.unread_bytes, seconds, noticed, was_complete)
 
 
 def _listed(output: Path) -> Tally:
@@ -274,6 +280,7 @@ class _Result:
     end: int
     samples: Serialised
     rejected: list[Rejected]
+    noticed: Counter[str]
 
 
 class _Encoder:
@@ -302,4 +309,5 @@ class _Encoder:
             else:
                 encoded.append(result)
         serialised = serialise(encoded, self._work.kind, self._dtype)
-        return _Result(file, number, block.end, serialised, rejected)
+        noticed = Counter(what for sample in encoded for what in sample.noticed)
+        return _Result(file, number, block.end, serialised, rejected, noticed)

@@ -70,6 +70,8 @@ class Tally:
     """The first rejected record of each reason, described in one line."""
     unread_bytes: int = 0
     """Bytes of the input that were not read because of them."""
+    noticed: Counter[str] = field(default_factory=Counter)
+    """Samples that were kept and may not be what was meant, by what was noticed."""
 
     def reject(self, rejected: Rejected) -> None:
         """Count a rejected record."""
@@ -105,10 +107,14 @@ class Tally:
             "rejected": dict(self.rejected),
             "firsts": self.firsts,
             "unread_bytes": self.unread_bytes,
+            "noticed": dict(self.noticed),
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Tally":
         """The tally of an earlier run."""
         rejected = Counter(values["rejected"])
-        return cls(values["seen"], rejected, values["firsts"], values.get("unread_bytes", 0))
+        noticed = Counter(values.get("noticed", {}))
+        return cls(
+            values["seen"], rejected, values["firsts"], values.get("unread_bytes", 0), noticed
+        )

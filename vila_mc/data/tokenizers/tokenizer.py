@@ -9,6 +9,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -170,6 +171,15 @@ class Tokenizer:
     def special_tokens(self) -> tuple[str, ...]:
         """Texts of the special tokens."""
         return tuple(self._backend.special)
+
+    def spells_special(self, text: str) -> bool:
+        """Whether a text holds the characters of a special token, which ``encode`` reads as such
+        characters."""
+        return self._spelled.search(text) is not None
+
+    @cached_property
+    def _spelled(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._backend.special)) or r"(?!)")
 
     def special_id(self, token: str) -> int:
         """Id of a special token. Raises DataError: there is none of that text."""
