@@ -21,6 +21,8 @@ from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
 from vila_mc.topology.shapes import model_parameters
 
+Written = tuple[Path, dict[str, torch.Tensor]]
+
 
 def _random_state(config: RunConfig) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
@@ -36,7 +38,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 @pytest.fixture
-def written(config: RunConfig) -> tuple[Path, dict[str, torch.Tensor]]:
+def written(config: RunConfig) -> Written:
     state = _random_state(config)
     return write_weights_checkpoint(config, lazily(state), "the test"), state
 
@@ -47,9 +49,7 @@ def test_a_model_without_weights_takes_no_memory(config: RunConfig) -> None:
         assert not model.language.rotary_pos_emb.inv_freq.is_meta
 
 
-def test_what_was_written_is_read_back_and_loaded(
-    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]]
-) -> None:
+def test_what_was_written_is_read_back_and_loaded(config: RunConfig, written: Written) -> None:
     directory, state = written
     tensors = open_checkpoint(directory, config.model)
     assert tensors.keys() == state.keys()
@@ -62,7 +62,7 @@ def test_what_was_written_is_read_back_and_loaded(
             assert torch.equal(weight, state[name]), name
 
 
-def test_a_bf16_run_starts_from_fp32_weights(written: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_a_bf16_run_starts_from_fp32_weights(written: Written) -> None:
     directory, state = written
     bf16 = tiny_run(train={"precision": "bf16"})
     with distributed(bf16.parallel, seed=1) as ranks:
@@ -72,9 +72,7 @@ def test_a_bf16_run_starts_from_fp32_weights(written: tuple[Path, dict[str, torc
             assert torch.equal(weight, state[name].bfloat16()), name
 
 
-def test_changed_bytes_are_found(
-    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]]
-) -> None:
+def test_changed_bytes_are_found(config: RunConfig, written: Written) -> None:
     directory, _ = written
     shard = directory / "__0_0.distcp"
     data = bytearray(shard.read_bytes())
@@ -94,7 +92,7 @@ def test_changed_bytes_are_found(
 
 
 def test_an_index_runs_nothing_and_names_no_other_place(
-    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+    config: RunConfig, written: Written, tmp_path: Path
 ) -> None:
     directory, _ = written
     index = directory / INDEX_NAME
@@ -110,9 +108,7 @@ def test_an_index_runs_nothing_and_names_no_other_place(
         open_checkpoint(directory, config.model)
 
 
-def test_a_checkpoint_of_another_model_is_refused(
-    written: tuple[Path, dict[str, torch.Tensor]],
-) -> None:
+def test_a_checkpoint_of_another_model_is_refused(written: Written) -> None:
     directory, _ = written
     other = tiny_run(
         model={
@@ -133,16 +129,14 @@ def test_nothing_is_left_of_a_checkpoint_that_failed(config: RunConfig) -> None:
     assert not list(config.train.output.iterdir())
 
 
-def test_a_checkpoint_is_not_written_over(
-    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]]
-) -> None:
+def test_a_checkpoint_is_not_written_over(config: RunConfig, written: Written) -> None:
     _, state = written
     with pytest.raises(CheckpointError, match="exists"):
         write_weights_checkpoint(config, lazily(state), "the test")
 
 
 def test_a_manifest_from_before_an_option_existed_is_read(
-    config: RunConfig, written: tuple[Path, dict[str, torch.Tensor]]
+    config: RunConfig, written: Written
 ) -> None:
     directory, _ = written
     where = directory / MANIFEST_NAME

@@ -10,9 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 import numpy as np
 import pytest
-from independent_vila import SENTENCES, VOCABULARY
 from PIL import Image
 
+from tests.unit.convert.independent_vila import SENTENCES, VOCABULARY
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 
 

@@ -173,7 +173,7 @@ def _language_state(hf: dict[str, Tensor], model: ModelConfig) -> dict[str, Tens
         gate_up = [hf[f"{theirs}mlp.{part}_proj.weight"] for part in ("gate", "up")]
         state |= {
             f"{ours}input_layernorm.weight": hf[f"{theirs}input_layernorm.weight"],
-            f"{ours}self_attention.linear_qkv.weight": _interleave(*qkv, model.language.kv_heads),
+            f"{ours}self_attention.linear_qkv.weight": _interleave(*qkv, model.language.kv_heads),  # type: ignore[call-arg]
             f"{ours}self_attention.linear_proj.weight": hf[f"{theirs}self_attn.o_proj.weight"],
             f"{ours}pre_mlp_layernorm.weight": hf[f"{theirs}post_attention_layernorm.weight"],
             f"{ours}mlp.linear_fc1.weight": torch.cat(gate_up),
@@ -195,7 +195,7 @@ def _vision_state(hf: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor
             qkv = (hf[f"{theirs}self_attn.{part}_proj.{x}"] for part in "qkv")
             state |= {
                 f"{ours}input_layernorm.{x}": hf[f"{theirs}layer_norm1.{x}"],
-                f"{ours}self_attention.linear_qkv.{x}": _interleave(*qkv, model.vision.heads),
+                f"{ours}self_attention.linear_qkv.{x}": _interleave(*qkv, model.vision.heads),  # type: ignore[call-arg]
                 f"{ours}self_attention.linear_proj.{x}": hf[f"{theirs}self_attn.out_proj.{x}"],
                 f"{ours}pre_mlp_layernorm.{x}": hf[f"{theirs}layer_norm2.{x}"],
                 f"{ours}mlp.linear_fc1.{x}": hf[f"{theirs}mlp.fc1.{x}"],

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from independent_vila import VOCABULARY, build, tiny_model
 from PIL import Image
 
 from tests.support.tiny import tiny_run
+from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.manifest import DatasetRecord, Manifest
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
@@ -65,7 +68,7 @@ SET = dict(
 
 
 @pytest.fixture(scope="module")
-def folder(tokenizer_path, tmp_path_factory):
+def folder(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of Hugging Face with the tokens that templates need."""
     folder = tmp_path_factory.mktemp("tokenizer")
     more = [added_token(VOCABULARY + n, text) for n, text in enumerate(SPECIAL)]
@@ -74,7 +77,7 @@ def folder(tokenizer_path, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(folder, tmp_path_factory):
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The processor of an export with each template."""
     from transformers import AutoProcessor
 
@@ -87,11 +90,11 @@ def exported(folder, tmp_path_factory):
 
 
 @pytest.fixture
-def image(photo):
+def image(photo: bytes) -> RawImage:
     return RawImage(photo, "photo")
 
 
-def _trained_ids(pieces, folder):
+def _trained_ids(pieces: tuple[Any, ...], folder: Path) -> list[int]:
     ids = []
     for piece in encode_sample(RawSample(tuple(pieces), 1), Tokenizer(folder), 10**6).pieces:
         is_text = isinstance(piece, TextPiece)
@@ -100,7 +103,7 @@ def _trained_ids(pieces, folder):
     return ids
 
 
-def _messages(turns):
+def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     picture = Image.new("RGB", (30, 20))
     messages = []
     for turn in turns:
@@ -112,19 +115,23 @@ def _messages(turns):
     return messages
 
 
-def _ids(processor, messages, **options):
+def _ids(processor: Any, messages: list[dict[str, Any]], **options: bool) -> list[int]:
     given = processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
     return given["input_ids"][0]
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_conversation_reads_as_in_training(name, exported, folder, image):
+def test_a_conversation_reads_as_in_training(
+    name: str, exported: dict[str, Any], folder: Path, image: RawImage
+) -> None:
     pieces = conversation_pieces(NAMED[name], TURNS, [image] * 5)
     assert _ids(exported[name], _messages(TURNS)) == _trained_ids(pieces, folder)
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_question_reads_as_in_training(name, exported, folder, image):
+def test_a_question_reads_as_in_training(
+    name: str, exported: dict[str, Any], folder: Path, image: RawImage
+) -> None:
     pieces = prompt(NAMED[name], "<image>\nWhat is this?", [image])
     ids = _ids(
         exported[name],
@@ -134,13 +141,15 @@ def test_a_question_reads_as_in_training(name, exported, folder, image):
     assert ids == _trained_ids(pieces, folder)
 
 
-def test_a_system_text_takes_the_place_of_the_template_s(exported, folder, image):
+def test_a_system_text_takes_the_place_of_the_template_s(
+    exported: dict[str, Any], folder: Path, image: RawImage
+) -> None:
     pieces = conversation_pieces(BUILT_IN["chatml"], TURNS, [image] * 5, "Be  brief. ")
     messages = [{"role": "system", "content": "Be  brief. "}, *_messages(TURNS)]
     assert _ids(exported["chatml"], messages) == _trained_ids(pieces, folder)
 
 
-def test_answers_end_where_training_ended_them(folder, tmp_path):
+def test_answers_end_where_training_ended_them(folder: Path, tmp_path: Path) -> None:
     state = lazily(build(MODEL).canonical())
     for name, ends in (("llama_3", [2, VOCABULARY + 4]), ("vicuna_v1", 2)):
         write_export(state, MODEL, folder, tmp_path / name, template=BUILT_IN[name])
@@ -149,7 +158,9 @@ def test_answers_end_where_training_ended_them(folder, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["hf-vila", "hf-llava", "vila"])
-def test_a_template_in_jinja_is_written_where_it_can_be_applied(format, folder, tmp_path):
+def test_a_template_in_jinja_is_written_where_it_can_be_applied(
+    format: str, folder: Path, tmp_path: Path
+) -> None:
     state, own = lazily(build(MODEL).canonical()), TokenizerTemplate("{{ 'mine' }}", (), ())
     write_export(state, MODEL, folder, tmp_path / "out", format=format, template=own)
     holding = [
@@ -161,7 +172,7 @@ def test_a_template_in_jinja_is_written_where_it_can_be_applied(format, folder, 
     assert holding == expected.get(format, [])
 
 
-def _record(template, samples=10):
+def _record(template: dict[str, Any] | str | None, samples: int = 10) -> DatasetRecord:
     return DatasetRecord(samples, "sha", template)
 
 
@@ -181,7 +192,9 @@ OWN_RECORD = _record(OWN.describe(), 20)
         ((_record({"tokenizer": "{{ 1 }}"}),), TokenizerTemplate("{{ 1 }}", (), ()), False),
     ],
 )
-def test_the_template_of_most_samples_is_the_trained_one(datasets, expected, is_told):
+def test_the_template_of_most_samples_is_the_trained_one(
+    datasets: tuple[DatasetRecord, ...], expected: Template | TokenizerTemplate, is_told: bool
+) -> None:
     template, note = trained_template(datasets)
     assert template == expected
     assert bool(note) == is_told
@@ -198,12 +211,14 @@ def test_the_template_of_most_samples_is_the_trained_one(datasets, expected, is_
         OWN.describe() | {"more": "x"},
     ],
 )
-def test_a_template_that_is_none_is_refused(described):
+def test_a_template_that_is_none_is_refused(described: dict[str, Any] | str) -> None:
     with pytest.raises(CheckpointError, match="does not know"):
         trained_template([_record(described)])
 
 
-def test_the_template_goes_from_dataset_to_checkpoint_to_export(folder, tmp_path, capsys):
+def test_the_template_goes_from_dataset_to_checkpoint_to_export(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny_run(train={"output": str(tmp_path / "run")}, data={"tokenizer": str(folder)})
     config = dataclasses.replace(config, model=MODEL)
     rows = MODEL.language.padded_vocab()
@@ -238,18 +253,22 @@ def test_the_template_goes_from_dataset_to_checkpoint_to_export(folder, tmp_path
     ],
 )
 def test_a_model_is_asked_as_it_was_trained_or_it_is_said(
-    folder, name, datasets, expected, is_told
-):
+    folder: Path,
+    name: str | None,
+    datasets: tuple[DatasetRecord, ...],
+    expected: Template | TokenizerTemplate,
+    is_told: bool,
+) -> None:
     template, note = template_to_ask_with(name, Tokenizer(folder), datasets)
     assert template == expected
     assert bool(note) == is_told
 
 
-def test_two_records_differ_by_contents_alone():
+def test_two_records_differ_by_contents_alone() -> None:
     assert _record("chatml") == _record("plain")
     assert dataclasses.replace(_record("plain"), sha256="other") != _record("plain")
 
 
-def test_the_jinja_of_a_template_is_one_text(folder):
+def test_the_jinja_of_a_template_is_one_text(folder: Path) -> None:
     for template in NAMED.values():
         assert jinja_of(template).count("{%- set template = ") == 1

@@ -1,23 +1,28 @@
 """An export computes what its parts compute, and appears whole or not at all."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from independent_vila import VOCABULARY, build, tiny_model
 from PIL import Image
 
+from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.connectors import CONNECTORS
+from vila_mc.config.model import ModelConfig
 from vila_mc.convert.formats import hf_vila
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.convert.output_directory import MANIFEST
 from vila_mc.errors import CheckpointError
 
+Exported = tuple[Path, ModelConfig, dict[str, torch.Tensor]]
 
-def _inputs(model, seed=1):
+
+def _inputs(model: ModelConfig, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Two rows: two images and text; text, one image, text."""
     q = model.visual_tokens()
     generator = torch.Generator().manual_seed(seed)
@@ -32,8 +37,8 @@ def _inputs(model, seed=1):
 @pytest.mark.parametrize("grid", [4, 3])
 @pytest.mark.parametrize("kind", tuple(CONNECTORS))
 def test_logits_equal_an_independent_construction(
-    kind, grid, tokenizer_path, load_export, tmp_path
-):
+    kind: str, grid: int, tokenizer_path: Path, load_export: Callable[..., Any], tmp_path: Path
+) -> None:
     model = tiny_model(kind, grid)
     vila = build(model)
     write_export(lazily(vila.canonical()), model, tokenizer_path, tmp_path / "out", torch.float32)
@@ -50,7 +55,7 @@ def test_logits_equal_an_independent_construction(
 
 
 @pytest.fixture(scope="module")
-def exported(tokenizer_path, tmp_path_factory):
+def exported(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     model = tiny_model()
     directory = tmp_path_factory.mktemp("exported") / "vila"
     state = build(model).canonical()
@@ -60,7 +65,7 @@ def exported(tokenizer_path, tmp_path_factory):
     return directory, model, state
 
 
-def test_large_weights_are_sharded_and_read_back(exported):
+def test_large_weights_are_sharded_and_read_back(exported: Exported) -> None:
     directory, model, state = exported
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
@@ -71,7 +76,9 @@ def test_large_weights_are_sharded_and_read_back(exported):
         assert torch.equal(whole.tensors[name].read()[:400], tensor[:400]), name
 
 
-def test_generation_with_the_cache_equals_generation_without(exported, load_export):
+def test_generation_with_the_cache_equals_generation_without(
+    exported: Exported, load_export: Callable[..., Any]
+) -> None:
     loaded, _ = load_export(exported[0])
     token_ids, pixels = _inputs(exported[1])
     mask = torch.ones_like(token_ids)
@@ -90,7 +97,11 @@ def test_generation_with_the_cache_equals_generation_without(exported, load_expo
     assert cached[:, token_ids.shape[1] :].max() < VOCABULARY
 
 
-def test_only_the_first_step_sees_pixels(exported, load_export, monkeypatch):
+def test_only_the_first_step_sees_pixels(
+    exported: Exported,
+    load_export: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     loaded, _ = load_export(exported[0])
     token_ids, pixels = _inputs(exported[1])
     calls = []
@@ -102,7 +113,9 @@ def test_only_the_first_step_sees_pixels(exported, load_export, monkeypatch):
     assert len(calls) == 1
 
 
-def test_repetition_penalty_survives_the_placeholder(exported, load_export):
+def test_repetition_penalty_survives_the_placeholder(
+    exported: Exported, load_export: Callable[..., Any]
+) -> None:
     loaded, _ = load_export(exported[0])
     token_ids, pixels = _inputs(exported[1])
     arguments = dict(input_ids=token_ids, pixel_values=pixels, max_new_tokens=12)
@@ -115,7 +128,9 @@ def test_repetition_penalty_survives_the_placeholder(exported, load_export):
         assert len(set(row)) == len(row)  # such a penalty rules every repetition out
 
 
-def test_placeholders_and_images_must_agree(exported, load_export):
+def test_placeholders_and_images_must_agree(
+    exported: Exported, load_export: Callable[..., Any]
+) -> None:
     loaded, _ = load_export(exported[0])
     token_ids, pixels = _inputs(exported[1])
     with pytest.raises(ValueError, match="12 image placeholders, but 2 images x 4"):
@@ -124,7 +139,11 @@ def test_placeholders_and_images_must_agree(exported, load_export):
         loaded(input_ids=token_ids)
 
 
-def test_causal_lm_auto_class_and_save_pretrained(exported, load_export, tmp_path):
+def test_causal_lm_auto_class_and_save_pretrained(
+    exported: Exported,
+    load_export: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
     from transformers import AutoModelForCausalLM
 
     loaded, processor = load_export(exported[0])
@@ -139,7 +158,7 @@ def test_causal_lm_auto_class_and_save_pretrained(exported, load_export, tmp_pat
     assert processor_again.image_processor.image_mode == processor.image_processor.image_mode
 
 
-def test_the_pipeline_of_transformers_runs(exported):
+def test_the_pipeline_of_transformers_runs(exported: Exported) -> None:
     from transformers import pipeline
 
     answer = pipeline("image-text-to-text", model=str(exported[0]), trust_remote_code=True)
@@ -149,7 +168,9 @@ def test_the_pipeline_of_transformers_runs(exported):
     assert output[0]["generated_text"][-1]["role"] == "assistant"
 
 
-def test_bfloat16_export_loads_as_bfloat16(tokenizer_path, load_export, tmp_path):
+def test_bfloat16_export_loads_as_bfloat16(
+    tokenizer_path: Path, load_export: Callable[..., Any], tmp_path: Path
+) -> None:
     model = tiny_model()
     write_export(lazily(build(model).canonical()), model, tokenizer_path, tmp_path / "out")
     loaded, _ = load_export(tmp_path / "out")
@@ -158,7 +179,11 @@ def test_bfloat16_export_loads_as_bfloat16(tokenizer_path, load_export, tmp_path
     assert loaded(input_ids=token_ids, pixel_values=pixels).logits.isfinite().all()
 
 
-def test_an_earlier_export_is_replaced(exported, tokenizer_path, tmp_path):
+def test_an_earlier_export_is_replaced(
+    exported: Exported,
+    tokenizer_path: Path,
+    tmp_path: Path,
+) -> None:
     _, model, state = exported
     output = tmp_path / "out"
     for _ in range(2):
@@ -168,7 +193,11 @@ def test_an_earlier_export_is_replaced(exported, tokenizer_path, tmp_path):
     assert files == json.loads((output / MANIFEST).read_text())["files"]
 
 
-def test_anything_else_at_the_target_is_refused(exported, tokenizer_path, tmp_path):
+def test_anything_else_at_the_target_is_refused(
+    exported: Exported,
+    tokenizer_path: Path,
+    tmp_path: Path,
+) -> None:
     _, model, state = exported
 
     def export(output: Path) -> None:
@@ -191,12 +220,17 @@ def test_anything_else_at_the_target_is_refused(exported, tokenizer_path, tmp_pa
         export(tmp_path / "out")
 
 
-def test_a_failed_export_leaves_nothing_behind(exported, tokenizer_path, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing_behind(
+    exported: Exported,
+    tokenizer_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     _, model, state = exported
     write_export(lazily(state), model, tokenizer_path, tmp_path / "old")
     before = (tmp_path / "old" / "model.safetensors").read_bytes()
 
-    def fail(*_):
+    def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device", "x")
 
     monkeypatch.setattr(hf_vila, "write_json", fail)
@@ -207,7 +241,11 @@ def test_a_failed_export_leaves_nothing_behind(exported, tokenizer_path, tmp_pat
     assert (tmp_path / "old" / "model.safetensors").read_bytes() == before
 
 
-def test_half_precision_is_refused(exported, tokenizer_path, tmp_path):
+def test_half_precision_is_refused(
+    exported: Exported,
+    tokenizer_path: Path,
+    tmp_path: Path,
+) -> None:
     _, model, state = exported
     with pytest.raises(CheckpointError, match="float32 or bfloat16"):
         write_export(lazily(state), model, tokenizer_path, tmp_path / "out", torch.float16)

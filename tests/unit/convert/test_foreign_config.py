@@ -1,10 +1,12 @@
 """A foreign config.json is taken exactly as transformers means it, or refused in one line."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vila_mc.config.model import RopeConfig
+from vila_mc.config.model import LanguageConfig, RopeConfig, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.registry import LANGUAGES, TOWERS, language_from_hf, vision_from_hf
 from vila_mc.errors import CheckpointError
@@ -17,15 +19,15 @@ LLAMA3 = dict(
 NEW, OLD = "rope_parameters", "rope_scaling"
 
 
-def _language(family="llama", **changes):
+def _language(family: Any = "llama", **changes: Any) -> LanguageConfig:
     return language_from_hf(ConfigValues({"model_type": family, **changes}, WHERE))
 
 
-def _vision(family="clip_vision_model", **changes):
+def _vision(family: Any = "clip_vision_model", **changes: Any) -> VisionConfig:
     return vision_from_hf(ConfigValues({"model_type": family, **changes}, WHERE))
 
 
-def _refused(read, message, **changes):
+def _refused(read: Callable[..., Any], message: str, **changes: Any) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         read(**changes)
     text = str(caught.value)
@@ -149,18 +151,18 @@ VISION_REFUSALS = [
 
 
 @pytest.mark.parametrize(("changes", "message"), LANGUAGE_REFUSALS, ids=str)
-def test_language(changes, message):
+def test_language(changes: dict[str, Any], message: str) -> None:
     _refused(_language, message, **changes)
 
 
 @pytest.mark.parametrize(("changes", "message"), VISION_REFUSALS, ids=str)
-def test_vision(changes, message):
+def test_vision(changes: dict[str, Any], message: str) -> None:
     _refused(_vision, message, **changes)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
 @pytest.mark.parametrize(("said", "meant"), ROPE, ids=str)
-def test_rope(said, meant, family):
+def test_rope(said: dict[str, Any], meant: Any, family: str) -> None:
     if isinstance(meant, str):
         _refused(_language, meant, family=family, **said)
         return
@@ -178,7 +180,7 @@ def test_rope(said, meant, family):
 
 
 @pytest.mark.parametrize("rope", [RopeConfig(), LINEAR, RopeConfig(scaling="llama3", factor=8.0)])
-def test_what_is_written_is_read_back(rope):
+def test_what_is_written_is_read_back(rope: RopeConfig) -> None:
     for family in LANGUAGES.values():
         language = _language(family.name, head_dim=64, rope_theta=5e5)
         object.__setattr__(language, "rope", rope)
@@ -189,7 +191,7 @@ def test_what_is_written_is_read_back(rope):
         assert vision_from_hf(ConfigValues(written, WHERE)) == vision
 
 
-def test_transformers_own_configs_hold_nothing_unknown():
+def test_transformers_own_configs_hold_nothing_unknown() -> None:
     """In its own words, every default written out."""
     transformers = pytest.importorskip("transformers")
     for name in ("Llama", "Mistral", "Qwen2"):
@@ -202,7 +204,7 @@ def test_transformers_own_configs_hold_nothing_unknown():
             assert vision_from_hf(ConfigValues(values, WHERE)).family == name.lower()
 
 
-def test_a_published_config_of_each_age():
+def test_a_published_config_of_each_age() -> None:
     """Keys as they stand in files that thousands use."""
     generation = dict(do_sample=False, top_k=50, temperature=1.0, num_beams=1, pruned_heads={})
     vicuna = dict(_name_or_path="x", max_sequence_length=2048, pretraining_tp=1, torch_dtype="half")

@@ -1,6 +1,9 @@
 """An image processor's file is followed where training can, and refused by name where it cannot."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,8 +72,8 @@ REFUSED = [
 
 
 @pytest.fixture(params=["preprocessor_config.json", "processor_config.json"])
-def write(request, tmp_path):
-    def write(values):
+def write(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]:
+    def write(values: dict[str, Any]) -> Path:
         nested = request.param == "processor_config.json"
         content = {"image_processor": values} if nested else values
         (tmp_path / request.param).write_text(json.dumps(content))
@@ -80,19 +83,25 @@ def write(request, tmp_path):
 
 
 @pytest.mark.parametrize(("values", "mode", "mean", "std"), FOLLOWED, ids=str)
-def test_followed(values, mode, mean, std, write):
+def test_followed(
+    values: dict[str, Any],
+    mode: str,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    write: Callable[..., Any],
+) -> None:
     vision = read_pixels(write(values or {"processor_class": "CLIPProcessor"}), CLIP_TOWER)
     assert (vision.image_mode, vision.channel_mean, vision.channel_std) == (mode, mean, std)
 
 
 @pytest.mark.parametrize(("values", "message"), REFUSED, ids=str)
-def test_refused(values, message, write):
+def test_refused(values: dict[str, Any], message: str, write: Callable[..., Any]) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         read_pixels(write(values), CLIP_TOWER)
     assert "\n" not in str(caught.value)
 
 
-def test_a_mode_that_is_chosen_needs_none_that_is_written(write):
+def test_a_mode_that_is_chosen_needs_none_that_is_written(write: Callable[..., Any]) -> None:
     directory = write({"do_center_crop": False, "size": {"shortest_edge": 28}})
     assert read_pixels(directory, CLIP_TOWER, "pad").image_mode == "pad"
     with pytest.raises(CheckpointError, match="size"):
@@ -100,16 +109,16 @@ def test_a_mode_that_is_chosen_needs_none_that_is_written(write):
 
 
 @pytest.mark.parametrize("tower", [CLIP_TOWER, SIGLIP_TOWER], ids=lambda tower: tower.family)
-def test_without_a_file_it_is_as_the_makers_do(tower, tmp_path):
+def test_without_a_file_it_is_as_the_makers_do(tower: VisionConfig, tmp_path: Path) -> None:
     assert read_pixels(tmp_path, tower) == tower
 
 
 @pytest.mark.parametrize("tower", [CLIP_TOWER, SIGLIP_TOWER], ids=lambda tower: tower.family)
-def test_what_is_written_is_read_back(tower, write):
+def test_what_is_written_is_read_back(tower: VisionConfig, write: Callable[..., Any]) -> None:
     assert read_pixels(write(preprocessor_json(tower)), tower) == tower
 
 
-def test_transformers_own_defaults_are_followed(write):
+def test_transformers_own_defaults_are_followed(write: Callable[..., Any]) -> None:
     transformers = pytest.importorskip("transformers")
     for name, tower in (("CLIP", CLIP_TOWER), ("Siglip", SIGLIP_TOWER), ("Llava", CLIP_TOWER)):
         processor = getattr(transformers, f"{name}ImageProcessor")

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from independent_vila import VOCABULARY, build, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
+from tests.unit.convert.independent_vila import VOCABULARY, IndependentVila, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.formats.write_export import write_export
@@ -17,7 +19,7 @@ from vila_mc.errors import CheckpointError
 ROWS = VOCABULARY + 15  # as LLaVA-1.5 has rows for its placeholder and for padding
 
 
-def _save_llava(vila, folder, rows=ROWS, **options):
+def _save_llava(vila: IndependentVila, folder: Path, rows: int = ROWS, **options: Any) -> Any:
     """A LLaVA with the parts of ``vila``, its placeholder on the first row after the tokens."""
     text = vila.llama.config.to_dict() | {"vocab_size": rows}
     config = LlavaConfig(
@@ -37,12 +39,14 @@ def _save_llava(vila, folder, rows=ROWS, **options):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("llava") / "published"
     return _save_llava(build(tiny_model("mlp2x_gelu")), folder), folder
 
 
-def test_there_and_back_every_tensor_keeps_its_name_and_bits(published, tokenizer_path, tmp_path):
+def test_there_and_back_every_tensor_keeps_its_name_and_bits(
+    published: tuple[Any, Path], tokenizer_path: Path, tmp_path: Path
+) -> None:
     llava, folder = published
     whole = read_whole(folder)
     assert whole.model.connector.kind == "mlp2x_gelu"
@@ -75,7 +79,9 @@ def test_there_and_back_every_tensor_keeps_its_name_and_bits(published, tokenize
         assert torch.equal(again.eval()(input_ids=ids, pixel_values=pixels).logits, expected)
 
 
-def test_the_processor_of_transformers_finds_the_placeholder(tokenizer_path, tmp_path, photo):
+def test_the_processor_of_transformers_finds_the_placeholder(
+    tokenizer_path: Path, tmp_path: Path, photo: bytes
+) -> None:
     model = tiny_model("linear")
     state = lazily(build(model).canonical())
     output = tmp_path / "out"
@@ -96,7 +102,9 @@ def test_the_processor_of_transformers_finds_the_placeholder(tokenizer_path, tmp
     assert not (ids[:, inputs["input_ids"].shape[1] :] == loaded.config.image_token_id).any()
 
 
-def test_sparse_configs_mean_the_defaults_of_transformers(published, tmp_path):
+def test_sparse_configs_mean_the_defaults_of_transformers(
+    published: tuple[Any, Path], tmp_path: Path
+) -> None:
     """As llava-1.5-7b has it: the text config says little more than that it is a Llama."""
     _, folder = published
     shutil.copytree(folder, tmp_path / "sparse")
@@ -119,7 +127,9 @@ def test_sparse_configs_mean_the_defaults_of_transformers(published, tmp_path):
         ("multimodal_projector_bias", False),
     ],
 )
-def test_what_we_do_not_compute_is_refused_by_key(key, value, published, tmp_path):
+def test_what_we_do_not_compute_is_refused_by_key(
+    key: str, value: bool | int | str, published: tuple[Any, Path], tmp_path: Path
+) -> None:
     _, folder = published
     shutil.copytree(folder, tmp_path / "other")
     path = tmp_path / "other" / "config.json"
@@ -128,7 +138,7 @@ def test_what_we_do_not_compute_is_refused_by_key(key, value, published, tmp_pat
         read_whole(tmp_path / "other")
 
 
-def test_a_surplus_part_is_refused(published, tmp_path):
+def test_a_surplus_part_is_refused(published: tuple[Any, Path], tmp_path: Path) -> None:
     _, folder = published
     shutil.copytree(folder, tmp_path / "other")
     file = tmp_path / "other" / "model.safetensors"

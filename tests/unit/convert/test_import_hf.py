@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from independent_vila import PADDED, build, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
+from tests.unit.convert.independent_vila import PADDED, IndependentVila, build, tiny_model
 from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.read_parts import read_language, read_vision
@@ -16,12 +19,12 @@ from vila_mc.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")
-def vila():
+def vila() -> IndependentVila:
     return build(tiny_model())
 
 
 @pytest.fixture(scope="module")
-def saved(vila, tmp_path_factory):
+def saved(vila: IndependentVila, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     vila.llama.save_pretrained(folder / "llama", max_shard_size="60KB")
     vila.clip.save_pretrained(folder / "clip")
@@ -29,17 +32,17 @@ def saved(vila, tmp_path_factory):
 
 
 @pytest.fixture
-def copies(saved, tmp_path):
+def copies(saved: Path, tmp_path: Path) -> Path:
     shutil.copytree(saved, tmp_path / "copies")
     return tmp_path / "copies"
 
 
-def _edit_config(directory, **changes):
+def _edit_config(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_llama(vila, saved):
+def test_llama(vila: IndependentVila, saved: Path) -> None:
     config, state = read_language(saved / "llama")
     assert config == vila.model.language
     expected = {k: v for k, v in vila.canonical().items() if k.startswith("language.")}
@@ -49,7 +52,7 @@ def test_llama(vila, saved):
         assert torch.equal(state[name].read()[rows], tensor[rows]), name
 
 
-def test_clip_vision_model(vila, saved):
+def test_clip_vision_model(vila: IndependentVila, saved: Path) -> None:
     config, state = read_vision(saved / "clip")
     assert config == vila.model.vision
     expected = {k: v for k, v in vila.canonical().items() if k.startswith("vision.")}
@@ -57,7 +60,7 @@ def test_clip_vision_model(vila, saved):
     assert all(torch.equal(state[name].read(), tensor) for name, tensor in expected.items())
 
 
-def test_whole_clip_with_its_text_side(vila, tmp_path):
+def test_whole_clip_with_its_text_side(vila: IndependentVila, tmp_path: Path) -> None:
     config = CLIPConfig(
         vision_config=vila.clip.config.to_dict(),
         text_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -74,7 +77,7 @@ def test_whole_clip_with_its_text_side(vila, tmp_path):
     assert all(torch.equal(tensor.read(), expected[name]) for name, tensor in state.items())
 
 
-def test_llama_2_era_config_is_understood(copies):
+def test_llama_2_era_config_is_understood(copies: Path) -> None:
     path = copies / "llama" / "config.json"
     config = json.loads(path.read_text())
     for key in ("rope_parameters", "head_dim", "num_key_value_heads"):
@@ -103,20 +106,22 @@ def test_llama_2_era_config_is_understood(copies):
         ("clip", "patch_size", [7, 14]),
     ],
 )
-def test_unsupported_configs_are_refused_by_key(part, key, value, copies):
+def test_unsupported_configs_are_refused_by_key(
+    part: str, key: str, value: Any, copies: Path
+) -> None:
     _edit_config(copies / part, **{key: value})
     read = {"llama": read_language, "clip": read_vision}[part]
     with pytest.raises(CheckpointError, match=key):
         read(copies / part)
 
 
-def test_scaled_rope_of_new_configs_is_refused(copies):
+def test_scaled_rope_of_new_configs_is_refused(copies: Path) -> None:
     _edit_config(copies / "llama", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4})
     with pytest.raises(CheckpointError, match="rope_type is yarn"):
         read_language(copies / "llama")
 
 
-def test_pickles_are_read_only_where_they_are_trusted(vila, copies):
+def test_pickles_are_read_only_where_they_are_trusted(vila: IndependentVila, copies: Path) -> None:
     (copies / "clip" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="neither"):
         read_vision(copies / "clip")
@@ -130,15 +135,15 @@ def test_pickles_are_read_only_where_they_are_trusted(vila, copies):
 
 
 class _Evil:
-    def __init__(self, trace):
+    def __init__(self, trace: Path) -> None:
         self.trace = trace
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return (open, (str(self.trace), "w"))
 
 
 @pytest.mark.parametrize("payload", ["evil", b"", b"boom"])
-def test_even_a_trusted_pickle_runs_nothing(payload, copies):
+def test_even_a_trusted_pickle_runs_nothing(payload: bytes | str, copies: Path) -> None:
     (copies / "clip" / "model.safetensors").unlink()
     pickle, trace = copies / "clip" / "pytorch_model.bin", copies / "trace"
     if payload == "evil":
@@ -150,7 +155,9 @@ def test_even_a_trusted_pickle_runs_nothing(payload, copies):
     assert not trace.exists()
 
 
-def test_old_files_hold_a_tied_embedding_twice(vila, copies, tmp_path, capsys):
+def test_old_files_hold_a_tied_embedding_twice(
+    vila: IndependentVila, copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _edit_config(copies / "llama", tie_word_embeddings=True)
     config, state = read_language(copies / "llama")
     assert not config.tied_embeddings
@@ -166,13 +173,15 @@ def test_old_files_hold_a_tied_embedding_twice(vila, copies, tmp_path, capsys):
     assert not capsys.readouterr().out
 
 
-def _save_as_one(directory, tensors):
+def _save_as_one(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
     for path in directory.glob("model*"):
         path.unlink()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_weights_that_contradict_each_other_are_refused(vila, copies):
+def test_weights_that_contradict_each_other_are_refused(
+    vila: IndependentVila, copies: Path
+) -> None:
     directory = copies / "llama"
     index = directory / "model.safetensors.index.json"
     good = json.loads(index.read_text())
@@ -204,20 +213,20 @@ def test_weights_that_contradict_each_other_are_refused(vila, copies):
         read_language(directory)
 
 
-def test_an_adapter_that_is_not_merged_is_refused(copies):
+def test_an_adapter_that_is_not_merged_is_refused(copies: Path) -> None:
     (copies / "llama" / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="an adapter"):
         read_language(copies / "llama")
 
 
-def test_a_short_sliding_window_is_the_longest_sequence(copies):
+def test_a_short_sliding_window_is_the_longest_sequence(copies: Path) -> None:
     _edit_config(copies / "llama", model_type="mistral", sliding_window=64)
     assert read_language(copies / "llama")[0].max_positions == 64
     _edit_config(copies / "llama", sliding_window=None)
     assert read_language(copies / "llama")[0].max_positions == 256
 
 
-def test_a_combination_is_whole_and_follows_its_seed(vila, saved):
+def test_a_combination_is_whole_and_follows_its_seed(vila: IndependentVila, saved: Path) -> None:
     first, again, other = (
         combine_parts(saved / "llama", saved / "clip", "mlp_downsample", seed=seed)
         for seed in (1, 1, 2)
@@ -231,7 +240,7 @@ def test_a_combination_is_whole_and_follows_its_seed(vila, saved):
     assert not torch.equal(first.tensors[weight].read(), other.tensors[weight].read())
 
 
-def test_nan_is_found_when_the_tensor_is_read(copies):
+def test_nan_is_found_when_the_tensor_is_read(copies: Path) -> None:
     state = load_file(copies / "clip" / "model.safetensors")
     name = next(name for name in state if name.endswith("layers.1.mlp.fc1.bias"))
     state[name][0] = torch.nan
@@ -241,7 +250,7 @@ def test_nan_is_found_when_the_tensor_is_read(copies):
         tensors["vision.decoder.layers.1.mlp.linear_fc1.bias"].read()
 
 
-def test_damage_gives_one_clear_line(copies):
+def test_damage_gives_one_clear_line(copies: Path) -> None:
     weights = copies / "clip" / "model.safetensors"
     data = weights.read_bytes()
     for broken in (b"", data[:5], data[: len(data) // 2], b"\xff" * 8 + data[8:]):
@@ -279,7 +288,7 @@ def test_damage_gives_one_clear_line(copies):
         read_language(copies / "llama")
 
 
-def test_directories_that_are_not_models_are_refused(copies, tmp_path):
+def test_directories_that_are_not_models_are_refused(copies: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no"):
         read_language(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="there is no"):

@@ -1,12 +1,13 @@
 """What a checkpoint says about itself, without its weights being read."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
-from independent_vila import VOCABULARY, build, tiny_model
 
 from tests.support.tiny import tiny_run
+from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.convert.describe import describe
@@ -24,7 +25,7 @@ WHAT = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_of_hugging_face(kind, tokenizer_path, tmp_path):
+def test_of_hugging_face(kind: str, tokenizer_path: Path, tmp_path: Path) -> None:
     model = tiny_model("mlp2x_gelu")
     state = build(model).canonical()
     write_export(lazily(state), model, tokenizer_path, tmp_path / "out", format=kind)
@@ -37,14 +38,14 @@ def test_of_hugging_face(kind, tokenizer_path, tmp_path):
     assert ("vision" in facts) == (kind != "llm")
 
 
-def test_of_a_tower_alone(tmp_path):
+def test_of_a_tower_alone(tmp_path: Path) -> None:
     build(tiny_model()).clip.save_pretrained(tmp_path)
     facts = dict(describe(tmp_path))
     assert facts["what"] == "a vision tower"
     assert "clip, 3 layers (2 used)" in facts["vision"]
 
 
-def test_of_training(tmp_path):
+def test_of_training(tmp_path: Path) -> None:
     config = tiny_run(train={"output": str(tmp_path)})
     state = {each.name: torch.zeros(each.shape) for each in model_parameters(config.model)}
     write_weights_checkpoint(config, lazily(state), "the test")

@@ -2,34 +2,37 @@
 
 import pytest
 import torch
-from independent_vila import PADDED, VOCABULARY, build, tiny_model
 
+from tests.unit.convert.independent_vila import PADDED, VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.connectors import CONNECTORS
+from vila_mc.config.model import ModelConfig
 from vila_mc.convert.formats.registry import find_format
-from vila_mc.convert.names import connector_table, tables
+from vila_mc.convert.names import Table, connector_table, tables
 from vila_mc.convert.rename_tensors import from_hf, to_hf, vocabulary_rows
 from vila_mc.errors import CheckpointError
 
 KINDS = tuple(CONNECTORS)
 
 
-def _parts(model, padded=PADDED):
+def _parts(model: ModelConfig, padded: int = PADDED) -> tuple[Table, Table, Table]:
     return tables(model, find_format("hf-vila").naming, padded_vocab=padded)
 
 
-def _to_hf(state, model):
+def _to_hf(state: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
     padded = vocabulary_rows(lazily(state))
     return dict(to_hf(lazily(state), _parts(model, padded)))
 
 
-def _from_hf(hf, model, padded=PADDED):
+def _from_hf(
+    hf: dict[str, torch.Tensor], model: ModelConfig, padded: int = PADDED
+) -> dict[str, torch.Tensor]:
     joined = from_hf(lazily(hf), _parts(model, padded), "the directory")
     return {name: tensor.read() for name, tensor in joined.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_has_exactly_one_row(kind):
+def test_every_parameter_has_exactly_one_row(kind: str) -> None:
     model = tiny_model(kind)
     state = build(model).canonical()
     rows = [row for table in _parts(model) for row in table.rows]
@@ -39,7 +42,7 @@ def test_every_parameter_has_exactly_one_row(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_there_and_back_is_bit_equal(kind):
+def test_there_and_back_is_bit_equal(kind: str) -> None:
     model = tiny_model(kind)
     state = build(model).canonical()
     back = _from_hf(_to_hf(state, model), model)
@@ -55,7 +58,7 @@ def test_there_and_back_is_bit_equal(kind):
         assert torch.equal(again[name], tensor), name
 
 
-def test_hf_layout_is_the_one_of_the_llama():
+def test_hf_layout_is_the_one_of_the_llama() -> None:
     model = tiny_model()
     vila = build(model)
     exported = _to_hf(vila.canonical(), model)
@@ -63,14 +66,14 @@ def test_hf_layout_is_the_one_of_the_llama():
         assert torch.equal(exported[f"language_model.{name}"], tensor), name
 
 
-def test_without_padding_rows():
+def test_without_padding_rows() -> None:
     model = tiny_model(vocab_size=PADDED)
     state = build(model).canonical()
     back = _from_hf(_to_hf(state, model), model)
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
-def test_missing_surplus_and_misshaped_names_are_listed():
+def test_missing_surplus_and_misshaped_names_are_listed() -> None:
     model = tiny_model()
     state = build(model).canonical()
     del state["connector.norm.bias"]
@@ -85,14 +88,14 @@ def test_missing_surplus_and_misshaped_names_are_listed():
     assert "\n" not in message
 
 
-def test_from_hf_refuses_another_model():
+def test_from_hf_refuses_another_model() -> None:
     model = tiny_model("linear")
     hf = _to_hf(build(model).canonical(), model)
     with pytest.raises(CheckpointError, match="missing"):
         _from_hf(hf, tiny_model("mlp2x_gelu"))
 
 
-def test_a_vocabulary_table_smaller_than_the_vocabulary_is_refused():
+def test_a_vocabulary_table_smaller_than_the_vocabulary_is_refused() -> None:
     model = tiny_model()
     state = build(model).canonical()
     name = "language.embedding.word_embeddings.weight"
@@ -101,7 +104,7 @@ def test_a_vocabulary_table_smaller_than_the_vocabulary_is_refused():
         _to_hf(state, model)
 
 
-def test_tables_of_different_padding_are_refused():
+def test_tables_of_different_padding_are_refused() -> None:
     model = tiny_model()
     state = build(model).canonical()
     state["language.output_layer.weight"] = state["language.output_layer.weight"][:VOCABULARY]
@@ -109,7 +112,7 @@ def test_tables_of_different_padding_are_refused():
         _to_hf(state, model)
 
 
-def test_weights_that_are_no_numbers_are_refused_by_name():
+def test_weights_that_are_no_numbers_are_refused_by_name() -> None:
     model = tiny_model()
     for bad in (float("nan"), float("inf"), -float("inf")):
         state = build(model).canonical()
@@ -118,7 +121,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name():
             _to_hf(state, model)
 
 
-def test_two_linear_layers_are_not_taken_for_one():
+def test_two_linear_layers_are_not_taken_for_one() -> None:
     model = tiny_model("linear")
     table = connector_table(model, find_format("hf-llava").naming)
     width = model.language.width
@@ -134,7 +137,7 @@ def test_two_linear_layers_are_not_taken_for_one():
         joined["connector.fc1.weight"].read()
 
 
-def test_a_format_refuses_the_connectors_it_cannot_hold():
+def test_a_format_refuses_the_connectors_it_cannot_hold() -> None:
     with pytest.raises(CheckpointError, match="cannot hold the connector mlp_downsample"):
         connector_table(tiny_model(), find_format("hf-llava").naming)
     with pytest.raises(CheckpointError, match="cannot hold the connector downsample_linear"):

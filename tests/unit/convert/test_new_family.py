@@ -1,6 +1,8 @@
 """A new family is its facts and its Hugging Face side: two registries, and nothing else."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +40,7 @@ def _norm(part: str) -> Rename:
 
 
 @pytest.fixture
-def families(monkeypatch):
+def families(monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms of queries and keys as Qwen3 has them; a CLIP with another GELU and epsilon."""
     monkeypatch.setitem(
         LANGUAGE_FAMILIES, "qwen3", LanguageFamily(name="qwen3", title="Qwen3", qk_norm=True)
@@ -69,7 +71,7 @@ def families(monkeypatch):
     )
 
 
-def _published(folder):
+def _published(folder: Path) -> tuple[Any, Any]:
     torch.manual_seed(0)
     language = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -101,7 +103,7 @@ def _published(folder):
     return models
 
 
-def test_a_new_family_is_imported_trained_on_and_exported(families, tmp_path):
+def test_a_new_family_is_imported_trained_on_and_exported(families: None, tmp_path: Path) -> None:
     language, tower = _published(tmp_path)
     source = combine_parts(tmp_path / "llm", tmp_path / "vision", "mlp_downsample")
     assert source.model.language.head_width == HEAD_WIDTH

@@ -1,13 +1,16 @@
 """The exported processor gives the token ids and pixels of training."""
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from independent_vila import VOCABULARY, build, tiny_model
 from PIL import Image
 
+from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.data.chat_templates import conversation_pieces, prompt
@@ -19,7 +22,7 @@ from vila_mc.kernels.reference import normalize_images
 
 
 @pytest.fixture(scope="module")
-def processors(tokenizer_path, tmp_path_factory):
+def processors(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from transformers import AutoProcessor
 
     loaded = {}
@@ -32,21 +35,21 @@ def processors(tokenizer_path, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def processor(processors):
+def processor(processors: dict[str, Any]) -> Any:
     return processors["crop"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tokenizer_path):
+def tokenizer(tokenizer_path: Path) -> Tokenizer:
     return Tokenizer(tokenizer_path)
 
 
 @pytest.fixture
-def image(photo):
+def image(photo: bytes) -> Image.Image:
     return Image.open(io.BytesIO(photo))
 
 
-def _training_ids(pieces, tokenizer):
+def _training_ids(pieces: Sequence[RawImage | RawText], tokenizer: Tokenizer) -> list[int | None]:
     """What the data side makes of pieces: BOS, text, q placeholders per image, EOS after turns."""
     texts = [piece for piece in pieces if isinstance(piece, RawText)]
     before = dict(zip(map(id, pieces[1:]), pieces, strict=False))
@@ -76,7 +79,9 @@ def _training_ids(pieces, tokenizer):
         "\u00e9\u4e2d 12:30\n",
     ],
 )
-def test_token_ids_equal_training(text, processor, tokenizer, image):
+def test_token_ids_equal_training(
+    text: str, processor: Any, tokenizer: Tokenizer, image: Image.Image
+) -> None:
     chunks = text.split("<image>")
     pieces = [RawText(chunks[0], is_trained=False)]
     for chunk in chunks[1:]:
@@ -86,7 +91,7 @@ def test_token_ids_equal_training(text, processor, tokenizer, image):
     assert output["attention_mask"] == [[1] * len(output["input_ids"][0])]
 
 
-def test_batches_are_padded_on_the_left(processor, image):
+def test_batches_are_padded_on_the_left(processor: Any, image: Image.Image) -> None:
     output = processor(
         text=["<image>\nTwo dogs", "Two"], images=[[image], []], padding=True, return_tensors="pt"
     )
@@ -97,7 +102,7 @@ def test_batches_are_padded_on_the_left(processor, image):
     assert "pixel_values" not in processor(text="Two", return_tensors="pt")
 
 
-def test_markers_and_images_must_agree(processor, image):
+def test_markers_and_images_must_agree(processor: Any, image: Image.Image) -> None:
     with pytest.raises(ValueError, match=r"\[1\] <image> markers, but 2 images"):
         processor(text="<image>", images=[image, image])
     with pytest.raises(ValueError, match=r"\[1\] <image> markers, but 0 images"):
@@ -108,15 +113,15 @@ def test_markers_and_images_must_agree(processor, image):
         processor(images=image)
 
 
-def test_decoding_drops_placeholders(processor, image):
+def test_decoding_drops_placeholders(processor: Any, image: Image.Image) -> None:
     ids = processor(text="Two dogs<image> run", images=image)["input_ids"][0]
     assert processor.decode(ids, skip_special_tokens=True).split() == ["Two", "dogs", "run"]
 
 
-def _images():
+def _images() -> dict[str, Image.Image]:
     generator = np.random.default_rng(1)
 
-    def pixels(*shape, dtype=np.uint8):
+    def pixels(*shape: int, dtype: type[Any] = np.uint8) -> Any:
         return generator.integers(0, np.iinfo(dtype).max, shape, dtype=dtype)
 
     return {
@@ -132,7 +137,7 @@ def _images():
 
 @pytest.mark.parametrize("mode", ["crop", "pad", "resize"])
 @pytest.mark.parametrize("name", list(_images()))
-def test_pixels_equal_training_bit_by_bit(mode, name, processors):
+def test_pixels_equal_training_bit_by_bit(mode: str, name: str, processors: dict[str, Any]) -> None:
     file = io.BytesIO()
     _images()[name].save(file, "PNG")
     trained = torch.from_numpy(load_image(file.getvalue(), 28, mode, pad_colour=(122, 116, 104)))
@@ -143,13 +148,13 @@ def test_pixels_equal_training_bit_by_bit(mode, name, processors):
     assert torch.equal(given, normalize_images(trained[None], torch.float32))
 
 
-def _file(image, kind="PNG", **options):
+def _file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
-def _grey16():
+def _grey16() -> Image.Image:
     return Image.fromarray(np.arange(40 * 30, dtype=np.uint16).reshape(40, 30) * 54)
 
 
@@ -168,7 +173,7 @@ ODD_FILES = {
 
 
 @pytest.mark.parametrize("name", ODD_FILES)
-def test_odd_files_are_shown_as_in_training(name, processors):
+def test_odd_files_are_shown_as_in_training(name: str, processors: dict[str, Any]) -> None:
     data = ODD_FILES[name]()
     trained = torch.from_numpy(load_image(data, 28, "resize"))
     square = processors["resize"].image_processor.make_square(Image.open(io.BytesIO(data)))
@@ -176,13 +181,17 @@ def test_odd_files_are_shown_as_in_training(name, processors):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_modes_that_nobody_can_show_are_refused_as_in_training(mode, processors):
+def test_modes_that_nobody_can_show_are_refused_as_in_training(
+    mode: str, processors: dict[str, Any]
+) -> None:
     image = Image.fromarray(np.ones((30, 20), np.int32 if mode == "I" else np.float32))
     with pytest.raises(ValueError, match=f"mode {mode} has no agreed brightness"):
         processors["crop"].image_processor.make_square(image)
 
 
-def test_crop_is_close_to_the_clip_processor_of_transformers(processor, image, tmp_path):
+def test_crop_is_close_to_the_clip_processor_of_transformers(
+    processor: Any, image: Image.Image, tmp_path: Path
+) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     processor.image_processor.save_pretrained(tmp_path)
@@ -202,7 +211,7 @@ TURNS = (
 )
 
 
-def _conversation(turns, image):
+def _conversation(turns: Sequence[Turn], image: Image.Image) -> list[dict[str, Any]]:
     messages = []
     for turn in turns:
         content = []
@@ -213,7 +222,9 @@ def _conversation(turns, image):
     return messages
 
 
-def test_chat_template_equals_training(processor, tokenizer, image):
+def test_chat_template_equals_training(
+    processor: Any, tokenizer: Tokenizer, image: Image.Image
+) -> None:
     pieces = conversation_pieces("vicuna_v1", TURNS, [RawImage(b"", "image")] * 5)
     output = processor.apply_chat_template(
         _conversation(TURNS, image), tokenize=True, return_dict=True, return_tensors="pt"
@@ -222,7 +233,9 @@ def test_chat_template_equals_training(processor, tokenizer, image):
     assert output["pixel_values"].shape == (5, 3, 28, 28)
 
 
-def test_generation_prompt_equals_training(processor, tokenizer, image):
+def test_generation_prompt_equals_training(
+    processor: Any, tokenizer: Tokenizer, image: Image.Image
+) -> None:
     question = [Turn("user", "<image>\nWhat is this?")]
     pieces = prompt("vicuna_v1", "What is this?", [RawImage(b"", "image")])
     messages = _conversation(question, image)
@@ -239,12 +252,14 @@ def test_generation_prompt_equals_training(processor, tokenizer, image):
     assert processor(text=text, images=image)["input_ids"] == output["input_ids"]
 
 
-def test_rendered_conversation_reads_like_vicuna(processor, image):
+def test_rendered_conversation_reads_like_vicuna(processor: Any, image: Image.Image) -> None:
     text = processor.apply_chat_template(_conversation(TURNS[:2], image))
     assert text.endswith("What is this? ASSISTANT: Two dogs </s> on the beach.</s>")
 
 
-def test_literal_end_of_sequence_in_a_prompt_warns(processor, monkeypatch):
+def test_literal_end_of_sequence_in_a_prompt_warns(
+    processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     warned = []
     logger = type(processor).__call__.__globals__["logger"]
     monkeypatch.setattr(logger, "warning_once", warned.append)
@@ -253,7 +268,9 @@ def test_literal_end_of_sequence_in_a_prompt_warns(processor, monkeypatch):
     assert len(warned) == 1
 
 
-def test_the_tokenizer_alone_loads_without_remote_code(processor, tokenizer):
+def test_the_tokenizer_alone_loads_without_remote_code(
+    processor: Any, tokenizer: Tokenizer
+) -> None:
     from transformers import AutoTokenizer
 
     alone = AutoTokenizer.from_pretrained(processor.tokenizer.name_or_path)

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from independent_vila import VOCABULARY, build, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPImageProcessor,
@@ -15,8 +17,10 @@ from transformers import (
 )
 
 from tests.support import families
+from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.convert.combine_parts import combine_parts
+from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.convert.import_checkpoint import import_checkpoint
@@ -27,7 +31,7 @@ from vila_mc.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")
-def published(tokenizer_path, tmp_path_factory):
+def published(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with the embeddings of a trained one, and a CLIP, as their makers publish them."""
     folder, vila = tmp_path_factory.mktemp("published"), build(tiny_model())
     with torch.no_grad():
@@ -43,24 +47,24 @@ def published(tokenizer_path, tmp_path_factory):
 
 
 @pytest.fixture
-def parts(published, tmp_path):
+def parts(published: Path, tmp_path: Path) -> Path:
     shutil.copytree(published, tmp_path / "parts")
     return tmp_path / "parts"
 
 
 @pytest.fixture
-def in_process(monkeypatch):
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare here and now: a fresh process takes seconds to start."""
     monkeypatch.setattr(fresh_request, "_run", lambda folder, _: answer_requests(folder))
 
 
-def _import(parts, **options):
+def _import(parts: Path, **options: Any) -> ForeignModel:
     source = combine_parts(parts / "llm", parts / "vision", "mlp_downsample", **options)
     import_checkpoint(source, parts / "ours")
     return source
 
 
-def test_parts_are_proven_each_on_its_own(parts):
+def test_parts_are_proven_each_on_its_own(parts: Path) -> None:
     """In a real fresh process."""
     proof = compare_source(_import(parts), parts / "ours")
     assert [text.split()[0] for text in proof.proven] == ["pixels", "tokens", "logits", "features"]
@@ -68,29 +72,31 @@ def test_parts_are_proven_each_on_its_own(parts):
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_bf16_weights_are_rounded_on_both_sides(is_streamed, parts, in_process):
+def test_bf16_weights_are_rounded_on_both_sides(
+    is_streamed: bool, parts: Path, in_process: None
+) -> None:
     source = combine_parts(parts / "llm", parts / "vision", "linear")
     import_checkpoint(source, parts / "ours", "bf16")
     proof = compare_source(source, parts / "ours", is_streamed=is_streamed)
     assert len(proof.proven) == 4
 
 
-def _edit(path, **changes):
+def _edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def _swap(path, one, other):
+def _swap(path: Path, one: str, other: str) -> None:
     state = load_file(path)
     state[one], state[other] = state[other], state[one]
     save_file(state, path, metadata={"format": "pt"})
 
 
-def _swap_gate_and_up(parts):
+def _swap_gate_and_up(parts: Path) -> None:
     names = (f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up"))
     _swap(parts / "llm" / "model.safetensors", *names)
 
 
-def _swap_key_and_value_of_the_tower(parts):
+def _swap_key_and_value_of_the_tower(parts: Path) -> None:
     (name,) = (
         name
         for name in load_file(parts / "vision" / "model.safetensors")
@@ -99,26 +105,26 @@ def _swap_key_and_value_of_the_tower(parts):
     _swap(parts / "vision" / "model.safetensors", name, name.replace("k_proj", "v_proj"))
 
 
-def _rotate_by_another_base(parts):
+def _rotate_by_another_base(parts: Path) -> None:
     config = json.loads((parts / "llm" / "config.json").read_text())
     rope = config["rope_parameters"] | {"rope_theta": 20000.0}
     _edit(parts / "llm" / "config.json", rope_parameters=rope)
 
 
-def _normalise_with_another_epsilon(parts):
+def _normalise_with_another_epsilon(parts: Path) -> None:
     _edit(parts / "llm" / "config.json", rms_norm_eps=1e-6)
 
 
-def _read_pixels_with_another_mean(parts):
+def _read_pixels_with_another_mean(parts: Path) -> None:
     _edit(parts / "vision" / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
 
 
-def _stretch_images(parts):
+def _stretch_images(parts: Path) -> None:
     square = {"height": 28, "width": 28}
     _edit(parts / "vision" / "preprocessor_config.json", do_center_crop=False, size=square)
 
 
-def _take_another_token_for_the_end(parts):
+def _take_another_token_for_the_end(parts: Path) -> None:
     from vila_mc.convert.tokenizer_files import load_convertible, write_tokenizer
 
     model = load_convertible(parts / "llm" / "tokenizer.model", VOCABULARY)
@@ -138,7 +144,9 @@ def _take_another_token_for_the_end(parts):
         (_take_another_token_for_the_end, "tokens: .* ends them with"),
     ],
 )
-def test_what_was_read_wrongly_is_found(fault, said, parts, in_process):
+def test_what_was_read_wrongly_is_found(
+    fault: Callable[..., Any], said: str, parts: Path, in_process: None
+) -> None:
     source = _import(parts)
     fault(parts)  # as good as an import that read it wrongly
     with pytest.raises(CheckpointError, match=said) as caught:
@@ -146,7 +154,7 @@ def test_what_was_read_wrongly_is_found(fault, said, parts, in_process):
     assert "\n" not in str(caught.value)
 
 
-def test_what_does_not_load_is_not_called_proven(parts, in_process):
+def test_what_does_not_load_is_not_called_proven(parts: Path, in_process: None) -> None:
     source = _import(parts)
     (parts / "vision" / "preprocessor_config.json").unlink()
     _edit(parts / "llm" / "config.json", model_type="of the future")
@@ -157,7 +165,7 @@ def test_what_does_not_load_is_not_called_proven(parts, in_process):
 
 
 @pytest.mark.parametrize("name", families.NAMES)
-def test_parts_of_every_family(name, tmp_path, in_process):
+def test_parts_of_every_family(name: str, tmp_path: Path, in_process: None) -> None:
     family = families.make(name)
     family.save(tmp_path)
     source = combine_parts(tmp_path / "llm", tmp_path / "vision", family.connector)
@@ -173,7 +181,7 @@ def test_parts_of_every_family(name, tmp_path, in_process):
     assert ("pixels" in proven) == (source.model.vision.family == "siglip")
 
 
-def test_a_llava_that_transformers_saved(tmp_path, in_process):
+def test_a_llava_that_transformers_saved(tmp_path: Path, in_process: None) -> None:
     vila = build(tiny_model("mlp2x_gelu"))
     text = vila.llama.config.to_dict() | {"vocab_size": VOCABULARY + 15}
     config = LlavaConfig(
@@ -192,7 +200,9 @@ def test_a_llava_that_transformers_saved(tmp_path, in_process):
 
 @pytest.mark.parametrize("kind", ["hf-vila", "hf-llava", "vila"])
 @pytest.mark.parametrize("mode", ["crop", "pad", "resize"])
-def test_whole_models(kind, mode, tokenizer_path, tmp_path, in_process):
+def test_whole_models(
+    kind: str, mode: str, tokenizer_path: Path, tmp_path: Path, in_process: None
+) -> None:
     model = tiny_model("mlp2x_gelu", image_mode=mode)
     state = lazily(build(model).canonical())
     write_export(state, model, tokenizer_path, tmp_path / "hf", torch.float32, format=kind)

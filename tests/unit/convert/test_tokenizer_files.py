@@ -2,12 +2,14 @@
 
 import io
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
-from independent_vila import SENTENCES
 from tokenizers import Tokenizer as BackendTokenizer
 
+from tests.unit.convert.independent_vila import SENTENCES
 from vila_mc.convert.tokenizer_files import load_convertible, write_tokenizer
 from vila_mc.errors import CheckpointError
 
@@ -31,7 +33,7 @@ TEXTS = (
 )
 
 
-def _train(path, **options):
+def _train(path: Path, **options: Any) -> Path:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([s for s in SENTENCES for _ in range(9)]),
@@ -51,7 +53,7 @@ def _train(path, **options):
     return path
 
 
-def _assert_equal(path, tmp_path, with_decoding=True):
+def _assert_equal(path: Path, tmp_path: Path, with_decoding: bool = True) -> None:
     write_tokenizer(load_convertible(path, 401), tmp_path, 256)
     converted = BackendTokenizer.from_file(str(tmp_path / "tokenizer.json"))
     converted.encode_special_tokens = True
@@ -76,13 +78,13 @@ def _assert_equal(path, tmp_path, with_decoding=True):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_ids_and_text_equal_sentencepiece(options, tmp_path):
+def test_ids_and_text_equal_sentencepiece(options: dict[str, Any], tmp_path: Path) -> None:
     # Unknown characters and swallowed spaces cannot be decoded; each side shows them its own way.
     is_lossless = not {"byte_fallback", "remove_extra_whitespaces"} & options.keys()
     _assert_equal(_train(tmp_path / "t.model", **options), tmp_path, is_lossless)
 
 
-def test_our_own_trainer_makes_convertible_tokenizers(tokenizer_path, tmp_path):
+def test_our_own_trainer_makes_convertible_tokenizers(tokenizer_path: Path, tmp_path: Path) -> None:
     _assert_equal(tokenizer_path, tmp_path)
 
 
@@ -95,25 +97,27 @@ def test_our_own_trainer_makes_convertible_tokenizers(tokenizer_path, tmp_path):
         ({"bos_id": -1}, "lacks <s> or </s>"),
     ],
 )
-def test_tokenizers_without_an_exact_counterpart_are_refused(options, message, tmp_path):
+def test_tokenizers_without_an_exact_counterpart_are_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     path = _train(tmp_path / "t.model", **options)
     with pytest.raises(CheckpointError, match=message):
         load_convertible(path, 500)
 
 
-def test_more_tokens_than_the_model_has_are_refused(tokenizer_path):
+def test_more_tokens_than_the_model_has_are_refused(tokenizer_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"401 tokens, but .*vocab_size is 400"):
         load_convertible(tokenizer_path, 400)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a\xff\xff", b"\x0a\x02\x08\x01"])
-def test_other_files_are_refused(content, tmp_path):
+def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "t.model").write_bytes(content)
     with pytest.raises(CheckpointError, match="not a SentencePiece model"):
         load_convertible(tmp_path / "t.model", 401)
 
 
-def test_every_truncation_is_refused_or_read(tokenizer_path, tmp_path):
+def test_every_truncation_is_refused_or_read(tokenizer_path: Path, tmp_path: Path) -> None:
     data = tokenizer_path.read_bytes()
     for length in range(0, len(data), 97):
         (tmp_path / "t.model").write_bytes(data[:length])
@@ -121,6 +125,6 @@ def test_every_truncation_is_refused_or_read(tokenizer_path, tmp_path):
             load_convertible(tmp_path / "t.model", 401)
 
 
-def test_a_missing_tokenizer_is_named(tmp_path):
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.model cannot be read"):
         load_convertible(tmp_path / "none.model", 401)

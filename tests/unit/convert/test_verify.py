@@ -4,13 +4,16 @@ import dataclasses
 import io
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from independent_vila import VOCABULARY, build, tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.unit.convert.independent_vila import VOCABULARY, IndependentVila, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.convert.formats.write_export import write_export, written_format
 from vila_mc.convert.proof import fresh_request
@@ -30,7 +33,12 @@ WORDS = "<image>\nTwo dogs run"
 
 
 @pytest.fixture(scope="module")
-def case(tokenizer_path, tmp_path_factory, load_export, photo):
+def case(
+    tokenizer_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    load_export: Callable[..., Any],
+    photo: bytes,
+) -> tuple[Path, Reference]:
     """An export, and what its independent twin computes."""
     model = tiny_model()
     vila = build(model)
@@ -55,7 +63,13 @@ def case(tokenizer_path, tmp_path_factory, load_export, photo):
     return directory, reference
 
 
-def _greedy(vila, directory, photo, load_export, steps=6):
+def _greedy(
+    vila: IndependentVila,
+    directory: Path,
+    photo: bytes,
+    load_export: Callable[..., Any],
+    steps: int = 6,
+) -> tuple[int, ...]:
     """The answer of the twin, one full forward pass per token."""
     _, processor = load_export(directory)
     inputs = processor(text=WORDS, images=Image.open(io.BytesIO(photo)), return_tensors="pt")
@@ -67,7 +81,7 @@ def _greedy(vila, directory, photo, load_export, steps=6):
     return tuple(answer)
 
 
-def test_a_good_export_passes(case):
+def test_a_good_export_passes(case: tuple[Path, Reference]) -> None:
     result = compare_export(*case, tolerance=1e-5)
     assert 0 <= result.mean_difference <= result.max_difference < 1e-5
     assert result.greedy_equal
@@ -76,13 +90,15 @@ def test_a_good_export_passes(case):
 
 
 @pytest.fixture
-def in_process(monkeypatch):
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare here and now: a fresh process takes seconds to start."""
 
     monkeypatch.setattr(fresh_request, "_run", lambda folder, _: answer_requests(folder))
 
 
-def test_swapped_weights_are_caught(case, tmp_path, in_process):
+def test_swapped_weights_are_caught(
+    case: tuple[Path, Reference], tmp_path: Path, in_process: None
+) -> None:
     directory, reference = case
     shutil.copytree(directory, tmp_path / "bad")
     file = tmp_path / "bad" / "model.safetensors"
@@ -94,14 +110,16 @@ def test_swapped_weights_are_caught(case, tmp_path, in_process):
         compare_export(tmp_path / "bad", reference)
 
 
-def _fault(export, reference, folder):
+def _fault(export: Path, reference: Reference, folder: Path) -> str:
     """What the fresh process would report, without starting one."""
     export_request(export, reference).write(folder / "request")
     answer_requests(folder)
     return json.loads((folder / "request" / RESULT).read_text())["fault"]
 
 
-def test_a_missing_weight_is_caught_although_transformers_only_warns(case, tmp_path):
+def test_a_missing_weight_is_caught_although_transformers_only_warns(
+    case: tuple[Path, Reference], tmp_path: Path
+) -> None:
     directory, reference = case
     shutil.copytree(directory, tmp_path / "bad")
     file = tmp_path / "bad" / "model.safetensors"
@@ -113,7 +131,7 @@ def test_a_missing_weight_is_caught_although_transformers_only_warns(case, tmp_p
     assert "vision_tower.pre_layrnorm.weight" in fault
 
 
-def test_another_tokenizer_is_caught(case, tmp_path):
+def test_another_tokenizer_is_caught(case: tuple[Path, Reference], tmp_path: Path) -> None:
     directory, reference = case
     shutil.copytree(directory, tmp_path / "bad")
     file = tmp_path / "bad" / "tokenizer.json"
@@ -123,13 +141,17 @@ def test_another_tokenizer_is_caught(case, tmp_path):
     assert "the tokenizer reads" in _fault(tmp_path / "bad", reference, tmp_path)
 
 
-def test_a_reference_of_another_vocabulary_is_caught(case, tmp_path):
+def test_a_reference_of_another_vocabulary_is_caught(
+    case: tuple[Path, Reference], tmp_path: Path
+) -> None:
     directory, reference = case
     narrow = dataclasses.replace(reference, logits=reference.logits[..., :9])
     assert "logits of 9 tokens" in _fault(directory, narrow, tmp_path)
 
 
-def test_a_truncated_file_gives_one_clear_line(case, tmp_path):
+def test_a_truncated_file_gives_one_clear_line(
+    case: tuple[Path, Reference], tmp_path: Path
+) -> None:
     directory, reference = case
     shutil.copytree(directory, tmp_path / "bad")
     file = tmp_path / "bad" / "model.safetensors"
@@ -139,7 +161,7 @@ def test_a_truncated_file_gives_one_clear_line(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_another_answer_is_caught(case, in_process):
+def test_another_answer_is_caught(case: tuple[Path, Reference], in_process: None) -> None:
     directory, reference = case
     prompt = reference.prompts[0]
     wrong = (*prompt.greedy_ids[:-1], (prompt.greedy_ids[-1] + 1) % VOCABULARY)
@@ -150,7 +172,7 @@ def test_another_answer_is_caught(case, in_process):
         compare_export(directory, changed)
 
 
-def test_not_finite_reference_and_wrong_shapes_are_refused(case):
+def test_not_finite_reference_and_wrong_shapes_are_refused(case: tuple[Path, Reference]) -> None:
     directory, reference = case
     with pytest.raises(CheckpointError, match="not finite"):
         compare_export(
@@ -164,6 +186,6 @@ def test_not_finite_reference_and_wrong_shapes_are_refused(case):
         )
 
 
-def test_a_directory_that_is_no_export(tmp_path):
+def test_a_directory_that_is_no_export(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no export of vila_mc"):
         written_format(tmp_path)

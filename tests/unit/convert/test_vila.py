@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from independent_vila import VOCABULARY, build, tiny_model
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
+from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.model import RopeConfig
 from vila_mc.convert.config_values import ConfigValues
@@ -29,7 +31,9 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def exported(tokenizer_path, tmp_path_factory):
+def exported(
+    tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Any, Path]]:
     """Three connectors on an odd grid, and what they must compute."""
     result = {}
     for kind in KINDS:
@@ -41,20 +45,20 @@ def exported(tokenizer_path, tmp_path_factory):
     return result
 
 
-def _load(model_class, directory):
+def _load(model_class: type[Any], directory: Path) -> Any:
     model, report = model_class.from_pretrained(directory, output_loading_info=True)
     assert not any(report.values()), report
     return model.eval()
 
 
-def _weights(directory):
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
     state = {}
     for file in directory.glob("*.safetensors"):
         state |= load_file(file)
     return state
 
 
-def _blocks(patches, side):
+def _blocks(patches: torch.Tensor, side: int) -> torch.Tensor:
     """[1, side * side, e] -> 2 x 2 blocks, row by row; outside the grid is zero."""
     width = patches.shape[-1]
     grid = torch.zeros(side + side % 2, side + side % 2, width)
@@ -67,7 +71,7 @@ def _blocks(patches, side):
     return torch.stack(tokens)[None]
 
 
-def _connect(directory, patches, side):
+def _connect(directory: Path, patches: torch.Tensor, side: int) -> torch.Tensor:
     kind = json.loads((directory / "config.json").read_text())["mm_projector_type"]
     w = _weights(directory)
     if kind == "linear":
@@ -82,7 +86,9 @@ def _connect(directory, patches, side):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_independent_reader_computes_the_same(kind, exported):
+def test_an_independent_reader_computes_the_same(
+    kind: str, exported: dict[str, tuple[Any, Path]]
+) -> None:
     vila, directory = exported[kind]
     config = json.loads((directory / "config.json").read_text())
     llm = _load(AutoModelForCausalLM, directory / "llm")
@@ -102,7 +108,9 @@ def test_an_independent_reader_computes_the_same(kind, exported):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_files_have_the_names_and_keys_that_its_loader_needs(kind, exported):
+def test_the_files_have_the_names_and_keys_that_its_loader_needs(
+    kind: str, exported: dict[str, tuple[Any, Path]]
+) -> None:
     _, directory = exported[kind]
     config = json.loads((directory / "config.json").read_text())
     assert config["architectures"] == ["LlavaLlamaModel"]
@@ -132,14 +140,14 @@ def test_the_files_have_the_names_and_keys_that_its_loader_needs(kind, exported)
     assert len(tokenizer) == VOCABULARY
 
 
-def test_every_patch_of_a_siglip_is_kept_under_the_public_codes_name():
+def test_every_patch_of_a_siglip_is_kept_under_the_public_codes_name() -> None:
     model = tiny_model()
     siglip = dataclasses.replace(model.vision, family="siglip")
     assert select_feature(model.vision) == "patch"  # drops the class token
     assert select_feature(siglip) == "cls_patch"  # drops nothing
 
 
-def test_linearly_stretched_positions_are_said_in_two_words():
+def test_linearly_stretched_positions_are_said_in_two_words() -> None:
     rope = RopeConfig(scaling="linear", factor=4.0)
     language = dataclasses.replace(tiny_model().language, rope=rope)
     written = language_json(language)
@@ -152,7 +160,9 @@ def test_linearly_stretched_positions_are_said_in_two_words():
 _BASIC = "llava.model.encoders.BasicImageEncoder"
 
 
-def test_a_newline_after_every_image_is_said(exported, tmp_path):
+def test_a_newline_after_every_image_is_said(
+    exported: dict[str, tuple[Any, Path]], tmp_path: Path
+) -> None:
     _, directory = exported["linear"]
     shutil.copytree(directory, tmp_path / "other")
     path = tmp_path / "other" / "config.json"
@@ -166,7 +176,9 @@ def test_a_newline_after_every_image_is_said(exported, tmp_path):
     assert "newline" not in read_whole(tmp_path / "other").kind
 
 
-def test_what_another_reader_of_images_made_is_refused(exported, tmp_path):
+def test_what_another_reader_of_images_made_is_refused(
+    exported: dict[str, tuple[Any, Path]], tmp_path: Path
+) -> None:
     _, directory = exported["linear"]
     shutil.copytree(directory, tmp_path / "other")
     path = tmp_path / "other" / "config.json"
