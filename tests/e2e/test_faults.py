@@ -97,6 +97,21 @@ def test_a_checkpoint_of_another_shape(
     _assert_one_error(run, "model.language.ffn: checkpoint 96, run 128")
 
 
+def test_a_vocabulary_grows_when_it_is_loaded_and_never_on_resume(
+    recipe: Path, unbroken: tuple[Finished, Path], tmp_path: Path
+) -> None:
+    command = (
+        *("--config", recipe, *LAYOUT, "--train.output", tmp_path / "out", "--train.steps", 1),
+        *("--train.load", unbroken[1], "--model.language.vocab_size"),
+    )
+    _assert_one_error(train(*command, 399), "vocab_size: checkpoint 400, run 399", "never shrinks")
+    run = train(*command, 402)
+    assert run.code == EXIT_OK, run.err
+    line = "the vocabulary grows from 400 to 402 tokens: new rows are the mean of the others"
+    assert run.out.splitlines().count(line) == 1
+    _assert_one_error(train(*command, 403), "vocab_size: checkpoint 402, run 403")
+
+
 def test_an_output_that_cannot_be_written(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     output = tmp_path / "file" / "out"

@@ -119,6 +119,16 @@ def test_a_tied_embedding_learns_as_one_whatever_the_stages(
     assert_every_rank_matches([traces[0] for traces in by_rank], expected, layout)
 
 
+def test_a_vocabulary_grows_alike_at_every_layout(tied_seed: tuple[Path, Trace]) -> None:
+    seed, unlike = tied_seed
+    grown = QWEN2 | {"language": QWEN2["language"] | {"vocab_size": 300}}
+    ((expected,),) = run_ranks(1, trace, seed, {}, model=grown)
+    assert expected[0][0] > unlike[0][0] * (1 + 1e-3)  # new rows compete with the others
+    world_size, parallel = LAYOUTS["tp2-pp2-sp"]  # one shard has new rows alone
+    by_rank = run_ranks(world_size, trace, seed, parallel, model=grown)
+    assert_every_rank_matches([traces[0] for traces in by_rank], expected)
+
+
 @pytest.fixture(scope="module")
 def tied_seed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trace]:
     """SigLIP and a Qwen2 whose embedding is also its output layer: weights, and the trace."""

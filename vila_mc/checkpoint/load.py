@@ -21,6 +21,8 @@ from vila_mc.checkpoint.state import (
     run_state,
     weights_state,
 )
+from vila_mc.checkpoint.stream import open_checkpoint
+from vila_mc.checkpoint.vocabulary import TABLES, grown_shards, vocabulary_grows
 from vila_mc.config.train import MODEL_PARTS, ModelPart
 from vila_mc.errors import CheckpointError
 from vila_mc.model.vila_model import VilaModel
@@ -70,6 +72,8 @@ def load_weights(
 ) -> Manifest:
     """Restore the weights alone, as a new phase of training starts from the previous one.
 
+    A model with more tokens than the checkpoint's gets the mean of the known ones for each new one.
+
     Args:
         path: a step-* directory, or a directory of them (the newest is taken).
         stages: this rank's stages.
@@ -78,26 +82,38 @@ def load_weights(
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of another model.
     """
-    directory, manifest = _open(path, stages, parts)
+    directory, manifest = _open(path, stages, parts, may_grow=True)
     wanted = tuple(f"{part}." for part in parts)
     state = {
         stage: {name: weight for name, weight in weights.items() if weight.key.startswith(wanted)}
         for stage, weights in weights_state(stages).items()
     }
     others = tuple(f"{part}." for part in MODEL_PARTS if part not in parts)
-    require_same_names(directory, state, ignored=(*_NOT_WEIGHTS, *others))
+    growing = TABLES if vocabulary_grows(manifest, stages[0].run_config, parts) else ()
+    tables = {stage: _taken_out(weights, growing) for stage, weights in state.items()}
+    require_same_names(directory, state, ignored=(*_NOT_WEIGHTS, *others, *growing))
     loaded = _load(state, directory)
+    source = manifest.config.model
+    tensors = open_checkpoint(directory, source) if growing else {}
     for name, stage in named(stages):
-        stage.load_state_dict(loaded.get(name, {}), strict=len(parts) == len(MODEL_PARTS))
+        shards = grown_shards(tensors, source.language.vocab_size, tables[name])
+        weights = loaded.get(name, {}) | shards
+        stage.load_state_dict(weights, strict=len(parts) == len(MODEL_PARTS))
     return manifest
 
 
+def _taken_out(weights: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The ``weights`` with these keys in the checkpoint, which are no longer among the others."""
+    names = [name for name, weight in weights.items() if weight.key in keys]
+    return {name: weights.pop(name) for name in names}
+
+
 def _open(
-    path: Path, stages: Sequence[VilaModel], parts: Sequence[ModelPart]
+    path: Path, stages: Sequence[VilaModel], parts: Sequence[ModelPart], *, may_grow: bool = False
 ) -> tuple[Path, Manifest]:
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
-    manifest.require_same_model(stages[0].run_config, directory, parts)
+    manifest.require_same_model(stages[0].run_config, directory, parts, may_grow=may_grow)
     require_intact(directory, manifest)
     return directory, manifest
 

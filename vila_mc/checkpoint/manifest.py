@@ -113,24 +113,35 @@ class Manifest:
         write_json(directory / MANIFEST_NAME, values)
 
     def require_same_model(
-        self, config: RunConfig, directory: Path, parts: Sequence[ModelPart] = MODEL_PARTS
+        self,
+        config: RunConfig,
+        directory: Path,
+        parts: Sequence[ModelPart] = MODEL_PARTS,
+        *,
+        may_grow: bool = False,
     ) -> None:
         """Refuse to load ``parts`` of ``directory`` into a run of another model.
+
+        With ``may_grow`` the run may have more tokens.
 
         Raises:
             CheckpointError: it names every option of the model section that differs.
         """
         theirs = leaves(run_to_dict(self.config)["model"], "model")
         ours = leaves(run_to_dict(config)["model"], "model")
+        if may_grow and theirs[_VOCABULARY] < ours[_VOCABULARY]:
+            theirs[_VOCABULARY] = ours[_VOCABULARY]
         differences = [
             f"{name}: checkpoint {theirs.get(name)}, run {ours.get(name)}"
             for name in ours | theirs
             if theirs.get(name) != ours.get(name) and _concerns(name, parts)
         ]
         if differences:
+            grows = "; a vocabulary grows with train.load alone, and never shrinks"
+            hint = grows if any(_VOCABULARY in text for text in differences) else ""
             raise CheckpointError(
                 f"{directory} holds another model: {'; '.join(differences)}. Use the model section "
-                "it was trained with, or another checkpoint."
+                f"it was trained with, or another checkpoint{hint}."
             )
 
     @staticmethod
@@ -203,6 +214,7 @@ def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     return found
 
 
+_VOCABULARY = "model.language.vocab_size"
 _SHAPE_THE_CONNECTOR = ("model.vision.width", "model.language.width")
 
 

@@ -24,6 +24,6 @@ def another_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> str | None:
     if not learned or tokenizer.fingerprint() in learned:
         return None
     return (
-        f"the model learned with another tokenizer than {tokenizer.path}. Unless the two give the "
-        "same ids, what it learned of words is lost: use the one it was trained with"
+        f"the model learned with another tokenizer than {tokenizer.path}. Unless tokens it knows "
+        "have the same ids there, what it learned of words is lost: use the one it was trained with"
     )

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, resolve_checkpoint, versions
+from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, versions
 from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
+from vila_mc.checkpoint.vocabulary import growth_line
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
@@ -255,10 +256,10 @@ class TrainingLoop:
             self._say(made_up)
         if config.train.load is None:
             return
-        load_weights(config.train.load, stages, config.train.load_parts)
+        manifest = load_weights(config.train.load, stages, config.train.load_parts)
+        self._say(growth_line(manifest, config, config.train.load_parts))
         knows_words = "language" in config.train.load_parts
         if self.ranks.is_first() and knows_words and config.data.tokenizer is not None:
-            manifest = Manifest.read(resolve_checkpoint(config.train.load))
             self._warn(another_tokenizer(manifest, Tokenizer(config.data.tokenizer)))
 
     def _warn(self, what: str | None) -> None:

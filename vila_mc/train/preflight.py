@@ -17,7 +17,8 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
     plan_stages(config.model, config.parallel)
     if config.train.load is not None:
         directory = resolve_checkpoint(config.train.load)
-        Manifest.read(directory).require_same_model(config, directory, config.train.load_parts)
+        manifest = Manifest.read(directory)
+        manifest.require_same_model(config, directory, config.train.load_parts, may_grow=True)
     if config.train.epochs is None:
         checkpoint_to_resume(config)
 
