@@ -16,7 +16,7 @@ def _exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_the_exit_code_tells_of_a_failure(capfd) -> None:
+def test_the_exit_code_tells_of_a_failure(capfd: pytest.CaptureFixture[str]) -> None:
     assert _exit_code(fork_child(lambda: None)) == 0
     assert _exit_code(fork_child(lambda: [][0])) == 1
     assert "IndexError" in capfd.readouterr().err

@@ -297,7 +297,7 @@ def test_directories_that_are_not_models_are_refused(copies: Path, tmp_path: Pat
         read_whole(copies / "llama")
 
 
-def test_whole_numbers_are_no_weights(copies):
+def test_whole_numbers_are_no_weights(copies: Path) -> None:
     path = copies / "clip" / "model.safetensors"
     state = load_file(path)
     name = next(name for name in state if "fc1.weight" in name)

@@ -1,5 +1,7 @@
 """Packing by best fit: nothing is lost, little is wasted, and images are spread."""
 
+from random import Random
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +31,9 @@ def test_best_fit_is_best_fit(lengths: list[int], num_rows: int) -> None:
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 12), st.randoms(use_true_random=False))
-def test_spreading_keeps_every_row_within_its_room(lengths, num_rows, random) -> None:  # type: ignore[no-untyped-def]
+def test_spreading_keeps_every_row_within_its_room(
+    lengths: list[int], num_rows: int, random: Random
+) -> None:
     rows = best_fit(lengths, num_rows, 50)
     sizes = np.asarray(lengths[: len(rows)])
     images = np.asarray([random.randint(0, 3) for _ in rows])
