@@ -133,9 +133,33 @@ def test_a_typo_names_the_nearest_option(given: str, meant: str) -> None:
         _parser().parse_args([f"--{given}", "1"])
 
 
-def test_something_far_from_every_option_points_to_help() -> None:
-    with pytest.raises(ConfigError, match=r"zzz is not an option\. Run with --help"):
-        load_run([], {"zzz": "1"})
+@pytest.mark.parametrize("given", ["zzz", "model.tower", "train.gradient_clipper", "data.shuffle"])
+def test_something_far_from_every_option_points_to_help(given: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{given} is not an option\. Run with --help"):
+        load_run([], {given: "1"})
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ("model.lora.rank", "LoRA"),
+        ("lora_enable", "LoRA"),
+        ("train.deepspeed", "DeepSpeed or FSDP"),
+        ("model.dropout", "dropout"),
+        ("train.eval_steps", "validation while training"),
+    ],
+)
+def test_what_is_not_there_at_all_is_said(given: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=rf" is not an option: there is no {what}\. Run with"):
+        load_run([], {given: "1"})
+    with pytest.raises(ConfigError, match=rf"{given} is not an option: there is no {what}\."):
+        _parser().parse_args([f"--{given}", "1"])
+
+
+def test_a_recipe_that_is_no_yaml_says_where(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("train: {steps: 3")
+    with pytest.raises(ConfigError, match=r"r\.yaml is not valid YAML: .* at line 1, column 8"):
+        load_run([tmp_path / "r.yaml"])
 
 
 def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 
 from pydantic import TypeAdapter, ValidationError
 
-from vila_mc.config.usual_names import ours
+from vila_mc.config.usual_names import absent, ours
 from vila_mc.config.values import kinds_of, prepare
 from vila_mc.errors import ConfigError
 
@@ -120,9 +120,19 @@ def unknown_option(given: str, known: Sequence[str]) -> str:
     """The message for an option that does not exist."""
     if (usual := ours(given)) in known:
         return f"{given} is not an option. Did you mean {usual}?"
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]}?" if close else " Run with --help to see every option."
+    if what := absent(given):
+        return f"{given} is not an option: there is no {what}. Run with --help to see every option."
+    nearest = max(known, key=lambda name: _likeness(given, name), default="")
+    is_near = _likeness(given, nearest)[0] > _LIKE_A_TYPO
+    hint = f" Did you mean {nearest}?" if is_near else " Run with --help to see every option."
     return f"{given} is not an option.{hint}"
+
+
+def _likeness(given: str, name: str) -> tuple[float, float]:
+    """Of the last words, then of all: ``train.lora_rank`` and ``train.load`` share a section."""
+    pairs = ((given.rpartition(".")[2], name.rpartition(".")[2]), (given, name))
+    last, whole = (difflib.SequenceMatcher(None, one, other).ratio() for one, other in pairs)
+    return last, whole
 
 
 def leaf_options(instance: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any], str]]:
@@ -154,7 +164,7 @@ def field_docs(kind: type[Any]) -> dict[str, str]:
 
 def help_text(doc: str, default: Any) -> str:
     """What ``--help`` says of an option: its docstring, and its default unless that says it."""
-    if default is not dataclasses.MISSING and "default:" not in doc:
+    if default is not dataclasses.MISSING and "default:" not in doc.lower():
         doc = f"{doc} (default: {shown(default)})"
     return doc.replace("%", "%%")
 
@@ -182,6 +192,8 @@ def shown(value: Any) -> str:
     )
 
 
+_LIKE_A_TYPO = 0.7
+"""Likeness above which one word is taken for a slip of another; difflib's own measure."""
 _ALLOWED = {
     "tuple_type": "give a list, such as [a, b] or, for data.blend, [{path: PREFIX}]",
     "dataclass_type": "give a mapping of options, such as {path: PREFIX} in data.blend",

@@ -11,6 +11,8 @@ from vila_mc.errors import ConfigError
 _MOST_BYTES = 2**20
 _MOST_VALUES = 100_000
 """Values of a recipe with every alias written out; aliases of aliases multiply."""
+_NAMELESS = 'in "<unicode string>",'
+"""What yaml calls a text without a file; the message names the file or option itself."""
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def parse_yaml(text: str) -> Any:
             raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values.")
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(" ".join(str(error).replace(_NAMELESS, "at").split())) from None
     except RecursionError:
         raise ValueError("it is nested too deeply.") from None
     except (AttributeError, LookupError, TypeError) as error:  # such as !!bool perhaps

@@ -19,7 +19,7 @@ _USUAL_NAMES = {
     "data.packing": "pack pack_sequences sequence_packing",
     "data.sequence_length": (
         "block_size context_length max_length max_seq_len max_seq_length model_max_length "
-        "seq_len seq_length"
+        "seq_len seq_length seqlen"
     ),
     "data.tokenizer": "tokenizer_model tokenizer_name tokenizer_path",
     "data.workers": "dataloader_num_workers num_workers",
@@ -39,9 +39,9 @@ _USUAL_NAMES = {
     "optimizer.weight_decay": "wd",
     "train.epochs": "max_epochs n_epochs num_epochs num_train_epochs",
     "train.global_batch": (
-        "batch_size global_batch_size gradient_accumulation_steps train_batch_size"
+        "batch batch_size global_batch_size gradient_accumulation_steps train_batch_size"
     ),
-    "train.keep_last": "save_total_limit",
+    "train.keep_last": "keep save_total_limit",
     "train.load": "init_from load_checkpoint model_name_or_path pretrained",
     "train.micro_batch": "micro_batch_size per_device_batch_size per_device_train_batch_size",
     "train.output": "checkpoint_dir output_dir save save_dir",
@@ -59,6 +59,16 @@ _USUAL_NAMES = {
 }
 """Ours, with the names that others give it."""
 
+_ABSENT = {
+    "LoRA": "lora qlora peft",
+    "DeepSpeed or FSDP": "deepspeed fsdp",
+    "FP8 training": "fp8",
+    "dropout": "dropout",
+    "validation while training": "eval val validation",
+    "sink of figures but metrics.jsonl": "tensorboard wandb",
+}
+"""What others have and we have not, with words in the names of its options."""
+
 
 def ours(given: str) -> str | None:
     """Our dotted name of an option that has another name elsewhere; None if none is known.
@@ -73,3 +83,9 @@ def ours(given: str) -> str | None:
             is_tower = section == "model.vision"
             return option.replace("model.language", section) if is_tower else option
     return None
+
+
+def absent(given: str) -> str | None:
+    """What an option would need that is not there at all; None if nothing is known to be."""
+    words = set(given.replace("-", "_").replace(".", "_").lower().split("_"))
+    return next((what for what, others in _ABSENT.items() if words & {*others.split()}), None)

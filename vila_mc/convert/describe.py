@@ -72,7 +72,7 @@ def _ours(path: Path) -> Iterator[tuple[str, str]]:
     yield from _model(manifest.config.model)
     yield from _tensors(open_checkpoint(directory, manifest.config.model))
     size = sum(file.stat().st_size for file in directory.iterdir())
-    yield "on disk", f"{size / 2**30:,.2f} GiB"
+    yield "on disk", f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
 
 
 def _model(model: ModelConfig) -> Iterator[tuple[str, str]]:
@@ -94,11 +94,12 @@ def _language(language: LanguageConfig) -> str:
     scaling = "" if rope.scaling == "none" else f", rope {rope.scaling} x {rope.factor:g}"
     tied = ", tied embeddings" if language.tied_embeddings else ""
     heads = f"{language.heads} heads"
+    rows = f"{language.padded_vocab():,} rows in training"
     if language.head_width is not None:
         heads += f" {language.head_width} wide"
     return (
         f"{language.family}, {language.layers} layers, width {language.width}, {heads} / "
-        f"{language.kv_heads} key-value heads, vocabulary {language.vocab_size:,}, "
+        f"{language.kv_heads} key-value heads, vocabulary {language.vocab_size:,} ({rows}), "
         f"{language.max_positions:,} positions{scaling}{tied}"
     )
 
