@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vila_mc.data.ingest.corpus_text import read_sentences
 from vila_mc.data.ingest.inputs import expand_inputs
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
-from vila_mc.data.sources.records import Rejected, Source, read
+from vila_mc.data.sources.record_files import decode
+from vila_mc.data.sources.records import Rejected, RejectionError, Source, read
 from vila_mc.data.sources.text import TextSource
 from vila_mc.errors import DataError
 from vila_mc.flow import RawImage, RawSample
@@ -80,6 +83,23 @@ def test_a_key_that_stands_twice_is_not_one_value(name: str, record: str, tmp_pa
     found = first(TextSource([file]))
     assert isinstance(found, Rejected)
     assert found.reason == "repeated key"
+
+
+_TEXTS = st.text(st.sampled_from('ab:"\\\\, {}\n\u00e9'), max_size=6)
+_VALUES = st.one_of(_TEXTS, st.none(), st.integers(-9, 9), st.lists(_TEXTS, max_size=2))
+
+
+@given(st.lists(st.tuples(_TEXTS, _VALUES), max_size=4), st.sampled_from([":", " :", ": ", "\t:"]))
+def test_keys_that_stand_twice_are_found_and_no_others(
+    pairs: list[tuple[str, object]], colon: str
+) -> None:
+    inner = ", ".join(f"{json.dumps(key)}{colon}{json.dumps(value)}" for key, value in pairs)
+    raw = f"{{{inner}}}".encode()
+    if len({key for key, _ in pairs}) == len(pairs):
+        assert decode(raw) == dict(pairs)
+    else:
+        with pytest.raises(RejectionError, match="repeated key"):
+            decode(raw)
 
 
 def test_frames_of_a_folder_come_in_the_order_of_their_numbers(

@@ -175,11 +175,14 @@ class Tokenizer:
     def spells_special(self, text: str) -> bool:
         """Whether a text holds the characters of a special token, which ``encode`` reads as such
         characters."""
-        return self._spelled.search(text) is not None
+        firsts, pattern = self._spelled  # most texts hold not even the first character of one
+        return any(map(text.__contains__, firsts)) and pattern.search(text) is not None
 
     @cached_property
-    def _spelled(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._backend.special)) or r"(?!)")
+    def _spelled(self) -> tuple[frozenset[str], re.Pattern[str]]:
+        spelled = [text for text in self._backend.special if text]
+        pattern = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
+        return frozenset(text[0] for text in spelled), pattern
 
     def special_id(self, token: str) -> int:
         """Id of a special token. Raises DataError: there is none of that text."""
