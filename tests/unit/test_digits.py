@@ -175,7 +175,7 @@ def test_conversations_are_well_formed(corpus: Path) -> None:
 def test_answers_of_the_evaluated_questions_are_right(
     corpus: Path, script: ModuleType, values: dict[str, int]
 ) -> None:
-    seen = Counter()
+    seen: Counter[Any] = Counter()
     for images, question, answer in turns(corpus):
         shown = [values[name] for name in images]
         if question == "<image>\n" + script.WHICH_DIGIT:

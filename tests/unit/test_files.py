@@ -132,5 +132,5 @@ def test_a_file_system_without_locks_is_used_without(
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)  # type: ignore[attr-defined]
     Lock(tmp_path).release()

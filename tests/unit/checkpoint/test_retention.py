@@ -61,7 +61,7 @@ def free_gib(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         usage = SimpleNamespace(free=gib * GIB)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
-    assert retention.shutil is shutil
+    assert retention.shutil is shutil  # type: ignore[attr-defined]
     return set_free
 
 

@@ -95,7 +95,7 @@ def image(photo: bytes) -> RawImage:
 
 
 def _trained_ids(pieces: tuple[Any, ...], folder: Path) -> list[int]:
-    ids = []
+    ids: list[int] = []
     for piece in encode_sample(RawSample(tuple(pieces), 1), Tokenizer(folder), 10**6).pieces:
         is_text = isinstance(piece, TextPiece)
         placeholders = [MODEL.language.vocab_size] * MODEL.visual_tokens()

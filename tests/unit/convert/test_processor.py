@@ -260,7 +260,7 @@ def test_rendered_conversation_reads_like_vicuna(processor: Any, image: Image.Im
 def test_literal_end_of_sequence_in_a_prompt_warns(
     processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warned = []
+    warned: list[Any] = []
     logger = type(processor).__call__.__globals__["logger"]
     monkeypatch.setattr(logger, "warning_once", warned.append)
     ids = processor(text="a</s>b")["input_ids"][0]

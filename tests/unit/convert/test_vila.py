@@ -52,7 +52,7 @@ def _load(model_class: type[Any], directory: Path) -> Any:
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    state = {}
+    state: dict[str, Any] = {}
     for file in directory.glob("*.safetensors"):
         state |= load_file(file)
     return state

@@ -80,14 +80,14 @@ def test_ids_and_names(tokenizer: Tokenizer, folder: Path) -> None:
 @pytest.mark.parametrize("text", [*SPECIAL, "a</s><s> b", "x <|im_start|>user", "über 狐 \n\n"])
 def test_text_never_becomes_a_special_token(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
-    special = {tokenizer._backend._tokenizer.token_to_id(token) for token in SPECIAL}
+    special = {tokenizer._backend._tokenizer.token_to_id(token) for token in SPECIAL}  # type: ignore[attr-defined]
     assert not special & set(ids)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode([0, *ids, 1]) == text
 
 
 def test_runs_of_spaces_stay_tokens(tokenizer: Tokenizer) -> None:
-    assert tokenizer._backend._tokenizer.token_to_id("    ") in tokenizer.encode("if x:\n    y")
+    assert tokenizer._backend._tokenizer.token_to_id("    ") in tokenizer.encode("if x:\n    y")  # type: ignore[attr-defined]
 
 
 def test_unigram_that_spells_a_special_token_is_refused(tmp_path: Path) -> None:

@@ -146,7 +146,9 @@ def test_shrinking_makes_the_shorter_side_small_and_keeps_small_images(make_imag
     data = shrink_image(make_image(400, 300), 56, "pic")
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.size) == ("JPEG", (75, 56))
-    expected = Image.open(io.BytesIO(make_image(400, 300))).resize((75, 56), Image.BICUBIC)
+    expected = Image.open(io.BytesIO(make_image(400, 300))).resize(
+        (75, 56), Image.Resampling.BICUBIC
+    )
     difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int))
     assert difference.mean() < 1.5
     assert shrink_image(make_image(400, 300), 56, "pic") == data

@@ -218,7 +218,7 @@ def test_failed_run_without_rejections_leaves_nothing(
     def full(*_: object) -> None:
         raise DataError("no space left")
 
-    monkeypatch.setattr(module.IndexedWriter, "append", full)
+    monkeypatch.setattr(module.IndexedWriter, "append", full)  # type: ignore[attr-defined]
     file = write_lines("a.jsonl", [{"text": "x"}])
     with pytest.raises(DataError, match="no space left"):
         preprocess(TextSource([file]), tmp_path / "out" / "set", "text", tokenizer_path, facts={})

@@ -49,7 +49,7 @@ def make(
     tokenizer: Path,
     limit: str = "100%",
     resume: bool = True,
-    images: ImagePolicy = module.AS_IS,
+    images: ImagePolicy = module.AS_IS,  # type: ignore[attr-defined]
 ) -> Preprocessed:
     return preprocess(
         source,

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -80,16 +81,15 @@ def test_memory_of_words_is_bounded(
 
 
 def test_models_that_are_not_of_this_kind_are_left_to_sentencepiece(tmp_path: Path) -> None:
-    for number, options in enumerate(
-        (
-            {"model_type": "unigram"},
-            {"normalization_rule_name": "nmt_nfkc"},
-            {"byte_fallback": False},
-            {"user_defined_symbols": ["<image>"]},
-            {"add_dummy_prefix": False},
-            {"remove_extra_whitespaces": True},
-        )
-    ):
+    others: tuple[dict[str, Any], ...] = (
+        {"model_type": "unigram"},
+        {"normalization_rule_name": "nmt_nfkc"},
+        {"byte_fallback": False},
+        {"user_defined_symbols": ["<image>"]},
+        {"add_dummy_prefix": False},
+        {"remove_extra_whitespaces": True},
+    )
+    for number, options in enumerate(others):
         common = {
             "model_type": "bpe",
             "normalization_rule_name": "identity",

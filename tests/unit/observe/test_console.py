@@ -30,7 +30,7 @@ def _record(step: int, step_ms: int, samples: int) -> StepRecord:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that the test sets."""
     times = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: times[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: times[0])  # type: ignore[attr-defined]
     return times
 
 

@@ -1,6 +1,7 @@
 """Every record of a run goes to every sink."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from vila_mc.observe.record import StepRecord
 
 class _Kept:
     def __init__(self, config: RunConfig, after_step: int) -> None:
-        self.label, self.after_step, self.records = config.train.phase, after_step, []
+        self.label, self.after_step = config.train.phase, after_step
+        self.records: list[StepRecord | None] = []
 
     def write(self, record: StepRecord) -> None:
         self.records.append(record)
@@ -25,7 +27,7 @@ def test_a_sink_is_one_line_of_the_register(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sinks, "SINKS", (*sinks.SINKS, _Kept))
-    opened = sinks.open_sinks(tiny_run(train={"output": str(tmp_path)}), 7)
+    opened: list[Any] = sinks.open_sinks(tiny_run(train={"output": str(tmp_path)}), 7)
     assert len(opened) == 3
     assert (opened[-1].label, opened[-1].after_step) == ("pretrain", 7)
     for sink in opened:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_exit_code_and_line(
 
 class _FakeRanks:
     def __init__(self) -> None:
-        self.sent = []
+        self.sent: list[Any] = []
 
     def send(self, number: signal.Signals) -> None:
         self.sent.append(number)

@@ -19,7 +19,7 @@ from vila_mc.errors import ConfigError, SetupError
 from vila_mc.train.handshake import code_of, secret_of
 from vila_mc.train.rendezvous import Endpoint, _about, meet
 
-EXPLOSIONS = []
+EXPLOSIONS: list[Any] = []
 
 
 def _explode() -> None:
