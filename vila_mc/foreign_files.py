@@ -6,15 +6,35 @@ Imports nothing of this package.
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
+_MOST_VALUES = 10_000_000
+"""Of a JSON text; each takes up to a hundred bytes. A quarter million tokens take some two."""
 _LONGEST_NAME = 100
 """Characters of a place in a file that a message shows."""
 
 
 class ForeignFileError(ValueError):
     """Why a file cannot be used, in one line that goes on after its name."""
+
+
+def open_foreign(file: Path) -> BinaryIO:
+    """Open a file that has an end; a pipe or a device could keep its reader waiting for ever.
+
+    Args:
+        file: followed if it is a link.
+
+    Raises:
+        OSError: it cannot be opened.
+        ForeignFileError: it is a folder, pipe or device.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ForeignFileError("is a folder, pipe or device, not a file")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_foreign(file: Path, at_most: int) -> bytes:
@@ -28,15 +48,17 @@ def read_foreign(file: Path, at_most: int) -> bytes:
         OSError: it cannot be opened or read.
         ForeignFileError: it is a folder, pipe or device, which might never end; or it is larger.
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ForeignFileError("is a folder, pipe or device, not a file")
-    with os.fdopen(descriptor, "rb") as stream:
+    with open_foreign(file) as stream:
         content = stream.read(at_most + 1)
     if len(content) > at_most:
         raise ForeignFileError(f"is larger than {at_most >> 20:,} MiB")
     return content
+
+
+def require_few_values(content: bytes) -> None:
+    """Refuse JSON of which little text would take much memory. Raises ForeignFileError."""
+    if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise ForeignFileError(f"holds more than {_MOST_VALUES:,} values")
 
 
 def parse_foreign[KindT](content: bytes, kind: TypeAdapter[KindT]) -> KindT:
@@ -45,6 +67,7 @@ def parse_foreign[KindT](content: bytes, kind: TypeAdapter[KindT]) -> KindT:
     Raises:
         ForeignFileError: it is not JSON, or of another shape; names the first place that is wrong.
     """
+    require_few_values(content)
     try:
         return kind.validate_json(content)
     except ValidationError as error:

@@ -22,6 +22,7 @@ from vila_mc.config.train import MODEL_PARTS, ModelPart
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
 from vila_mc.errors import CheckpointError, ConfigError
 from vila_mc.files import sha256_of, write_json
+from vila_mc.foreign_files import read_foreign, require_few_values
 from vila_mc.topology.layout import Layout
 
 FORMAT_VERSION = 4
@@ -173,9 +174,9 @@ class Manifest:
 def _read_values(path: Path) -> dict[str, Any]:
     """A JSON object of ours. Raises CheckpointError."""
     try:
-        with open(path, "rb") as file:
-            text = file.read(_LARGEST_BYTES + 1)
-        values = json.loads(text) if len(text) <= _LARGEST_BYTES else None
+        text = read_foreign(path, _LARGEST_BYTES)
+        require_few_values(text)
+        values = json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} is not a checkpoint of vila_mc: it has no {path.name}. Name a step-* "

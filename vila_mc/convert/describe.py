@@ -53,7 +53,7 @@ def describe(path: Path, *, trust_pickle: bool = False) -> Iterator[tuple[str, s
 def _require_sizes(directory: Path, manifest: Manifest) -> None:
     for name, record in manifest.files.items():
         path = directory / name
-        found = path.stat().st_size if path.exists() else 0
+        found = path.stat().st_size if path.is_file() else 0
         if found != record.num_bytes:
             raise CheckpointError(
                 f"{directory} is damaged: {name} has {found:,} of {record.num_bytes:,} bytes. Use "

@@ -17,6 +17,7 @@ from vila_mc.convert.weights import read_json
 from vila_mc.data.tokenizers.sentencepiece_model import SentencePieceModel, read_sentencepiece
 from vila_mc.errors import CheckpointError
 from vila_mc.files import write_json
+from vila_mc.foreign_files import ForeignFileError, read_foreign
 
 IMAGE_TOKEN = "<image>"
 _MODEL, _JSON, _CONFIG, _TEMPLATE = (
@@ -234,6 +235,23 @@ def copy_tokenizer(source: Path, target: Path) -> Path | None:
     return (target / _MODEL if _MODEL in names else target).absolute()
 
 
+def _own_text(file: Path) -> str:
+    """A text that is written on, so that no link may lead to a secret of whoever converts it.
+
+    Only a download's links do not lead out: those of Hugging Face's cache, to its blobs.
+
+    Raises:
+        CheckpointError: it is such a link, or no text of a template's size.
+    """
+    folder = file.parent.resolve()
+    if file.resolve().parent not in (folder, folder.parent.parent / "blobs"):
+        raise CheckpointError(f"{file} is a link out of its folder. Copy the file there.")
+    try:
+        return read_foreign(file, 4 * _LONGEST_TEMPLATE).decode(errors="replace")
+    except (OSError, ForeignFileError) as error:
+        raise CheckpointError(f"{file} cannot be used: it {error}. Remove it.") from None
+
+
 def _chat_template(folder: Path) -> Any:
     """The chat template beside a tokenizer: a text, or several that have names; None without one.
 
@@ -243,7 +261,7 @@ def _chat_template(folder: Path) -> Any:
     values = read_json(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
     template = values.get("chat_template")
     if (folder / _TEMPLATE).exists():
-        template = (folder / _TEMPLATE).read_text(encoding="utf-8", errors="replace")
+        template = _own_text(folder / _TEMPLATE)
     if isinstance(template, list):
         template = [
             {key: entry[key] for key in ("name", "template")}

@@ -6,7 +6,6 @@ then by an unpickler that knows tensors and nothing else.
 
 import json
 import pickle
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,12 @@ from torch import Tensor
 from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
 from vila_mc.convert.safetensors_writer import SafetensorsWriter
 from vila_mc.errors import CheckpointError
+from vila_mc.foreign_files import (
+    ForeignFileError,
+    open_foreign,
+    read_foreign,
+    require_few_values,
+)
 from vila_mc.topology.shapes import Shape
 
 WEIGHTS = "model.safetensors"
@@ -43,12 +48,11 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, is not a JSON object, or is larger than any is.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_JSON:
-            raise CheckpointError(
-                f"{path} is not a file of at most {_LARGEST_JSON >> 20} MiB. Fetch it again."
-            )
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = read_foreign(path, _LARGEST_JSON)
+        require_few_values(text)
+        content = json.loads(text.decode())
+    except ForeignFileError as error:
+        raise CheckpointError(f"{path} {error}. Fetch it again.") from None
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no {path}. Give the directory of a Hugging Face model."
@@ -181,7 +185,10 @@ def _require_promised(path: Path, found: LazyTensors, promised: set[str]) -> Non
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
+        open_foreign(path).close()
         shard: Any = safe_open(path, framework="pt")
+    except ForeignFileError as error:
+        raise CheckpointError(f"{path} {error}. Fetch it again.") from None
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}, which the index names. Fetch it.") from None
     except OSError as error:
@@ -210,9 +217,12 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     """A file of torch.save, mapped. It may hold tensors and plain containers, and nothing else."""
     try:
+        open_foreign(path).close()
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}, which the index names. Fetch it.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise CheckpointError(

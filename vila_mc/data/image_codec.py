@@ -44,6 +44,8 @@ _REFUSED = {
 _EXIF, _EXIF_WITHIN = b"Exif\0\0", 1 << 17
 """What begins the EXIF metadata of a JPEG, and how far from its start it is looked for."""
 _PNG = b"\x89PNG\r\n\x1a\n"
+_MOST_CHUNKS = 200_000
+"""Of a PNG; what is behind them is cut off. Encoders write a few kilobytes into one."""
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker of JPEG that is followed by a length; the others stand alone."""
@@ -190,7 +192,7 @@ def _pixels_alone(data: bytes) -> bytes:
     if not data.startswith(_PNG):
         return data
     kept, position = [_PNG], len(_PNG)
-    while position + 8 <= len(data):
+    while position + 8 <= len(data) and len(kept) <= _MOST_CHUNKS:
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if kind in _PIXEL_CHUNKS:

@@ -12,7 +12,11 @@ from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 from vila_mc.evaluation.generate import generate
+from vila_mc.foreign_files import ForeignFileError, read_foreign
 from vila_mc.model.vila_model import VilaModel
+
+_LARGEST_BYTES = 1 << 28
+"""Of a file of questions, which is read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,13 @@ def read_questions(path: Path, images: Path, *, follow_links: bool = False) -> l
     """
     try:
         # Not splitlines: characters that end a line for Unicode may stand within a JSON text.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_foreign(path, _LARGEST_BYTES).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the questions {path} cannot be read: {error}.") from None
+    except ForeignFileError as error:
+        raise DataError(
+            f"{path} {error}. Give a file of questions, one JSON object a line."
+        ) from None
     questions = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -168,7 +176,7 @@ def _parse(line: str, where: str) -> Question:
         raise DataError(f"{where} is not a JSON object.")
     try:
         return _question(values)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"{where} is not a question ({what}). It needs id, task, "
@@ -177,7 +185,7 @@ def _parse(line: str, where: str) -> Question:
 
 
 def _question(values: Mapping[str, Any]) -> Question:
-    """Raises KeyError, TypeError or ValueError."""
+    """Raises KeyError, TypeError, ValueError or OverflowError."""
     images, chance = values["images"], float(values["chance"])
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
         raise TypeError(f"images is {str(images)[:80]}, not a list of file names")

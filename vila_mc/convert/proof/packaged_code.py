@@ -12,6 +12,7 @@ from vila_mc.convert.weights import read_json
 FOLDER = "remote_code"
 """Beside the formats: files that are written as they are."""
 _ADAPTER = "adapter_config.json"
+_LARGEST_CODE = 1 << 20
 
 
 def packaged_text(name: str) -> str:
@@ -47,6 +48,8 @@ def _say(path: Path, what: str) -> str:
 
 
 def _is_packaged(path: Path, directory: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > _LARGEST_CODE:
+        return False
     ours = resources.files("vila_mc.convert.formats") / FOLDER / path.name
     return path.parent == directory and ours.is_file() and ours.read_bytes() == path.read_bytes()
 

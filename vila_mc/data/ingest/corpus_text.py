@@ -1,13 +1,17 @@
 """Text of raw corpora, for training a tokenizer."""
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vila_mc.data.sources.file_kinds import open_regular
 from vila_mc.data.sources.record_files import read_records
 from vila_mc.errors import DataError
 
 TEXT_KEYS = ("text", "text_list", "caption", "value", "question", "answer", "content")
 """Keys whose strings, or lists of strings, count as text."""
+_LONGEST_PART = 1_000_000
+"""Characters of a line that are read at once; the trainer cuts lines to a thousandth of it."""
 RECORD_FILES = (".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
 
 
@@ -32,8 +36,9 @@ def read_sentences(files: Sequence[Path]) -> Iterator[str]:
 
 def _lines(file: Path) -> Iterator[str]:
     try:
-        with file.open(encoding="utf-8") as lines:
-            yield from lines
+        with io.TextIOWrapper(open_regular(file), encoding="utf-8") as stream:
+            while part := stream.readline(_LONGEST_PART):
+                yield part
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8: {error.reason}. Convert it to UTF-8.") from None
     except OSError as error:

@@ -52,6 +52,7 @@ def zip_members(raw: BinaryIO) -> Iterator[tuple[str, zipfile.ZipInfo, BinaryIO 
                 raise zipfile.BadZipFile("there is no .jsonl file in it")
             for info in members:
                 if _holds_records(info):
+                    _require_bounded(info)
                     with archive.open(info) as stream:
                         prefix = f"{info.filename}:" if count > 1 else ""
                         yield prefix, info, cast(BinaryIO, stream)
@@ -59,6 +60,12 @@ def zip_members(raw: BinaryIO) -> Iterator[tuple[str, zipfile.ZipInfo, BinaryIO 
                     yield "", info, None
     except (RuntimeError, NotImplementedError) as error:  # a password, or an odd compression
         raise zipfile.BadZipFile(str(error)) from None
+
+
+def _require_bounded(info: zipfile.ZipInfo) -> None:
+    """LZMA keeps as much as its stream asks for, up to 4 GiB, and Python sets it no limit."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"{info.filename} is packed in another way than zip's usual one")
 
 
 def _holds_records(info: zipfile.ZipInfo) -> bool:
@@ -76,6 +83,8 @@ def _refuse_more(raw: BinaryIO, archive: zipfile.ZipFile, members: list[zipfile.
         found = tail.rfind(b"PK\x05\x06")
         if found >= 0:  # otherwise zipfile has seen more than this
             after = len(tail) - found - _END_RECORD - len(archive.comment)
+    if len({info.header_offset for info in members}) < len(members):
+        raise zipfile.BadZipFile("several names stand for the same bytes")
     if before > 0 or after > 0:
         raise zipfile.BadZipFile(
             f"{before:,} bytes stand before the archive and {max(0, after):,} after it. Give each "

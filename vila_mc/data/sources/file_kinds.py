@@ -1,11 +1,10 @@
 """Files that are no input, known by their endings and first bytes: refused before any is read."""
 
-import os
-import stat
 from pathlib import Path
 from typing import BinaryIO
 
 from vila_mc.errors import DataError
+from vila_mc.foreign_files import ForeignFileError, open_foreign
 
 HEAD_BYTES = 512
 """What has to be seen of a file."""
@@ -58,11 +57,10 @@ def open_regular(file: Path) -> BinaryIO:
         OSError: it cannot be opened.
         DataError: it is no regular file.
     """
-    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise DataError(f"{file} is a folder, pipe or device, not a file. Check the path.")
-    return os.fdopen(handle, "rb")
+    try:
+        return open_foreign(file)
+    except ForeignFileError as error:
+        raise DataError(f"{file} {error}. Check the path.") from None
 
 
 def is_left_by_macos(name: str) -> bool:
