@@ -97,6 +97,8 @@ def _names_and_shapes(state: Mapping[str, Any]) -> dict[str, _Shape]:
 def _complaint(directory: Path, name: str, manifest: Manifest) -> str | None:
     path = directory / name
     try:
+        if not path.is_file() and path.exists():
+            return f"{name} is no file"
         if path.stat().st_size != manifest.files[name].num_bytes:
             return f"{name} has another length than when it was written"
         if FileRecord.of(path) != manifest.files[name]:

@@ -14,15 +14,19 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, cast
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
+from vila_mc.checkpoint.index_types import fault_of_index, is_key
 from vila_mc.errors import CheckpointError
+from vila_mc.foreign_files import ForeignFileError, open_foreign
 from vila_mc.parallel.megatron_patches import SAFE_INDEX
 
 INDEX_NAME = ".metadata"
+_LARGEST_BYTES = 1 << 26
+"""Of an index; one of half a million pieces has about as many."""
 _RECORDS = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
@@ -40,8 +44,39 @@ _RECORDS = {
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-class _IndexUnpickler(pickle.Unpickler):
-    """Knows the classes of an index, and no other."""
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _IndexUnpickler(_Unpickler):  # type: ignore[misc]
+    """Knows the classes of an index, and no other.
+
+    In Python: the one in C takes as much memory as one number in the file says. What is hashed is
+    looked at before, because the hash of tuples within tuples can take for ever.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load
+        for code, load in _Unpickler.dispatch.items()
+        if code not in (pickle.FROZENSET[0], pickle.ADDITEMS[0], pickle.DICT[0])
+    }
+
+    def load_setitem(self) -> None:
+        _require(is_key(self.stack[-2]))
+        super().load_setitem()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        _require(all(map(is_key, self.stack[::2])))  # since the mark
+        super().load_setitems()
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_reduce(self) -> None:
+        _require(all(map(_is_plain, self.stack[-1])))
+        super().load_reduce()
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
 
     def find_class(self, module: str, name: str) -> Any:
         if name in _RECORDS.get(module, ()):
@@ -57,8 +92,10 @@ def read_index(directory: Path) -> Metadata:
     """The names, shapes and places of everything in a checkpoint. Raises CheckpointError."""
     path = directory / INDEX_NAME
     try:
-        with open(path, "rb") as file:
+        with open_foreign(path) as file:
             return _load_index(file)
+    except ForeignFileError as error:
+        raise CheckpointError(f"{path} {error}. Use an older step-* directory.") from None
     except FileNotFoundError:
         raise CheckpointError(
             f"{directory} has no {INDEX_NAME}: it is incomplete. Use an older step-* directory."
@@ -84,15 +121,32 @@ def nothing_foreign_unpickled() -> Iterator[None]:
 
 
 def _load_index(file: BinaryIO) -> Metadata:
+    content = file.read(_LARGEST_BYTES + 1)
+    if len(content) > _LARGEST_BYTES:
+        raise CheckpointError(f"{_name(file)} is larger than {_LARGEST_BYTES >> 20} MiB.")
     # Anything may come out of damaged bytes.
     try:
         with _records_as_they_are():
-            index = _IndexUnpickler(file).load()
+            index = _IndexUnpickler(io.BytesIO(content)).load()
+        fault = fault_of_index(index)
     except Exception as error:
-        raise CheckpointError(f"{_name(file)} cannot be trusted or is damaged: {error}.") from None
-    if not isinstance(index, Metadata):
-        raise CheckpointError(f"{_name(file)} is not the index of a checkpoint.")
-    return index
+        raise CheckpointError(
+            f"{_name(file)} cannot be trusted or is damaged: {str(error)[:200]}."
+        ) from None
+    if fault is not None:
+        raise CheckpointError(f"{_name(file)} cannot be trusted or is damaged: {fault}.")
+    return cast(Metadata, index)
+
+
+def _require(is_fine: bool) -> None:
+    if not is_fine:
+        raise pickle.UnpicklingError("it holds what no index needs")
+
+
+def _is_plain(value: object) -> bool:
+    """What the records of an index are made of: names, numbers, and the sizes of tensors."""
+    is_numbers = type(value) is tuple and all(type(number) is int for number in value)
+    return is_numbers or type(value) in (str, int)
 
 
 @contextlib.contextmanager

@@ -6,13 +6,14 @@ more than one process.
 """
 
 import io
+import math
 import os
 import struct
 import zipfile
 import zlib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from vila_mc.checkpoint.places import Place, model_places
 from vila_mc.checkpoint.safe_index import read_index
 from vila_mc.config.model import ModelConfig
 from vila_mc.errors import CheckpointError
+from vila_mc.foreign_files import ForeignFileError, open_foreign
 from vila_mc.topology.shapes import Shape
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
@@ -70,9 +72,13 @@ def open_checkpoint(directory: Path, model: ModelConfig) -> dict[str, LazyTensor
 
 def _holds(entry: Any, place: Place) -> bool:
     """Whether a global tensor of an index reaches as far as ``place``."""
-    return isinstance(entry, TensorStorageMetadata) and all(
-        start + size <= reach
-        for start, size, reach in zip(place.start, place.size, entry.size, strict=True)
+    return (
+        isinstance(entry, TensorStorageMetadata)
+        and len(entry.size) == len(place.size)
+        and all(
+            start + size <= reach
+            for start, size, reach in zip(place.start, place.size, entry.size, strict=True)
+        )
     )
 
 
@@ -98,18 +104,23 @@ class _Shards:
         """A box of a global tensor: one chunk as it is, or copied from those that overlap it."""
         entry = self._index.state_dict_metadata[place.key]
         assert isinstance(entry, TensorStorageMetadata)
-        whole: Tensor | None = None
+        whole = torch.zeros(0)
+        numbers = 0
         for chunk in entry.chunks:
             if tuple(chunk.offsets) == place.start and tuple(chunk.sizes) == place.size:
                 return self._chunk(place.key, chunk, entry.properties.dtype)
             cut = _overlap(place, chunk)
             if cut is None:
                 continue
-            if whole is None:
-                whole = torch.empty(place.size, dtype=entry.properties.dtype)
+            if not numbers:
+                whole = torch.zeros(place.size, dtype=entry.properties.dtype)
             target, source = cut
             whole[target] = self._chunk(place.key, chunk, entry.properties.dtype)[source]
-        assert whole is not None, f"no chunk of {place.key} holds {place}"
+            numbers += whole[target].numel()
+        if numbers != math.prod(place.size):
+            raise CheckpointError(
+                f"{self._directory} holds but parts of {place.key}. Use an older step-* directory."
+            )
         return whole
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> Tensor:
@@ -132,13 +143,11 @@ class _Shards:
             raise CheckpointError(f"{self._directory}: the index is damaged at {key}.")
         return found
 
-    def _opened(self, name: str) -> io.FileIO:
+    def _opened(self, name: str) -> BinaryIO:
         path = self._directory / name
-        if path.parent != self._directory:
-            raise CheckpointError(f"{self._directory}: the index names {name}, outside it.")
         try:
-            return io.FileIO(path)
-        except OSError as error:
+            return open_foreign(path)
+        except (OSError, ForeignFileError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}. It is incomplete.") from None
 
 
@@ -169,7 +178,8 @@ def _stored_values(archive: "_Window", size: int) -> np.ndarray:
     """
     with zipfile.ZipFile(archive) as entries:
         entry = next(info for info in entries.infolist() if info.filename.endswith("/data/0"))
-    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size:
+    is_there = entry.file_size == size <= archive.length
+    if entry.compress_type != zipfile.ZIP_STORED or not is_there:
         raise zipfile.BadZipFile
     header = bytearray(_LOCAL_HEADER.size)
     archive.read_into(entry.header_offset, header)
@@ -188,8 +198,8 @@ def _stored_values(archive: "_Window", size: int) -> np.ndarray:
 class _Window(io.RawIOBase):
     """A part of an open file as a file of its own, which several threads may have open."""
 
-    def __init__(self, file: io.FileIO, start: int, length: int) -> None:
-        self._file, self._start, self._length = file, start, length
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self.length = file, start, length
         self._at = 0
 
     def seekable(self) -> bool:
@@ -199,7 +209,7 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.length}[whence]
         self._at = base + offset
         return self._at
 
@@ -207,7 +217,7 @@ class _Window(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(self._length - self._at, 0))
+        wanted = min(len(buffer), max(self.length - self._at, 0))
         count = os.preadv(
             self._file.fileno(), [memoryview(buffer)[:wanted]], self._start + self._at
         )
