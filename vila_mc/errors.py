@@ -112,6 +112,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def say(text: str, *, to_stderr: bool = False) -> None:
+    """Print lines, each as ``printable`` has it, at once: names and records are a stranger's."""
+    lines = "\n".join(map(printable, text.split("\n")))
+    print(lines, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command line tool and exit: 0 done, 2 the user's mistake (one line), 130 Ctrl-C.
 
@@ -126,6 +132,6 @@ def run_cli(main: Callable[[], int | None]) -> None:
         explained = user_error(error)
         if explained is None:
             raise
-        print(f"error: {printable(str(explained))}", file=sys.stderr)
+        say(f"error: {explained}", to_stderr=True)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(code or EXIT_OK)

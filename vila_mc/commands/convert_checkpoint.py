@@ -15,7 +15,7 @@ from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.families import ImageMode
 from vila_mc.config.options import Argument
 from vila_mc.convert.formats.registry import FormatName
-from vila_mc.errors import ConfigError
+from vila_mc.errors import ConfigError, say
 from vila_mc.files import write_json
 
 Dtype = Literal["fp32", "bf16"]
@@ -142,7 +142,7 @@ def import_command(options: ImportOptions) -> int:
         raise ConfigError("give either --model, or both --llm and --vision.")
     path = import_checkpoint(source, options.output, options.dtype)
     recipe = options.output / RECIPE_NAME
-    print(f"read {source.kind}: {len(source.tensors)} tensors\nwrote {path}", flush=True)
+    say(f"read {source.kind}: {len(source.tensors)} tensors\nwrote {path}")
     if options.no_verify:
         print("not verified: run without --no-verify before relying on it")
     else:
@@ -153,10 +153,10 @@ def import_command(options: ImportOptions) -> int:
             is_streamed=options.streamed or None,
         )
         for text in proof.proven:
-            print(f"verified against the source in a fresh process: {text}")
+            say(f"verified against the source in a fresh process: {text}")
         for text in proof.unproven:
-            print(f"NOT verified: {text}")
-    print(f"train from it with --config {recipe} --train.load {options.output}")
+            say(f"NOT verified: {text}")
+    say(f"train from it with --config {recipe} --train.load {options.output}")
     return 0
 
 
@@ -173,7 +173,7 @@ def export_command(options: ExportOptions) -> int:
         dtype=None if options.dtype is None else DTYPES[options.dtype],
         max_shard_bytes=_num_bytes(options.shard_size),
     )
-    print(f"wrote {options.output}", flush=True)
+    say(f"wrote {options.output}")
     if options.no_verify:
         print("not verified: run without --no-verify before relying on it")
         return 0
@@ -190,7 +190,7 @@ def inspect_command(options: InspectOptions) -> int:
     from vila_mc.convert.describe import describe
 
     for label, text in describe(options.path, trust_pickle=options.trust_pickle):
-        print(f"{label:<18} {text}")
+        say(f"{label:<18} {text}")
     return 0
 
 
@@ -207,12 +207,12 @@ def _prove(options: ProofOptions, export: Path, *, trusts_code: bool = False) ->
     )
     result = proof.result
     tokens = "read weight by weight" if proof.is_streamed else "greedy tokens equal"
-    print(
+    say(
         f"verified in a fresh process: greatest logit difference {result.max_difference:.2e}, "
         f"mean {result.mean_difference:.2e}, {tokens}"
     )
     if result.answers:
-        print(f"the reloaded model, asked {options.question!r}: {result.answers[0]!r}")
+        say(f"the reloaded model, asked {options.question!r}: {result.answers[0]!r}")
     if options.result:
         write_json(
             options.result,

@@ -1,7 +1,6 @@
 """``vila-mc evaluate``: questions about images, and how many answers are right."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import PositiveInt
 
 from vila_mc.commands.command import Job, run_job
 from vila_mc.config.options import Argument
-from vila_mc.errors import ConfigError
+from vila_mc.errors import ConfigError, say
 from vila_mc.files import write_whole
 
 
@@ -82,7 +81,7 @@ def _evaluate(options: EvaluateOptions) -> int:
     lines = [json.dumps(answer_record(answer)) + "\n" for answer in answers]
     write_whole(options.output, "".join(lines))
     for task in score(answers):
-        print(
+        say(
             f"{task.task}: {100 * task.accuracy():.1f} % right ({task.num_correct} of "
             f"{task.num_answers}), chance {100 * task.chance:.1f} %"
         )
@@ -96,4 +95,4 @@ def _evaluate(options: EvaluateOptions) -> int:
 
 def _warn(what: str | None) -> None:
     if what:
-        print(f"warning: {what}", file=sys.stderr)
+        say(f"warning: {what}", to_stderr=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from vila_mc.commands.command import Job, run_one_of
 from vila_mc.config.options import Argument
-from vila_mc.errors import DataError
+from vila_mc.errors import DataError, say
 from vila_mc.files import write_whole
 
 _SHOWN_FAULTS = 20
@@ -75,10 +75,10 @@ def _summary(options: SummaryOptions) -> int:
     from vila_mc.data.inspection.summary import plot_summary, summary_lines
 
     reader = IndexedReader(options.prefix)
-    print("\n".join(summary_lines(reader)))
+    say("\n".join(summary_lines(reader)))
     if options.png is not None:
         plot_summary(reader, options.png)
-        print(f"histograms {options.png}")
+        say(f"histograms {options.png}")
     return 0
 
 
@@ -90,7 +90,7 @@ def _show(options: ShowOptions) -> int:
     tokenizer = None if options.tokenizer is None else Tokenizer(options.tokenizer)
     page = sample_page(IndexedReader(options.prefix), options.sample, tokenizer)
     write_whole(options.output, page)
-    print(f"wrote {options.output}")
+    say(f"wrote {options.output}")
     return 0
 
 
@@ -100,14 +100,14 @@ def _verify(options: VerifyOptions) -> int:
     found = verify(options.prefix, options.workers)
     if found.faults:
         for fault in found.faults[:_SHOWN_FAULTS]:
-            print(fault)
+            say(fault)
         count = len(found.faults)
         raise DataError(
             f"{options.prefix} has {count:,} fault{'s' if count > 1 else ''}. Copy the set again "
             "or preprocess the raw data again."
         )
     checked = "checksums agree" if found.has_checksum else "version 1 has no checksum of .bin"
-    print(f"{options.prefix} is whole: {checked}, {found.images:,} images decode")
+    say(f"{options.prefix} is whole: {checked}, {found.images:,} images decode")
     return 0
 
 
@@ -117,5 +117,5 @@ def _export(options: ExportOptions) -> int:
     from vila_mc.data.tokenizers.tokenizer import Tokenizer
 
     count = export(IndexedReader(options.prefix), Tokenizer(options.tokenizer), options.output)
-    print(f"{options.output}: {count:,} samples")
+    say(f"{options.output}: {count:,} samples")
     return 0

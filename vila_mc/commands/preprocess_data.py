@@ -9,6 +9,7 @@ from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.ingest.rejection import RejectionLimit
 from vila_mc.data.sources.kinds import KINDS
 from vila_mc.data.sources.options import RawOptions
+from vila_mc.errors import say
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -34,5 +35,5 @@ def _preprocess(kind: str, options: RawOptions) -> int:
         images=options.image_policy(),
         resume=options.resume,
     )
-    print("\n".join(made.lines()))
+    say("\n".join(made.lines()))
     return 0

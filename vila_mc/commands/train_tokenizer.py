@@ -7,6 +7,7 @@ from typing import Annotated
 
 from vila_mc.commands.command import Job, run_job
 from vila_mc.config.options import Argument
+from vila_mc.errors import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,5 +37,5 @@ def _train(options: TokenizerOptions) -> int:
     sentences = read_sentences(expand_inputs(options.input))
     used = train_tokenizer(sentences, options.output, options.vocab_size)
     made = Tokenizer(options.output)
-    print(f"{options.output}: {made.vocab_size:,} tokens from {used:,} sentences")
+    say(f"{options.output}: {made.vocab_size:,} tokens from {used:,} sentences")
     return 0

@@ -32,7 +32,7 @@ from vila_mc.convert.weights import open_weights
 from vila_mc.data.chat_templates import Template
 from vila_mc.data.tokenizer_template import TokenizerTemplate
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.errors import CheckpointError, ConfigError, DataError
+from vila_mc.errors import CheckpointError, ConfigError, DataError, say
 from vila_mc.model.megatron_config import DTYPES
 
 
@@ -84,12 +84,11 @@ def export_checkpoint(
         raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
     template, note = trained_template(manifest.datasets)
     if note:
-        print(note, flush=True)
+        say(note)
     if find_format(format).has_own_code and isinstance(template, TokenizerTemplate):
-        print(
+        say(
             "no chat template is written: the model was trained with its tokenizer's own, which "
             f"the processor of {format} cannot apply to images. Other formats hold it.",
-            flush=True,
         )
     write_export(
         open_checkpoint(directory, config.model),
@@ -162,12 +161,12 @@ def _asked(
     try:
         known = Tokenizer(tokenizer)
     except DataError as error:
-        print(f"no question is put: {error}", flush=True)
+        say(f"no question is put: {error}")
         return ()
     try:
         return answered_prompts(proving.model, known, question.text, question.images, template)
     except (ConfigError, DataError) as error:  # the model is too short for it, or has no image
-        print(f"no question is put: {error}", flush=True)
+        say(f"no question is put: {error}")
         return ()
 
 

@@ -18,6 +18,7 @@ from vila_mc.convert.families.registry import language_from_hf, vision_from_hf
 from vila_mc.convert.names import language_table, vision_table
 from vila_mc.convert.rename_tensors import from_hf
 from vila_mc.convert.weights import open_weights, read_json
+from vila_mc.errors import say
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _COMPUTED = (".rotary_emb.inv_freq", "embeddings.position_ids")
@@ -92,9 +93,8 @@ def settle_head(tensors: LazyTensors, config: LanguageConfig, where: str) -> Lan
         return config
     if head.shape == embedding.shape and torch.equal(head.read(), embedding.read()):
         return config
-    print(
+    say(
         f"{where}: tie_word_embeddings is true, but {_HEAD} is not {_EMBEDDING}. Both are kept.",
-        flush=True,
     )
     return replace(config, tied_embeddings=False)
 

@@ -17,7 +17,7 @@ from types import FrameType
 
 import psutil
 
-from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, say
 from vila_mc.processes import (
     STORE_FILE,
     STORE_LISTENER,
@@ -220,11 +220,11 @@ def _explain(ends: Sequence[RankEnd], *, was_stopped: bool, other_machines: bool
     for end in ends:
         if end.exit_code == EXIT_USER_ERROR:
             if end.ending is not None:
-                print(f"error: {end.ending.message}", file=sys.stderr)
+                say(f"error: {end.ending.message}", to_stderr=True)
             return EXIT_USER_ERROR
-    print(
+    say(
         f"error: {cause_of(ends, other_machines)}; the other ranks were stopped. Checkpoints are "
         "whole: the same command goes on from the newest one.",
-        file=sys.stderr,
+        to_stderr=True,
     )
     return EXIT_FAULT

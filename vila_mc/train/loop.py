@@ -1,6 +1,5 @@
 """A run from start or resume to its last step."""
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from vila_mc.checkpoint.vocabulary import growth_line
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.errors import CheckpointError, SetupError, TrainingError
+from vila_mc.errors import CheckpointError, SetupError, TrainingError, say
 from vila_mc.files import Lock
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
@@ -200,16 +199,15 @@ class TrainingLoop:
         names = self.data.names(before.position())
         suspects = [name for index in result.bad_microbatches for name in names[index]]
         if suspects and self.ranks.at.tensor == 0:
-            print(f"warning: no finite loss from {_listed(suspects)}", file=sys.stderr)
+            say(f"warning: no finite loss from {_listed(suspects)}", to_stderr=True)
         what = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}"
         if self.ranks.is_first():
-            print(
+            say(
                 f"warning: step {self.state.step} changed no weight: {what} ({bad_steps} in a row; "
                 f"train.max_bad_steps is {train.max_bad_steps}). It read samples "
                 f"{before.samples_seen:,} to {self.state.samples_seen - 1:,} of the run, such as "
                 f"{_listed([name for each in names for name in each])}",
-                file=sys.stderr,
-                flush=True,
+                to_stderr=True,
             )
         if bad_steps >= train.max_bad_steps:
             raise TrainingError(
@@ -345,7 +343,7 @@ class TrainingLoop:
 
     def _say(self, line: str) -> None:
         if line and self.ranks.is_first():
-            print(line, flush=True)
+            say(line)
 
 
 def _directory(path: Path) -> tuple[int, int] | None:
@@ -366,4 +364,4 @@ def _warn_of_substitutes(microbatches: Sequence[Microbatch]) -> None:
     """Say which images were replaced; only the ranks that decode images know."""
     for batch in microbatches:
         for message in batch.substitutes:
-            print(f"warning: {message} Its mean colour stands in for it.", file=sys.stderr)
+            say(f"warning: {message} Its mean colour stands in for it.", to_stderr=True)

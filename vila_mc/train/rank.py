@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from vila_mc.errors import (
     RankError,
     SetupError,
     VilaError,
+    say,
     user_error,
 )
 from vila_mc.processes import end_with_parent
@@ -132,10 +132,10 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
         ) as ranks,
     ):
         if ranks.is_first():
-            print(f"{optional_packages()}; device {ranks.device.type}", flush=True)
+            say(f"{optional_packages()}; device {ranks.device.type}")
             missing = native.missing(ranks.device.type)
             if missing is not None:
-                print(f"warning: {missing}", file=sys.stderr)
+                say(f"warning: {missing}", to_stderr=True)
         config = with_steps(config, data.readers)
         loop = TrainingLoop(config, ranks, data, stop)
         stop.listen()
@@ -154,4 +154,4 @@ def _report(cause: Cause, error: VilaError, status: StatusWriter | None, raised:
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     get_error_handler().record_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+    say(f"error: {error}", to_stderr=True)

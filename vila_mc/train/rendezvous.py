@@ -14,7 +14,6 @@ import queue
 import secrets
 import select
 import socket
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc.config.run import RunConfig
-from vila_mc.errors import ConfigError, SetupError
+from vila_mc.errors import ConfigError, SetupError, say
 from vila_mc.train.handshake import (
     ANSWER_SECONDS,
     StrangerError,
@@ -181,7 +180,7 @@ class _Waiting:
                 "that a firewall lets them reach that port; train.timeout_minutes is the limit."
             )
         if now >= self._next_word:
-            print(f"waiting for {what}", file=sys.stderr, flush=True)
+            say(f"waiting for {what}", to_stderr=True)
             self._next_word = now + _WORD_SECONDS
 
     def again(self) -> None:
