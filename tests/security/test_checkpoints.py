@@ -122,6 +122,10 @@ def _tensor(**values: Any) -> Callable[[Metadata], None]:
     return change
 
 
+def _tensor_is(value: Any) -> Callable[[Metadata], None]:
+    return lambda index: index.state_dict_metadata.update({"w": value})
+
+
 def _chunk(offsets: list[int], sizes: list[int]) -> Callable[[Metadata], None]:
     return _tensor(chunks=[ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))])
 
@@ -137,7 +141,7 @@ def _place(**values: Any) -> Callable[[Metadata], None]:
 CHANGES: dict[str, Callable[[Metadata], Any]] = {
     "no entries": lambda index: setattr(index, "state_dict_metadata", None),
     "no places": lambda index: setattr(index, "storage_data", [1]),
-    "an entry that is none": lambda index: index.state_dict_metadata.update({"x": 4}),
+    "an entry that is none": _tensor_is(4),
     "a size of another kind": _tensor(size="x"),
     "a size that no disk holds": _tensor(size=torch.Size([2**40, 2**40])),
     "no chunks": _tensor(chunks=[]),
