@@ -1,13 +1,18 @@
 """Processes that this one starts, which do not outlive it. No torch: it must load at once."""
 
+import contextlib
 import ctypes
 import gc
 import os
+import resource
 import signal
 import stat
+import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 
 STOP_SIGNALS = (
     signal.SIGINT,
@@ -66,6 +71,39 @@ def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number))
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+@contextlib.contextmanager
+def bounded(seconds: float, num_bytes: int) -> Iterator[None]:
+    """Limits for what a stranger's program does in this process, such as a template.
+
+    Args:
+        seconds: it may take, as far as it is Python; off the main thread there is no such limit.
+        num_bytes: of memory that it may add.
+
+    Raises:
+        TimeoutError: it took longer.
+        MemoryError: it asked for more.
+    """
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    most = [used + num_bytes, *(limit for limit in before if limit != resource.RLIM_INFINITY)]
+    is_timed = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGALRM, _out_of_time) if is_timed else None
+    resource.setrlimit(resource.RLIMIT_AS, (min(most), before[1]))
+    try:
+        if is_timed:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        if is_timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _out_of_time(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError("it took too long")
 
 
 def fork_child(work: Callable[[], None]) -> int:

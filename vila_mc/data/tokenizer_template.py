@@ -11,11 +11,15 @@ from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.data.turns import Turn, user_chunks
 from vila_mc.errors import ConfigError, DataError, SetupError
 from vila_mc.flow import RawImage, RawPiece, RawText
+from vila_mc.processes import bounded
 
 _IMAGE = "\ufdd0"
 """Stands for an image while the template is applied: no character, and in no text."""
 _DATE = "26 Jul 2024"
 """What Llama 3.1 takes for today where it is not told: a dataset must not depend on the day."""
+_SECONDS = 10.0
+_MOST_BYTES = 1 << 30
+"""What a template may take, for one conversation. It is a program of whoever published it."""
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -106,16 +110,17 @@ class TokenizerTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            (rendered,), spans = render_jinja_template(
-                [messages],
-                chat_template=self.text,
-                return_assistant_tokens_mask=with_spans,
-                date_string=_DATE,
-                **options,
-                **dict(self.variables),
-            )
+            with bounded(_SECONDS, _MOST_BYTES):
+                (rendered,), spans = render_jinja_template(
+                    [messages],
+                    chat_template=self.text,
+                    return_assistant_tokens_mask=with_spans,
+                    date_string=_DATE,
+                    **options,
+                    **dict(self.variables),
+                )
         except Exception as error:  # templates raise what they like
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join((str(error) or type(error).__name__).split())[:200]
             raise DataError(f"the tokenizer's chat template refuses: {reason}") from None
         return rendered, list(spans[0]) if with_spans else []
 

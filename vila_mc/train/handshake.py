@@ -13,12 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from vila_mc.errors import SetupError
 
 ANSWER_SECONDS = 10.0
 """How long the other side may take for what needs no waiting."""
 _MOST_BYTES = 2**20
 _SECRET_NAME = ".rendezvous-secret"
+_TEXTS = TypeAdapter(dict[str, str])
 
 
 class StrangerError(Exception):
@@ -85,8 +88,8 @@ def send(connection: socket.socket, message: dict[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def receive(connection: socket.socket, ends: float) -> dict[str, Any]:
-    """One line of JSON.
+def receive(connection: socket.socket, ends: float) -> dict[str, str]:
+    """One line of JSON: texts by names, and none that cannot be written.
 
     Raises:
         StrangerError: it is none, too long, or does not come.
@@ -105,12 +108,9 @@ def receive(connection: socket.socket, ends: float) -> dict[str, Any]:
             raise StrangerError
         line += more
     try:
-        message = json.loads(line)
-    except (ValueError, RecursionError):
+        return _TEXTS.validate_json(line)
+    except ValidationError:
         raise StrangerError from None
-    if not isinstance(message, dict):
-        raise StrangerError
-    return message
 
 
 def has_hung_up(connection: socket.socket) -> bool:

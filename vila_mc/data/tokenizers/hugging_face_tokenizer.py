@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from vila_mc.data.tokenizers.text_growth import require_little_growth
 from vila_mc.errors import DataError, SetupError
 from vila_mc.foreign_files import ForeignFileError, fault_of, parse_foreign, read_foreign
 
@@ -70,6 +71,7 @@ class HuggingFaceTokenizer:
             values["added_tokens"] = [
                 token | {"special": bool(token["content"].strip())} for token in added
             ]
+            require_little_growth(values)
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(json.dumps(values))
             self._tokenizer.encode_special_tokens = True
             ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
