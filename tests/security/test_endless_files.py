@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest
+from vila_mc.config.load import load_run
 from vila_mc.convert.proof.packaged_code import require_packaged_code
 from vila_mc.convert.proof.reloaded import ModelFaultError
 from vila_mc.convert.tokenizer_source import copy_tokenizer
@@ -111,3 +112,11 @@ def test_numbers_of_a_question(chance: str, tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(question + chance + "}")
     with pytest.raises(VilaError, match=r"is not a question|is not JSON"):
         read_questions(tmp_path / "q.jsonl", tmp_path)
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "9" * 100, "9" * 100_000])
+@pytest.mark.parametrize("option", ["steps", "output", "resume", "phase"])
+def test_numbers_of_a_recipe(number: str, option: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"train: {{{option}: {number}}}")
+    with pytest.raises(VilaError):
+        load_run([tmp_path / "r.yaml"])

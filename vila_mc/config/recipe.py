@@ -14,6 +14,9 @@ _MOST_VALUES = 100_000
 _NAMELESS = 'in "<unicode string>",'
 """What yaml calls a text without a file; the message names the file or option itself."""
 
+_INTEGER, _LONGEST_INTEGER = "tag:yaml.org,2002:int", 1000
+"""In hexadecimal Python reads numbers that it then refuses to print."""
+
 
 def read_recipe(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file; empty for an empty file.
@@ -71,6 +74,8 @@ def _count(node: yaml.Node, counted: dict[int, int]) -> int:
         return known
     counted[id(node)] = _MOST_VALUES + 1  # while it is counted: it holds itself
     total = 1
+    if node.tag == _INTEGER and len(node.value) > _LONGEST_INTEGER:
+        raise ValueError(f"it holds a number of {len(node.value):,} digits.")
     if isinstance(node, yaml.SequenceNode):
         total += sum(_count(part, counted) for part in node.value)
     elif isinstance(node, yaml.MappingNode):
