@@ -51,7 +51,8 @@ class Failure:
                 f"no space left for a checkpoint in {directory}. Older checkpoints are untouched. "
                 "Free some space and start again: the run resumes from the newest one."
             )
-        if self.errno == errno.ENOENT and not directory.exists():
+        is_within = self.filename != str(directory)  # else it could not be made at the start
+        if self.errno == errno.ENOENT and is_within and not directory.exists():
             return SetupError(
                 f"train.output {directory} is gone: it was removed, moved or unmounted while the "
                 "run went on. Put it back and start again: the run resumes from its newest "

@@ -99,9 +99,10 @@ class PendingSave:
         on_first_rank(self._ranks, action, self._final.parent)
 
     def _start_directory(self) -> None:
-        output = self._final.parent
-        if not output.exists():  # and not made anew: the earlier checkpoints would be missed late
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(output))
+        if (
+            not self._final.parent.exists()
+        ):  # and not made anew: the earlier checkpoints would be missed late
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._final))
         new_partial_directory(self._final)
 
     def _make_visible(self, parts: Sequence[Written]) -> None:

@@ -106,3 +106,8 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="file"):
         check_writable(tmp_path / "file" / "out")
+
+
+def test_a_directory_that_cannot_be_made_was_never_there() -> None:
+    with pytest.raises(SetupError, match=r"/proc/output cannot be used: No such file"):
+        check_writable(Path("/proc/output"))
