@@ -111,6 +111,11 @@ class ConfigValues:
         Raises:
             CheckpointError: it names them.
         """
+        for key in filter(_names_code, self.values):
+            value = self.values[key]
+            # transformers fetches and runs a kernel of that name where it has a slash.
+            if value is not None and (not isinstance(value, str) or "/" in value):
+                raise self.refusal(key, "only a name of transformers' own is taken. Take it out.")
         known = self._taken.union(HARMLESS, *harmless)
         others = [
             key for key in self.values if self.has(key) and key not in known and key[:1] != "_"
@@ -167,3 +172,8 @@ def _shown(value: Any) -> str:
 def _one_line(text: str) -> str:
     printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return "".join(printable)
+
+
+def _names_code(key: str) -> bool:
+    """Whether a key says by which code something is computed: ``_attn_implementation`` and such."""
+    return "_implementation" in key

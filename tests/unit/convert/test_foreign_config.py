@@ -38,6 +38,12 @@ def _refused(read: Callable[..., Any], message: str, **changes: Any) -> None:
 
 
 LANGUAGE_REFUSALS = [
+    (
+        dict(_attn_implementation="evil/kernels"),
+        "_attn_implementation is evil/kernels; only a name",
+    ),
+    (dict(attn_implementation={"": "evil/kernels"}), "attn_implementation is"),
+    (dict(_experts_implementation="evil/kernels@main"), "_experts_implementation is evil/kernels"),
     (dict(family={}), "model_type is {}"),
     (dict(family=["llama"]), "model_type"),
     (dict(family="a\nb\ud800"), r"model_type is a\\nb\\ud800"),
