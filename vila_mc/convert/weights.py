@@ -4,6 +4,7 @@ Safetensors are mapped, not loaded. Pickles are opened only where the user trust
 then by an unpickler that knows tensors and nothing else.
 """
 
+import errno
 import json
 import pickle
 from collections.abc import Iterable, Mapping
@@ -189,10 +190,8 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
         shard: Any = safe_open(path, framework="pt")
     except ForeignFileError as error:
         raise CheckpointError(f"{path} {error}. Fetch it again.") from None
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no {path}, which the index names. Fetch it.") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise _unreadable(path, error) from None
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is damaged or cut short ({error}). Fetch or export it again."
@@ -214,15 +213,19 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+        return CheckpointError(f"there is no {path}, which the index names. Fetch it.")
+    return CheckpointError(f"{path} cannot be read: {error.strerror or error}.")
+
+
 def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     """A file of torch.save, mapped. It may hold tensors and plain containers, and nothing else."""
     try:
         open_foreign(path).close()
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no {path}, which the index names. Fetch it.") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise _unreadable(path, error) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise CheckpointError(

@@ -223,7 +223,7 @@ def test_finished_run_that_was_killed_while_moving(
 
 
 COMMIT_ALWAYS = """
-import runpy, sys, time
+import runpy, signal, sys, time
 import vila_mc.data.ingest.preprocess as p
 
 def commit(self, do=p._Run._commit):
@@ -232,6 +232,7 @@ def commit(self, do=p._Run._commit):
         time.sleep(600)
 
 p._COMMIT_BYTES, p._Run._commit = -1, commit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under a shell's background job
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
