@@ -24,7 +24,7 @@ class Subject:
     images: Path
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     folder = tmp_path_factory.mktemp("subject")
     train_tokenizer(random_sentences(200), folder / "t.model", VOCABULARY)
