@@ -30,11 +30,15 @@ def open_foreign(file: Path) -> BinaryIO:
         OSError: it cannot be opened.
         ForeignFileError: it is a folder, pipe or device.
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return open(file, "rb", opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ForeignFileError("is a folder, pipe or device, not a file")
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_foreign(file: Path, at_most: int) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from tests.support.tiny import tiny_microbatches
 from tests.unit.checkpoint.conftest import save, trainer
@@ -106,7 +107,9 @@ def test_missing_surplus_and_differently_shaped_weights_are_listed(checkpoint: P
     bias, norm = "connector.fc1.bias", "connector.norm.weight"
     for position, name in enumerate((bias, norm)):
         entries[f"connector.stranger{position}"] = entries.pop(name)
-    entries["connector.fc2.bias"].size = torch.Size([63])
+    shorter = entries["connector.fc2.bias"]
+    shorter.size = torch.Size([63])
+    shorter.chunks = [ChunkStorageMetadata(torch.Size([0]), shorter.size)]
     (checkpoint / INDEX_NAME).write_bytes(pickle.dumps(index))
     _resign(checkpoint)
     with trainer() as loading, pytest.raises(CheckpointError) as refused:
