@@ -61,7 +61,7 @@ def measure(folder: Path, layers: int) -> list[Claim]:
         "import": (
             source,
             [
-                *("import", "--llm", source / "llm", "--vision", source / "vision"),
+                *("import", "--llm", source / "llm", "--vision", source / "vision", "--no-verify"),
                 *("--connector", "mlp_downsample", "--output", imported),
             ],
         ),
