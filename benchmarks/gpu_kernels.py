@@ -164,10 +164,13 @@ def plain_patchify(x: Inputs) -> Tensor:
 
 def kernels(x: Inputs) -> list[Kernel]:
     """Every operation of csrc/cuda and what a model without it does."""
-    native_ops: Any = torch.ops.vila_mc
-    features, tokens, text = x.features.nbytes, x.tokens.nbytes, x.text.nbytes
-    visual = x.visual.nbytes
+    return [*_patch_kernels(x), *_splice_kernels(x)]
 
+
+def _patch_kernels(x: Inputs) -> list[Kernel]:
+    """Those that work on patches, from pixels or features."""
+    native_ops: Any = torch.ops.vila_mc
+    features, tokens = x.features.nbytes, x.tokens.nbytes
     return [
         Kernel(
             "downsample_gather",
@@ -204,6 +207,20 @@ def kernels(x: Inputs) -> list[Kernel]:
             plain_norm_backward,
         ),
         Kernel(
+            "normalize_patchify",
+            3 * x.pixels.nbytes,
+            lambda x: native_ops.normalize_patchify(x.pixels, x.pixel_table, PATCH),
+            plain_patchify,
+        ),
+    ]
+
+
+def _splice_kernels(x: Inputs) -> list[Kernel]:
+    """Those that put visual tokens among text, and their gradients."""
+    native_ops: Any = torch.ops.vila_mc
+    text, visual = x.text.nbytes, x.visual.nbytes
+    return [
+        Kernel(
             "splice_visual",
             2 * text,
             lambda x: native_ops.splice_visual(x.text, x.visual, x.starts, *x.where()),
@@ -220,12 +237,6 @@ def kernels(x: Inputs) -> list[Kernel]:
             2 * visual,
             lambda x: native_ops.splice_visual_visual_grad(x.text, x.starts, TOKENS, *x.where()),
             lambda x: reference.splice_visual_visual_grad(x.text, x.starts, TOKENS, *x.where()),
-        ),
-        Kernel(
-            "normalize_patchify",
-            3 * x.pixels.nbytes,
-            lambda x: native_ops.normalize_patchify(x.pixels, x.pixel_table, PATCH),
-            plain_patchify,
         ),
     ]
 
