@@ -52,16 +52,25 @@ class Failure:
                 "Free some space and start again: the run resumes from the newest one."
             )
         is_within = self.filename != str(directory)  # else it could not be made at the start
-        if self.errno == errno.ENOENT and is_within and not directory.exists():
-            return SetupError(
-                f"train.output {directory} is gone: it was removed, moved or unmounted while the "
-                "run went on. Put it back and start again: the run resumes from its newest "
-                "checkpoint."
-            )
+        if self.errno == errno.ENOENT and is_within:
+            return lost_output(directory)
         if self.errno is None:
             return self.explanation
         where = self.filename or str(directory)
         return user_error(OSError(self.errno, os.strerror(self.errno), where))
+
+
+def lost_output(directory: Path) -> SetupError:
+    """That ``train.output`` is no longer the directory that the run began in."""
+    by_now = (
+        "was replaced by another directory"
+        if directory.exists()
+        else "is gone: it was removed, moved or unmounted"
+    )
+    return SetupError(
+        f"train.output {directory} {by_now} while the run went on. Put it back and start again: "
+        "the run resumes from its newest checkpoint."
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -5,8 +5,6 @@ lists every file with its checksum.
 """
 
 import dataclasses
-import errno
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
-from vila_mc.checkpoint.disk import on_first_rank, raise_on_every_rank
+from vila_mc.checkpoint.disk import lost_output, on_first_rank, raise_on_every_rank
 from vila_mc.checkpoint.manifest import FileRecord, Manifest, checkpoint_name
 from vila_mc.checkpoint.retention import delete_superseded
 from vila_mc.checkpoint.shard_writer import BackgroundWrite, Written, plan_shards
@@ -99,10 +97,9 @@ class PendingSave:
         on_first_rank(self._ranks, action, self._final.parent)
 
     def _start_directory(self) -> None:
-        if (
-            not self._final.parent.exists()
-        ):  # and not made anew: the earlier checkpoints would be missed late
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._final))
+        if not self._final.parent.exists():
+            # Not made anew: that the earlier checkpoints are gone would be missed until much later.
+            raise lost_output(self._final.parent)
         new_partial_directory(self._final)
 
     def _make_visible(self, parts: Sequence[Written]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vila_mc.checkpoint.disk import on_first_rank
+from vila_mc.checkpoint.disk import lost_output, on_first_rank
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, versions
 from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
@@ -15,7 +15,7 @@ from vila_mc.checkpoint.vocabulary import growth_line
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.errors import CheckpointError, SetupError, TrainingError, say
+from vila_mc.errors import CheckpointError, TrainingError, say
 from vila_mc.files import Lock
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
@@ -336,10 +336,7 @@ class TrainingLoop:
         """Refuse to write where another directory stands by now, which the lock does not hold."""
         output = self.config.train.output
         if _directory(output) not in (self.output_directory, None):
-            raise SetupError(
-                f"train.output {output} was replaced by another directory while the run went on. "
-                "Put it back and start again: the run resumes from its newest checkpoint."
-            )
+            raise lost_output(output)
 
     def _say(self, line: str) -> None:
         if line and self.ranks.is_first():

@@ -126,13 +126,24 @@ def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
         save(made, step=1)
 
 
-@pytest.mark.parametrize("is_writing", [False, True])
-def test_an_output_that_is_gone_is_said(is_writing: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("is_writing", "is_replaced", "said"),
+    [
+        (False, False, "is gone: it was removed"),
+        (True, False, "is gone: it was removed"),
+        (True, True, "was replaced by another directory"),
+    ],
+)
+def test_an_output_that_is_lost_is_said(
+    is_writing: bool, is_replaced: bool, said: str, tmp_path: Path
+) -> None:
     output = tmp_path / "output"
     output.mkdir()
     with trainer(train={"output": str(output)}) as made:
         pending = _start(made, step=1) if is_writing else None
         output.rename(tmp_path / "elsewhere")
-        with pytest.raises(SetupError, match=rf"train\.output {output} is gone: it was removed"):
+        if is_replaced:
+            output.mkdir()
+        with pytest.raises(SetupError, match=rf"train\.output {output} {said}"):
             pending.finish() if pending else save(made, step=1)
-    assert not output.exists()
+    assert not is_replaced or not list(output.iterdir())
