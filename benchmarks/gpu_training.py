@@ -1,4 +1,4 @@
-"""Training steps and saves on one GPU: time, tokens and images a second, memory, FLOP/s.
+"""Training steps on one GPU: time, tokens and images a second, memory, FLOP/s.
 
 VILA-7B's widths in bf16, with 4 layers of the language model where it learns, and all 32 where the
 connector alone does. Random data, rows of 4096 positions, 8 images each; one rank.
@@ -6,19 +6,15 @@ connector alone does. Random data, rows of 4096 positions, 8 images each; one ra
 
 import gc
 import statistics
-import tempfile
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from gpu_kernels import Ceilings, table
 
-from vila_mc.checkpoint.manifest import Manifest, versions
-from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.load import run_from_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.flow import IGNORE_LABEL, Microbatch
@@ -202,7 +198,7 @@ def _profile(case: Case, trainer: Trainer, batches: list[Microbatch]) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiling
 
-    with profiling(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+    with profiling(activities=[ProfilerActivity.CUDA]) as seen:  # what the CPU does is not shown
         trainer.step(batches)
     print(f"profile of a step: {case.name}")
     events = [e for e in seen.key_averages() if e.self_device_time_total > 0]
@@ -212,47 +208,6 @@ def _profile(case: Case, trainer: Trainer, batches: list[Microbatch]) -> None:
     print(f"  kernels {total / 1000:.1f} ms in all")
     for event in events[:22]:
         print(f"  {event.self_device_time_total / 1000:9.2f} ms {event.count:6}  {event.key[:110]}")
-
-
-def saving_figures(tiny: bool) -> None:
-    """How long a checkpoint keeps training waiting, written in the background and at once."""
-    case = Case("save", 1, sequence=512, images=1, rows=1)
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        values = case.run(tiny)
-        with distributed(values.parallel, seed=1) as ranks:
-            with torch.device(ranks.device):
-                stages = build_stages(values, ranks)
-            trainer = Trainer(values, ranks, stages)
-            batches = [microbatch(values, case)]
-            rows = [("save", "training waits", "until it is visible", "size")]
-            for number, in_background in enumerate((True, False, True, False)):
-                trainer.step(batches)
-                output = Path(folder, str(number))
-                output.mkdir()
-                run = run_with_output(values, output)
-                manifest = Manifest(
-                    step=number, samples_seen=0, config=run, layout=None, versions=versions()
-                )
-                started = time.perf_counter()
-                saving = PendingSave(
-                    manifest, ranks, stages, trainer.optimizer, in_background=in_background
-                )
-                waited = time.perf_counter() - started
-                path = saving.finish()
-                took = time.perf_counter() - started
-                size = sum(file.stat().st_size for file in path.iterdir())
-                how = "in the background" if in_background else "at once"
-                rows.append(
-                    (
-                        *(f"{number + 1}, {how}", f"{waited if in_background else took:.2f} s"),
-                        *(f"{took:.2f} s", f"{size / 2**30:.2f} GiB"),
-                    )
-                )
-        table(*rows)
-
-
-def run_with_output(run: RunConfig, output: Path) -> RunConfig:
-    return replace(run, train=replace(run.train, output=output))
 
 
 def main() -> int:
@@ -270,7 +225,6 @@ def main() -> int:
         print(f"warning: {native.missing('cuda')}")
     cases = CASES if arguments.cases is None else [CASES[i] for i in arguments.cases]
     training_figures(cases, product, tiny=arguments.tiny, profile=arguments.profile)
-    saving_figures(arguments.tiny)
     return 0
 
 

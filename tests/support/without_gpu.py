@@ -5,16 +5,24 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def without_gpu(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What ``function`` returns on the CPU. It must be importable."""
-    context = multiprocessing.get_context("spawn")
-    with hidden_gpus(), ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments, **options).result()
+    """What ``function`` returns on the CPU. It must be importable, and leave nothing behind."""
+    return _worker().submit(function, *arguments, **options).result()
+
+
+@cache
+def _worker() -> ProcessPoolExecutor:
+    """One process for all calls: importing Megatron-Core takes longer than most of them."""
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    with hidden_gpus():
+        pool.submit(os.getpid).result()  # the first call starts the process
+    return pool
 
 
 @contextmanager
