@@ -5,6 +5,7 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 
 from tests.support.tiny import tiny_run
+from vila_mc.model import attention as attention_module
 from vila_mc.model.attention import PackedRows, TorchAttention
 from vila_mc.model.language import restart_positions
 from vila_mc.model.megatron_config import language_config
@@ -58,7 +59,42 @@ def test_a_mask_tensor_is_an_error_of_ours() -> None:
         _attention(AttnMaskType.causal)(query, key, value, torch.ones(1))
 
 
-def test_packed_samples_attend_to_themselves_alone() -> None:
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    starts_of_keys: torch.Tensor,
+    longest: int,
+    longest_key: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """What torch.nn.attention.varlen_attn computes, on any device and in any precision."""
+    assert torch.equal(starts, starts_of_keys) and starts.dtype == torch.int32
+    lengths = starts.diff().tolist()
+    assert max(lengths) == longest == longest_key and window_size == (-1, 0)
+    assert enable_gqa == (query.size(1) != key.size(1))
+    parts = zip(*(t.transpose(0, 1).split(lengths, 1) for t in (query, key, value)), strict=True)
+    contexts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *part, is_causal=True, scale=scale, enable_gqa=enable_gqa
+        )
+        for part in parts
+    ]
+    return torch.cat(contexts, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("in_one_call", [False, True])
+def test_packed_samples_attend_to_themselves_alone(
+    in_one_call: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_one_call:  # as on a GPU
+        monkeypatch.setattr(attention_module, "varlen_attn", _varlen)
+        monkeypatch.setattr(attention_module, "_NEEDS_GQA_SAID", True)
+        monkeypatch.setattr(TorchAttention, "_knows_boundaries", lambda *_: True)
     attention = _attention(AttnMaskType.causal)
     lengths = ((2, 3), (1, 1, 4))
     query, key, value = _qkv(2)
