@@ -73,9 +73,11 @@ def _varlen(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """What torch.nn.attention.varlen_attn computes, on any device and in any precision."""
-    assert torch.equal(starts, starts_of_keys) and starts.dtype == torch.int32
+    assert torch.equal(starts, starts_of_keys)
+    assert starts.dtype == torch.int32
     lengths = starts.diff().tolist()
-    assert max(lengths) == longest == longest_key and window_size == (-1, 0)
+    assert max(lengths) == longest == longest_key
+    assert window_size == (-1, 0)
     assert enable_gqa == (query.size(1) != key.size(1))
     parts = zip(*(t.transpose(0, 1).split(lengths, 1) for t in (query, key, value)), strict=True)
     contexts = [
