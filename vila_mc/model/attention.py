@@ -153,9 +153,9 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
 
     def _knows_boundaries(self, query: Tensor, is_causal: bool) -> bool:
         """Whether one kernel takes samples of all lengths: FlashAttention as torch carries it."""
-        drops = self.dropout and self.training
         is_half = query.dtype in (torch.bfloat16, torch.float16)
-        return query.is_cuda and is_half and is_causal and not drops and query.size(3) <= 256
+        has_kernel = query.is_cuda and is_half and query.size(3) in range(8, 257, 8)
+        return has_kernel and is_causal and not (self.dropout and self.training)
 
     def _attend_between(self, inputs_basd: list[Tensor], rows: PackedRows) -> Tensor:
         """``_attend_packed`` in one call, causal: [b, a, s, d].
@@ -169,13 +169,12 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         starts, is_padding_bs = rows.boundaries(query.device)
         is_grouped = query.size(1) != key.size(1)
         longest = max(max(*row, s - sum(row)) for row in rows.sample_lengths)
-        context_nad = varlen_attn(
-            *(query, key, value, starts, starts, longest, longest),
-            scale=self.softmax_scale,
-            window_size=(-1, 0),
-            **({"enable_gqa": is_grouped} if _NEEDS_GQA_SAID else {}),
-        )
-        context_basd = context_nad.unflatten(0, (b, s)).transpose(1, 2)
+        options: dict[str, Any] = {"enable_gqa": is_grouped} if _NEEDS_GQA_SAID else {}
+        options |= dict(scale=self.softmax_scale, window_size=(-1, 0))
+        inputs_nad = (query, key, value)
+        context_nad = varlen_attn(*inputs_nad, starts, starts, longest, longest, **options)
+        assert isinstance(context_nad, Tensor), "no more was asked for"
+        context_basd: Tensor = context_nad.view(b, s, *query.shape[1:]).transpose(1, 2)
         if is_padding_bs is None:
             return context_basd
         return context_basd.masked_fill(is_padding_bs[:, None, :, None], 0.0)
