@@ -16,6 +16,7 @@ from vila_mc.checkpoint.safe_index import nothing_foreign_unpickled
 from vila_mc.checkpoint.state import (
     RANDOM,
     named,
+    put_weights,
     random_state,
     restore_random_state,
     run_state,
@@ -60,7 +61,7 @@ def load_checkpoint(
     require_same_names(directory, state, ignored=("common_state/", f"{RANDOM}/"))
     loaded = _load(state, directory)
     for name, stage in named(stages):
-        stage.load_state_dict(loaded[name])
+        put_weights(stage, loaded[name])
     _load_moments(optimizer, loaded["optimizer"])
     if has_same_ranks:
         restore_random_state(loaded["random"])
@@ -98,7 +99,7 @@ def load_weights(
     for name, stage in named(stages):
         shards = grown_shards(tensors, source.language.vocab_size, tables[name])
         weights = loaded.get(name, {}) | shards
-        stage.load_state_dict(weights, strict=len(parts) == len(MODEL_PARTS))
+        put_weights(stage, weights, is_whole=len(parts) == len(MODEL_PARTS))
     return manifest
 
 

@@ -15,9 +15,12 @@ from vila_mc.topology.shapes import Parameter, Shape, model_parameters
 _LAYER = re.compile(r"(?P<decoder>(?P<part>\w+)\.decoder\.layers)\.(?P<layer>\d+)\.(?P<name>.+)")
 _FUSED_NORMS = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "input_layernorm.bias": "self_attention.linear_qkv.layer_norm_bias",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+    "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
 }
-"""In the language model, what a fused layer calls its norm."""
+"""What Transformer Engine's fused layers call their norms. A checkpoint has these names in the
+language model and the others in the vision tower, whatever the layers are made of."""
 _WITH_EXTRA_STATE = (
     "self_attention.linear_proj",
     "self_attention.linear_qkv",
@@ -51,6 +54,20 @@ def places_of(parameter: Parameter) -> list[Place]:
         Place(key, (*layers, block * height, *zeros), (*ones, height, *columns))
         for block in range(parameter.blocks)
     ]
+
+
+def key_of(built: str) -> str:
+    """The key in a checkpoint of what a built model calls ``built``, with layers of any kind."""
+    if not built.startswith("vision."):
+        return built
+    for separate, fused in _FUSED_NORMS.items():
+        built = built.removesuffix(fused) + separate if built.endswith(f".{fused}") else built
+    return built
+
+
+def is_empty_object(key: str) -> bool:
+    """Whether a checkpoint keeps nothing but the name of this object, see ``empty_objects``."""
+    return key.removesuffix("._extra_state").endswith(_WITH_EXTRA_STATE)
 
 
 def empty_objects(model: ModelConfig) -> Iterator[str]:

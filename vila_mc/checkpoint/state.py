@@ -2,7 +2,7 @@
 
 import gc
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from vila_mc.checkpoint.host_copy import use_host_copy
+from vila_mc.checkpoint.places import is_empty_object, key_of
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
 
@@ -23,7 +24,7 @@ def run_state(
 ) -> dict[str, Any]:
     """Weights and optimizer, which any layout can read."""
     metadata = {**content_metadata(), "dp_cp_group": ranks.groups.dp_cp}
-    weights = {name: stage.sharded_state_dict(metadata=metadata) for name, stage in named(stages)}
+    weights = {name: _weights(stage, metadata) for name, stage in named(stages)}
     if not is_loading:
         _create_missing_moments(optimizer)
         use_host_copy(optimizer)
@@ -43,7 +44,31 @@ def run_state(
 def weights_state(stages: Sequence[VilaModel]) -> dict[str, Any]:
     """The weights alone."""
     metadata = content_metadata()
-    return {name: stage.sharded_state_dict(metadata=metadata) for name, stage in named(stages)}
+    return {name: _weights(stage, metadata) for name, stage in named(stages)}
+
+
+def put_weights(stage: VilaModel, weights: Mapping[str, Any], *, is_whole: bool = True) -> None:
+    """Take what was loaded; with ``is_whole`` that is every weight of the stage."""
+    missing, unknown = stage.load_state_dict(weights, strict=False)
+    forgotten = [name for name in missing if not name.endswith("_extra_state")]
+    assert not unknown, unknown
+    assert not (is_whole and forgotten), forgotten
+
+
+def _weights(stage: VilaModel, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Described by names that do not say what the layers are made of.
+
+    Transformer Engine puts pickles beside its weights, which are left out.
+    """
+    weights = {}
+    for name, entry in stage.sharded_state_dict(metadata=metadata).items():
+        if isinstance(entry, ShardedObject):
+            if not is_empty_object(entry.key):
+                continue
+            entry.data = None
+        entry.key = key_of(entry.key)
+        weights[name] = entry
+    return weights
 
 
 def named(stages: Sequence[VilaModel]) -> Iterator[tuple[str, VilaModel]]:

@@ -52,6 +52,8 @@ def weightless_model(config: RunConfig) -> Iterator[VilaModel]:
 
 
 def on_one_rank(config: RunConfig) -> RunConfig:
-    """The same run in one process, in fp32, to evaluate."""
-    train = dataclasses.replace(config.train, precision="fp32", recompute="none")
+    """The same run in one process, in fp32 on torch's layers, to evaluate anywhere."""
+    train = dataclasses.replace(
+        config.train, precision="fp32", recompute="none", layers="torch", vision_layers=None
+    )
     return dataclasses.replace(config, parallel=ParallelConfig(), train=train)

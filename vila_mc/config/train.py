@@ -9,6 +9,8 @@ from vila_mc.config.model import STRICT, require, require_positive
 
 ModelPart = Literal["vision", "connector", "language"]
 MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "connector", "language")
+LayerKind = Literal["torch", "transformer_engine"]
+LayerChoice = Literal["auto", "torch", "transformer_engine"]
 DEFAULT_STEPS = 100
 
 
@@ -33,6 +35,12 @@ class TrainConfig:
     """Rows in one forward pass of one rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Number format of weights and activations; the optimizer always keeps fp32."""
+    layers: LayerChoice = "auto"
+    """What transformer layers are made of: torch, or transformer_engine (its norms and linear
+    layers). auto: Transformer Engine where it is installed and there is a GPU. Checkpoints are the
+    same."""
+    vision_layers: LayerChoice | None = None
+    """The same for the vision tower alone; as train.layers if none."""
     recompute: Literal["none", "full"] = "none"
     """full: keep only layer inputs and recompute activations in the backward pass."""
     seed: int = 42

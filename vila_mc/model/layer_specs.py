@@ -1,15 +1,46 @@
 """The only place that picks the modules a transformer layer is made of."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.models.vision.vit_layer_specs import get_vit_layer_with_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.models.vision.vit_layer_specs import (
+    get_vit_layer_with_local_spec,
+    get_vit_layer_with_transformer_engine_spec,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from vila_mc.config.run import RunConfig
+from vila_mc.config.train import LayerKind
+from vila_mc.errors import SetupError
 from vila_mc.model.attention import TorchAttention
+from vila_mc.parallel.installed import has_transformer_engine
+
+
+def layer_kind(config: RunConfig, part: Literal["vision", "language"]) -> LayerKind:
+    """What the transformer layers of a part are made of on this machine.
+
+    Raises:
+        SetupError: Transformer Engine is asked for and is not here.
+    """
+    train = config.train
+    choice = (train.vision_layers if part == "vision" else None) or train.layers
+    if choice == "auto":
+        is_real = has_transformer_engine() and torch.cuda.is_available()
+        return "transformer_engine" if is_real else "torch"
+    if choice == "transformer_engine" and not has_transformer_engine():
+        name = "vision_layers" if part == "vision" and train.vision_layers else "layers"
+        raise SetupError(
+            f"train.{name} is transformer_engine, which is not installed here for this torch. Run: "
+            "pip install --no-build-isolation 'transformer_engine[pytorch]', or set it to auto or "
+            "torch."
+        )
+    return choice
 
 
 class TorchNorm:
@@ -29,25 +60,48 @@ class TorchNorm:
         return norm
 
 
+def layers_line(config: RunConfig) -> str:
+    """A few words about what the layers of each part are made of."""
+    language, vision = (layer_kind(config, part) for part in ("language", "vision"))
+    return f"layers {language}" if vision == language else f"layers {language}, vision {vision}"
+
+
 def language_block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
     """Layers and final norm of the language model's part on one stage."""
-    layer = _with_torch_modules(
+    if config.transformer_impl == "transformer_engine":
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        return _block(_with_our_attention(layer), num_layers, TENorm)
+    layer = _with_torch_norms(
         get_gpt_layer_local_spec(normalization=config.normalization),
         has_qk_norm=config.qk_layernorm,
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=TorchNorm)
+    return _block(_with_our_attention(layer), num_layers, TorchNorm)
 
 
-def vision_layer_spec() -> ModuleSpec:
+def vision_layer_spec(config: TransformerConfig) -> ModuleSpec:
     """One layer of the vision tower; every patch attends to every patch."""
-    return _with_torch_modules(get_vit_layer_with_local_spec())
+    if config.transformer_impl == "transformer_engine":
+        return _with_our_attention(get_vit_layer_with_transformer_engine_spec())
+    return _with_our_attention(_with_torch_norms(get_vit_layer_with_local_spec()))
 
 
-def _with_torch_modules(layer: ModuleSpec, *, has_qk_norm: bool = False) -> ModuleSpec:
+def _block(layer: ModuleSpec, num_layers: int, norm: type) -> TransformerBlockSubmodules:
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
+
+
+def _with_our_attention(layer: ModuleSpec) -> ModuleSpec:
+    """Between the projections of any kind: Transformer Engine's own attention would ignore where
+    the samples of packed rows end, and let them see each other."""
+    layer.submodules.self_attention.submodules.core_attention = TorchAttention
+    return layer
+
+
+def _with_torch_norms(layer: ModuleSpec, *, has_qk_norm: bool = False) -> ModuleSpec:
     layer.submodules.input_layernorm = TorchNorm
     layer.submodules.pre_mlp_layernorm = TorchNorm
-    attention = layer.submodules.self_attention.submodules
-    attention.core_attention = TorchAttention
     if has_qk_norm:
+        attention = layer.submodules.self_attention.submodules
         attention.q_layernorm = attention.k_layernorm = TorchNorm
     return layer

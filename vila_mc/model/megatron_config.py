@@ -1,6 +1,7 @@
 """Our config in Megatron-Core's terms."""
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from megatron.core.distributed import finalize_model_grads
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from vila_mc.config.families import Activation
 from vila_mc.config.run import RunConfig
+from vila_mc.model.layer_specs import layer_kind
 from vila_mc.topology.stage_plan import megatron_layout, plan_stages
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -64,7 +66,7 @@ def language_config(config: RunConfig) -> TransformerConfig:
         recompute_granularity="full" if config.train.recompute == "full" else None,
         recompute_method="uniform" if config.train.recompute == "full" else None,
         recompute_num_layers=1 if config.train.recompute == "full" else None,
-        **_common(config),
+        **_common(config, "language"),
     )
 
 
@@ -81,13 +83,15 @@ def vision_config(config: RunConfig) -> TransformerConfig:
         activation_func=ACTIVATIONS[vision.facts().activation],
         add_bias_linear=True,
         add_qkv_bias=True,
-        **_common(config),
+        **_common(config, "vision"),
     )
 
 
-def _common(config: RunConfig) -> dict[str, object]:
+def _common(config: RunConfig, part: Literal["vision", "language"]) -> dict[str, object]:
     dtype = DTYPES[config.train.precision]
+    is_local = layer_kind(config, part) == "torch"
     return {
+        "transformer_impl": "local" if is_local else "transformer_engine",
         "tensor_model_parallel_size": config.parallel.tensor,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,

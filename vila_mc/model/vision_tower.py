@@ -38,9 +38,10 @@ def build_vision_tower(config: RunConfig, groups: ProcessGroupCollection) -> tor
     assert family.pre_norm != family.patch_bias, "Megatron-Core 0.19.2 has no such tower"
     # Megatron-Core asks for whole patches; the convolution leaves out what does not fill one.
     seen = vision.grid() * vision.patch_size
+    layers = vision_config(config)
     tower = CLIPViTModel(
-        vision_config(config),
-        vision_layer_spec(),
+        layers,
+        vision_layer_spec(layers),
         ln_pre_impl=TorchNorm,
         ln_post_impl=TorchNorm,
         add_class_token=family.class_tokens > 0,

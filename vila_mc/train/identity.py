@@ -22,6 +22,10 @@ def identity(config: RunConfig, datasets: Sequence[DatasetManifest]) -> dict[str
         config: the whole configuration.
         datasets: what ``config.data.blend`` holds, in its order.
     """
+    # Not above: the launcher, which needs the options alone, can do without megatron.
+    from vila_mc.model.layer_specs import layer_kind
+    from vila_mc.parallel.installed import transformer_engine_version
+
     facts = common_options(config)
     unit = "epochs" if config.data.by_epochs() else "weights"
     facts["data.blend"] = f"{unit} {_said(config.data.blend_shares())}"
@@ -31,6 +35,9 @@ def identity(config: RunConfig, datasets: Sequence[DatasetManifest]) -> dict[str
             f"(tokenizer {dataset.tokenizer_sha256[:12]})"
         )
     facts |= {f"the version of {name}": versions()[name] for name in ("torch", "megatron-core")}
+    facts["the version of Transformer Engine"] = transformer_engine_version() or "none"
+    facts["what train.layers stands for"] = layer_kind(config, "language")
+    facts["what train.vision_layers stands for"] = layer_kind(config, "vision")
     facts["vila_mc itself"] = f"{vila_mc.__version__} with SHA-256 {_code_sha256()[:12]}"
     return facts
 

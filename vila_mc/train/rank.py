@@ -111,8 +111,9 @@ def rank_and_world_size(environment: Mapping[str, str]) -> tuple[int, int]:
 
 def _train(config: RunConfig, stop: StopRequest) -> int:
     from vila_mc.kernels import native
+    from vila_mc.model.layer_specs import layers_line
     from vila_mc.parallel.groups import distributed
-    from vila_mc.parallel.quiet import optional_packages
+    from vila_mc.parallel.installed import optional_packages
     from vila_mc.train.identity import identity
     from vila_mc.train.loop import TrainingLoop, training_data
     from vila_mc.train.passes import with_steps
@@ -132,7 +133,7 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
         ) as ranks,
     ):
         if ranks.is_first():
-            say(f"{optional_packages()}; device {ranks.device.type}")
+            say(f"{layers_line(config)}; {optional_packages()}; device {ranks.device.type}")
             missing = native.missing(ranks.device.type)
             if missing is not None:
                 say(f"warning: {missing}", to_stderr=True)
