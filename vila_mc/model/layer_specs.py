@@ -36,9 +36,8 @@ def layer_kind(config: RunConfig, part: Literal["vision", "language"]) -> LayerK
     if choice == "transformer_engine" and not has_transformer_engine():
         name = "vision_layers" if part == "vision" and train.vision_layers else "layers"
         raise SetupError(
-            f"train.{name} is transformer_engine, which is not installed here for this torch. Run: "
-            "pip install --no-build-isolation 'transformer_engine[pytorch]', or set it to auto or "
-            "torch."
+            f"train.{name} is transformer_engine, which is not installed here for this torch. "
+            "Install it as docs/gpu.md says, or set it to auto or torch."
         )
     return choice
 

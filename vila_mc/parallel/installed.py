@@ -27,8 +27,8 @@ def refuse_what_breaks_megatron() -> None:
     if _folders(_TE) and not has_compiled_transformer_engine():
         raise SetupError(
             "the package transformer_engine installed here has no compiled part for torch, and "
-            "Megatron-Core cannot be imported beside it. Run: pip install --no-build-isolation "
-            "'transformer_engine[pytorch]', or: pip uninstall transformer_engine"
+            "Megatron-Core cannot be imported beside it. Install that part as docs/gpu.md says, or "
+            "run: pip uninstall transformer_engine"
         )
 
 
