@@ -29,6 +29,8 @@ def _embed_and_gradients(
             whole = shard
             if config.parallel.sequence:
                 assert shard.shape[0] == config.data.sequence_length // config.parallel.tensor
+                # What keeps the shard for the backward pass keeps no more than the shard.
+                assert shard.untyped_storage().nbytes() == shard.nbytes
                 whole = tensor_parallel.gather_from_sequence_parallel_region(
                     shard, tensor_parallel_output_grad=False, group=ranks.groups.tp
                 )

@@ -45,7 +45,7 @@ def gradients_of_samples(seed_checkpoint: Path, packed: bool) -> dict[str, np.nd
         stages = build_stages(config, ranks)
         load_weights(seed_checkpoint, stages)
         trainer = Trainer(config, ranks, stages)
-        trainer._forward_backward([b.to(ranks.device) for b in microbatches(config, packed)])
+        trainer._forward_backward(microbatches(config, packed))
         return {
             name: weight.main_grad.cpu().numpy().copy()
             for name, weight in stages[0].named_parameters()

@@ -120,9 +120,10 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
             elif self.needs_every_gradient and torch.is_grad_enabled():
                 embedded = embedded + self._nothing_from_a_blank_image(batch.images)
         if self.config.sequence_parallel:
-            embedded = tensor_parallel.scatter_to_sequence_parallel_region(
+            shard = tensor_parallel.scatter_to_sequence_parallel_region(
                 embedded, group=self.groups.tp
             )
+            embedded = shard.clone()  # the shard is a view, which would keep the whole alive
         return embedded
 
     def _nothing_from_a_blank_image(self, images_n3yx: Tensor) -> Tensor:

@@ -59,8 +59,7 @@ class Trainer:
         Raises:
             TrainingError: no token is trained.
         """
-        on_device = [batch.to(self.ranks.device) for batch in microbatches]
-        losses, by_entry = self._forward_backward(on_device)
+        losses, by_entry = self._forward_backward(microbatches)
         bad = tuple(index for index, loss in enumerate(losses) if not math.isfinite(loss))
         grad_norm = self._gradient_norm()
         total, loss_by_entry = self._sum_over_ranks(
@@ -146,7 +145,9 @@ class Trainer:
         iterators = [iter(microbatches) for _ in self.wrapped]
         is_virtual = len(iterators) > 1
         sums = get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, num_entries=num_entries),
+            forward_step_func=partial(
+                _forward_step, device=self.ranks.device, num_entries=num_entries
+            ),
             data_iterator=iterators if is_virtual else iterators[0],
             model=self.wrapped if is_virtual else self.wrapped[0],
             num_microbatches=len(microbatches),
@@ -249,9 +250,12 @@ def _shards_of_vision(
 
 
 def _forward_step(
-    batches: Iterator[Microbatch], stage: torch.nn.Module, num_entries: int
+    batches: Iterator[Microbatch],
+    stage: torch.nn.Module,
+    device: torch.device,
+    num_entries: int,
 ) -> tuple[Tensor, partial[tuple[Tensor, Tensor, dict[str, Tensor]]]]:
-    batch = next(batches)
+    batch = next(batches).to(device)  # one at a time: a step's images may be gigabytes
     return stage(batch), partial(_loss, batch, num_entries)
 
 
