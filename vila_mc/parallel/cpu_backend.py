@@ -7,7 +7,6 @@ backend is active those touch points answer for the CPU. Everything replaced her
 machine without a GPU, so nothing that could have worked is changed.
 """
 
-import types
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -16,9 +15,9 @@ import torch
 
 from vila_mc.errors import SetupError
 from vila_mc.parallel.megatron_patches import CPU_BACKEND
+from vila_mc.torch_on_cpu import CPU, NullStream, TorchOnCpu, do_nothing
 
 _FACTORIES = ("tensor", "zeros", "empty", "empty_like")
-_CPU = torch.device("cpu")
 
 _active: ExitStack | None = None
 
@@ -50,58 +49,22 @@ def undo_cpu_backend() -> None:
         _active = None
 
 
-class _NullStream:
-    """Stands for a CUDA stream or event: the CPU has one order of execution, so all is ready."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return _do_nothing
-
-    def __enter__(self) -> "_NullStream":
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
-
-
-class _TorchOnCpu(types.ModuleType):
-    """``torch`` as Megatron's modules see it: factories turn ``device="cuda"`` into the CPU."""
-
-    def __init__(self) -> None:
-        super().__init__("torch")
-        for name in _FACTORIES:
-            setattr(self, name, _factory_on_cpu(getattr(torch, name)))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-def _do_nothing(*args: Any, **kwargs: Any) -> None: ...
-
-
-def _factory_on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def create(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-        return factory(*args, device=_CPU if str(device).startswith("cuda") else device, **kwargs)
-
-    return create
-
-
 def _values() -> dict[str, Any]:
     """What stands for every attribute in the register."""
     return {
-        "current_device": lambda: _CPU,
-        "set_device": _do_nothing,
-        "synchronize": _do_nothing,
-        "current_stream": _NullStream,
-        "Stream": _NullStream,
-        "Event": _NullStream,
-        "stream": _NullStream,
+        "current_device": lambda: CPU,
+        "set_device": do_nothing,
+        "synchronize": do_nothing,
+        "current_stream": NullStream,
+        "Stream": NullStream,
+        "Event": NullStream,
+        "stream": NullStream,
         "manual_seed": torch.default_generator.manual_seed,
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         # The tensor-parallel random tracker talks to CUDA generators through these two functions.
         "_get_cuda_rng_state": lambda *_, **__: torch.get_rng_state(),
         "_set_cuda_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
-        "torch": _TorchOnCpu(),
+        "torch": TorchOnCpu(_FACTORIES),
         "Tensor.cuda": lambda tensor, *_, **__: tensor,
         "Tensor.type": _type_as_cuda(torch.Tensor.type),
     }
@@ -112,6 +75,8 @@ def _type_as_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def type_(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = original(tensor, *args, **kwargs)
-        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+        if not isinstance(result, str) or result.startswith("torch.cuda."):
+            return result  # a tensor, or the name as a subclass of torch.Tensor asked for it here
+        return result.replace("torch.", "torch.cuda.", 1)
 
     return type_

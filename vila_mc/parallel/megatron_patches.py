@@ -1,46 +1,13 @@
 """The register of patches: every attribute of Megatron-Core, or of torch, that is replaced.
 
-Nothing else in vila_mc assigns to a module, a class or a method that is not its own; a test reads
-the code for it. Written against ``VERSION``: with another one, every entry has to be looked at.
+Written against ``VERSION``: with another one, every entry has to be looked at. What is replaced
+while Transformer Engine is emulated stands in ``emulation/te_patches.py``.
 """
 
-import importlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from vila_mc.patch import Patch
 
 VERSION = "0.19.2"
 """The release of Megatron-Core."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patch:
-    """What is replaced together, for one reason."""
-
-    targets: tuple[str, ...]
-    """``module:attribute`` or ``module:Class.attribute``."""
-    what: str
-    """What stands there instead."""
-    why: str
-    where: str
-    """The module that applies it."""
-    undone: str
-    """When the original comes back."""
-
-    @contextmanager
-    def applied(self, *values: Any) -> Iterator[None]:
-        """Replace every target by its value, in order; put the originals back at the end."""
-        with ExitStack() as stack:
-            for target, value in zip(self.targets, values, strict=True):
-                stack.enter_context(_replaced(*_owner_and_name(target), value))
-            yield
-
-    def put_on(self, instance: Any, method: Any) -> None:
-        """Replace the one target on one object alone, for its life."""
-        (target,) = self.targets
-        setattr(instance, target.rpartition(".")[2], method)
-
 
 # Modules of megatron.core that create tensors with a literal device="cuda".
 LITERAL_CUDA_MODULES = (
@@ -133,25 +100,3 @@ META_PARAMETERS = Patch(
     where="vila_mc.checkpoint.streamed_module",
     undone="when the model is built",
 )
-
-
-def _owner_and_name(target: str) -> tuple[Any, str]:
-    module, _, path = target.partition(":")
-    owner = importlib.import_module(module)
-    *classes, name = path.split(".")
-    for step in classes:
-        owner = getattr(owner, step)
-    return owner, name
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    is_own, original = name in vars(owner), getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if is_own:
-            setattr(owner, name, original)
-        else:  # torch.Tensor inherits what is replaced
-            delattr(owner, name)
