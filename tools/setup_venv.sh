@@ -27,7 +27,7 @@ _setup_key() {
     (
         cd "$_setup_root" || exit
         printf '%s\n' "$_setup_root" "$_setup_extras" "${LOCK:-yes}"
-        find pyproject.toml requirements.lock setup.py csrc -type f ! -name '*.md' ! -path 'csrc/emulation/*' \
+        find pyproject.toml requirements.lock transformer_engine.lock setup.py csrc -type f ! -name '*.md' ! -path 'csrc/emulation/*' \
             -exec sha256sum {} + | sort -k 2
     ) | sha256sum | cut -d ' ' -f 1
 }
@@ -123,6 +123,17 @@ print(*said["build-system"]["requires"], *said["project"]["dependencies"], *sum(
 PYTHON
 }
 
+# Transformer Engine's pure Python wheel (1 MB), which emulation executes. In a folder of its own: on
+# the path Megatron-Core would take it for a whole one, and fail.
+_setup_emulation() {
+    local pip=("$@" --no-deps --no-compile --upgrade --target "$_setup_venv/transformer_engine_wheel")
+    if [[ ${LOCK:-yes} != no ]]; then
+        "${pip[@]}" --require-hashes -r transformer_engine.lock
+    elif ! "${pip[@]}" -r <(sed -E 's/ *\\$//; /--hash/d' transformer_engine.lock); then
+        echo "no wheel of Transformer Engine on this mirror: it cannot be emulated here"
+    fi
+}
+
 # First what is needed, then vila_mc itself: built in isolation it would fetch a second torch.
 _setup_pip() {
     local pip=("$VENV_PYTHON" -m pip install --progress-bar off --disable-pip-version-check)
@@ -131,6 +142,7 @@ _setup_pip() {
     else
         "${pip[@]}" --require-hashes -r requirements.lock || return
     fi
+    _setup_emulation "${pip[@]}" || return
     echo "Building csrc"
     "${pip[@]}" --no-build-isolation --no-deps -v -e .
 }

@@ -11,7 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCK = (ROOT / "requirements.lock").read_text()
+LOCKS = ("requirements.lock", "transformer_engine.lock")
+LOCK = (ROOT / LOCKS[0]).read_text()
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)", LOCK, flags=re.MULTILINE))
 
 
@@ -45,7 +46,7 @@ def test_a_linked_venv_of_another_checkout_is_left_alone(tmp_path: Path, stamp: 
     checkout, other = tmp_path / "checkout", tmp_path / "other" / ".venv"
     (checkout / "tools").mkdir(parents=True)
     (checkout / "csrc").mkdir()
-    for name in ("tools/setup_venv.sh", "pyproject.toml", "setup.py", "requirements.lock"):
+    for name in ("tools/setup_venv.sh", "pyproject.toml", "setup.py", *LOCKS):
         shutil.copy(ROOT / name, checkout / name)
     (other / "bin").mkdir(parents=True)
     (other / "bin" / "keep").write_text("mine")

@@ -24,17 +24,20 @@ def run_ranks(
     function: Callable[..., Any],
     *arguments: Any,
     timeout: float = 240.0,
+    context: Any = _context,
     **options: Any,
 ) -> list[Any]:
     """Call ``function(*arguments, **options)`` on ``world_size`` ranks; results by rank.
 
+    ``context`` of multiprocessing starts them.
+
     Raises:
         AssertionError: a rank raised (with its traceback), died, or did not finish in time.
     """
-    results = _context.Queue()
+    results = context.Queue()
     port = _free_port()
     processes = [
-        _context.Process(
+        context.Process(
             target=_rank_main,
             args=(rank, world_size, port, results, partial(function, *arguments, **options)),
             daemon=True,

@@ -1,0 +1,39 @@
+"""Making the Python tensors of Transformer Engine, and memory for them.
+
+Memory that nothing has written is not a number here, so that whoever reads it is seen.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vila_mc.emulation.extension.number_formats import NOT_A_NUMBER
+
+
+def construct(
+    kind: Any,
+    quantizer: Any,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    **buffers: Any,
+) -> Any:
+    """A tensor of class ``kind`` over ``buffers``, as the compiled extension constructs it."""
+    buffers.update(fp8_dtype=quantizer.dtype, quantizer=quantizer)
+    if quantizer.internal:
+        return kind(fake_dtype=dtype, **buffers)
+    stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return kind(shape=tuple(shape), stride=stride, dtype=dtype, device=device, **buffers)
+
+
+def empty_bytes(shape: Sequence[int], device: torch.device) -> Tensor:
+    """FP8 data or E8M0 scales that are not numbers yet."""
+    return torch.full(tuple(shape), NOT_A_NUMBER, dtype=torch.uint8, device=device)
+
+
+def empty_floats(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Scales that are not numbers yet."""
+    return torch.full(tuple(shape), math.nan, dtype=torch.float32, device=device)
