@@ -140,7 +140,8 @@ class Microbatch:
         for row, (entries, lengths) in enumerate(
             zip(self.entries, self.sample_lengths, strict=True) if self.entries else ()
         ):
-            owners = torch.tensor(entries).repeat_interleave(torch.tensor(lengths))
+            counts = torch.tensor(lengths, dtype=torch.int64)
+            owners = torch.tensor(entries, dtype=torch.int64).repeat_interleave(counts)
             found[row, : len(owners)] = owners
         return found
 

@@ -50,6 +50,10 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"data.blend": [{"path": "a", "epochs": float("inf")}]}, "it must be a finite number"),
     ({"data.blend": [{"path": "a", "weight": 1, "epochs": 1}]}, "both a weight and epochs"),
     ({"data.blend": [{"path": "a", "epochs": 1}, {"path": "b"}]}, "epochs for 1 of its 2 datasets"),
+    ({"data.validation": [{"path": "a", "weight": 2}]}, "data.validation reads a once"),
+    ({"data.validation": [{"path": "a", "epochs": 2}]}, "epochs of at most 1 to read a part"),
+    ({"train.validate_every": -1}, "train.validate_every is -1; it must be 0, which is never"),
+    ({"train.validate_every": 7}, "train.validate_every is 7, but data.validation is empty"),
     ({"data.blend": [{"weight": 1}]}, "data.blend.0.path is missing"),
     ({"data.blend": "a"}, "data.blend is a; give a list, such as"),
     ({"data.blend": [{"path": "a", "wieght": 1}]}, "Did you mean data.blend.0.weight?"),
@@ -124,6 +128,8 @@ def test_the_defaults_are_allowed() -> None:
         ("data.blendd", "data.blend"),
         ("train.step", "train.steps"),
         ("parallel.tensr", "parallel.tensor"),
+        ("train.eval_steps", "train.validate_every"),
+        ("data.val_data", "data.validation"),
     ],
 )
 def test_a_typo_names_the_nearest_option(given: str, meant: str) -> None:
@@ -146,7 +152,7 @@ def test_something_far_from_every_option_points_to_help(given: str) -> None:
         ("lora_enable", "LoRA"),
         ("train.deepspeed", "DeepSpeed or FSDP"),
         ("model.dropout", "dropout"),
-        ("train.eval_steps", "validation while training"),
+        ("train.wandb_project", "sink of figures but metrics.jsonl"),
     ],
 )
 def test_what_is_not_there_at_all_is_said(given: str, what: str) -> None:

@@ -28,12 +28,12 @@ class BlendEntry:
     def __post_init__(self) -> None:
         require(
             self.weight is None or self.epochs is None,
-            f"data.blend gives {self.path} both a weight and epochs. Keep one of them.",
+            f"the dataset {self.path} has both a weight and epochs. Keep one of them.",
         )
         for name, value in (("weight", self.weight), ("epochs", self.epochs)):
             require(
                 value is None or 0 < value < math.inf,
-                f"data.blend gives {self.path} the {name} {value}; it must be greater than 0.",
+                f"the dataset {self.path} has the {name} {value}; it must be greater than 0.",
             )
 
 
@@ -45,6 +45,9 @@ class DataConfig:
 
     blend: tuple[BlendEntry, ...] = ()
     """Datasets, as a YAML list of {path, weight} or {path, epochs}."""
+    validation: tuple[BlendEntry, ...] = ()
+    """Datasets to measure the loss on, see train.validate_every: a YAML list of {path} or, to read
+    only a part, {path, epochs: 0.1}. The same samples every time; nothing learns from them."""
     blend_may_change: bool = False
     """On resume, go on with another data.blend or data.seed, from its beginning; otherwise a change
     is refused."""
@@ -81,6 +84,13 @@ class DataConfig:
             "them for all, or use weights.",
         )
 
+        for entry in self.validation:
+            require(
+                entry.weight is None and (entry.epochs is None or entry.epochs <= 1),
+                f"data.validation reads {entry.path} once. Give it no weight, and epochs of at "
+                "most 1 to read a part of it.",
+            )
+
     def by_epochs(self) -> bool:
         """Whether the blend counts passes through its datasets rather than shares."""
         return bool(self.blend) and self.blend[0].epochs is not None
@@ -90,3 +100,7 @@ class DataConfig:
         if self.by_epochs():
             return [entry.epochs or 0.0 for entry in self.blend]
         return [1.0 if entry.weight is None else entry.weight for entry in self.blend]
+
+    def validation_epochs(self) -> list[float]:
+        """The share of each dataset of ``validation`` that is read, in order."""
+        return [1.0 if entry.epochs is None else entry.epochs for entry in self.validation]

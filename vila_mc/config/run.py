@@ -6,7 +6,7 @@ from vila_mc.config.data import DataConfig
 from vila_mc.config.model import STRICT, ModelConfig, require
 from vila_mc.config.optimizer import OptimizerConfig
 from vila_mc.config.parallel import ParallelConfig
-from vila_mc.config.train import TrainConfig
+from vila_mc.config.train import DEFAULT_VALIDATE_EVERY, TrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +57,19 @@ class RunConfig:
             "Give each of its entries epochs, or set train.steps.",
         )
         require(
+            bool(self.data.validation) or self.train.validate_every in (0, DEFAULT_VALIDATE_EVERY),
+            f"train.validate_every is {self.train.validate_every}, but data.validation is empty. "
+            "Name datasets to measure the loss on: [{path: PREFIX}].",
+        )
+        require(
             self.model.visual_tokens() < length,
             f"one image takes {self.model.visual_tokens()} positions, but data.sequence_length "
             f"is {length}. Raise it, or use a downsampling connector.",
         )
+
+    def validates(self) -> bool:
+        """Whether the loss on ``data.validation`` is measured at all."""
+        return bool(self.data.validation) and self.train.validate_every > 0
 
     def check_world(self, world_size: int) -> None:
         """Refuse a number of ranks that this run cannot use. Raises ConfigError."""

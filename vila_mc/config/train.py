@@ -12,6 +12,7 @@ MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "connector", "language")
 LayerKind = Literal["torch", "transformer_engine"]
 LayerChoice = Literal["auto", "torch", "transformer_engine"]
 DEFAULT_STEPS = 100
+DEFAULT_VALIDATE_EVERY = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,9 @@ class TrainConfig:
     from train.seed."""
     save_every: int = 500
     """Steps between checkpoints; one is always kept at the end and on Ctrl-C."""
+    validate_every: int = DEFAULT_VALIDATE_EVERY
+    """Steps between measurements of the loss on data.validation; one comes after the last step,
+    too. 0 never measures it."""
     async_save: bool = True
     """Write checkpoints in the background; steps wait only while the state is copied."""
     keep_last: int = 2
@@ -78,6 +82,11 @@ class TrainConfig:
             keep_last=self.keep_last,
             max_bad_steps=self.max_bad_steps,
             timeout_minutes=self.timeout_minutes,
+        )
+        require(
+            self.validate_every >= 0,
+            f"train.validate_every is {self.validate_every}; it must be 0, which is never, or "
+            "greater.",
         )
         require(
             self.epochs is None or 0 < self.epochs < math.inf,

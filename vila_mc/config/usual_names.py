@@ -22,6 +22,10 @@ _USUAL_NAMES = {
         "seq_len seq_length seqlen"
     ),
     "data.tokenizer": "tokenizer_model tokenizer_name tokenizer_path",
+    "data.validation": (
+        "eval_data eval_data_path eval_dataset val_data val_data_path val_dataset valid_data "
+        "validation_data validation_dataset"
+    ),
     "data.workers": "dataloader_num_workers num_workers",
     "parallel.context": "context_parallel context_parallel_size cp cp_size",
     "parallel.pipeline": "pipeline_model_parallel_size pipeline_parallel pp pp_size",
@@ -55,6 +59,10 @@ _USUAL_NAMES = {
         "training_steps"
     ),
     "train.timeout_minutes": "ddp_timeout timeout",
+    "train.validate_every": (
+        "eval_every eval_interval eval_iters eval_steps val_check_interval val_every val_interval "
+        "validation_every validation_interval validation_steps"
+    ),
     "train.trainable": "freeze frozen train_parts",
 }
 """Ours, with the names that others give it."""
@@ -64,7 +72,6 @@ _ABSENT = {
     "DeepSpeed or FSDP": "deepspeed fsdp",
     "FP8 training": "fp8",
     "dropout": "dropout",
-    "validation while training": "eval val validation",
     "sink of figures but metrics.jsonl": "tensorboard wandb",
 }
 """What others have and we have not, with words in the names of its options."""

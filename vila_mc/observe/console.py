@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TextIO
 
-from vila_mc.observe.record import StepRecord
+from vila_mc.observe.record import StepRecord, ValidationRecord
 
 
 class StepPrinter:
@@ -33,14 +33,24 @@ class StepPrinter:
         elif now - self.last_printed < 1.0 and not (step == self.total_steps or record.skipped):
             return
         self.last_printed = now
-        width = len(str(self.total_steps))
         line = (
-            f"{self.label}  step {step:{width}d}/{self.total_steps}  loss {record.loss:.4f}  "
+            f"{self._place(step)}  loss {record.loss:.4f}  "
             f"grad {record.grad_norm:.3f}  lr {record.learning_rate:.2e}  "
             f"{1000 * record.samples / record.step_ms:,.0f} samples/s  {record.step_ms:.0f} ms  "
             f"left {self._time_left(step, now)}{'  skipped' * record.skipped}"
         )
         print(line, file=self.stream, flush=True)
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """Report one validation."""
+        line = (
+            f"{self._place(record.step)}  validation loss {record.validation_loss:.4f}  "
+            f"{record.validation_tokens:,} tokens  {record.validation_ms:,.0f} ms"
+        )
+        print(line, file=self.stream, flush=True)
+
+    def _place(self, step: int) -> str:
+        return f"{self.label}  step {step:{len(str(self.total_steps))}d}/{self.total_steps}"
 
     def close(self) -> None:
         """Nothing: every line is flushed, and the stream is not ours."""

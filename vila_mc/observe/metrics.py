@@ -1,4 +1,4 @@
-"""The record of a run, one JSON object per optimizer step."""
+"""The record of a run, one JSON object per optimizer step and per validation."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc.files import write_whole
-from vila_mc.observe.record import StepRecord
+from vila_mc.observe.record import StepRecord, ValidationRecord
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -29,6 +29,13 @@ class MetricsLog:
 
     def write(self, record: StepRecord) -> None:
         """Append one step."""
+        self._append(record)
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """Append one validation."""
+        self._append(record)
+
+    def _append(self, record: StepRecord | ValidationRecord) -> None:
         self._file.write(_line(asdict(record)))
         self._file.flush()
 

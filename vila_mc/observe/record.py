@@ -1,4 +1,4 @@
-"""What a sink is given after every optimizer step."""
+"""What a sink is given after every optimizer step, and after every validation."""
 
 from dataclasses import dataclass
 
@@ -29,3 +29,20 @@ class StepRecord:
     trained none."""
     step_ms: float
     """Wall-clock time of the step, waiting for its data included, in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationRecord:
+    """One measurement over all of ``data.validation``; the fields are the names in every sink."""
+
+    step: int
+    """Optimizer steps done before it."""
+    validation_loss: float
+    """Mean over all trained positions, in nats. It may be no finite number."""
+    validation_tokens: int
+    """Positions with a label."""
+    validation_loss_by_entry: list[float | None]
+    """Mean over the trained positions of each entry of data.validation, in its order; null where
+    there are none."""
+    validation_ms: float
+    """Wall-clock time, in milliseconds."""

@@ -6,7 +6,7 @@ from typing import Protocol
 from vila_mc.config.run import RunConfig
 from vila_mc.observe.console import StepPrinter
 from vila_mc.observe.metrics import MetricsLog
-from vila_mc.observe.record import StepRecord
+from vila_mc.observe.record import StepRecord, ValidationRecord
 
 
 class Sink(Protocol):
@@ -14,6 +14,9 @@ class Sink(Protocol):
 
     def write(self, record: StepRecord) -> None:
         """Take one finished step."""
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """Take one validation, after the step that it follows."""
 
     def close(self) -> None:
         """Finish; nothing comes after it."""

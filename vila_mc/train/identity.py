@@ -11,16 +11,21 @@ from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
 
-_MAY_DIFFER = ("data.workers", "data.tokenizer", "data.blend")
+_MAY_DIFFER = ("data.workers", "data.tokenizer", "data.blend", "data.validation")
 """Each machine has its own paths; what stands there is compared instead."""
 
 
-def identity(config: RunConfig, datasets: Sequence[DatasetManifest]) -> dict[str, str]:
+def identity(
+    config: RunConfig,
+    datasets: Sequence[DatasetManifest],
+    validation: Sequence[DatasetManifest] = (),
+) -> dict[str, str]:
     """What all ranks must have in common, by the name that a person knows it by.
 
     Args:
         config: the whole configuration.
         datasets: what ``config.data.blend`` holds, in its order.
+        validation: the same of ``config.data.validation``.
     """
     # Not above: the launcher, which needs the options alone, can do without megatron.
     from vila_mc.model.layer_specs import layer_kind
@@ -29,11 +34,13 @@ def identity(config: RunConfig, datasets: Sequence[DatasetManifest]) -> dict[str
     facts = common_options(config)
     unit = "epochs" if config.data.by_epochs() else "weights"
     facts["data.blend"] = f"{unit} {_said(config.data.blend_shares())}"
-    for number, dataset in enumerate(datasets):
-        facts[f"the dataset of data.blend.{number}"] = (
-            f"{dataset.samples:,} samples with SHA-256 {contents_sha256(dataset)[:12]} "
-            f"(tokenizer {dataset.tokenizer_sha256[:12]})"
-        )
+    facts["data.validation"] = f"epochs {_said(config.data.validation_epochs())}"
+    for option, manifests in (("blend", datasets), ("validation", validation)):
+        for number, dataset in enumerate(manifests):
+            facts[f"the dataset of data.{option}.{number}"] = (
+                f"{dataset.samples:,} samples with SHA-256 {contents_sha256(dataset)[:12]} "
+                f"(tokenizer {dataset.tokenizer_sha256[:12]})"
+            )
     facts |= {f"the version of {name}": versions()[name] for name in ("torch", "megatron-core")}
     facts["the version of Transformer Engine"] = transformer_engine_version() or "none"
     facts["what train.layers stands for"] = layer_kind(config, "language")

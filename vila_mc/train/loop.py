@@ -31,7 +31,7 @@ from vila_mc.train.faults import StopRequest
 from vila_mc.train.learning import need_images, what_will_not_learn
 from vila_mc.train.optimizer import jump_of_the_rate, rate_of
 from vila_mc.train.output_lock import lock_output, require_shared
-from vila_mc.train.passes import passes_line
+from vila_mc.train.passes import passes_line, seen_in_training, validation_line
 from vila_mc.train.resume import (
     blend_since,
     changed_settings,
@@ -40,6 +40,7 @@ from vila_mc.train.resume import (
     unread_load,
 )
 from vila_mc.train.step import Trainer
+from vila_mc.train.validation import validate
 
 _STEPS_WITHOUT_IMAGES = 100
 """In a row, after which it is said that some parts learn nothing."""
@@ -79,6 +80,7 @@ def training_data(config: RunConfig, layout: Layout, at: Coordinates) -> Trainin
         data_rank=at.data,
         data_size=layout.data,
         needs_images=any(plan.needs_images() for plan in mine),
+        microbatch_multiple=config.parallel.pipeline if config.parallel.virtual > 1 else 1,
     )
 
 
@@ -108,6 +110,8 @@ class TrainingLoop:
         if ranks.is_first():
             self._warn_of_cut_samples()
             self._say(passes_line(config, data.readers))
+            self._say(validation_line(config, data.validation_readers))
+            self._warn(seen_in_training(data.readers, data.validation_readers))
         self.saving: PendingSave | None = None
         self.steps_without_images = 0
         self.trainer, self.state = self._restore_or_start(stages)
@@ -134,6 +138,8 @@ class TrainingLoop:
             while self.state.step < self.config.train.steps:
                 result = self._train_step(batches)
                 self._finish_saving(wait=False)
+                if self._is_validation_due():
+                    self._validate()
                 if result.should_stop or self._is_save_due():
                     self._save()
                 if result.should_stop:
@@ -185,6 +191,18 @@ class TrainingLoop:
         if result.skipped:
             self._pass_over(before, result)
         return result
+
+    def _is_validation_due(self) -> bool:
+        train, step = self.config.train, self.state.step
+        is_due = self.config.validates() and step % train.validate_every == 0
+        return is_due or (self.config.validates() and step == train.steps)
+
+    def _validate(self) -> None:
+        """Before a save: what a checkpoint has behind it has been measured."""
+        num_entries = len(self.config.data.validation)
+        record = validate(self.trainer, self.data.validation(), num_entries, self.state.step)
+        for sink in self.sinks:
+            sink.write_validation(record)
 
     def _warn_of_no_images(self) -> None:
         if idle := need_images(self.config):
@@ -285,7 +303,8 @@ class TrainingLoop:
         self._say(f"{num_weights:,} weights, {layout}")
 
     def _warn_of_cut_samples(self) -> None:
-        for reader, cut in zip(self.data.readers, self.data.cut_samples(), strict=True):
+        readers = (*self.data.readers, *self.data.validation_readers)
+        for reader, cut in zip(readers, self.data.cut_samples(), strict=True):
             if cut:
                 self._say(
                     f"warning: {cut:,} of {len(reader):,} samples of {reader.prefix} are longer "

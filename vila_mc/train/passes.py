@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import sampler_of
+from vila_mc.data.indexed.dataset_manifest import contents_sha256
 from vila_mc.data.indexed.reader import IndexedReader
 
 
@@ -46,6 +47,35 @@ def passes_line(config: RunConfig, readers: Sequence[IndexedReader]) -> str:
     return (
         f"{one.samples:,} samples, {about}{_short(one.steps)} steps a pass, "
         f"{about}{_short(passes)} passes"
+    )
+
+
+def validation_line(config: RunConfig, readers: Sequence[IndexedReader]) -> str:
+    """``validation every 100 steps on 360 samples of held_out``; empty without validation."""
+    if not config.validates():
+        return ""
+    samples = sum(
+        max(1, round(share * len(reader)))
+        for share, reader in zip(config.data.validation_epochs(), readers, strict=True)
+    )
+    names = ", ".join(reader.prefix.name for reader in readers)
+    every = config.train.validate_every
+    return f"validation every {every} steps and at the end, on {samples:,} samples of {names}"
+
+
+def seen_in_training(
+    readers: Sequence[IndexedReader], validation: Sequence[IndexedReader]
+) -> str | None:
+    """One line if a dataset of the validation is one that the run learns from; None if not."""
+    learnt = {contents_sha256(reader.manifest) for reader in readers}
+    seen = [
+        str(reader.prefix) for reader in validation if contents_sha256(reader.manifest) in learnt
+    ]
+    return (
+        f"data.validation holds what data.blend holds ({', '.join(seen)}), so its loss does not "
+        "say what the model makes of new samples"
+        if seen
+        else None
     )
 
 

@@ -22,9 +22,10 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
     if config.train.epochs is None:
         checkpoint_to_resume(config)
 
-    from vila_mc.data.batches.loader import open_blend  # torch: after the checks that are instant
+    from vila_mc.data.batches.loader import open_blend, open_validation  # torch: not before here
 
     readers = open_blend(config.data, config.model)
+    open_validation(config.data, config.model)
     if config.train.epochs is not None:
         from vila_mc.train.passes import with_steps
 

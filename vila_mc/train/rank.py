@@ -129,7 +129,11 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
             config.parallel,
             seed=config.train.seed,
             timeout_minutes=config.train.timeout_minutes,
-            same=identity(config, [reader.manifest for reader in data.readers]),
+            same=identity(
+                config,
+                [reader.manifest for reader in data.readers],
+                [reader.manifest for reader in data.validation_readers],
+            ),
         ) as ranks,
     ):
         if ranks.is_first():

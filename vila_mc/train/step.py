@@ -138,10 +138,32 @@ class Trainer:
         Returns:
             the loss of each microbatch, none off the head; [entries] of each entry of the blend.
         """
-        num_entries = len(self.config.data.blend)
         for stage in self.wrapped:
             stage.zero_grad_buffer()
         self.optimizer.zero_grad()
+        return self._run_schedule(microbatches, len(self.config.data.blend), forward_only=False)
+
+    def measure(self, microbatches: Sequence[Microbatch], num_entries: int) -> Tensor:
+        """Loss sums and trained positions of one forward pass; nothing is changed or kept.
+
+        The caller has set the stages to evaluation and forbidden gradients.
+
+        Returns:
+            [2, entries] float64, to be added up over all ranks: sums, then positions.
+        """
+        on_device = [batch.to(self.ranks.device) for batch in microbatches]
+        _, sums = self._run_schedule(on_device, num_entries, forward_only=True)
+        return self._counts() * torch.stack([sums, _trained_by_entry(microbatches, num_entries)])
+
+    def _counts(self) -> bool:
+        """Whether this rank answers for its replica, of which every rank holds the tokens: the
+        tensor-parallel rank 0 of the stage with the head does."""
+        return self.stages[-1].plan.has_head and self.ranks.at.tensor == 0
+
+    def _run_schedule(
+        self, microbatches: Sequence[Microbatch], num_entries: int, *, forward_only: bool
+    ) -> tuple[list[float], Tensor]:
+        """Megatron-Core's schedule. Returns what ``_forward_backward`` does."""
         iterators = [iter(microbatches) for _ in self.wrapped]
         is_virtual = len(iterators) > 1
         sums = get_forward_backward_func()(
@@ -153,7 +175,7 @@ class Trainer:
             num_microbatches=len(microbatches),
             seq_length=self.config.data.sequence_length,
             micro_batch_size=self.config.train.micro_batch,
-            forward_only=False,
+            forward_only=forward_only,
         )
         by_entry = torch.zeros(num_entries, dtype=torch.float64)
         for report in sums:
@@ -170,11 +192,9 @@ class Trainer:
     ) -> tuple["_Totals", tuple[float | None, ...]]:
         """Figures of the step over all ranks, and the mean loss of each entry of the blend.
 
-        Every rank holds the tokens of its replica, so one rank of each replica counts them: the
-        tensor-parallel rank 0 of the stage with the head. Only the stage with the vision tower
-        decodes images, and counts those it had to replace.
+        Only the stage with the vision tower decodes images, and counts those it had to replace.
         """
-        counts = self.stages[-1].plan.has_head and self.ranks.at.tensor == 0
+        counts = self._counts()
         decodes = self.stages[0].plan.has_vision and self.ranks.at.tensor == 0
         here = _Totals(
             loss_sum=loss_sum if counts else 0.0,
@@ -189,19 +209,12 @@ class Trainer:
         )
         if not counts:
             by_entry.zero_()
-        tokens = torch.zeros_like(by_entry)
-        for batch in microbatches:
-            trained = batch.entry_of_positions()[batch.labels != IGNORE_LABEL]
-            tokens += trained[trained >= 0].bincount(minlength=len(tokens))
+        tokens = _trained_by_entry(microbatches, len(by_entry))
         figures = torch.cat([torch.tensor(here, dtype=torch.float64), counts * tokens, by_entry])
         total = figures.to(self.ranks.device)
         dist.all_reduce(total)
         tokens, sums = total[len(here) :].cpu().view(2, -1)
-        means = (float(s / n) if n else math.nan for s, n in zip(sums, tokens, strict=True))
-        return (
-            _Totals(*total[: len(here)].tolist()),
-            tuple(mean if math.isfinite(mean) else None for mean in means),
-        )
+        return _Totals(*total[: len(here)].tolist()), means_by_entry(sums, tokens)
 
 
 class _Totals(NamedTuple):
@@ -215,6 +228,24 @@ class _Totals(NamedTuple):
     substitutes: float
     bad_gradients: float
     stop_requests: float
+
+
+def means_by_entry(sums: Tensor, tokens: Tensor) -> tuple[float | None, ...]:
+    """The mean loss of each entry, from [entries] sums and trained positions.
+
+    None where nothing is trained, or the mean is not finite.
+    """
+    means = (float(s / n) if n else math.nan for s, n in zip(sums, tokens, strict=True))
+    return tuple(mean if math.isfinite(mean) else None for mean in means)
+
+
+def _trained_by_entry(microbatches: Sequence[Microbatch], num_entries: int) -> Tensor:
+    """[entries] float64: trained positions of each entry of the blend that is read."""
+    tokens = torch.zeros(num_entries, dtype=torch.float64)
+    for batch in microbatches:
+        trained = batch.entry_of_positions()[batch.labels != IGNORE_LABEL]
+        tokens += trained[trained >= 0].bincount(minlength=num_entries)
+    return tokens
 
 
 def loss_sum_and_count(labels: Tensor, loss_bs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -80,6 +80,45 @@ def test_batches_do_not_depend_on_how_they_are_divided(
         assert {step.samples_seen for step in found} == {whole.samples_seen}
 
 
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_validation_is_all_of_its_data_once_and_the_same_every_time(
+    data: DataConfig, model: ModelConfig, packing: bool, workers: int
+) -> None:
+    """Also between two steps, which go on as if it had not been."""
+    seen_before = 0
+    large, small = data.blend
+    part = BlendEntry(path=large.path, epochs=0.5)
+    entries = (BlendEntry(path=small.path), part)
+    data = replace(data, packing=packing, sequence_length=30, workers=workers)
+    watched = replace(data, validation=entries)
+    expected: list[int] | None = None
+    for size, micro in [(1, 4), (2, 2), (3, 1)]:
+        with ExitStack() as stack:
+            ranks = [
+                stack.enter_context(opened(watched, model, rank=rank, size=size, micro=micro))
+                for rank in range(size)
+            ]
+            plain = stack.enter_context(opened(replace(data, workers=0), model))
+            steps = [rank.iterate(0) for rank in ranks]
+            for turn in range(3):
+                passes = [list(rank.validation()) for rank in ranks]
+                assert len({len(each) for each in passes}) == 1
+                read = [batch for rank in passes for each in rank for batch in each]
+                assert {batch.tokens.size(0) for batch in read} == {micro}
+                found = sorted(names(read))
+                assert [sum(name // 100 == which for name in found) for which in (1, 2)] == [10, 5]
+                assert expected is None or found == expected
+                expected = found
+                owners = {entry for batch in read for row in batch.entries for entry in row}
+                assert owners == {0, 1}
+                shares = [next(each) for each in steps]
+                batches = chain(*(share.microbatches for share in shares))
+                seen = plain.step(seen_before if turn else 0)
+                assert sorted(names(batches)) == sorted(names(seen.microbatches))
+                seen_before = seen.samples_seen
+
+
 LAYOUTS = [(1, 4, 0), (3, 2, 2), (2, 1, 1), (12, 1, 0)]
 
 

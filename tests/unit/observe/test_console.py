@@ -6,7 +6,7 @@ import pytest
 
 from vila_mc.observe import console
 from vila_mc.observe.console import StepPrinter, clock
-from vila_mc.observe.record import StepRecord
+from vila_mc.observe.record import StepRecord, ValidationRecord
 
 
 def _record(step: int, step_ms: int, samples: int) -> StepRecord:
@@ -41,6 +41,24 @@ def test_a_line_has_fixed_order_and_units(now: list[float]) -> None:
     assert stream.getvalue() == (
         "align  step  120/5000  loss 2.1834  grad 0.910  lr 2.00e-05  2,893 samples/s  354 ms  "
         "left ?\n"
+    )
+
+
+def test_a_validation_is_a_line_of_its_own_at_once(now: list[float]) -> None:
+    stream = io.StringIO()
+    printer = StepPrinter(500, "sft", stream)
+    printer.write(_record(40, step_ms=354, samples=8))
+    printer.write_validation(
+        ValidationRecord(
+            step=40,
+            validation_loss=2.34567,
+            validation_tokens=12_345,
+            validation_loss_by_entry=[2.34567],
+            validation_ms=1234.5,
+        )
+    )
+    assert stream.getvalue().splitlines()[1] == (
+        "sft  step  40/500  validation loss 2.3457  12,345 tokens  1,234 ms"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vila_mc.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
-from vila_mc.observe.record import StepRecord
+from vila_mc.observe.record import StepRecord, ValidationRecord
 
 
 def _record(step: int, loss: float = 1.0) -> StepRecord:
@@ -62,6 +62,28 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
     _write(tmp_path, 0, 1, 2, 3, 4)
     _write(tmp_path, 2, 3, 4, 5)
     assert _steps(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_validation_stands_behind_its_step_and_is_dropped_with_it(tmp_path: Path) -> None:
+    record = ValidationRecord(
+        step=2,
+        validation_loss=math.nan,
+        validation_tokens=5,
+        validation_loss_by_entry=[None],
+        validation_ms=1.5,
+    )
+    log = MetricsLog(tmp_path)
+    for step in (1, 2):
+        log.write(_record(step))
+    log.write_validation(record)
+    log.close()
+    read = read_metrics(tmp_path / METRICS_NAME)
+    assert [each["step"] for each in read] == [1, 2, 2]
+    assert (read[2]["validation_loss"], read[2]["validation_tokens"]) == (None, 5)
+    _write(tmp_path, 2)
+    assert _steps(tmp_path) == [1, 2, 2]
+    _write(tmp_path, 1)
+    assert _steps(tmp_path) == [1]
 
 
 def test_a_fresh_run_starts_empty(tmp_path: Path) -> None:

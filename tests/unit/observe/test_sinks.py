@@ -8,15 +8,18 @@ import pytest
 from tests.support.tiny import tiny_run
 from vila_mc.config.run import RunConfig
 from vila_mc.observe import sinks
-from vila_mc.observe.record import StepRecord
+from vila_mc.observe.record import StepRecord, ValidationRecord
 
 
 class _Kept:
     def __init__(self, config: RunConfig, after_step: int) -> None:
         self.label, self.after_step = config.train.phase, after_step
-        self.records: list[StepRecord | None] = []
+        self.records: list[StepRecord | ValidationRecord | None] = []
 
     def write(self, record: StepRecord) -> None:
+        self.records.append(record)
+
+    def write_validation(self, record: ValidationRecord) -> None:
         self.records.append(record)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from tests.support.tiny import tiny_run
 from tests.support.tiny_data import write_dataset
 from vila_mc.config.train import DEFAULT_STEPS
 from vila_mc.data.indexed.reader import IndexedReader
-from vila_mc.train.passes import passes_line, with_steps
+from vila_mc.train.passes import passes_line, seen_in_training, validation_line, with_steps
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +60,22 @@ def test_how_often_weights_read_each_dataset_is_said(
         data={"blend": blend, "packing": packing}, train={"steps": 15, "global_batch": 10}
     )
     assert passes_line(config, [IndexedReader(path) for path in paths]).startswith(line)
+
+
+def test_what_is_validated_is_said(prefix: Path, few: Path) -> None:
+    entries = [{"path": str(prefix), "epochs": 0.5}, {"path": str(few)}]
+    config = tiny_run(data={"validation": entries}, train={"validate_every": 7})
+    readers = [IndexedReader(prefix), IndexedReader(few)]
+    line = "validation every 7 steps and at the end, on 16 samples of pairs, pairs"
+    assert validation_line(config, readers) == line
+    assert validation_line(tiny_run(), []) == ""
+    never = tiny_run(data={"validation": entries}, train={"validate_every": 0})
+    assert validation_line(never, readers) == ""
+
+
+def test_validation_on_what_is_learnt_is_said(prefix: Path, few: Path) -> None:
+    learnt, other = [IndexedReader(prefix)], [IndexedReader(few)]
+    assert seen_in_training(learnt, other) is None
+    line = seen_in_training(learnt, [*other, IndexedReader(prefix)])
+    assert line is not None
+    assert line.startswith(f"data.validation holds what data.blend holds ({prefix}), so its loss")

@@ -5,13 +5,14 @@ else: a run may stop and go on with other ranks, micro-batches or worker process
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
-from vila_mc.config.data import DataConfig
+from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.blend import Blend
 from vila_mc.data.batches.collate import collate
@@ -56,6 +57,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         data_rank: which data-parallel rank this is.
         data_size: how many there are.
         needs_images: whether this rank's stage looks at images.
+        microbatch_multiple: of which the microbatches of one validation pass must be a multiple.
 
     Raises:
         ConfigError: the blend or the tokenizer is not set, or the batch does not divide.
@@ -73,6 +75,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         data_rank: int,
         data_size: int,
         needs_images: bool,
+        microbatch_multiple: int = 1,
     ) -> None:
         if global_batch % (micro_batch * data_size):
             raise ConfigError(
@@ -84,8 +87,17 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         self._per_step = global_batch // (micro_batch * data_size)
         self.readers: tuple[IndexedReader, ...] = open_blend(data, model)
         """The datasets, in the order of ``data.blend``."""
+        self.validation_readers: tuple[IndexedReader, ...] = open_validation(data, model)
+        """The datasets, in the order of ``data.validation``."""
         self._sampler = sampler_of(data, model, global_batch, self.readers)
-        self._ahead = min(self._per_step + _LOOK_AHEAD * data.workers, MOST_UNDER_WAY)
+        divisor = micro_batch * data_size
+        self._validation_sampler, num_rows = self._sampler_of_validation(
+            global_batch, divisor * microbatch_multiple
+        )
+        self._per_validation_pass = num_rows // divisor
+        self._validation_ahead = _LOOK_AHEAD * data.workers if self.validation_readers else 0
+        most = MOST_UNDER_WAY - self._validation_ahead
+        self._ahead = min(self._per_step + _LOOK_AHEAD * data.workers, most)
         self._workers = self._fork_workers() if data.workers else None
 
     def __exit__(self, *exception: object) -> None:
@@ -137,12 +149,27 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         finally:
             self._workers.drop(slot for slot, _ in waiting)
 
+    def validation(self) -> Iterator[list[Microbatch]]:
+        """This rank's share of all of ``data.validation``, a pass at a time: the same every time.
+
+        What is left of the last pass is rows without a sample. ``iterate`` goes on as if this had
+        not been.
+
+        Raises:
+            DataError: an image no longer decodes, and data.on_bad_image is stop.
+            SetupError: a worker died.
+        """
+        with closing(self._load_ahead(self._validation_rows())) as loaded:
+            while microbatches := list(islice(loaded, self._per_validation_pass)):
+                yield microbatches
+
     def cut_samples(self) -> list[int]:
-        """How many samples of each dataset are longer than a row and lose their end."""
+        """How many samples of each dataset are longer than a row and lose their end: those of the
+        blend, then those of the validation."""
         visual, longest = self._model.visual_tokens(), self._data.sequence_length
         return [
             int((reader.token_counts() + visual * reader.image_counts() > longest).sum())
-            for reader in self.readers
+            for reader in (*self.readers, *self.validation_readers)
         ]
 
     def worker_pids(self) -> list[int]:
@@ -161,7 +188,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         pixels = 3 * self._model.vision.image_size**2 if self._needs_images else 0
         size = 2 * text + placed_bytes(num_images * 16) + placed_bytes(num_images * pixels)
         lendable = _HELD_STEPS * self._per_step
-        slots = Slots(self._ahead + lendable, size, lendable)
+        slots = Slots(self._ahead + self._validation_ahead + lendable, size, lendable)
         return Workers(self._load, self._data.workers, slots)
 
     def _rows_ahead(self, samples_seen: int) -> Iterator[tuple[Rows, int]]:
@@ -176,16 +203,65 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         share = batch.share(self._rank, self._ranks, self._micro_batch)
         return share, samples_seen + len(batch.samples)
 
+    def _sampler_of_validation(self, most_rows: int, divisor: int) -> tuple[Sampler | None, int]:
+        """Passes of at most ``most_rows`` rows, a multiple of ``divisor``, and their rows."""
+        if not self.validation_readers:
+            return None, 0
+        sizes = [len(reader) for reader in self.validation_readers]
+        blend = Blend.by_epochs(self._data.validation_epochs(), sizes, self._data.seed)
+        end = blend.period()
+        assert end is not None
+        num_rows = min(most_rows, -(-end // divisor) * divisor)
+        sampler = Sampler(
+            blend,
+            self.validation_readers,
+            num_rows=num_rows,
+            sequence_length=self._data.sequence_length,
+            visual_tokens=self._model.visual_tokens(),
+            packing=self._data.packing,
+            end=end,
+        )
+        return sampler, num_rows
+
+    def _validation_rows(self) -> Iterator[Rows]:
+        """This rank's microbatches of all passes; datasets are counted on from the blend's."""
+        sampler, position, first = self._validation_sampler, 0, len(self.readers)
+        while sampler is not None and position < sampler.end:
+            batch = sampler.at(position)
+            position += len(batch.samples)
+            for rows in batch.share(self._rank, self._ranks, self._micro_batch):
+                yield [[(first + dataset, sample) for dataset, sample in row] for row in rows]
+
+    def _load_ahead(self, requests: Iterator[Rows]) -> Generator[Microbatch]:
+        """A few microbatches after each other, read ahead by the workers."""
+        if self._workers is None:
+            yield from map(self._load, requests)
+            return
+        waiting: deque[int] = deque()
+        try:
+            for rows in requests:
+                waiting.append(self._workers.request(rows))
+                if len(waiting) == self._validation_ahead:
+                    yield self._workers.take(waiting.popleft())
+            while waiting:
+                yield self._workers.take(waiting.popleft())
+        finally:
+            self._workers.drop(waiting)
+
     def _load(self, rows: Rows, empty: Empty = np.empty) -> Microbatch:
+        readers, first = (*self.readers, *self.validation_readers), len(self.readers)
         batch = collate(
-            [[self.readers[dataset].sample(sample) for dataset, sample in row] for row in rows],
+            [[readers[dataset].sample(sample) for dataset, sample in row] for row in rows],
             self._model,
             self._data.sequence_length,
             self._needs_images,
             self._data.on_bad_image,
             empty,
         )
-        entries = tuple(tuple(dataset for dataset, _ in row) for row in rows)
+        entries = tuple(
+            tuple(dataset if dataset < first else dataset - first for dataset, _ in row)
+            for row in rows
+        )
         return replace(batch, entries=entries)
 
 
@@ -213,6 +289,17 @@ def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...
     """
     if not data.blend:
         raise ConfigError("data.blend is empty. Name at least one dataset: [{path: PREFIX}].")
+    return _open(data.blend, data, model)
+
+
+def open_validation(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...]:
+    """The same of ``data.validation``, which may be empty."""
+    return _open(data.validation, data, model) if data.validation else ()
+
+
+def _open(
+    entries: Sequence[BlendEntry], data: DataConfig, model: ModelConfig
+) -> tuple[IndexedReader, ...]:
     if data.tokenizer is None:
         raise ConfigError(
             "data.tokenizer is not set. Give the tokenizer that the datasets were made with."
@@ -225,7 +312,7 @@ def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...
             f"model.language.vocab_size is {model.language.vocab_size}. Raise the second to "
             "the first, or use the model's tokenizer."
         )
-    readers = tuple(IndexedReader(entry.path) for entry in data.blend)
+    readers = tuple(IndexedReader(entry.path) for entry in entries)
     for reader in readers:
         theirs = reader.manifest.tokenizer_sha256, reader.manifest.vocab_size
         if theirs != (tokenizer.fingerprint(), tokenizer.vocab_size):

@@ -22,6 +22,7 @@ _Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 _MOST_PACKED = 2**18
 """Samples that are packed to count steps, in about half a second."""
+_ENDLESS = 2**63
 _BLOCK = 8192
 """Samples drawn at a time: numpy costs the same for a few as for thousands."""
 
@@ -82,6 +83,7 @@ class Sampler:
         sequence_length: positions of a row.
         visual_tokens: positions of an image.
         packing: several samples to a row, or one.
+        end: samples after which the stream ends; what is left of the last batch's rows stays empty.
     """
 
     def __init__(
@@ -93,21 +95,24 @@ class Sampler:
         sequence_length: int,
         visual_tokens: int,
         packing: bool,
+        end: int = _ENDLESS,
     ) -> None:
         self._blend, self._readers = blend, readers
         self._num_rows, self._length = num_rows, sequence_length
-        self._visual_tokens, self._packing = visual_tokens, packing
+        self._visual_tokens, self._packing, self.end = visual_tokens, packing, end
         self._ahead_from = 0
         self._ahead = self._draw(0, 0)
 
     def at(self, position: int) -> GlobalBatch:
         """The global batch that starts at ``position``, a number of samples seen before it."""
+        left, count = self.end - position, self._num_rows
+        drawn = self._stretch(position, min(count, left))
         if not self._packing:
-            drawn = self._stretch(position, self._num_rows)
-            return GlobalBatch(*drawn, rows=np.arange(self._num_rows), num_rows=self._num_rows)
-        count = self._num_rows
-        while (drawn := self._stretch(position, count))[2].sum() <= self._num_rows * self._length:
+            rows = np.arange(len(drawn[0]))
+            return GlobalBatch(*drawn, rows=rows, num_rows=self._num_rows)
+        while count < left and drawn[2].sum() <= self._num_rows * self._length:
             count *= 2
+            drawn = self._stretch(position, min(count, left))
         rows = best_fit(drawn[2].tolist(), self._num_rows, self._length)
         datasets, samples, lengths, images = (each[: len(rows)] for each in drawn)
         rows = spread_images(lengths, images, rows, self._num_rows, self._length)

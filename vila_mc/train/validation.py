@@ -1,0 +1,61 @@
+"""The loss on data that nothing learns from, measured without a trace in what is learnt."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+
+from vila_mc.flow import Microbatch
+from vila_mc.observe.record import ValidationRecord
+from vila_mc.train.step import Trainer, means_by_entry
+
+
+def validate(
+    trainer: Trainer, passes: Iterable[Sequence[Microbatch]], num_entries: int, step: int
+) -> ValidationRecord:
+    """Measure the mean loss over all trained positions; every rank must call this together.
+
+    Each position weighs the same, whatever the layout, micro-batch or packing. Weights, gradients,
+    moments and random generators stay as they are.
+
+    Args:
+        trainer: what has been learnt so far.
+        passes: this data-parallel rank's share of the data, as many microbatches on every rank.
+        num_entries: datasets that the data come from.
+        step: optimizer steps done.
+
+    Returns:
+        the same on every rank, but for the time.
+    """
+    started = time.monotonic()
+    figures = torch.zeros(2, num_entries, dtype=torch.float64)
+    with _evaluating(trainer.wrapped), torch.no_grad():
+        for microbatches in passes:
+            figures += trainer.measure(microbatches, num_entries)
+    total = figures.to(trainer.ranks.device)
+    dist.all_reduce(total)
+    sums, tokens = total.cpu()
+    return ValidationRecord(
+        step=step,
+        validation_loss=float(sums.sum() / tokens.sum()) if tokens.any() else math.nan,
+        validation_tokens=int(tokens.sum()),
+        validation_loss_by_entry=list(means_by_entry(sums, tokens)),
+        validation_ms=round(1000 * (time.monotonic() - started), 3),
+    )
+
+
+@contextlib.contextmanager
+def _evaluating(stages: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Every module as in use, without dropout; afterwards as it was."""
+    modules = [module for stage in stages for module in stage.modules()]
+    before = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, was_training in zip(modules, before, strict=True):
+            module.training = was_training
