@@ -1,18 +1,25 @@
 """The files that a user names."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from glob import glob
 from pathlib import Path
 
 from vila_mc.errors import DataError
 
+MOST_FILES = 100_000
+"""Files of a folder. Each takes a line of the manifest; more of them belong in an archive."""
 
-def expand_inputs(patterns: Iterable[str], option: str = "input") -> list[Path]:
+
+def expand_inputs(
+    patterns: Iterable[str], option: str = "input", endings: Sequence[str] = ()
+) -> list[Path]:
     """Files that paths and glob patterns name, sorted within each pattern.
 
     Args:
         patterns: what the user gave.
         option: the parameter that they are, for messages.
+        endings: of the files that a folder stands for; without them folders are refused.
 
     Raises:
         DataError: a pattern matches no file, or a file is named more than once, be it by
@@ -24,12 +31,11 @@ def expand_inputs(patterns: Iterable[str], option: str = "input") -> list[Path]:
         if path.is_file():
             files.append(path)
             continue
+        if path.is_dir():
+            files += _of_folder(path, option, endings)
+            continue
         matches = map(Path, glob(pattern, recursive=True))
         found = sorted(match for match in matches if match.is_file())
-        if not found and path.is_dir():
-            raise DataError(
-                f"{path} is a folder. Name its files, such as '{path}/*'.", option=option
-            )
         if not found:
             raise DataError(f"no file matches {pattern}. Check the path.", option=option)
         files += found
@@ -41,4 +47,40 @@ def expand_inputs(patterns: Iterable[str], option: str = "input") -> list[Path]:
             is_named = f"{file} is named {files.count(file)} times"
             names = is_named if other == file else f"{other} and {file} are one file"
             raise DataError(f"{names}. Name it once.", option=option)
+    return files
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files and links below a folder, in the order of their paths; no link is followed.
+
+    Raises:
+        DataError: there are more than ``MOST_FILES``.
+    """
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        found += [Path(parent, name) for name in (*names, *links)]
+        if len(found) > MOST_FILES:
+            raise DataError(
+                f"{folder} holds more than {MOST_FILES:,} files. Put them into .tar archives, "
+                "which are read in place."
+            )
+    return sorted(found)
+
+
+def _of_folder(folder: Path, option: str, endings: Sequence[str]) -> list[Path]:
+    if not endings:
+        raise DataError(
+            f"{folder} is a folder. Name its files, such as '{folder}/*'.", option=option
+        )
+    files = [
+        file
+        for file in files_below(folder)
+        if file.name.lower().endswith(tuple(endings)) and file.is_file() and not file.is_symlink()
+    ]
+    if not files:
+        raise DataError(
+            f"{folder} holds no file that ends in {', '.join(endings)}. Check the path.",
+            option=option,
+        )
     return files

@@ -172,11 +172,11 @@ def _head(file: Path) -> bytes:
 def _reader(file: Path) -> Callable[[BinaryIO], Iterator[Entry]]:
     readers: dict[str, Callable[[BinaryIO], Iterator[Entry]]] = {
         ".json": _read_array,
-        ".gz": lambda raw: _read_lines(open_gzip(raw), raw),
-        ".zst": lambda raw: _read_lines(open_zstd(raw), raw),
+        ".gz": lambda raw: read_lines(open_gzip(raw), raw),
+        ".zst": lambda raw: read_lines(open_zstd(raw), raw),
         ".zip": _read_zip,
     }
-    return readers.get(file.suffix, lambda raw: _read_lines(raw, raw))
+    return readers.get(file.suffix, lambda raw: read_lines(raw, raw))
 
 
 def _read_zip(raw: BinaryIO) -> Iterator[Entry]:
@@ -185,11 +185,11 @@ def _read_zip(raw: BinaryIO) -> Iterator[Entry]:
             detail = f"{info.file_size:,} bytes that are no .jsonl file"
             yield info.filename, RejectionError(NOT_READ, detail, info.file_size), raw.tell()
             continue
-        for line, entry, _ in _read_lines(stream, raw):
+        for line, entry, _ in read_lines(stream, raw):
             yield f"{prefix}{line}" if prefix else line, entry, raw.tell()
 
 
-def _read_lines(stream: BinaryIO, raw: BinaryIO) -> Iterator[Entry]:
+def read_lines(stream: BinaryIO, raw: BinaryIO) -> Iterator[Entry]:
     """``raw`` is the file beneath a stream that decompresses."""
     number = position = 0
     while line := stream.readline(LONGEST_RECORD + 1):

@@ -5,6 +5,7 @@ stand in one file, one after the other. Links and devices in an archive are name
 nothing is ever unpacked to the disk.
 """
 
+import io
 import os
 import tarfile
 from collections.abc import Iterator
@@ -135,6 +136,31 @@ class _Headers:
         if size > _LONGEST_HEADER:
             raise EOFError(f"a header of {size:,} bytes")
         return self._raw.read(size)
+
+
+class MemberStream(io.RawIOBase):
+    """The bytes of a file in an archive, read as they are asked for.
+
+    Args:
+        raw: the archive.
+        member: the file; it must lie within the archive, as ``scan`` makes sure.
+    """
+
+    def __init__(self, raw: BinaryIO, member: Member) -> None:
+        self._raw = raw
+        self._at, self._end = member.offset, member.offset + member.size
+
+    def readable(self) -> bool:
+        """See ``io.RawIOBase``."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See ``io.RawIOBase``."""
+        self._raw.seek(self._at)
+        data = self._raw.read(min(len(buffer), self._end - self._at))
+        self._at += len(data)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def read_member(file: Path, member: Member) -> bytes:
