@@ -15,7 +15,6 @@ a little, since 1,437 pictures are few. The same arguments always give the same 
 | conversations.json | LLaVA conversations about one or two images |
 | instructions.jsonl | LLaVA conversations without images |
 | text.jsonl | plain text |
-| tokenizer_text.txt | each distinct line of the training text above, to train a tokenizer on |
 | eval.jsonl | questions about held-out images, with answers and chance levels |
 
 A question of ``eval.jsonl`` follows its images as in ``conversations.json``: one ``<image>`` line
@@ -54,10 +53,6 @@ from vila_mc.config.options import Argument
 from vila_mc.errors import ConfigError, run_cli
 from vila_mc.files import write_whole
 
-SYSTEM_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the user's questions."
-)
 CHANCE = {"which_digit": 0.1, "larger_digit": 0.2}
 
 DISTINCT_PAIRS = tuple(itertools.combinations(range(10), 2))
@@ -199,23 +194,6 @@ def texts(num_texts: int, rng: random.Random) -> Iterator[Record]:
         yield {"text": " ".join(sentences[: rng.randint(2, 3)])}
 
 
-def tokenizer_lines(files: dict[str, list[Record]]) -> list[str]:
-    """Each distinct line of the training text, and the words of the chat template."""
-    spoken = [
-        turn["value"].replace("<image>\n", "")
-        for record in files["conversations.json"] + files["instructions.jsonl"]
-        for turn in record["conversations"]
-    ]
-    written = [
-        SYSTEM_PROMPT,
-        "USER: ASSISTANT:",
-        *(record["caption"] for record in files["pairs.jsonl"]),
-        *(line for record in files["interleaved.jsonl"] for line in record["text_list"]),
-        *(record["text"] for record in files["text.jsonl"]),
-    ]
-    return list(dict.fromkeys("\n".join(written + spoken).split("\n")))
-
-
 def held_out_questions(
     digits: Sequence[Digit], per_pair: int, rng: random.Random
 ) -> Iterator[Record]:
@@ -278,7 +256,7 @@ def write_corpus(output: Path, size: Size) -> dict[str, int]:
     """Write everything below ``output``; each file appears whole or not at all.
 
     Returns:
-        How many records, lines or pictures each file or folder holds.
+        How many records or pictures each file or folder holds.
 
     Raises:
         ConfigError: a file stands where a folder is needed.
@@ -292,14 +270,11 @@ def write_corpus(output: Path, size: Size) -> dict[str, int]:
         ) from None
     training, held_out, pictures = load_digits(size.training, size.held_out, size.variants)
     records = make_records(training, held_out, size)
-    lines = tokenizer_lines(records)
     for name, data in pictures.items():
         (output / "images" / name).write_bytes(data)  # thousands: not worth a flush each
-    write_whole(output / "tokenizer_text.txt", "\n".join(lines) + "\n")
     for name, rows in records.items():
         write_whole(output / name, to_json(rows, is_lines=name.endswith("l")))
-    counts = {name: len(rows) for name, rows in records.items()}
-    return {"images/": len(pictures), **counts, "tokenizer_text.txt": len(lines)}
+    return {"images/": len(pictures), **{name: len(rows) for name, rows in records.items()}}
 
 
 def to_json(records: Sequence[Record], *, is_lines: bool) -> str:

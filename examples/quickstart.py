@@ -32,6 +32,14 @@ from vila_mc.topology.layout import Layout
 CHECKOUT = Path(__file__).resolve().parents[1]
 RECIPES = CHECKOUT / "examples" / "quickstart"
 VOCABULARY = 800
+RAW = (
+    ("pairs", "pairs.jsonl"),
+    ("interleaved", "interleaved.jsonl"),
+    ("conversations", "conversations.json"),
+    ("conversations", "instructions.jsonl"),
+    ("text", "text.jsonl"),
+)
+"""Kind and file of each source."""
 PHASES = ("align", "pretrain", "sft")
 BLENDS = {
     "align": [("pairs", 1)],
@@ -177,16 +185,11 @@ def preprocess(job: Quickstart) -> None:
     raw, tokenizer = job.path("raw"), job.path("data/tokenizer.model")
     job.tool(
         "tools/train_tokenizer.py",
-        *("--input", raw / "tokenizer_text.txt", "--output", tokenizer),
-        *("--vocab-size", str(VOCABULARY)),
+        "--input",
+        *(raw / file for _, file in RAW),
+        *("--output", tokenizer, "--vocab-size", str(VOCABULARY)),
     )
-    for kind, file in (
-        ("pairs", "pairs.jsonl"),
-        ("interleaved", "interleaved.jsonl"),
-        ("conversations", "conversations.json"),
-        ("conversations", "instructions.jsonl"),
-        ("text", "text.jsonl"),
-    ):
+    for kind, file in RAW:
         name = Path(file).stem
         images = () if kind == "text" else ("--images", raw / "images")
         job.tool(

@@ -65,6 +65,8 @@ class RawSample:
     pieces: tuple[RawPiece, ...]
     place: int | str
     """Line, element or member of its file, for messages."""
+    template_words: tuple[str, ...] = ()
+    """What of its texts a chat template wrote, special tokens left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class EncodedSample:
     pieces: tuple[Piece, ...]
     noticed: tuple[str, ...] = ()
     """What may not be as it was meant, in the same words for every sample with it."""
+    template_tokens: int = 0
+    """Tokens of what a chat template wrote, special tokens left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vila_mc.data.chat_templates import conversation_pieces
+from vila_mc.data.ingest.corpus_text import read_sentences
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import read as read_source
 from vila_mc.data.sources.text import TextSource
-from vila_mc.data.turns import Turn
-from vila_mc.flow import RawSample, RawText
+from vila_mc.flow import RawSample
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -197,18 +196,29 @@ def test_instructions_are_text_only_and_asked_once(corpus: Path) -> None:
     assert not any(image_names(record) for record in records)
 
 
-def test_the_tokenizer_sees_every_training_line(corpus: Path, script: ModuleType) -> None:
-    lines = (corpus / "tokenizer_text.txt").read_text().splitlines()
-    assert len(set(lines)) == len(lines)
+def test_the_tokenizer_sees_every_training_line(corpus: Path) -> None:
+    files = [corpus / name for name in (*TRAINING_FILES, "text.jsonl")]
+    sentences = read_sentences(files)
+    lines = {line.strip() for text in sentences for line in text.splitlines()}
     assert not any("<image>" in line for line in lines)
-    written = {script.SYSTEM_PROMPT, *(record["text"] for record in read(corpus / "text.jsonl"))}
+    written = {record["text"] for record in read(corpus / "text.jsonl")}
     for _, question, answer in turns(corpus):
         written |= {*question.replace("<image>\n", "").split("\n"), answer}
     for record in read(corpus / "interleaved.jsonl"):
         written |= set(record["text_list"])
     for record in read(corpus / "pairs.jsonl"):
         written.add(record["caption"])
-    assert written <= set(lines)
+    assert written <= lines
+
+
+def test_the_quickstart_learns_its_tokenizer_from_the_training_files_alone() -> None:
+    spec = importlib.util.spec_from_file_location("quickstart", SCRIPT.parent / "quickstart.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["quickstart"] = module
+    spec.loader.exec_module(module)
+    assert {file for _, file in module.RAW} == {*TRAINING_FILES, "text.jsonl"}
 
 
 def test_which_digit_asks_once_about_every_held_out_digit(
@@ -240,13 +250,6 @@ def test_evaluated_questions_are_worded_as_in_training(corpus: Path) -> None:
     assert len({row["id"] for row in read(corpus / "eval.jsonl")}) == 720
 
 
-def test_the_system_prompt_is_the_templates(script: ModuleType) -> None:
-    said = [Turn("user", "Q"), Turn("assistant", "A")]
-    first = conversation_pieces("vicuna_v1", said, [])[0]
-    assert isinstance(first, RawText)
-    assert first.text.startswith(script.SYSTEM_PROMPT + " USER: ")
-
-
 def test_our_own_readers_accept_every_record(corpus: Path) -> None:
     images = ImageFolder(corpus / "images")
     for source, count in (
@@ -272,7 +275,7 @@ def test_a_second_run_gives_the_same_bytes_and_leaves_nothing_behind(
     assert run_script(tmp_path).returncode == 0
     assert contents(corpus) == before == contents(tmp_path)
     assert sorted(path.name for path in corpus.iterdir()) == sorted(
-        [*TRAINING_FILES, "eval.jsonl", "images", "text.jsonl", "tokenizer_text.txt"]
+        [*TRAINING_FILES, "eval.jsonl", "images", "text.jsonl"]
     )
 
 

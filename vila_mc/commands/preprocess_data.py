@@ -36,4 +36,6 @@ def _preprocess(kind: str, options: RawOptions) -> int:
         resume=options.resume,
     )
     say("\n".join(made.lines()))
+    if warning := made.warning():
+        say(f"warning: {warning}", to_stderr=True)
     return 0

@@ -21,7 +21,10 @@ from vila_mc.flow import RawImage, RawPiece, RawText, RawToken
 
 TemplateName = Literal["plain", "vicuna_v1", "llama_2", "llama_3", "chatml"]
 
-_EOS, _BOS = "{eos}", "{bos}"
+DEFAULT_TEMPLATE: TemplateName = "vicuna_v1"
+"""What conversations are written with unless another template is named."""
+
+_EOS, _BOS, _SYSTEM = "{eos}", "{bos}", "{system}"
 _TOKENIZER = "tokenizer"
 _LLAVA_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual "
@@ -62,6 +65,12 @@ class Template:
     def stop_tokens(self) -> tuple[str, ...]:
         """Special tokens, besides EOS, that end an answer."""
         return tuple(token for token in self.special if token in self.end)
+
+    def own_text(self) -> str:
+        """All its words, special tokens left out."""
+        texts = (self.system, self.first, self.next, self.close, self.end, self.after)
+        left_out = map(re.escape, (_SYSTEM, _EOS, _BOS, *self.special))
+        return re.sub("|".join(left_out), " ", "\n".join(texts))
 
 
 BUILT_IN: dict[TemplateName, Template] = {
@@ -200,6 +209,35 @@ def conversation_pieces(
     return writer.pieces()
 
 
+def template_words(
+    template: AnyTemplate, pieces: Sequence[RawPiece], turns: Sequence[Turn], system: str | None
+) -> tuple[str, ...]:
+    """What of a conversation's texts is the template's, special tokens left out.
+
+    Args:
+        template: what wrote it.
+        pieces: what it wrote, see ``conversation_pieces``.
+        turns: of the conversation.
+        system: its own system text, if it has one.
+    """
+    said = [] if system is None else [system.strip()]
+    for turn in turns:
+        is_answer = turn.role == "assistant"
+        said += [turn.text.strip()] if is_answer else map(str.strip, user_chunks(turn.text))
+    text = "".join(piece.text for piece in pieces if isinstance(piece, RawText))
+    found, end = [], 0
+    for words in said:
+        start = text.find(words, end)
+        if start >= 0:  # otherwise the template wrote it in another way, or left it out
+            found.append(text[end:start])
+            end = start + len(words)
+    found.append(text[end:])
+    if special := [token for token in template.special if token]:
+        pattern = re.compile("|".join(map(re.escape, special)))
+        found = [part for words in found for part in pattern.split(words)]
+    return tuple(words for words in found if words)
+
+
 def prompt(
     template: AnyTemplate | TemplateName, question: str, images: Sequence[RawImage] = ()
 ) -> tuple[RawPiece, ...]:
@@ -257,7 +295,7 @@ class _Writer:
                 )
             self._pieces += images
             return
-        before, braces, after = template.first.partition("{system}")
+        before, braces, after = template.first.partition(_SYSTEM)
         self._own(before if is_first else template.next)
         if is_first and braces:
             self._words(template.system)

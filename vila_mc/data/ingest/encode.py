@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -155,7 +156,17 @@ def _assemble(
                     made.noticed.add(SPELLED)
                 if piece.ends_turn:
                     made.add(_one(tokenizer.eos_id), piece.is_trained)
-    return EncodedSample(made.done(), tuple(sorted(made.noticed)))
+    own = sum(_num_tokens(tokenizer, words) for words in sample.template_words)
+    return EncodedSample(made.done(), tuple(sorted(made.noticed)), own)
+
+
+@lru_cache(maxsize=1024)
+def _num_tokens(tokenizer: Tokenizer, words: str) -> int:
+    """Of what a template writes again and again."""
+    try:
+        return len(tokenizer.encode(words))
+    except DataError:  # read as a special token whatever one does; in the sample it stood with more
+        return 0
 
 
 def _token_ids(piece: RawToken, tokenizer: Tokenizer) -> np.ndarray:

@@ -36,6 +36,11 @@ from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import EncodedSample, RawSample
 
+_TEMPLATE_SHARE = 0.2
+"""Share of the tokens that a chat template may take without a word about it."""
+_SPELLED = 3.0
+"""Characters of a template in one token below which a tokenizer does not know its words; with those
+of Llama, and with any that has read it, a token has some 4 to 5."""
 _COMMIT_BYTES = 256 << 20
 _COMMIT_SECONDS = 60.0
 """What a kill costs at most: this much output, or this much time."""
@@ -56,6 +61,30 @@ class Preprocessed:
     """Samples that were kept and may not be what was meant, by what was noticed."""
     was_complete: bool = False
     """Whether an earlier run had made it already."""
+    template_tokens: int = 0
+    """Tokens that a chat template wrote, special tokens left out."""
+    template_characters: int = 0
+    """Characters of the same."""
+
+    def warning(self) -> str | None:
+        """What the chat template costs, in one line; None where that is little."""
+        made, own = self.manifest, self.template_tokens
+        if own <= _TEMPLATE_SHARE * made.tokens:
+            return None
+        each = self.template_characters / own
+        figures = (
+            f"the chat template's own text takes {100 * own / made.tokens:.0f} % of the tokens "
+            f"({own / made.samples:,.0f} of {made.tokens / made.samples:,.0f} in a sample)"
+        )
+        if each < _SPELLED:
+            return (
+                f"{figures}, for the tokenizer spells it {each:.1f} characters at a time. Train a "
+                "tokenizer on these records with this template, or use another template."
+            )
+        return (
+            f"{figures}: what is said is short beside it. A shorter template, in a YAML file, "
+            "makes rows shorter and training faster."
+        )
 
     def lines(self) -> list[str]:
         """The closing table of the tool."""
@@ -185,6 +214,8 @@ class _Run:
     def _take(self, result: "_Result") -> None:
         self.tally.seen += len(result.samples.pieces) + len(result.rejected)
         self.tally.noticed.update(result.noticed)
+        self.tally.template_tokens += result.template_tokens
+        self.tally.template_characters += result.template_characters
         self._writer.append(result.samples)
         for rejected in result.rejected:
             self.tally.reject(rejected)
@@ -246,7 +277,16 @@ def _summed_up(
     rejected = dict(tally.rejected.most_common())
     seconds = time.monotonic() - started
     noticed = dict(tally.noticed.most_common())
-    return Preprocessed(manifest, rejected, tally.unread_bytes, seconds, noticed, was_complete)
+    return Preprocessed(
+        manifest,
+        rejected,
+        tally.unread_bytes,
+        seconds,
+        noticed,
+        was_complete,
+        tally.template_tokens,
+        tally.template_characters,
+    )
 
 
 def _listed(output: Path) -> Tally:
@@ -281,6 +321,8 @@ class _Result:
     samples: Serialised
     rejected: list[Rejected]
     noticed: Counter[str]
+    template_tokens: int
+    template_characters: int
 
 
 class _Encoder:
@@ -296,6 +338,7 @@ class _Encoder:
         file, number, block = numbered
         rejected: list[Rejected] = []
         encoded: list[EncodedSample] = []
+        template_characters = 0
         found = list(self._work.source.samples(block))
         samples = [sample for sample in found if isinstance(sample, RawSample)]
         results = encode_samples(samples, self._tokenizer, self._work.images)
@@ -308,6 +351,17 @@ class _Encoder:
                 rejected.append(result.at(block.file, item.place))
             else:
                 encoded.append(result)
+                template_characters += sum(map(len, item.template_words))
         serialised = serialise(encoded, self._work.kind, self._dtype)
         noticed = Counter(what for sample in encoded for what in sample.noticed)
-        return _Result(file, number, block.end, serialised, rejected, noticed)
+        template_tokens = sum(sample.template_tokens for sample in encoded)
+        return _Result(
+            file,
+            number,
+            block.end,
+            serialised,
+            rejected,
+            noticed,
+            template_tokens,
+            template_characters,
+        )

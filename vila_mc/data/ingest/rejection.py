@@ -72,6 +72,10 @@ class Tally:
     """Bytes of the input that were not read because of them."""
     noticed: Counter[str] = field(default_factory=Counter)
     """Samples that were kept and may not be what was meant, by what was noticed."""
+    template_tokens: int = 0
+    """Tokens that chat templates wrote, special tokens left out."""
+    template_characters: int = 0
+    """Characters of the same."""
 
     def reject(self, rejected: Rejected) -> None:
         """Count a rejected record."""
@@ -108,6 +112,7 @@ class Tally:
             "firsts": self.firsts,
             "unread_bytes": self.unread_bytes,
             "noticed": dict(self.noticed),
+            "template": [self.template_tokens, self.template_characters],
         }
 
     @classmethod
@@ -116,5 +121,10 @@ class Tally:
         rejected = Counter(values["rejected"])
         noticed = Counter(values.get("noticed", {}))
         return cls(
-            values["seen"], rejected, values["firsts"], values.get("unread_bytes", 0), noticed
+            values["seen"],
+            rejected,
+            values["firsts"],
+            values.get("unread_bytes", 0),
+            noticed,
+            *values.get("template", (0, 0)),
         )

@@ -23,7 +23,14 @@ from typing import Annotated, Any
 from pydantic import PositiveInt
 
 from vila_mc.config.options import Argument
-from vila_mc.data.chat_templates import TEMPLATES, AnyTemplate, conversation_pieces, find_template
+from vila_mc.data.chat_templates import (
+    DEFAULT_TEMPLATE,
+    TEMPLATES,
+    AnyTemplate,
+    conversation_pieces,
+    find_template,
+    template_words,
+)
 from vila_mc.data.image_codec import ENDINGS
 from vila_mc.data.sources.image_files import find_image
 from vila_mc.data.sources.options import ImageOptions
@@ -56,7 +63,7 @@ _VIDEO_FILES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 class ConversationSource(ImageRecordSource):
     """One sample per conversation; only the assistant's words are trained."""
 
-    template: AnyTemplate = field(default_factory=lambda: find_template("vicuna_v1"))
+    template: AnyTemplate = field(default_factory=lambda: find_template(DEFAULT_TEMPLATE))
     """How turns become text."""
     most_frames: int = MOST_FRAMES
     """Frames of a video that are kept, spread evenly from the first to the last."""
@@ -74,7 +81,9 @@ class ConversationSource(ImageRecordSource):
         turns = self._arranged(turns, len(names), len(frames))
         shown = [find_image(self.images, name) for name in (*names, *frames)]
         try:
-            yield RawSample(conversation_pieces(self.template, turns, shown, system), place)
+            pieces = conversation_pieces(self.template, turns, shown, system)
+            own = template_words(self.template, pieces, turns, system)
+            yield RawSample(pieces, place, own)
         except DataError as error:
             raise RejectionError("bad conversation", str(error)) from None
         if others:
@@ -206,7 +215,7 @@ def _with_frames(turns: Sequence[Turn], num_frames: int) -> list[Turn]:
 class ConversationsOptions(ImageOptions):
     """LLaVA JSON or JSON Lines, ShareGPT-like messages, question and answer."""
 
-    template: Annotated[str, Argument("NAME")] = "vicuna_v1"
+    template: Annotated[str, Argument("NAME")] = DEFAULT_TEMPLATE
     """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file."""
     max_frames: PositiveInt = MOST_FRAMES
     """Frames of a video that are kept, evenly spread."""

@@ -48,6 +48,26 @@ def read_columns(file: Path, first: str, others: Sequence[str]) -> Iterator[tupl
             yield from zip(*map(_values, batch), strict=True)
 
 
+def read_texts(file: Path, columns: Sequence[str]) -> Iterator[str]:
+    """Every text in those of ``columns`` that there are.
+
+    Raises:
+        DataError: the file cannot be read, is no parquet file, or has none of the columns.
+        SetupError: pyarrow is not installed.
+    """
+    with _open(file) as opened:
+        names = opened.schema_arrow.names
+        if not (found := [name for name in columns if name in names]):
+            raise DataError(
+                f"{file} has the columns {_line(', '.join(names))}, none of which is "
+                f"{' or '.join(columns)}. Name one that holds text.",
+                option="keys",
+            )
+        for batch in _batches(file, opened, found, _ROWS):
+            for column in batch:
+                yield from (value for value in _values(column) if isinstance(value, str))
+
+
 def has_embedded_images(file: Path) -> bool:
     """Whether rows hold their images. Raises DataError, SetupError."""
     with _open(file) as opened:
