@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d as c10d
 
 from vila_mc.emulation.emulated_cuda import EmulatedCuda, emulated_torch
 from vila_mc.emulation.extension.capability import (
@@ -23,7 +24,7 @@ from vila_mc.emulation.extension.capability import (
 )
 from vila_mc.emulation.te_patches import TE_COLLECTIVES, TE_GLOBALS, TE_IMPORT, TE_TENSORS
 from vila_mc.errors import SetupError
-from vila_mc.torch_on_cpu import CPU, NullStream, is_cuda
+from vila_mc.torch_on_cpu import CPU, is_cuda
 
 WHEEL_FOLDER = "VILA_MC_TE_FOLDER"
 """Environment variable with the folder that holds Transformer Engine's pure wheel, unpacked."""
@@ -215,9 +216,27 @@ def _tensor_attributes() -> tuple[Any, ...]:
     return property(says_cuda), to, lambda tensor, *_, **__: tensor
 
 
+class _Works:
+    """What ``_coalescing_manager`` gives: the collectives that were started inside it."""
+
+    def __init__(self) -> None:
+        self.started: list[Any] = []
+
+    def wait(self) -> None:
+        for work in self.started:
+            work.wait()
+
+
 @contextmanager
-def _one_by_one(
-    group: Any = None, device: Any = None, async_ops: bool = False
-) -> Iterator[NullStream]:
-    """In place of coalescing: every collective inside runs by itself, to its end."""
-    yield NullStream()
+def _one_by_one(group: Any = None, device: Any = None, async_ops: bool = False) -> Iterator[_Works]:
+    """In place of coalescing: at the end every collective is started by itself."""
+    group = group or c10d._get_default_group()
+    recorded = c10d._world.pg_coalesce_state
+    recorded[group] = []  # from here on torch writes collectives down instead of starting them
+    works = _Works()
+    yield works
+    for each in recorded.pop(group):
+        tensors = (each.tensor,) if each.dst_tensor is None else (each.dst_tensor, each.tensor)
+        how = () if each.redop is None else (each.redop,)
+        work = each.op(*tensors, *how, group=group, async_op=async_ops)
+        works.started += [work] if async_ops else []
