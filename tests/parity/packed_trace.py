@@ -25,10 +25,10 @@ NUM_SAMPLES = 28
 
 
 def trace_of_samples(
-    seed_checkpoint: Path, parallel: dict[str, Any], packed: bool, precision: str = "fp32"
+    seed_checkpoint: Path, parallel: dict[str, Any], packed: bool, **train: Any
 ) -> Trace:
-    """Loss and gradient norm of a few steps on the fixed samples."""
-    config = _run(parallel, precision)
+    """Loss and gradient norm of a few steps on the fixed samples; ``train`` adds to its section."""
+    config = _run(parallel, train)
     with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
         stages = build_stages(config, ranks)
         load_weights(seed_checkpoint, stages)
@@ -78,9 +78,9 @@ def microbatches(config: RunConfig, packed: bool) -> list[Microbatch]:
     ]
 
 
-def _run(parallel: dict[str, Any], precision: str = "fp32") -> RunConfig:
-    train = dict(micro_batch=MICRO_BATCH, global_batch=NUM_ROWS, precision=precision)
-    return tiny_run(parallel=parallel, train=train)
+def _run(parallel: dict[str, Any], train: dict[str, Any] | None = None) -> RunConfig:
+    rows = dict(micro_batch=MICRO_BATCH, global_batch=NUM_ROWS)
+    return tiny_run(parallel=parallel, train=rows | (train or {}))
 
 
 def _samples() -> list[Sample]:

@@ -104,8 +104,8 @@ def test_bf16_is_near(seed: Path, on_cpu: dict[str, Trace]) -> None:
 
 
 def test_bf16_packed_samples_are_near_separate_ones(seed: Path) -> None:
-    packed = trace_of_samples(seed, {}, True, "bf16")
-    separate = trace_of_samples(seed, {}, False, "bf16")
+    packed = trace_of_samples(seed, {}, True, precision="bf16")
+    separate = trace_of_samples(seed, {}, False, precision="bf16")
     _figure("packed against separate samples, bf16 on GPU, 5 steps", packed, separate)
     _assert_near(packed, separate)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.parity.conftest import seed_checkpoint  # noqa: F401
 from tests.support.emulated import B200, H100, Emulated, emulated
 
 

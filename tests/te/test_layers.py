@@ -1,0 +1,74 @@
+"""Layers of Transformer Engine train as torch's do, packed or not, at every layout."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parity.compare import assert_every_rank_matches
+from tests.parity.layout_trace import Trace
+from tests.parity.packed_trace import trace_of_samples
+from tests.support.emulated import Emulated
+from tests.support.ranks import run_ranks
+
+RANKS = "tests.te.trained"
+LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "one rank": (1, dict(), dict()),
+    "recompute": (1, dict(), dict(recompute="full")),
+    "tp2": (2, dict(tensor=2), dict()),
+    "tp2-sp": (2, dict(tensor=2, sequence=True), dict()),
+    "dp2-overlap": (2, dict(overlap_grad_reduce=True), dict()),
+    "pp2-virtual2": (2, dict(pipeline=2, virtual=2), dict()),
+    "tp2-pp2-sp": (4, dict(tensor=2, pipeline=2, sequence=True), dict()),
+}
+
+
+@pytest.fixture(scope="module")
+def separate(seed_checkpoint: Path) -> Trace:
+    """One rank with torch's layers, no Transformer Engine, and every sample in a row of its own."""
+    (trace,) = run_ranks(1, trace_of_samples, seed_checkpoint, {}, False)
+    return trace
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_samples_teach_what_separate_ones_do_with_torch(
+    layout: str, seed_checkpoint: Path, separate: Trace, h100: Emulated
+) -> None:
+    world_size, parallel, train = LAYOUTS[layout]
+    traces = h100.ranks(world_size, f"{RANKS}:packed", seed_checkpoint, parallel, **train)
+    assert_every_rank_matches(traces, separate, layout)
+
+
+def test_its_own_attention_would_let_samples_see_each_other(
+    seed_checkpoint: Path, separate: Trace, h100: Emulated
+) -> None:
+    trace = h100(f"{RANKS}:packed_with_its_own_attention", seed_checkpoint)
+    with pytest.raises(AssertionError):
+        assert_every_rank_matches([trace], separate)
+
+
+@pytest.mark.parametrize(
+    ("train", "language", "vision"),
+    [
+        (dict(), "ColumnParallelLinear", "ColumnParallelLinear"),
+        (dict(layers="torch"), "ColumnParallelLinear", "ColumnParallelLinear"),
+        (dict(layers="transformer_engine"), *["TELayerNormColumnParallelLinear"] * 2),
+        (
+            dict(layers="transformer_engine", vision_layers="torch"),
+            "TELayerNormColumnParallelLinear",
+            "ColumnParallelLinear",
+        ),
+        (
+            dict(layers="torch", vision_layers="transformer_engine"),
+            "ColumnParallelLinear",
+            "TELayerNormColumnParallelLinear",
+        ),
+    ],
+    ids=str,
+)
+def test_each_part_is_made_of_what_was_asked(
+    train: dict[str, Any], language: str, vision: str, h100: Emulated
+) -> None:
+    norm = "transformer_engine" if language.startswith("TE") else "torch"
+    kinds = h100(f"{RANKS}:kinds_of_modules", train)
+    assert kinds == {"language": language, "final norm": norm, "vision": vision}
