@@ -7,8 +7,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -94,7 +96,11 @@ def test_a_checkpoint_of_another_shape(
         *("--config", recipe, "--ranks", 1, "--train.output", tmp_path / "out"),
         *("--train.load", unbroken[1], "--model.language.ffn", 128),
     )
-    _assert_one_error(run, "model.language.ffn: checkpoint 96, run 128")
+    _assert_one_error(
+        run,
+        "model.language.ffn: checkpoint 96, run 128",
+        "train.load_parts [vision, connector] to start language from train.seed",
+    )
 
 
 def test_a_vocabulary_grows_when_it_is_loaded_and_never_on_resume(
@@ -107,6 +113,8 @@ def test_a_vocabulary_grows_when_it_is_loaded_and_never_on_resume(
     _assert_one_error(train(*command, 399), "vocab_size: checkpoint 400, run 399", "never shrinks")
     run = train(*command, 402)
     assert run.code == EXIT_OK, run.err
+    source = resolve_checkpoint(unbroken[1])
+    assert f"vision, connector, language from {source}, after step 30 of pretrain; " in run.out
     line = "the vocabulary grows from 400 to 402 tokens: new rows are the mean of the others"
     assert run.out.splitlines().count(line) == 1
     _assert_one_error(train(*command, 403), "vocab_size: checkpoint 402, run 403")
@@ -139,6 +147,30 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert resumed.code == EXIT_OK, resumed.err
     assert f"resuming after step {step} from {checkpoint}" in resumed.out
     assert trace_of(tmp_path) == trace_of(unbroken[1])
+
+
+def test_who_cannot_wait_for_a_long_step_presses_ctrl_c_again(recipe: Path, tmp_path: Path) -> None:
+    command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, "--train.steps", MANY_STEPS)
+    with training(*command) as process:
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        ranks = ranks_of(process)
+        for rank in ranks:
+            rank.suspend()
+
+        def press_while_they_stand() -> bool:
+            with suppress(psutil.NoSuchProcess):
+                if any(rank.status() == psutil.STATUS_STOPPED for rank in ranks):
+                    process.send_signal(signal.SIGINT)
+                    return False
+            return True
+
+        wait_until(press_while_they_stand, "the end of the ranks")
+        run = finish(process)
+        assert not any(rank.is_running() for rank in ranks)
+    assert run.code == EXIT_INTERRUPTED, run.err
+    heard, ended = _without_warnings(run.err)
+    assert heard.startswith("stopping: every rank finishes its step and saves; Ctrl-C again")
+    assert ended.startswith("ended at once")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

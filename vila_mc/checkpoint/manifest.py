@@ -123,7 +123,7 @@ class Manifest:
     ) -> None:
         """Refuse to load ``parts`` of ``directory`` into a run of another model.
 
-        With ``may_grow`` the run may have more tokens.
+        With ``may_grow``, which is for ``train.load``, the run may have more tokens.
 
         Raises:
             CheckpointError: it names every option of the model section that differs.
@@ -132,17 +132,20 @@ class Manifest:
         ours = leaves(run_to_dict(config)["model"], "model")
         if may_grow and theirs[_VOCABULARY] < ours[_VOCABULARY]:
             theirs[_VOCABULARY] = ours[_VOCABULARY]
-        differences = [
-            f"{name}: checkpoint {theirs.get(name)}, run {ours.get(name)}"
+        differ = [
+            name
             for name in ours | theirs
             if theirs.get(name) != ours.get(name) and _concerns(name, parts)
         ]
-        if differences:
+        if differ:
+            differences = "; ".join(
+                f"{name}: checkpoint {theirs.get(name)}, run {ours.get(name)}" for name in differ
+            )
             grows = "; a vocabulary grows with train.load alone, and never shrinks"
-            hint = grows if any(_VOCABULARY in text for text in differences) else ""
             raise CheckpointError(
-                f"{directory} holds another model: {'; '.join(differences)}. Use the model section "
-                f"it was trained with, or another checkpoint{hint}."
+                f"{directory} holds another model: {differences}. Use the model section it was "
+                f"trained with, {_other_parts(differ, parts) if may_grow else ''}or another "
+                f"checkpoint{grows if _VOCABULARY in differ else ''}."
             )
 
     @staticmethod
@@ -225,6 +228,15 @@ def _concerns(option: str, parts: Sequence[ModelPart]) -> bool:
         return True
     section = option.split(".")[1]
     return section in parts or ("connector" in parts and option in _SHAPE_THE_CONNECTOR)
+
+
+def _other_parts(differ: Sequence[str], parts: Sequence[ModelPart]) -> str:
+    """How to load the parts that none of these options concerns; empty if all are concerned."""
+    same = [part for part in parts if not any(_concerns(name, [part]) for name in differ)]
+    if not same:
+        return ""
+    rest = ", ".join(part for part in parts if part not in same)
+    return f"train.load_parts [{', '.join(same)}] to start {rest} from train.seed, "
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ every rank finish its step and save, a rank's error is one line, not one traceba
 run on one machine opens no port that another machine could reach.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -32,6 +33,8 @@ from vila_mc.train.verdict import RankEnd, cause_of
 _GRACE_SECONDS = 30.0
 """How long ranks may take to end after one of them failed."""
 _LOOK_SECONDS = 0.05
+_ONE_REQUEST_SECONDS = 1.0
+"""Signals that come within this time are one request: a terminal and a wrapper both send it."""
 
 
 def launch(command: Sequence[str], *, ranks: int, meeting: Meeting | None = None) -> int:
@@ -55,6 +58,8 @@ def launch(command: Sequence[str], *, ranks: int, meeting: Meeting | None = None
             ends = processes.wait()
         finally:
             processes.kill()
+        if forward.was_cut_short and any(end.is_failure() for end in ends):
+            return EXIT_INTERRUPTED
         return _explain(ends, was_stopped=forward.was_used, other_machines=meeting is not None)
 
 
@@ -173,10 +178,15 @@ def _common_environment(meeting: Meeting | None, directory: Path) -> Mapping[str
 
 
 class _ForwardStop:
-    """While active, passes requests to stop on to the ranks."""
+    """While active, passes requests to stop on to the ranks; a second Ctrl-C ends them at once.
+
+    No other signal does: a scheduler warns with one and tells with another, and what a run saves
+    between the two must not be lost.
+    """
 
     def __init__(self) -> None:
-        self.was_used = False
+        self.was_used = self.was_cut_short = False
+        self._first_interrupt = math.inf
         self._ranks: _Ranks | None = None
 
     def __enter__(self) -> "_ForwardStop":
@@ -193,16 +203,39 @@ class _ForwardStop:
         """Send requests to these ranks, also one that came before."""
         self._ranks = ranks
         if self.was_used:
-            ranks.send(signal.SIGINT)
+            ranks.send(signal.SIGKILL if self.was_cut_short else signal.SIGINT)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             leave_closed_terminal()
+        now = time.monotonic()
         if not self.was_used:
-            print("stopping: every rank finishes its step and saves", file=sys.stderr, flush=True)
+            print(
+                "stopping: every rank finishes its step and saves"
+                + "; Ctrl-C again ends at once, without" * (number == signal.SIGINT),
+                file=sys.stderr,
+                flush=True,
+            )
         self.was_used = True
+        if number == signal.SIGINT:
+            self._first_interrupt = min(self._first_interrupt, now)
+            if now > self._first_interrupt + _ONE_REQUEST_SECONDS:
+                self._end_at_once()
+                return
         if self._ranks is not None:
             self._ranks.send(signal.SIGINT)
+
+    def _end_at_once(self) -> None:
+        if not self.was_cut_short:
+            print(
+                "ended at once; checkpoints are whole: the same command goes on from the newest "
+                "one, if there is any",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.was_cut_short = True
+        if self._ranks is not None:
+            self._ranks.send(signal.SIGKILL)
 
 
 def _explain(ends: Sequence[RankEnd], *, was_stopped: bool, other_machines: bool) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vila_mc.checkpoint.disk import lost_output, on_first_rank
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, versions
+from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, resolve_checkpoint, versions
 from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
@@ -36,6 +36,7 @@ from vila_mc.train.resume import (
     blend_since,
     changed_settings,
     checkpoint_to_resume,
+    loaded_parts,
     random_parts,
     unread_load,
 )
@@ -272,7 +273,9 @@ class TrainingLoop:
             self._say(made_up)
         if config.train.load is None:
             return
-        manifest = load_weights(config.train.load, stages, config.train.load_parts)
+        directory = resolve_checkpoint(config.train.load)
+        manifest = load_weights(directory, stages, config.train.load_parts)
+        self._say(loaded_parts(manifest, directory, config))
         self._say(growth_line(manifest, config, config.train.load_parts))
         knows_words = "language" in config.train.load_parts
         if self.ranks.is_first() and knows_words and config.data.tokenizer is not None:

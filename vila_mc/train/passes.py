@@ -27,25 +27,32 @@ def with_steps(config: RunConfig, readers: Sequence[IndexedReader]) -> RunConfig
 
 
 def passes_line(config: RunConfig, readers: Sequence[IndexedReader]) -> str:
-    """``1,440 samples, 22.5 steps a pass, 31 passes``.
+    """``1,440 samples, 22.5 steps a pass, 31 passes``; of several datasets the samples of each.
 
-    Of a blend by weights, how often each dataset is read: ``mmc4 0.2 passes, sft 31.5 passes``.
+    Of a blend by weights, how often each dataset is read:
+    ``50 steps of 64 samples: mmc4 0.2 passes of 9,000 samples, sft 2.5 passes of 640 samples``.
     """
     sampler = sampler_of(config.data, config.model, config.train.global_batch, readers)
     one = sampler.passes()
     if one is None:
-        samples = config.train.steps * len(sampler.at(0).samples)
+        a_step = len(sampler.at(0).samples)
+        samples = config.train.steps * a_step
         shares = config.data.blend_shares()
         about = "about " if config.data.packing else ""
         reads = [samples * share / sum(shares) for share in shares]
-        return ", ".join(
-            f"{reader.prefix.name} {about}{_short(read / len(reader))} passes"
-            for reader, read in zip(readers, reads, strict=True)
+        each = ", ".join(
+            f"{name} {about}{_short(read / len(reader))} passes of {len(reader):,} samples"
+            for name, reader, read in zip(_names(readers), readers, reads, strict=True)
         )
+        return f"{config.train.steps:,} steps of {about}{a_step:,} samples: {each}"
     about = "" if one.is_exact else "about "
     passes = config.train.steps / one.steps
+    epochs = config.data.blend_shares() if config.data.by_epochs() else [1.0]
+    draws = [max(1, round(n * len(reader))) for n, reader in zip(epochs, readers, strict=True)]
+    each = ", ".join(f"{name} {n:,}" for name, n in zip(_names(readers), draws, strict=True))
+    of_each = f" ({each})" if len(readers) > 1 else ""
     return (
-        f"{one.samples:,} samples, {about}{_short(one.steps)} steps a pass, "
+        f"{one.samples:,} samples{of_each}, {about}{_short(one.steps)} steps a pass, "
         f"{about}{_short(passes)} passes"
     )
 
@@ -58,8 +65,7 @@ def validation_line(config: RunConfig, readers: Sequence[IndexedReader]) -> str:
         max(1, round(share * len(reader)))
         for share, reader in zip(config.data.validation_epochs(), readers, strict=True)
     )
-    names = ", ".join(reader.prefix.name for reader in readers)
-    every = config.train.validate_every
+    every, names = config.train.validate_every, ", ".join(_names(readers))
     return f"validation every {every} steps and at the end, on {samples:,} samples of {names}"
 
 
@@ -77,6 +83,12 @@ def seen_in_training(
         if seen
         else None
     )
+
+
+def _names(readers: Sequence[IndexedReader]) -> list[str]:
+    """What to call each dataset: its name, or its whole path where two have one name."""
+    names = [reader.prefix.name for reader in readers]
+    return names if len(set(names)) == len(names) else [str(reader.prefix) for reader in readers]
 
 
 def _short(value: float) -> str:

@@ -70,6 +70,17 @@ def random_parts(config: RunConfig) -> str | None:
     )
 
 
+def loaded_parts(manifest: Manifest, directory: Path, config: RunConfig) -> str:
+    """One line about the parts that ``train.load`` gives, and what starts anew beside them."""
+    parts = ", ".join(part for part in MODEL_PARTS if part in config.train.load_parts)
+    phase = manifest.config.train.phase
+    since = f"after step {manifest.step:,} of {phase}" if manifest.step else "as it was imported"
+    return (
+        f"{parts} from {directory}, {since}; optimizer, schedule and position in the data start "
+        "anew"
+    )
+
+
 def unread_load(manifest: Manifest, config: RunConfig) -> str | None:
     """One line if a run that goes on was given other weights to start from; None if not."""
     load, before = config.train.load, manifest.config.train.load

@@ -151,8 +151,7 @@ class Trainer:
         Returns:
             [2, entries] float64, to be added up over all ranks: sums, then positions.
         """
-        on_device = [batch.to(self.ranks.device) for batch in microbatches]
-        _, sums = self._run_schedule(on_device, num_entries, forward_only=True)
+        _, sums = self._run_schedule(microbatches, num_entries, forward_only=True)
         return self._counts() * torch.stack([sums, _trained_by_entry(microbatches, num_entries)])
 
     def _counts(self) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 from vila_mc.processes import STOP_SIGNALS, listened_stop_signals
+from vila_mc.train import launch
 from vila_mc.train.launch import _explain, _ForwardStop
 from vila_mc.train.rank_status import Ending
 from vila_mc.train.verdict import RankEnd
@@ -63,7 +64,36 @@ def test_every_request_to_stop_is_passed_on_as_one(
         os.kill(os.getpid(), number)
     assert ranks.sent == [signal.SIGINT, signal.SIGINT]
     assert forward.was_used
-    assert capsys.readouterr().err == "stopping: every rank finishes its step and saves\n"
+    more = "; Ctrl-C again ends at once, without" if number == signal.SIGINT else ""
+    assert capsys.readouterr().err == f"stopping: every rank finishes its step and saves{more}\n"
+
+
+@pytest.mark.parametrize(
+    ("signals", "ends"),
+    [
+        ([(0.0, signal.SIGINT), (0.2, signal.SIGINT)], False),  # one request, sent twice
+        ([(0.0, signal.SIGINT), (5.0, signal.SIGINT)], True),
+        ([(0.0, signal.SIGUSR1), (5.0, signal.SIGTERM), (9.0, signal.SIGTERM)], False),
+        ([(0.0, signal.SIGTERM), (5.0, signal.SIGINT)], False),
+    ],
+)
+def test_a_second_ctrl_c_ends_at_once(
+    signals: list[tuple[float, signal.Signals]],
+    ends: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ranks, now = _FakeRanks(), [0.0]
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now[0])  # type: ignore[attr-defined]
+    with _ForwardStop() as forward:
+        forward.to(ranks)
+        for after, number in signals:
+            now[0] = after
+            os.kill(os.getpid(), number)
+    assert ranks.sent[0] == signal.SIGINT
+    assert ranks.sent[-1] == (signal.SIGKILL if ends else signal.SIGINT)
+    assert forward.was_cut_short == ends
+    assert ("ended at once" in capsys.readouterr().err) == ends
 
 
 def test_a_terminal_that_closes_means_nothing_under_nohup() -> None:

@@ -46,9 +46,17 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("weights", "packing", "line"),
     [
-        ((1, 1), False, "pairs 3.1 passes, pairs 18.8 passes"),
-        ((9, 1), False, "pairs 5.6 passes, pairs 3.8 passes"),
-        ((1, 1), True, "pairs about "),
+        (
+            (1, 1),
+            False,
+            "15 steps of 10 samples: PREFIX 3.1 passes of 24 samples, FEW 18.8 passes of 4 samples",
+        ),
+        (
+            (9, 1),
+            False,
+            "15 steps of 10 samples: PREFIX 5.6 passes of 24 samples, FEW 3.8 passes of 4 samples",
+        ),
+        ((1, 1), True, "15 steps of about "),
     ],
 )
 def test_how_often_weights_read_each_dataset_is_said(
@@ -59,14 +67,22 @@ def test_how_often_weights_read_each_dataset_is_said(
     config = tiny_run(
         data={"blend": blend, "packing": packing}, train={"steps": 15, "global_batch": 10}
     )
+    line = line.replace("PREFIX", str(prefix)).replace("FEW", str(few))
     assert passes_line(config, [IndexedReader(path) for path in paths]).startswith(line)
+
+
+def test_the_samples_of_each_entry_by_epochs_are_said(prefix: Path, few: Path) -> None:
+    blend = [{"path": str(prefix), "epochs": 0.5}, {"path": str(few), "epochs": 2}]
+    config = tiny_run(data={"blend": blend}, train={"steps": 6, "global_batch": 10})
+    line = f"20 samples ({prefix} 12, {few} 8), 2 steps a pass, 3 passes"
+    assert passes_line(config, [IndexedReader(prefix), IndexedReader(few)]) == line
 
 
 def test_what_is_validated_is_said(prefix: Path, few: Path) -> None:
     entries = [{"path": str(prefix), "epochs": 0.5}, {"path": str(few)}]
     config = tiny_run(data={"validation": entries}, train={"validate_every": 7})
     readers = [IndexedReader(prefix), IndexedReader(few)]
-    line = "validation every 7 steps and at the end, on 16 samples of pairs, pairs"
+    line = f"validation every 7 steps and at the end, on 16 samples of {prefix}, {few}"
     assert validation_line(config, readers) == line
     assert validation_line(tiny_run(), []) == ""
     never = tiny_run(data={"validation": entries}, train={"validate_every": 0})

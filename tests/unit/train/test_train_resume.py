@@ -11,6 +11,7 @@ import pytest
 from tests.support.tiny import tiny_run
 from tests.support.tiny_data import write_dataset
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, DatasetRecord, Manifest, checkpoint_name
+from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.data.indexed.dataset_manifest import read_manifest
 from vila_mc.data.indexed.layout import with_suffix
@@ -19,6 +20,7 @@ from vila_mc.topology.layout import Layout
 from vila_mc.train.resume import (
     blend_since,
     checkpoint_to_resume,
+    loaded_parts,
     random_parts,
     unread_load,
 )
@@ -147,6 +149,59 @@ def test_another_blend_begins_where_the_checkpoint_stands(output: Path, prefix: 
 def test_weights_that_nothing_gives_are_said(train: dict[str, Any], said: str | None) -> None:
     line = random_parts(tiny_run(train=train))
     assert line is None if said is None else said in line
+
+
+@pytest.mark.parametrize(
+    ("step", "parts", "said"),
+    [
+        (
+            700,
+            ["vision", "language"],
+            "vision, language from runs/align, after step 700 of pretrain",
+        ),
+        (0, ["language"], "language from runs/align, as it was imported; optimizer, schedule"),
+    ],
+)
+def test_where_weights_come_from_is_said(step: int, parts: list[str], said: str) -> None:
+    manifest = Manifest(step=step, samples_seen=0, config=tiny_run(), layout=None, versions={})
+    config = tiny_run(train={"load": "runs", "load_parts": parts})
+    assert loaded_parts(manifest, Path("runs/align"), config).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        (
+            {"connector": {"kind": "linear"}},
+            "train.load_parts [vision, language] to start connector from train.seed, or another",
+        ),
+        (
+            {"vision": {"width": 64}},
+            "train.load_parts [language] to start vision, connector from train.seed, or another",
+        ),
+        (
+            {"vision": {"layers": 4}},
+            "train.load_parts [connector, language] to start vision from train.seed, or another",
+        ),
+        (
+            {"vision": {"width": 64}, "language": {"ffn": 64}},
+            "trained with, or another checkpoint.",
+        ),
+    ],
+)
+def test_what_can_be_loaded_of_another_model_is_said(
+    output: Path, prefix: Path, model: dict[str, Any], hint: str
+) -> None:
+    directory, now = output / checkpoint_name(2), run_to_dict(_run(output, prefix))
+    for section, values in model.items():
+        now["model"][section] |= values
+    config, manifest = run_from_dict(now), Manifest.read(directory)
+    with pytest.raises(CheckpointError) as refused:
+        manifest.require_same_model(config, directory, may_grow=True)
+    assert hint in str(refused.value)
+    with pytest.raises(CheckpointError) as refused:
+        manifest.require_same_model(config, directory)
+    assert "load_parts" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
