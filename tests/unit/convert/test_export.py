@@ -1,6 +1,7 @@
 """An export computes what its parts compute, and appears whole or not at all."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,22 @@ def test_generation_with_the_cache_equals_generation_without(
     assert cached.shape[1] == token_ids.shape[1] + 8
     assert torch.equal(cached, plain)
     assert cached[:, token_ids.shape[1] :].max() < VOCABULARY
+
+
+def test_generating_warns_of_nothing(
+    exported: Exported, load_export: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """transformers warns through Python, and through a logger of its own on stderr."""
+    loaded, _ = load_export(exported[0])
+    token_ids, pixels = _inputs(exported[1])
+    mask = torch.ones_like(token_ids)
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.generate(
+            input_ids=token_ids, pixel_values=pixels, attention_mask=mask, max_new_tokens=3
+        )
+    assert capfd.readouterr().err == ""
 
 
 def test_only_the_first_step_sees_pixels(

@@ -80,7 +80,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -113,7 +113,6 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -127,6 +126,8 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: [n, 3, y, x], images in reading order over the rows.
             attention_mask: [b, s], 0 at padding.
             labels: [b, s], not shifted, -100 where nothing is scored. Placeholders never are.
+            kwargs: for the language model, its cache among them, under the name that this version
+                of transformers has for it.
 
         Raises:
             ValueError: placeholders and images disagree in number.
@@ -141,7 +142,6 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
