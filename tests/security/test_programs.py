@@ -36,7 +36,7 @@ def test_a_template_ends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_template, "_SECONDS", 1.0)
     started = time.monotonic()
     with pytest.raises(DataError, match="chat template refuses"):
-        TokenizerTemplate(TEMPLATES[name], (), ()).prompt(Turn("user", "hello"), ())
+        TokenizerTemplate(TEMPLATES[name], (), ()).prompt([Turn("user", "hello")], ())
     assert time.monotonic() - started < 30
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from vila_mc.data.tokenizer_template import TokenizerTemplate, read_tokenizer_template
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.data.turns import Turn, check_turns, count_markers, user_chunks
+from vila_mc.data.turns import Turn, asked, check_turns, count_markers, user_chunks
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import RawImage, RawPiece, RawText, RawToken
 
@@ -197,6 +197,13 @@ def conversation_pieces(
         return template.conversation(turns, images, system)
     if system is not None:
         template = replace(template, system=system.strip())
+    return _written(template, turns, images)
+
+
+def _written(
+    template: Template, turns: Sequence[Turn], images: Sequence[RawImage]
+) -> tuple[RawPiece, ...]:
+    """Pieces of turns. Raises DataError."""
     writer = _Writer(template)
     waiting = list(images)
     for index, turn in enumerate(turns):
@@ -239,32 +246,31 @@ def template_words(
 
 
 def prompt(
-    template: AnyTemplate | TemplateName, question: str, images: Sequence[RawImage] = ()
+    template: AnyTemplate | TemplateName,
+    question: str,
+    images: Sequence[RawImage] = (),
+    earlier: Sequence[Turn] = (),
+    earlier_images: Sequence[RawImage] = (),
 ) -> tuple[RawPiece, ...]:
-    """Pieces in front of the answer to one question, exactly as a model is trained with them.
+    """Pieces in front of the answer to a question, exactly as a model is trained with them.
 
     Args:
         template: a template, or the name of a built-in one.
         question: the user's words. Without ``<image>`` markers the images go in front.
         images: what is asked about.
+        earlier: what was said before, user and assistant in turn, with a marker for each image.
+        earlier_images: the images of these turns, in order.
 
     Raises:
-        DataError: the question has markers, but not one per image; or ``plain`` has no image.
+        DataError: the question has markers, but not one per image; ``plain`` has no image; or the
+            tokenizer's own template leaves something out.
     """
     template = _resolve(template)
-    turn = Turn("user", question).with_images_first(len(images))
-    count_markers([turn], images)
+    turns = [*earlier, asked(question, len(images))]
+    shown = [*earlier_images, *images]
     if isinstance(template, TokenizerTemplate):
-        return template.prompt(turn, images)
-    writer = _Writer(template)
-    writer.question(user_chunks(turn.text), images, is_first=True)
-    return writer.pieces()
-
-
-def stop_ids(template: AnyTemplate | TemplateName, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end an answer: EOS, and what the template puts in its place."""
-    names = _resolve(template).stop_tokens()
-    return frozenset({tokenizer.eos_id, *map(tokenizer.special_id, names)})
+        return template.prompt(turns, shown)
+    return _written(template, turns, shown)
 
 
 def _resolve(template: AnyTemplate | TemplateName) -> AnyTemplate:

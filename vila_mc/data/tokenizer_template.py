@@ -15,6 +15,8 @@ from vila_mc.processes import bounded
 
 _IMAGE = "\ufdd0"
 """Stands for an image while the template is applied: no character, and in no text."""
+_PROBE = "vila"
+"""Said to see what a template writes behind it."""
 _DATE = "26 Jul 2024"
 """What Llama 3.1 takes for today where it is not told: a dataset must not depend on the day."""
 _SECONDS = 10.0
@@ -38,8 +40,13 @@ class TokenizerTemplate:
         return {"tokenizer": self.text}
 
     def stop_tokens(self) -> tuple[str, ...]:
-        """Special tokens, besides EOS, that end an answer."""
-        return ()
+        """Special tokens, besides EOS, that end an answer: the first that it puts behind one."""
+        if not self.special:
+            return ()
+        turns = [Turn("user", _PROBE), Turn("assistant", _PROBE)]
+        behind = self._render(self._messages(turns, None))[0].rpartition(_PROBE)[2]
+        found = [(behind.index(token), token) for token in self.special if token in behind]
+        return (min(found)[1],) if found else ()
 
     def conversation(
         self, turns: Sequence[Turn], images: Sequence[RawImage], system: str | None
@@ -58,9 +65,14 @@ class TokenizerTemplate:
         trained = [span for span, turn in zip(spans, answers, strict=True) if turn.is_trained]
         return _split(rendered, trained, images)
 
-    def prompt(self, turn: Turn, images: Sequence[RawImage]) -> tuple[RawPiece, ...]:
+    def prompt(self, turns: Sequence[Turn], images: Sequence[RawImage]) -> tuple[RawPiece, ...]:
         """See ``vila_mc.data.chat_templates.prompt``. Raises DataError."""
-        rendered, _ = self._render(self._messages([turn], None), add_generation_prompt=True)
+        messages = self._messages(turns, None)
+        rendered, _ = self._render(messages, add_generation_prompt=True)
+        if not all(words.strip() in rendered for words in messages[-1]["content"].split(_IMAGE)):
+            raise DataError(
+                "the tokenizer's chat template leaves out the user's words. Use another template."
+            )
         return _split(rendered, [], images)
 
     def _messages(self, turns: Sequence[Turn], system: str | None) -> list[dict[str, str]]:

@@ -29,6 +29,22 @@ class Turn:
         return replace(self, text=f"{IMAGE_MARKER}\n" * number + self.text)
 
 
+def asked(text: str, num_images: int) -> Turn:
+    """A user's turn about some images: without an ``<image>`` in it they stand in front.
+
+    Raises:
+        DataError: there are such markers, but not one for each image.
+    """
+    turn = Turn("user", text).with_images_first(num_images)
+    markers = turn.text.count(IMAGE_MARKER)
+    if markers != num_images:
+        raise DataError(
+            f"the question has {markers} {IMAGE_MARKER} markers but {num_images} images. Put one "
+            "marker where each image stands, or none, and they stand in front."
+        )
+    return turn
+
+
 def check_turns(turns: Sequence[Turn]) -> None:
     """Refuse what is no conversation.
 

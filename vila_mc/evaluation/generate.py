@@ -1,6 +1,6 @@
 """Greedy answers of a whole model."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,7 @@ from vila_mc.data.ingest.encode import encode_sample
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
+from vila_mc.evaluation.answer_end import AnswerEnd
 from vila_mc.flow import Microbatch, Piece, RawPiece, RawSample, TextPiece
 from vila_mc.model.vila_model import VilaModel
 
@@ -21,9 +22,9 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[RawPiece]],
     max_new_tokens: int,
-    stop_ids: Collection[int] = (),
+    end: AnswerEnd | None = None,
 ) -> list[tuple[int, ...]]:
-    """Continue each prompt greedily until EOS.
+    """Continue each prompt greedily to the end of its answer.
 
     Every token recomputes the whole sequence, which suits short answers; there is no cache.
 
@@ -32,10 +33,10 @@ def generate(
         tokenizer: what it was trained with.
         prompts: pieces of each prompt, as ``vila_mc.data.chat_templates.prompt`` makes them.
         max_new_tokens: longest answer.
-        stop_ids: tokens that end an answer as EOS does, see ``chat_templates.stop_ids``.
+        end: what ends an answer; EOS if None.
 
     Returns:
-        Token ids of each answer; EOS or a stop token is the last one where it was reached.
+        Token ids of each answer; what ends it is the last one where it was reached.
 
     Raises:
         ConfigError: prompt and answer do not fit the model's positions.
@@ -53,7 +54,7 @@ def generate(
     device = next(model.parameters()).device
     batch = collate([[pieces] for pieces in encoded], shape, longest, needs_images=True).to(device)
     answers: list[list[int]] = [[] for _ in prompts]
-    ends_answer = {tokenizer.eos_id, *stop_ids}
+    end = end or AnswerEnd(tokenizer, frozenset({tokenizer.eos_id}))
     unfinished = set(range(len(prompts)))
     rows, ends = torch.arange(len(prompts), device=device), torch.tensor(lengths, device=device)
     with torch.inference_mode():
@@ -65,11 +66,16 @@ def generate(
             ends = ends + 1
             for row in list(unfinished):
                 answers[row].append(int(best[row]))
-                if answers[row][-1] in ends_answer:
+                if end.is_reached(answers[row]):
                     unfinished.discard(row)
             if not unfinished:
                 break
     return [tuple(answer) for answer in answers]
+
+
+def prompt_positions(pieces: Sequence[RawPiece], tokenizer: Tokenizer, shape: ModelConfig) -> int:
+    """Positions that a prompt takes in the sequence. Raises DataError: an image cannot be used."""
+    return _positions(_encode(pieces, tokenizer), shape)
 
 
 def _encode(pieces: Sequence[RawPiece], tokenizer: Tokenizer) -> tuple[Piece, ...]:
@@ -81,7 +87,6 @@ def _encode(pieces: Sequence[RawPiece], tokenizer: Tokenizer) -> tuple[Piece, ..
 
 
 def _positions(pieces: Sequence[Piece], shape: ModelConfig) -> int:
-    """Positions a prompt takes in the sequence."""
     return sum(
         len(piece.ids) if isinstance(piece, TextPiece) else shape.visual_tokens()
         for piece in pieces

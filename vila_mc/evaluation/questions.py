@@ -1,4 +1,4 @@
-"""Exact-match accuracy on questions about images, with the chance level beside it."""
+"""Questions from a file, what a model answers, and which answers are exactly right."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vila_mc.data.chat_templates import AnyTemplate, TemplateName, prompt, stop_ids
+from vila_mc.data.chat_templates import AnyTemplate, TemplateName, prompt
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.data.turns import asked
 from vila_mc.errors import DataError
+from vila_mc.evaluation.answer_end import AnswerEnd
 from vila_mc.evaluation.generate import generate
 from vila_mc.foreign_files import ForeignFileError, read_foreign
 from vila_mc.model.vila_model import VilaModel
@@ -21,7 +23,7 @@ _LARGEST_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with its right answer."""
+    """One question, with its right answer where that is known."""
 
     id: str
     task: str
@@ -29,9 +31,9 @@ class Question:
     images: tuple[str, ...]
     """Names of image files, in order."""
     question: str
-    expected: str
+    expected: str | None = None
     """The right answer, as it must be given."""
-    chance: float
+    chance: float | None = None
     """Accuracy of an answer that does not look, from 0 to 1."""
 
 
@@ -50,13 +52,16 @@ class Answer:
         return self.question.task
 
     @property
-    def chance(self) -> float:
+    def chance(self) -> float | None:
         """Chance level of the question."""
         return self.question.chance
 
     @property
-    def is_correct(self) -> bool:
-        """Whether the answer is exactly the expected one, spaces around it and case aside."""
+    def is_correct(self) -> bool | None:
+        """Whether the answer is exactly the expected one, spaces around it and case aside; None
+        where no answer is expected."""
+        if self.question.expected is None:
+            return None
         return self.answer.strip().lower() == self.question.expected.strip().lower()
 
 
@@ -67,7 +72,8 @@ def read_questions(path: Path, images: Path, *, follow_links: bool = False) -> l
     both stand, ``answer`` is what some model answered.
 
     Args:
-        path: one object a line: id, task, images, question, answer and chance.
+        path: one object a line: id, task and question; images, answer and chance where there are
+            any.
         images: folder in which every image that is named must lie.
         follow_links: whether a link in that folder may lead out of it.
 
@@ -99,6 +105,10 @@ def read_questions(path: Path, images: Path, *, follow_links: bool = False) -> l
                 "count twice. Give each an id of its own, or remove one."
             )
         seen.add((question.task, question.id))
+        try:
+            asked(question.question, len(question.images))
+        except DataError as error:
+            raise DataError(f"question {question.id} of {path}: {error}") from None
         for name in question.images:
             _require_image(folder, name, f"question {question.id} of {path}")
     return questions
@@ -135,18 +145,16 @@ def ask(
         DataError: an image is missing or cannot be decoded.
     """
     folder = ImageFolder(images, follow_links)
-    ends = stop_ids(template, tokenizer)
+    end = AnswerEnd.of(template, tokenizer)
     for start in range(0, len(questions), batch):
         chunk = questions[start : start + batch]
         prompts = [
             prompt(template, question.question, [folder.find(name) for name in question.images])
             for question in chunk
         ]
-        answers = generate(model, tokenizer, prompts, max_new_tokens, ends)
+        answers = generate(model, tokenizer, prompts, max_new_tokens, end)
         for question, ids in zip(chunk, answers, strict=True):
-            text = [token for token in ids if token not in ends]
-            is_cut = len(text) == max_new_tokens
-            yield Answer(question, tokenizer.decode(text).strip(), is_cut)
+            yield Answer(question, end.words(ids), is_cut=not end.is_reached(ids))
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:
@@ -179,29 +187,42 @@ def _parse(line: str, where: str) -> Question:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"{where} is not a question ({what}). It needs id, task, "
-            "images, question, answer and chance."
+            f"{where} is not a question ({what}). It needs id, task and question, and may have "
+            "images, answer and chance."
         ) from None
 
 
 def _question(values: Mapping[str, Any]) -> Question:
     """Raises KeyError, TypeError, ValueError or OverflowError."""
-    images, chance = values["images"], float(values["chance"])
+    images, chance = values.get("images", []), values.get("chance")
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
         raise TypeError(f"images is {str(images)[:80]}, not a list of file names")
-    if not 0 <= chance <= 1:
+    if chance is not None and not 0 <= (chance := float(chance)) <= 1:
         raise ValueError(f"chance is {chance}, not between 0 and 1")
-    expected = _text(values["expected"] if "expected" in values else values["answer"], "answer")
-    if not expected.strip():
-        raise ValueError("the right answer is blank")
     return Question(
         id=_text(values["id"], "id"),
         task=_text(values["task"], "task"),
         images=tuple(images),
         question=_text(values["question"], "question"),
-        expected=expected,
+        expected=_expected(values),
         chance=chance,
     )
+
+
+def _expected(values: Mapping[str, Any]) -> str | None:
+    """The right answer, None where there is none. Raises TypeError or ValueError."""
+    if "expected" in values:  # a file of answers, which has null where none was known
+        found = values["expected"]
+        if found is None:
+            return None
+    elif "answer" in values:
+        found = values["answer"]
+    else:
+        return None
+    text = _text(found, "answer")
+    if not text.strip():
+        raise ValueError("the right answer is blank")
+    return text
 
 
 def _text(value: Any, name: str) -> str:

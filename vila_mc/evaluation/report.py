@@ -45,8 +45,8 @@ class AnswerRow:
     expected: str
     """The right answer."""
     is_correct: bool
-    chance: float
-    """Accuracy of an answer that does not look, from 0 to 1."""
+    chance: float | None
+    """Accuracy of an answer that does not look, from 0 to 1; None where that is not known."""
 
 
 def write_report(

@@ -15,13 +15,13 @@ class Answered(Protocol):
         ...
 
     @property
-    def is_correct(self) -> bool:
-        """Whether it counts as right."""
+    def is_correct(self) -> bool | None:
+        """Whether it counts as right; None where no answer is expected."""
         ...
 
     @property
-    def chance(self) -> float:
-        """Accuracy of an answer that does not look, from 0 to 1."""
+    def chance(self) -> float | None:
+        """Accuracy of an answer that does not look, from 0 to 1; None where that is not known."""
         ...
 
 
@@ -32,7 +32,9 @@ class TaskScore:
     task: str
     num_correct: int
     num_answers: int
-    chance: float
+    """Answers that were expected to be something."""
+    chance: float | None
+    """None unless it is known of all of them."""
 
     def accuracy(self) -> float:
         """Share of right answers, from 0 to 1."""
@@ -47,7 +49,9 @@ class TaskScore:
         return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
     def verdict(self) -> str:
-        """Where the interval lies relative to chance."""
+        """Where the interval lies relative to chance; nothing where that is not known."""
+        if self.chance is None:
+            return ""
         low, high = self.interval()
         if low > self.chance:
             return "above chance"
@@ -55,16 +59,25 @@ class TaskScore:
 
 
 def score(answers: Iterable[Answered]) -> list[TaskScore]:
-    """One score per task, in order of first appearance. Chance is the mean over its answers."""
+    """One score per task, in order of first appearance. Chance is the mean over its answers.
+
+    Answers that were not expected to be anything count nowhere, nor do tasks of such alone.
+    """
+    judged = [answer for answer in answers if answer.is_correct is not None]
     return [
         TaskScore(
             task=task,
-            num_correct=sum(answer.is_correct for answer in group),
+            num_correct=sum(bool(answer.is_correct) for answer in group),
             num_answers=len(group),
-            chance=sum(answer.chance for answer in group) / len(group),
+            chance=_mean([answer.chance for answer in group]),
         )
-        for task, group in by_task(answers).items()
+        for task, group in by_task(judged).items()
     ]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def by_task[AnsweredT: Answered](answers: Iterable[AnsweredT]) -> dict[str, list[AnsweredT]]:

@@ -91,6 +91,16 @@ def test_text_only_prompt_is_the_prefix_in_training(template: TemplateName) -> N
     assert front == whole[: len(front)]
 
 
+@pytest.mark.parametrize("template", sorted({*BUILT_IN} - {"plain"}))
+def test_a_prompt_after_others_is_the_prefix_in_training(template: TemplateName) -> None:
+    said = turns("See <image>, what?", "A fox.", "Why?", "So.", "<image>\nAnd it?", "A dog.")
+    whole = conversation_pieces(template, said, [A, B])
+    front = prompt(template, "And it?", [B], said[:4], [A])
+    assert front == whole[: len(front)]
+    assert front[-1] == RawText(shown(front[-1:]), is_trained=False)
+    assert whole[len(front)].is_trained
+
+
 def test_only_answers_are_trained() -> None:
     for template in BUILT_IN:
         pieces = conversation_pieces(template, turns("<image>\nQ", "answer"), [A])

@@ -31,7 +31,7 @@ def write(folder: Path, *records: object) -> Path:
     return path
 
 
-def question(expected: str = "red", **other: Any) -> Question:
+def question(expected: str | None = "red", **other: Any) -> Question:
     values = dict(id="7", task="colour", images=("red.png",), question="What colour?", chance=0.5)
     return Question(**values | other, expected=expected)
 
@@ -50,6 +50,31 @@ def test_questions_are_read(record: dict[str, Any], subject: Subject, tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("left_out", "added", "expected"),
+    [
+        ({"answer", "chance"}, {}, dict(expected=None, chance=None)),
+        ({"chance"}, {}, dict(chance=None)),
+        ({"answer"}, {}, dict(expected=None)),
+        (set(), {"chance": None}, dict(chance=None)),
+        # A file of answers is one of questions: what a model said is not the right answer.
+        (set(), {"expected": None, "is_correct": None}, dict(expected=None)),
+        ({"images"}, {}, dict(images=())),
+        (set(), {"question": "Is <image> red?"}, dict(question="Is <image> red?")),
+    ],
+)
+def test_a_question_needs_no_answer_chance_or_image(
+    left_out: set[str],
+    added: dict[str, Any],
+    expected: dict[str, Any],
+    subject: Subject,
+    tmp_path: Path,
+) -> None:
+    record = {key: value for key, value in RECORD.items() if key not in left_out} | added
+    values: dict[str, Any] = {"expected": "red"} | expected
+    assert read_questions(write(tmp_path, record), subject.images) == [question(**values)]
+
+
+@pytest.mark.parametrize(
     ("records", "message"),
     [
         ([], "holds no question"),
@@ -57,7 +82,9 @@ def test_questions_are_read(record: dict[str, Any], subject: Subject, tmp_path: 
         ([RECORD, "[" * 100_000], "questions.jsonl:2 is not JSON"),
         ([[1]], "questions.jsonl:1 is not a JSON object"),
         ([{key: RECORD[key] for key in RECORD if key != "task"}], "is not a question (no task)"),
-        ([{key: RECORD[key] for key in RECORD if key != "answer"}], "(no answer)"),
+        ([{key: RECORD[key] for key in RECORD if key != "question"}], "(no question)"),
+        ([RECORD | {"question": "<image> or <image>?"}], "has 2 <image> markers but 1 images"),
+        ([RECORD | {"images": [], "question": "<image>?"}], "question 7 of"),
         ([RECORD | {"images": "red.png"}], "(images is red.png, not a list of file names)"),
         ([RECORD | {"images": [1]}], "(images is [1], not a list of file names)"),
         ([RECORD | {"answer": None}], "(answer is None, not text)"),
@@ -127,6 +154,25 @@ def test_an_answer_is_right_if_it_is_the_expected_one(answer: str, is_correct: b
         "is_correct": is_correct,
         "is_cut": False,
     }
+
+
+def test_accuracy_is_that_of_answers_that_were_expected() -> None:
+    said = [
+        Answer(question(), "red"),
+        Answer(question(), "blue"),
+        Answer(question(expected=None), "red"),
+        Answer(question(task="size", chance=None), "red"),
+        Answer(question(task="size"), "red"),
+        Answer(question(task="mood", expected=None, chance=None), "blue"),
+    ]
+    colour, size = score(said)
+    assert (colour.task, colour.num_correct, colour.num_answers, colour.chance) == (
+        *("colour", 1, 2),
+        0.5,
+    )
+    assert (size.task, size.num_correct, size.num_answers, size.chance) == ("size", 2, 2, None)
+    assert size.verdict() == ""
+    assert answer_record(said[-1])["is_correct"] is None
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

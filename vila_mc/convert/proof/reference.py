@@ -22,9 +22,10 @@ from vila_mc.convert.families.language import WORD_EMBEDDINGS
 from vila_mc.convert.proof.compare import ProofPrompt, Reference
 from vila_mc.convert.weights import read_json
 from vila_mc.data.batches.collate import collate
-from vila_mc.data.chat_templates import Template, prompt, stop_ids
+from vila_mc.data.chat_templates import Template, prompt
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
+from vila_mc.evaluation.answer_end import AnswerEnd
 from vila_mc.evaluation.generate import generate
 from vila_mc.flow import ImagePiece, Microbatch, Piece, RawImage, TextPiece
 from vila_mc.model.vila_model import VilaModel
@@ -198,8 +199,8 @@ def _prompt(
     images: Sequence[bytes],
 ) -> ProofPrompt:
     pieces = prompt(template, question, [RawImage(data, "an image") for data in images])
-    ends = stop_ids(template, tokenizer)
-    (answer,) = generate(model, tokenizer, [pieces], _MAX_NEW_TOKENS, ends)
+    end = AnswerEnd.of(template, tokenizer)
+    (answer,) = generate(model, tokenizer, [pieces], _MAX_NEW_TOKENS, end)
     return ProofPrompt(question, tuple(images), answer, is_chat=True)
 
 

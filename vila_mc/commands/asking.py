@@ -1,0 +1,51 @@
+"""What the commands share that put questions to a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import PositiveInt
+
+from vila_mc.config.options import Argument
+from vila_mc.errors import say
+
+if TYPE_CHECKING:
+    from vila_mc.evaluation.conversation import AskedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskingOptions:
+    """Who is asked, and how."""
+
+    checkpoint: Annotated[Path, Argument("DIR")]
+    """A step-* directory; a run, of which the newest checkpoint is taken; or a whole model of
+    Hugging Face, exported or published."""
+    tokenizer: Annotated[Path | None, Argument("MODEL")] = None
+    """Default: the one it was trained with."""
+    template: Annotated[str | None, Argument("NAME")] = None
+    """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file. Default: the
+    one it was trained with, else vicuna_v1."""
+    max_new_tokens: PositiveInt = 8
+    """Longest answer."""
+
+
+@contextmanager
+def asked_model(options: AskingOptions) -> Iterator["AskedModel"]:
+    """The model that the options name, after warnings of what may not be as in its training.
+
+    Raises:
+        VilaError: it cannot be used.
+    """
+    from vila_mc.convert.open_model import open_model
+
+    with open_model(options.checkpoint, options.tokenizer, options.template) as (asked, notes):
+        for note in notes:
+            warn(note)
+        yield asked
+
+
+def warn(what: str) -> None:
+    """Print one line of warning."""
+    say(f"warning: {what}", to_stderr=True)

@@ -1,0 +1,51 @@
+"""Where an answer ends: at the token, or the text, that ended those a model was trained with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from vila_mc.data.chat_templates import BUILT_IN, AnyTemplate, Template, TemplateName
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+
+_EOS = "{eos}"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnd:
+    """What ends an answer."""
+
+    tokenizer: Tokenizer
+    ids: frozenset[int]
+    """EOS, and the special tokens that a template puts in its place."""
+    text: str = ""
+    """What the template writes behind an answer in front of such a token, or in its place."""
+    is_text_alone: bool = False
+    """Whether no token follows ``text``, so that it is the end, as the newline of ``plain``."""
+
+    @classmethod
+    def of(cls, template: AnyTemplate | TemplateName, tokenizer: Tokenizer) -> Self:
+        """What ends the answers of a template. Raises DataError: the tokenizer lacks a token."""
+        if isinstance(template, str):
+            template = BUILT_IN[template]
+        names = template.stop_tokens()
+        ids = frozenset({tokenizer.eos_id, *map(tokenizer.special_id, names)})
+        if not isinstance(template, Template):
+            return cls(tokenizer, ids)
+        tokens = [template.end.find(token) for token in (_EOS, *names) if token in template.end]
+        text = template.end[: min(tokens, default=len(template.end))]
+        return cls(tokenizer, ids, text, is_text_alone=bool(text) and not tokens)
+
+    def is_reached(self, answer: Sequence[int]) -> bool:
+        """Whether token ids end an answer."""
+        if answer[-1] in self.ids:
+            return True
+        # In the text, as a newline may be a token together with what stands before it.
+        return self.is_text_alone and self.text in self.tokenizer.decode(answer)
+
+    def words(self, answer: Sequence[int]) -> str:
+        """The text of token ids without what ends it, and without spaces around it."""
+        said = self.tokenizer.decode([token for token in answer if token not in self.ids])
+        if self.is_text_alone:
+            return said.partition(self.text)[0].strip()
+        is_ended = bool(answer) and answer[-1] in self.ids
+        return said.strip().removesuffix(self.text.strip() if is_ended else "").strip()
