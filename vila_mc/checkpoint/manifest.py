@@ -32,6 +32,8 @@ MANIFEST_NAME = "manifest.json"
 _LARGEST_BYTES = 2**26
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=0)]
+TemplateRecord = str | dict[str, Any]
+"""A chat template: its name, or what its ``describe`` says."""
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -59,9 +61,9 @@ class DatasetRecord:
     samples: _Count
     sha256: str
     """SHA-256 of its contents, see ``vila_mc.data.indexed.dataset_manifest.contents_sha256``."""
-    template: str | dict[str, Any] | None = dataclasses.field(default=None, compare=False)
-    """Chat template of its conversations: a name, or what ``describe`` says of one. The contents
-    follow from it, so two records are the same without."""
+    template: TemplateRecord | None = dataclasses.field(default=None, compare=False)
+    """Chat template of its conversations. The contents follow from it, so two records are the same
+    without."""
     tokenizer_sha256: str | None = dataclasses.field(default=None, compare=False)
     """Fingerprint of its tokenizer; None in checkpoints of earlier versions."""
 
@@ -100,6 +102,9 @@ class Manifest:
     """Versions of vila_mc, Python and the packages that wrote it."""
     datasets: tuple[DatasetRecord, ...] = ()
     """What ``config.data.blend`` held, in its order; the position counts in these samples."""
+    template: TemplateRecord | None = None
+    """Chat template of the weights that training began from, where it is known. Those of
+    ``datasets`` come before it."""
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     """Every other file of the directory; known only once all are written."""
 

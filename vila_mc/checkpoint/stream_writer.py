@@ -25,7 +25,13 @@ from torch.distributed.checkpoint.metadata import (
 
 from vila_mc.checkpoint.direct_file import DirectFile
 from vila_mc.checkpoint.lazy import LazyTensors, Reading, ahead
-from vila_mc.checkpoint.manifest import FileRecord, Manifest, checkpoint_name, versions
+from vila_mc.checkpoint.manifest import (
+    FileRecord,
+    Manifest,
+    TemplateRecord,
+    checkpoint_name,
+    versions,
+)
 from vila_mc.checkpoint.places import Place, empty_objects, model_places
 from vila_mc.checkpoint.safe_index import INDEX_NAME
 from vila_mc.checkpoint.state import content_metadata
@@ -40,7 +46,13 @@ _COMMON = "common_state/shard_0_1"
 _STEP = 0
 
 
-def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: str) -> Path:
+def write_weights_checkpoint(
+    config: RunConfig,
+    tensors: LazyTensors,
+    origin: str,
+    *,
+    template: TemplateRecord | None = None,
+) -> Path:
     """Write a checkpoint that any run of the same model can start from, at any layout.
 
     Args:
@@ -48,6 +60,7 @@ def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: st
             ``train.precision`` the number format of the weights.
         tensors: every parameter of a whole model.
         origin: where they come from, for messages.
+        template: the chat template that they were trained with, where it is known.
 
     Returns:
         The directory of the checkpoint, of step 0.
@@ -77,7 +90,13 @@ def write_weights_checkpoint(config: RunConfig, tensors: LazyTensors, origin: st
             path.name: FileRecord.of(path) for path in partial.iterdir() if path.name not in files
         }
         Manifest(
-            step=_STEP, samples_seen=0, config=config, layout=None, versions=versions(), files=files
+            step=_STEP,
+            samples_seen=0,
+            config=config,
+            layout=None,
+            versions=versions(),
+            template=template,
+            files=files,
         ).write(partial)
     return final
 

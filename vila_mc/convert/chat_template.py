@@ -1,103 +1,23 @@
-"""The chat template that a model was trained with, for those who use its exports."""
+"""Chat templates as transformers applies them: written into exports, read from directories."""
 
-import dataclasses
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
-from vila_mc.checkpoint.manifest import DatasetRecord
+from vila_mc.checkpoint.trained_template import is_same
 from vila_mc.convert.proof.packaged_code import packaged_text
-from vila_mc.data.chat_templates import BUILT_IN, AnyTemplate, Template, find_template
-from vila_mc.data.tokenizer_template import TokenizerTemplate
+from vila_mc.convert.tokenizer_source import chat_template_beside
+from vila_mc.data.chat_templates import BUILT_IN, AnyTemplate, Template
+from vila_mc.data.tokenizer_template import TokenizerTemplate, read_tokenizer_template
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.errors import CheckpointError
+from vila_mc.data.turns import Turn
+from vila_mc.errors import VilaError
 
 FILE = "chat_template.jinja"
-DEFAULT = BUILT_IN["vicuna_v1"]
-"""The template of a model that was trained on no conversation."""
-_PLAIN = "plain"
 _SYSTEM = "{system}"
-
-
-def trained_template(datasets: Sequence[DatasetRecord]) -> tuple[AnyTemplate, str]:
-    """The template of most samples of some datasets, and what to say where there are several.
-
-    ``plain``, which is for captions, counts where there is no other.
-
-    Raises:
-        CheckpointError: a dataset records a template that is none.
-    """
-    samples: Counter[str] = Counter()
-    for record in datasets:
-        if record.template is not None:
-            samples[json.dumps(record.template, sort_keys=True)] += record.samples
-    if len(samples) > 1:
-        samples.pop(json.dumps(_PLAIN), None)
-    if not samples:
-        return DEFAULT, ""
-    (chosen, _), *others = samples.most_common()
-    note = ""
-    if others:
-        counts = ", ".join(f"{_shown(text)} ({count:,} samples)" for text, count in samples.items())
-        note = (
-            f"the datasets were made with several chat templates: {counts}. Taken is that "
-            f"of most, {_shown(chosen)}."
-        )
-    return _template_of(json.loads(chosen)), note
-
-
-def template_to_ask_with(
-    name: str | None, tokenizer: Tokenizer, datasets: Sequence[DatasetRecord]
-) -> tuple[AnyTemplate, str]:
-    """The template that is asked for, else that of some datasets; and what to say about it.
-
-    Args:
-        name: as ``find_template`` takes it; None: as the datasets were made.
-        tokenizer: what it is used with.
-        datasets: what the model was trained on.
-
-    Raises:
-        ConfigError: there is no template of that name.
-        CheckpointError: a dataset records a template that is none.
-    """
-    trained, note = trained_template(datasets)
-    if name is None and not isinstance(trained, TokenizerTemplate):
-        return trained, note
-    chosen = find_template(name or "tokenizer", tokenizer)
-    is_known = any(record.template is not None for record in datasets)
-    if is_known and chosen.describe() != trained.describe():
-        shown = name or f"of {tokenizer.path}"
-        note = f"the template {shown} is not the one that the model was trained with"
-    return chosen, note
-
-
-def _shown(text: str) -> str:
-    return text.strip('"') if text.startswith('"') else f"{text[:60]}..."
-
-
-def _template_of(described: Any) -> AnyTemplate:
-    """The inverse of ``describe``, and of a name."""
-    if isinstance(described, str) and described in BUILT_IN:
-        return BUILT_IN[described]  # type: ignore[index]
-    if isinstance(described, dict):
-        if isinstance(text := described.get("tokenizer"), str):
-            return TokenizerTemplate(text, (), ())
-        types = {field.name: field.type for field in dataclasses.fields(Template)}
-        special = described.get("special", [])
-        is_whole = {"first", "next", "close", "end"} <= described.keys() <= types.keys()
-        texts = [value for key, value in described.items() if key not in ("is_plain", "special")]
-        if is_whole and isinstance(special, list) and all(map(_is_text, [*texts, *special])):
-            return Template(**{**described, "special": tuple(special)})
-    raise CheckpointError(
-        f"a dataset of this checkpoint was made with the chat template {str(described)[:60]}, "
-        "which this version does not know. Export with the version that made it."
-    )
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+_OURS = re.compile(r"\{%- set template = (\{.*\}) -%\}\n")
+_NAMES = {"bos": "{bos}", "eos": "{eos}"}
 
 
 def jinja_of(template: AnyTemplate) -> str:
@@ -132,3 +52,60 @@ def _own_pieces(text: str, special: Sequence[str]) -> list[tuple[str, str]]:
     named |= {token: ("token", token) for token in sorted(special, key=len, reverse=True)}
     parts = re.split(f"({'|'.join(map(re.escape, named))})", text)
     return [named.get(part, ("text", part)) for part in parts if part]
+
+
+def published_template(directory: Path, tokenizer: Tokenizer | None) -> AnyTemplate | None:
+    """The chat template that a directory of Hugging Face brings.
+
+    Args:
+        directory: where its tokenizer is.
+        tokenizer: the same, opened.
+
+    Returns:
+        One of ours as it was before it was exported; else the tokenizer's own, if it can be used
+        here; None without either.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    text = chat_template_beside(directory)
+    if text is None:
+        return None
+    ours = template_of_jinja(text)
+    if ours is not None or tokenizer is None:
+        return ours
+    try:
+        own = read_tokenizer_template(tokenizer)
+        # Those of processors may want content in parts, and would drop a text.
+        own.prompt([Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")], ())
+    except VilaError:
+        return None
+    return own
+
+
+def template_of_jinja(text: str) -> Template | None:
+    """The template that ``jinja_of`` wrote; None if that did not write ``text``."""
+    found = _OURS.match(text)
+    if found is None or text[found.end() :] != packaged_text(FILE):
+        return None
+    try:
+        values = json.loads(found[1])
+        texts = {
+            name: "".join(_NAMES.get(kind, own) for kind, own in values[name])
+            for name in ("first", "first_after", "next", "close", "end", "after")
+        }
+        kinds = [pair for name in texts for pair in values[name]]
+        special = sorted({own for kind, own in kinds if kind == "token"})
+        template = Template(
+            first=texts["first"] + (_SYSTEM + texts["first_after"]) * bool(values["has_system"]),
+            next=texts["next"],
+            close=texts["close"] + str(values["space"]),
+            system=str(values["system"]),
+            end=texts["end"],
+            after=texts["after"],
+            is_plain=bool(values["is_plain"]),
+            special=tuple(special),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return next((one for one in BUILT_IN.values() if is_same(one, template)), template)

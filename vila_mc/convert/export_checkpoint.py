@@ -8,7 +8,7 @@ import torch
 
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint
-from vila_mc.convert.chat_template import trained_template
+from vila_mc.checkpoint.trained_template import DEFAULT_NAME, template_of, trained_template
 from vila_mc.convert.formats.registry import FormatName, find_format
 from vila_mc.convert.formats.write_export import (
     DEFAULT_SHARD_BYTES,
@@ -82,9 +82,14 @@ def export_checkpoint(
     tokenizer = tokenizer or config.data.tokenizer
     if tokenizer is None:
         raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
-    template, note = trained_template(manifest.datasets)
+    template, note = trained_template(manifest.datasets, manifest.template)
     if note:
         say(note)
+    if template_of(manifest) is None:
+        say(
+            "it is not recorded which chat template the model was trained with: that of the export "
+            f"is {DEFAULT_NAME}"
+        )
     if find_format(format).has_own_code and isinstance(template, TokenizerTemplate):
         say(
             "no chat template is written: the model was trained with its tokenizer's own, which "
@@ -140,7 +145,7 @@ def _reference(
     format = written_format(export)
     manifest = Manifest.read(resolve_checkpoint(checkpoint))
     tokenizer = tokenizer or manifest.config.data.tokenizer
-    template, _ = trained_template(manifest.datasets)
+    template, _ = trained_template(manifest.datasets, manifest.template)
     with proving_model(checkpoint, _dtype_of(export), is_streamed=is_streamed) as proving:
         prompts: tuple[ProofPrompt, ...] = ()
         can_ask = format.has_own_code and not proving.is_streamed

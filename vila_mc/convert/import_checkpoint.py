@@ -5,11 +5,15 @@ from typing import Any
 
 import yaml
 
+from vila_mc.checkpoint.manifest import TemplateRecord
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.run import RunConfig
+from vila_mc.convert.chat_template import published_template
 from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.tokenizer_source import copy_tokenizer
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.errors import VilaError
 
 RECIPE_NAME = "model.yaml"
 TOKENIZER_NAME = "tokenizer"
@@ -37,24 +41,45 @@ def import_checkpoint(source: ForeignModel, output: Path, precision: str | None 
     # Written first: what stands there when the checkpoint appears is complete.
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = copy_tokenizer(source.tokenizer_dir, output / TOKENIZER_NAME)
-    config = _run(source, output, tokenizer, precision)
+    config = run_of(source, precision, output, tokenizer)
     values = run_to_dict(config)
     recipe: dict[str, Any] = {"model": values["model"]}
     if tokenizer is not None:
         recipe["data"] = {"tokenizer": values["data"]["tokenizer"]}
     text = yaml.safe_dump(recipe, sort_keys=False)
     (output / RECIPE_NAME).write_text(text, encoding="utf-8")
-    return write_weights_checkpoint(config, source.tensors, str(source.tokenizer_dir))
+    template = _template(source.tokenizer_dir, tokenizer)
+    origin = str(source.tokenizer_dir)
+    return write_weights_checkpoint(config, source.tensors, origin, template=template)
 
 
-def _run(source: ForeignModel, output: Path, tokenizer: Path | None, precision: str) -> RunConfig:
+def _template(directory: Path, tokenizer: Path | None) -> TemplateRecord | None:
+    """What is recorded of the chat template that a source brings."""
+    try:
+        opened = None if tokenizer is None else Tokenizer(tokenizer)
+    except VilaError:  # a proof says what is wrong with it
+        opened = None
+    found = published_template(directory, opened)
+    return None if found is None else found.describe()
+
+
+def run_of(
+    source: ForeignModel, precision: str, output: Path | None = None, tokenizer: Path | None = None
+) -> RunConfig:
+    """A run of a published model.
+
+    Args:
+        source: what was found.
+        precision: fp32 or bf16.
+        output: its ``train.output``; the default if None.
+        tokenizer: its ``data.tokenizer``.
+    """
+    length = min(_LONGEST_ROW, source.model.language.max_positions)
     return run_from_dict(
         {
             "model": source.model,
-            "data": {
-                "tokenizer": tokenizer,
-                "sequence_length": min(_LONGEST_ROW, source.model.language.max_positions),
-            },
-            "train": {"output": output, "precision": precision, "phase": "custom"},
+            "data": {"tokenizer": tokenizer, "sequence_length": length},
+            "train": {"precision": precision, "phase": "custom"}
+            | ({} if output is None else {"output": output}),
         }
     )

@@ -252,6 +252,18 @@ def _own_text(file: Path) -> str:
         raise CheckpointError(f"{file} cannot be used: it {error}. Remove it.") from None
 
 
+def chat_template_beside(folder: Path) -> str | None:
+    """The chat template beside a tokenizer, in Jinja; of several the default one.
+
+    Raises:
+        CheckpointError: it is longer than any that is used.
+    """
+    template = _chat_template(folder)
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template if isinstance(template, str) else None
+
+
 def _chat_template(folder: Path) -> Any:
     """The chat template beside a tokenizer: a text, or several that have names; None without one.
 

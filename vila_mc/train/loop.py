@@ -7,9 +7,16 @@ from pathlib import Path
 
 from vila_mc.checkpoint.disk import lost_output, on_first_rank
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, resolve_checkpoint, versions
+from vila_mc.checkpoint.manifest import (
+    DatasetRecord,
+    Manifest,
+    TemplateRecord,
+    resolve_checkpoint,
+    versions,
+)
 from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
+from vila_mc.checkpoint.trained_template import another_template, recorded_template, template_of
 from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
 from vila_mc.checkpoint.vocabulary import growth_line
 from vila_mc.config.run import RunConfig
@@ -106,6 +113,8 @@ class TrainingLoop:
         self.lock: Lock | None = None
         self._take_output(stages)
         self.datasets = tuple(DatasetRecord.of(reader.manifest) for reader in data.readers)
+        self.template: TemplateRecord | None = None  # of the weights it begins from
+        self._warn(recorded_template(self.datasets)[1])
         for warning in what_will_not_learn(config, [reader.manifest for reader in data.readers]):
             self._say(f"warning: {warning}")
         if ranks.is_first():
@@ -254,6 +263,8 @@ class TrainingLoop:
         manifest = trainer.resume(earlier)
         self._say(f"resuming after step {manifest.step} from {earlier}")
         self._warn(unread_load(manifest, self.config))
+        is_same_blend = manifest.datasets == self.datasets
+        self.template = manifest.template if is_same_blend else template_of(manifest)
         for change in changed_settings(manifest, self.config):
             self._say(f"from here on: {change}")
         if 0 < manifest.step < train.steps:
@@ -278,6 +289,9 @@ class TrainingLoop:
         self._say(loaded_parts(manifest, directory, config))
         self._say(growth_line(manifest, config, config.train.load_parts))
         knows_words = "language" in config.train.load_parts
+        if knows_words:
+            self.template = template_of(manifest)
+            self._warn(another_template(manifest, self.datasets))
         if self.ranks.is_first() and knows_words and config.data.tokenizer is not None:
             self._warn(another_tokenizer(manifest, Tokenizer(config.data.tokenizer)))
 
@@ -336,6 +350,7 @@ class TrainingLoop:
             layout=self.ranks.layout,
             versions=versions(),
             datasets=self.datasets,
+            template=self.template,
         )
         in_background, output = self.config.train.async_save, self.config.train.output
         on_first_rank(self.ranks, self._require_own_output, output)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.checkpoint.manifest import DatasetRecord, Manifest
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
-from vila_mc.convert.chat_template import (
+from vila_mc.checkpoint.trained_template import (
     DEFAULT,
-    jinja_of,
+    is_same,
     template_to_ask_with,
     trained_template,
 )
+from vila_mc.convert.chat_template import jinja_of, published_template, template_of_jinja
 from vila_mc.convert.export_checkpoint import export_checkpoint
+from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.formats.write_export import write_export
+from vila_mc.convert.import_checkpoint import import_checkpoint
 from vila_mc.convert.tokenizer_files import added_token, load_convertible, write_tokenizer
 from vila_mc.data.chat_templates import BUILT_IN, Template, conversation_pieces, prompt
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest
@@ -216,19 +220,22 @@ def test_a_template_that_is_none_is_refused(described: dict[str, Any] | str) -> 
         trained_template([_record(described)])
 
 
-def test_the_template_goes_from_dataset_to_checkpoint_to_export(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tiny_run(train={"output": str(tmp_path / "run")}, data={"tokenizer": str(folder)})
-    config = dataclasses.replace(config, model=MODEL)
+def _padded_state() -> dict[str, torch.Tensor]:
     rows = MODEL.language.padded_vocab()
-    state = {
+    return {
         name: torch.nn.functional.pad(tensor, (0, 0, 0, rows - len(tensor)))
         if "word_embeddings" in name or "output_layer" in name
         else tensor
         for name, tensor in build(MODEL).canonical().items()
     }
-    checkpoint = write_weights_checkpoint(config, lazily(state), "the test")
+
+
+def test_the_template_goes_from_dataset_to_checkpoint_to_export(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run(train={"output": str(tmp_path / "run")}, data={"tokenizer": str(folder)})
+    config = dataclasses.replace(config, model=MODEL)
+    checkpoint = write_weights_checkpoint(config, lazily(_padded_state()), "the test")
     manifest = Manifest.read(checkpoint)
     records = [OWN.describe(), "chatml", "chatml"]
     made_from = [dict(SET, source={"template": template}) for template in records]
@@ -244,7 +251,8 @@ def test_the_template_goes_from_dataset_to_checkpoint_to_export(
 @pytest.mark.parametrize(
     ("name", "datasets", "expected", "is_told"),
     [
-        (None, (), DEFAULT, False),
+        (None, (), DEFAULT, True),
+        (None, (_record(None),), DEFAULT, True),
         (None, (PLAIN, CHATML), BUILT_IN["chatml"], False),
         (None, (CHATML, OWN_RECORD), OWN, True),
         ("chatml", (CHATML,), BUILT_IN["chatml"], False),
@@ -272,3 +280,116 @@ def test_two_records_differ_by_contents_alone() -> None:
 def test_the_jinja_of_a_template_is_one_text(folder: Path) -> None:
     for template in NAMED.values():
         assert jinja_of(template).count("{%- set template = ") == 1
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_template_comes_back_from_its_jinja(name: str) -> None:
+    found = template_of_jinja(jinja_of(NAMED[name]))
+    assert found is not None
+    assert is_same(found, NAMED[name])
+
+
+def test_other_jinja_is_none_of_ours() -> None:
+    ours = jinja_of(OWN)
+    line, _, rest = ours.partition("\n")
+    for text in (
+        ours + " ",
+        rest,
+        "{{ messages }}",
+        line,
+        f"{{%- set template = {{}} -%}}\n{rest}",
+        f"{{%- set template = {{x}} -%}}\n{rest}",
+        ours.replace('["token", "<|eot_id|>"]', '["token", 3]'),
+        ours.replace('["token", "<|eot_id|>"]', "3"),
+    ):
+        assert template_of_jinja(text) is None
+    assert not is_same(OWN, BUILT_IN["chatml"])
+    assert not is_same(OWN, TokenizerTemplate("{{ 1 }}", (), ()))
+
+
+WORKING = (
+    "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+IN_PARTS = "{% for m in messages %}{% for part in m['content'] if part['type'] == 'text' %}"
+IN_PARTS += "{{ part['text'] }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("jinja", "expected"),
+    [
+        (None, None),
+        (jinja_of(OWN), OWN),
+        (jinja_of(BUILT_IN["chatml"]), BUILT_IN["chatml"]),
+        (WORKING, TokenizerTemplate(WORKING, (), ())),
+        (IN_PARTS, None),
+        ("{{ raise_exception('no') }}", None),
+    ],
+)
+def test_the_template_of_a_published_directory(
+    jinja: str | None, expected: Template | TokenizerTemplate | None, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "published")
+    if jinja is not None:
+        (tmp_path / "published" / "chat_template.jinja").write_text(jinja)
+    found = published_template(tmp_path / "published", Tokenizer(tmp_path / "published"))
+    assert (found is None) == (expected is None)
+    assert found is None or expected is None or is_same(found, expected)
+
+
+def _checkpoint(folder: Path, output: Path) -> Path:
+    """Of a model that no dataset is recorded of."""
+    config = tiny_run(train={"output": str(output)}, data={"tokenizer": str(folder)})
+    config = dataclasses.replace(config, model=MODEL)
+    return write_weights_checkpoint(config, lazily(_padded_state()), "the test")
+
+
+def test_a_template_survives_export_and_import(folder: Path, tmp_path: Path) -> None:
+    checkpoint = _checkpoint(folder, tmp_path / "run")
+    records = (DatasetRecord(9, "sha", OWN.describe()),)
+    dataclasses.replace(Manifest.read(checkpoint), datasets=records).write(checkpoint)
+    for format in ("hf-vila", "hf-llava", "vila"):
+        export_checkpoint(checkpoint, tmp_path / format, format)
+        again = import_checkpoint(read_whole(tmp_path / format), tmp_path / f"{format} again")
+        manifest = Manifest.read(again)
+        assert is_same(trained_template(manifest.datasets, manifest.template)[0], OWN)
+        export_checkpoint(again, tmp_path / "last", tokenizer=folder)
+        assert is_same(published_template(tmp_path / "last", None), OWN)
+
+
+def _tokenizer_dir(export: Path) -> Path:
+    return export / "llm" if (export / "llm").is_dir() else export
+
+
+@pytest.mark.parametrize("format", ["hf-vila", "hf-llava", "vila"])
+def test_an_export_of_an_unknown_template_says_so(
+    format: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_checkpoint(_checkpoint(folder, tmp_path / "run"), tmp_path / "out", format)
+    said = capsys.readouterr().out
+    assert "it is not recorded which chat template the model was trained with" in said
+    assert published_template(_tokenizer_dir(tmp_path / "out"), None) == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "datasets", "expected", "is_told"),
+    [
+        (None, "chatml", (), BUILT_IN["chatml"], False),
+        (None, "chatml", (_record(None),), BUILT_IN["chatml"], False),
+        (None, "plain", (CHATML,), BUILT_IN["chatml"], False),
+        (None, OWN.describe(), (CHATML,), BUILT_IN["chatml"], False),
+        ("vicuna_v1", "chatml", (), DEFAULT, True),
+        ("chatml", BUILT_IN["chatml"].describe(), (), BUILT_IN["chatml"], False),
+    ],
+)
+def test_what_training_began_from_counts_where_no_dataset_has_one(
+    name: str | None,
+    before: dict[str, Any] | str,
+    datasets: tuple[DatasetRecord, ...],
+    expected: Template,
+    is_told: bool,
+    folder: Path,
+) -> None:
+    template, note = template_to_ask_with(name, Tokenizer(folder), datasets, before)
+    assert template == expected
+    assert bool(note) == is_told

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vila_mc.checkpoint.lazy import LazyTensors
+from vila_mc.checkpoint.trained_template import DEFAULT
 from vila_mc.config.model import ModelConfig
-from vila_mc.convert.chat_template import DEFAULT
 from vila_mc.convert.names import Table, language_table
 from vila_mc.convert.proof.packaged_code import packaged_text
 from vila_mc.convert.rename_tensors import their_shapes, to_hf, vocabulary_rows

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from vila_mc.checkpoint.lazy import LazyTensors
+from vila_mc.checkpoint.trained_template import DEFAULT
 from vila_mc.config.model import ModelConfig
-from vila_mc.convert.chat_template import DEFAULT
 from vila_mc.convert.formats.export_source import DTYPE_NAMES, ExportSource
 from vila_mc.convert.formats.format import Format
 from vila_mc.convert.formats.registry import FORMATS, FormatName, find_format
