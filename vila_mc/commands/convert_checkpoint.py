@@ -8,17 +8,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from vila_mc.commands.command import Job, run_one_of
 from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.families import ImageMode
-from vila_mc.config.options import Argument
+from vila_mc.config.options import Argument, flag
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.errors import ConfigError, say
 from vila_mc.files import write_json
 
+if TYPE_CHECKING:
+    from vila_mc.convert.formats.format import Format
+
 Dtype = Literal["fp32", "bf16"]
+_QUESTION = "Describe this image."
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -58,10 +62,10 @@ class ProofOptions:
     """What is exported: a step-* directory, or a run, of which the newest checkpoint is taken."""
     tokenizer: Annotated[Path | None, Argument("MODEL")] = None
     """Default: the one it was trained with."""
-    question: Annotated[str, Argument("TEXT")] = "Describe this image."
-    """Asked in the proof."""
+    question: Annotated[str | None, Argument("TEXT")] = None
+    """Asked in the proof of hf-vila (default: Describe this image.)."""
     image: Annotated[tuple[Path, ...], Argument("FILE")] = ()
-    """Asked about in the proof (default: no image)."""
+    """Asked about in the proof of hf-vila (default: no image)."""
     result: Annotated[Path | None, Argument("FILE")] = None
     """JSON file for the figures of the proof (default: none)."""
     streamed: bool = False
@@ -163,8 +167,13 @@ def import_command(options: ImportOptions) -> int:
 def export_command(options: ExportOptions) -> int:
     """Write an export and prove it. Raises VilaError."""
     from vila_mc.convert.export_checkpoint import export_checkpoint
+    from vila_mc.convert.formats.registry import find_format
     from vila_mc.model.megatron_config import DTYPES
 
+    if options.no_verify:
+        _refuse_unused(options, ("question", "image", "result"), "--no-verify leaves out the proof")
+    else:
+        _require_askable(options, find_format(options.format))
     export_checkpoint(
         options.checkpoint,
         options.output,
@@ -182,6 +191,9 @@ def export_command(options: ExportOptions) -> int:
 
 def verify_command(options: VerifyOptions) -> int:
     """Prove an export that is there. Raises VilaError."""
+    from vila_mc.convert.formats.write_export import written_format
+
+    _require_askable(options, written_format(options.export))
     return _prove(options, options.export, trusts_code=options.trust_code)
 
 
@@ -194,13 +206,31 @@ def inspect_command(options: InspectOptions) -> int:
     return 0
 
 
+def _require_askable(options: ProofOptions, format: "Format") -> None:
+    """Refuse a question that the proof of this format would not put. Raises ConfigError."""
+    if not format.has_own_code:
+        _refuse_unused(
+            options,
+            ("question", "image"),
+            f"the proof of {format.name} compares logits and tokens alone, as its processor is "
+            "not ours",
+        )
+
+
+def _refuse_unused(options: ProofOptions, names: Sequence[str], reason: str) -> None:
+    for name in names:
+        if getattr(options, name):
+            raise ConfigError(f"{flag(name)} is given, but {reason}. Leave it out.")
+
+
 def _prove(options: ProofOptions, export: Path, *, trusts_code: bool = False) -> int:
     from vila_mc.convert.export_checkpoint import Question, prove_export
 
+    question = options.question or _QUESTION
     proof = prove_export(
         options.checkpoint,
         export,
-        Question(options.question, options.image),
+        Question(question, options.image),
         options.tokenizer,
         is_streamed=options.streamed or None,
         trusts_code=trusts_code,
@@ -212,7 +242,7 @@ def _prove(options: ProofOptions, export: Path, *, trusts_code: bool = False) ->
         f"mean {result.mean_difference:.2e}, {tokens}"
     )
     if result.answers:
-        say(f"the reloaded model, asked {options.question!r}: {result.answers[0]!r}")
+        say(f"the reloaded model, asked {question!r}: {result.answers[0]!r}")
     if options.result:
         write_json(
             options.result,
