@@ -125,8 +125,8 @@ def run_cli(main: Callable[[], int | None]) -> None:
     """
     try:
         code = main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        say(str(interrupt) or "interrupted", to_stderr=True)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         explained = user_error(error)

@@ -1,43 +1,40 @@
 """``vila-mc evaluate``: questions about images, and how many answers are right."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import PositiveInt
 
+from vila_mc.commands.asking import AskingOptions, asked_model, warn
 from vila_mc.commands.command import Job, run_job
 from vila_mc.config.options import Argument
-from vila_mc.errors import ConfigError, say
+from vila_mc.errors import say
 from vila_mc.files import write_whole
+
+if TYPE_CHECKING:
+    from vila_mc.evaluation.questions import Answer
+    from vila_mc.evaluation.scores import TaskScore
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(AskingOptions):
     """Ask a trained model questions about images and count the exact answers.
 
-    Questions are JSON Lines with id, task, images, question, answer and chance.
+    Questions are JSON Lines with id, task and question, and images, answer and chance if there are
+    any.
     """
 
-    checkpoint: Annotated[Path, Argument("DIR")]
-    """A step-* directory, or a run, of which the newest checkpoint is taken."""
     questions: Annotated[Path, Argument("FILE")]
     """JSON Lines of questions."""
     images: Annotated[Path, Argument("DIR")]
     """Folder of their images."""
     output: Annotated[Path, Argument("FILE")]
     """JSON Lines of answers to write."""
-    tokenizer: Annotated[Path | None, Argument("MODEL")] = None
-    """Default: the one it was trained with."""
-    template: Annotated[str | None, Argument("NAME")] = None
-    """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file. Default: the
-    one it was trained with, else vicuna_v1."""
     follow_links: bool = False
     """Follow links in the folder of the images that lead out of it."""
-    max_new_tokens: PositiveInt = 8
-    """Longest answer."""
     batch: PositiveInt = 32
     """Questions at a time."""
 
@@ -48,51 +45,68 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _evaluate(options: EvaluateOptions) -> int:
-    from tqdm import tqdm
-
-    from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
-    from vila_mc.checkpoint.whole import whole_model
-    from vila_mc.convert.chat_template import template_to_ask_with
-    from vila_mc.data.tokenizers.tokenizer import Tokenizer
-    from vila_mc.evaluation.questions import answer_record, ask, read_questions
+    from vila_mc.evaluation.questions import ask, read_questions
     from vila_mc.evaluation.scores import score
 
     questions = read_questions(options.questions, options.images, follow_links=options.follow_links)
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
-    with whole_model(options.checkpoint) as (model, manifest):
-        tokenizer_path = options.tokenizer or manifest.config.data.tokenizer
-        if tokenizer_path is None:
-            raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
-        tokenizer = Tokenizer(tokenizer_path)
-        _warn(another_tokenizer(manifest, tokenizer))
-        template, note = template_to_ask_with(options.template, tokenizer, manifest.datasets)
-        _warn(note)
-        asked = ask(
-            model,
-            tokenizer,
+    with asked_model(options) as asked:
+        coming = ask(
+            asked.model,
+            asked.tokenizer,
             questions,
             options.images,
-            template=template,
+            template=asked.template,
             max_new_tokens=options.max_new_tokens,
             batch=options.batch,
             follow_links=options.follow_links,
         )
-        answers = list(tqdm(asked, total=len(questions), unit="question", mininterval=1.0))
-    lines = [json.dumps(answer_record(answer)) + "\n" for answer in answers]
-    write_whole(options.output, "".join(lines))
+        answers = _collect(coming, len(questions), options.output)
+    _write(options.output, answers)
     for task in score(answers):
-        say(
-            f"{task.task}: {100 * task.accuracy():.1f} % right ({task.num_correct} of "
-            f"{task.num_answers}), chance {100 * task.chance:.1f} %"
-        )
+        say(_line(task))
+    if unknown := sum(answer.is_correct is None for answer in answers):
+        say(f"{unknown} of {len(answers)} questions have no answer to compare with")
     if cut := sum(answer.is_cut for answer in answers):
-        _warn(
+        warn(
             f"{cut} of {len(answers)} answers had no end after --max-new-tokens "
             f"{options.max_new_tokens}; if right ones may be longer, raise it"
         )
     return 0
 
 
-def _warn(what: str | None) -> None:
-    if what:
-        say(f"warning: {what}", to_stderr=True)
+def _collect(coming: Iterable["Answer"], number: int, output: Path) -> list["Answer"]:
+    """All answers; where Ctrl-C comes first, those so far are kept under another name.
+
+    Raises:
+        KeyboardInterrupt: it says where they are.
+    """
+    from tqdm import tqdm
+
+    answers: list[Answer] = []
+    try:
+        for answer in tqdm(coming, total=number, unit="question", mininterval=1.0):
+            answers.append(answer)
+    except KeyboardInterrupt:
+        if not answers:
+            raise
+        kept = output.with_name(f"{output.stem}.unfinished{output.suffix}")
+        _write(kept, answers)
+        raise KeyboardInterrupt(
+            f"interrupted after {len(answers)} of {number} questions; their answers are in {kept}"
+        ) from None
+    return answers
+
+
+def _write(output: Path, answers: Iterable["Answer"]) -> None:
+    from vila_mc.evaluation.questions import answer_record
+
+    write_whole(output, "".join(json.dumps(answer_record(answer)) + "\n" for answer in answers))
+
+
+def _line(task: "TaskScore") -> str:
+    chance = "" if task.chance is None else f", chance {100 * task.chance:.1f} %"
+    return (
+        f"{task.task}: {100 * task.accuracy():.1f} % right ({task.num_correct} of "
+        f"{task.num_answers}){chance}"
+    )

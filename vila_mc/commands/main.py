@@ -12,7 +12,8 @@ COMMANDS = {
     "inspect": ("inspect_data", "look into an indexed dataset"),
     "tokenizer": ("train_tokenizer", "train a tokenizer on text or raw corpora"),
     "convert": ("convert_checkpoint", "to and from Hugging Face, and say what a checkpoint is"),
-    "evaluate": ("evaluate", "ask a trained model questions about images"),
+    "ask": ("ask", "ask a trained model about images, once or in a conversation"),
+    "evaluate": ("evaluate", "put a file of questions to a trained model, and count"),
 }
 """Module of each command, and what it does."""
 

@@ -31,6 +31,8 @@ class Argument:
     """What the help text calls its value."""
     is_positional: bool = False
     """Given by its place, without a name."""
+    takes_one: bool = False
+    """A tuple whose option takes one value each time it is given, so that what follows is free."""
 
 
 class ErrorRaisingParser(argparse.ArgumentParser):
@@ -69,8 +71,8 @@ def read_options[OptionsT](
 ) -> OptionsT:
     """The options of a command, from its arguments.
 
-    A tuple takes any number of values, also when its option is repeated; a switch that is off by
-    default takes none. Values are text, turned into the type of the field.
+    A tuple takes any number of values (``takes_one``: one), also when its option is repeated; a
+    switch that is off by default takes none. Values are text, turned into the type of the field.
 
     Args:
         kind: a dataclass; every field has a docstring.
@@ -243,7 +245,8 @@ def _add_option(parser: ErrorRaisingParser, field: dataclasses.Field[Any], doc: 
     if bool in kinds:
         how = dict(action="store_const", const=True)
     elif any(get_origin(kind) is tuple for kind in kinds):
-        how |= dict(action="extend", nargs="+")
+        one_each = argument is not None and argument.takes_one
+        how |= dict(action="append") if one_each else dict(action="extend", nargs="+")
     elif any(get_origin(kind) is Literal for kind in kinds):
         how = dict(metavar=type_name(kinds[0]))
     parser.add_argument(

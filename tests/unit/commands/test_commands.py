@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import PositiveInt
 
-from vila_mc.commands import convert_checkpoint, evaluate, preprocess_data, train_tokenizer
+from vila_mc.commands import ask, convert_checkpoint, evaluate, preprocess_data, train_tokenizer
 from vila_mc.commands.command import Job, run_job
 from vila_mc.commands.main import COMMANDS
 from vila_mc.config.options import Argument, field_docs, flag, read_options
@@ -46,6 +46,8 @@ class Options(Common):
     """Which."""
     share: float | None = None
     """A share (default: all)."""
+    one: Annotated[tuple[int, ...], Argument("N", takes_one=True)] = ()
+    """Numbers, one at a time (default: none)."""
     resume: bool = False
     """Go on."""
 
@@ -69,6 +71,8 @@ def test_values_get_the_types_of_their_fields() -> None:
         resume=True,
     )
     assert read("from", "--output", "to") == Options(source=Path("from"), output=Path("to"))
+    given = read("--one", "1", "--one", "2", "from", "--output", "to")
+    assert given == Options(source=Path("from"), output=Path("to"), one=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +116,7 @@ def test_an_error_below_names_the_flag_of_the_command(error: VilaError, message:
 
 OPTIONS = [
     (train_tokenizer.main, (), train_tokenizer.TokenizerOptions),
+    (ask.main, (), ask.AskOptions),
     (evaluate.main, (), evaluate.EvaluateOptions),
     *((preprocess_data.main, (kind,), options) for kind, options in KINDS.items()),
     (convert_checkpoint.main, ("import",), convert_checkpoint.ImportOptions),
@@ -136,8 +141,23 @@ def test_help_is_what_the_fields_say(
     assert " ".join((options.__doc__ or "").split()) in shown
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--format", "hf-llava", "--question", "What?"], "--question is given, but the proof of"),
+        (["--format", "vila", "--image", "x.png"], "--image is given, but the proof of vila"),
+        (["--no-verify", "--question", "What?"], "--question is given, but --no-verify leaves"),
+        (["--no-verify", "--result", "x.json"], "--result is given, but --no-verify leaves"),
+    ],
+)
+def test_a_question_that_no_proof_puts_is_refused(more: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert_checkpoint.main(["export", "--checkpoint", "x", "--output", "y", *more], "tool")
+    assert message in str(caught.value)
+
+
 def test_help_lists_what_the_package_knows() -> None:
-    for options in (evaluate.EvaluateOptions, KINDS["conversations"]):
+    for options in (ask.AskOptions, evaluate.EvaluateOptions, KINDS["conversations"]):
         shown = field_docs(options)["template"].replace(" (its own)", "")
         assert ", ".join(TEMPLATES) in shown
     assert ", ".join(TEXT_KEYS) in field_docs(train_tokenizer.TokenizerOptions)["input"]
