@@ -1,5 +1,6 @@
 """What emulation has done to a process. Imported under emulation alone."""
 
+import inspect
 import sys
 from collections.abc import Sequence
 
@@ -45,3 +46,12 @@ def available() -> dict[str, bool]:
         "blockwise": te.is_fp8_block_scaling_available(),
         "mxfp8": te.is_mxfp8_available(),
     }
+
+
+def signatures() -> dict[str, list[str]]:
+    """Arguments of every emulated function, less what older releases gave as well."""
+    found = {}
+    for name, function in tex.functions.items():
+        parameters = inspect.signature(function).parameters.values()
+        found[name] = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    return found

@@ -33,12 +33,18 @@ def by_tensor(values: Tensor, kind: torch.dtype) -> Tensor:
     return cast(values, kind, LARGEST[kind] / values.float().abs().max())
 
 
+def below(amax: Tensor, kind: torch.dtype) -> Tensor:
+    """The power of two at or below the largest number / amax; 1 where there is nothing to scale."""
+    scale = (LARGEST[kind] / amax).clamp(max=torch.finfo(torch.float32).max)
+    _, exponent = torch.frexp(scale)
+    return torch.where(amax == 0, 1.0, torch.ldexp(torch.ones(()), exponent - 1))
+
+
 def by_rows(values: Tensor, kind: torch.dtype) -> Tensor:
     """A power of two for every 128 values of a row."""
-    parts = values.float().split(128, 1)
-    scales = [LARGEST[kind] / part.abs().amax(1, keepdim=True) for part in parts]
-    down = [2.0 ** torch.floor(torch.log2(scale)) for scale in scales]
-    return torch.cat([cast(*each[:1], kind, each[1]) for each in zip(parts, down, strict=True)], 1)
+    parts = torch.split(values.float(), 128, 1)
+    scales = [below(part.abs().amax(1, keepdim=True), kind) for part in parts]
+    return torch.cat([cast(part, kind, s) for part, s in zip(parts, scales, strict=True)], 1)
 
 
 def by_columns(values: Tensor, kind: torch.dtype) -> Tensor:
@@ -52,18 +58,17 @@ def by_squares(values: Tensor, kind: torch.dtype) -> Tensor:
     for i in range(0, values.shape[0], 128):
         for j in range(0, values.shape[1], 128):
             part = out[i : i + 128, j : j + 128]
-            scale = 2.0 ** torch.floor(torch.log2(LARGEST[kind] / part.abs().max()))
+            scale = below(part.abs().max(), kind)
             out[i : i + 128, j : j + 128] = cast(part, kind, scale)
     return out
 
 
 def by_thirty_twos(values: Tensor, kind: torch.dtype) -> Tensor:
     """MXFP8: for every 32 values of a row the power of two at or above amax / largest."""
-    parts = values.float().split(32, 1)
-    powers = [torch.ceil(torch.log2(p.abs().amax(1, keepdim=True) / LARGEST[kind])) for p in parts]
-    return torch.cat(
-        [cast(p, kind, 2.0**-power) for p, power in zip(parts, powers, strict=True)], 1
-    )
+    parts = torch.split(values.float(), 32, 1)
+    amaxes = [part.abs().amax(1, keepdim=True).double() / LARGEST[kind] for part in parts]
+    powers = [2.0 ** torch.ceil(torch.log2(amax)).float() for amax in amaxes]
+    return torch.cat([cast(p, kind, 1 / power) for p, power in zip(parts, powers, strict=True)], 1)
 
 
 class Delayed:

@@ -35,7 +35,7 @@ def ubuf_built_with_mpi() -> bool:
     return False
 
 
-def get_fused_attn_backend(*description: Any, **named: Any) -> Any:
+def get_fused_attn_backend(fused_attn_params: Any, *older: Any) -> Any:
     """No fused attention: Transformer Engine then takes its unfused kernels.
 
     Source: pytorch/csrc/extensions/attention.cpp. From 2.20 on a reason comes with the answer.

@@ -40,16 +40,18 @@ FAMILIES = (
 
 
 class EmulatedExtension(types.ModuleType):
-    """Functions of all families, enums, and for any other name a refusal.
+    """Functions of all families, enums, and for any other name a refusal."""
 
-    ``calls`` counts what has been called, by name.
-    """
+    functions: dict[str, Callable[..., Any]]
+    """What is called, by name: looked up at every call, so that tests can plant faults."""
+    calls: Counter[str]
+    """How often each has been called."""
 
     def __init__(self) -> None:
         super().__init__("transformer_engine_torch", "Emulated by vila_mc.emulation.")
-        self.calls: Counter[str] = Counter()
-        for name, function in emulated_functions().items():
-            vars(self)[name] = self._called(name, function)
+        self.calls = Counter()
+        self.functions = emulated_functions()
+        vars(self).update({name: self._called(name) for name in self.functions})
         vars(self).update(enums.OPEN)
         vars(self).update({name: kind for name, kind in vars(enums).items() if _is_class(kind)})
 
@@ -58,12 +60,12 @@ class EmulatedExtension(types.ModuleType):
             raise AttributeError(f"transformer_engine_torch.{name} is not emulated on a CPU")
         return functools.partial(_refuse, name)
 
-    def _called(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
+    def _called(self, name: str) -> Callable[..., Any]:
+        @functools.wraps(self.functions[name])
         def call(*args: Any, **kwargs: Any) -> Any:
             self.calls[name] += 1
             with torch.no_grad():
-                return function(*args, **kwargs)
+                return self.functions[name](*args, **kwargs)
 
         return call
 

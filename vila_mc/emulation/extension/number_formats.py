@@ -64,5 +64,7 @@ def power_of_two(exponents: Tensor) -> Tensor:
 
     Source: common/util/ptx.cuh, exp2f.
     """
-    powers = torch.ldexp(torch.ones(()), exponents.int() - 127)
-    return torch.where(exponents == 0xFF, torch.nan, powers)
+    bits = exponents.int() << 23
+    bits = torch.where(exponents == 0, 0x00400000, bits)  # 2^-127 is subnormal
+    bits = torch.where(exponents == 0xFF, 0x7FFFFFFF, bits)
+    return bits.int().view(torch.float32)

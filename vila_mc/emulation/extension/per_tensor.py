@@ -58,8 +58,7 @@ def coerce(quantizer: Any, tensor: Any) -> None:
 
 def fill_delayed(quantizer: Any, tensor: Any, values: Tensor, amax: Tensor | None = None) -> None:
     """Cast with the scale of the past; note the amax for the future."""
-    latest = values.abs().max().float() if amax is None else amax
-    quantizer.amax.copy_(torch.fmax(quantizer.amax, latest))
+    _remember(quantizer, values.abs().max().float() if amax is None else amax)
     _write(quantizer, tensor, values, quantizer.scale.reshape(1).float())
 
 
@@ -93,6 +92,10 @@ def operand(tensor: Any, *, rowwise: bool) -> Tensor:
         matrix = transpose.reshape(transpose.shape[0], -1).t()
     scale_inv: Tensor = tensor._scale_inv
     return from_fp8_bytes(matrix.contiguous(), tensor._fp8_dtype) * scale_inv
+
+
+def _remember(quantizer: Any, amax: Tensor) -> None:
+    quantizer.amax.copy_(torch.fmax(quantizer.amax, amax))
 
 
 def _copies(quantizer: Any) -> tuple[bool, bool]:
