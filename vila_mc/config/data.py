@@ -55,7 +55,7 @@ class DataConfig:
     """What the datasets were made with: a SentencePiece .model, or a Hugging Face tokenizer.json or
     its folder."""
     sequence_length: int = 4096
-    """Positions in a row, visual tokens included."""
+    """Positions in a row, visual tokens included; the default is that of VILA at 7B."""
     packing: bool = False
     """Fill each row with several samples, which do not see each other. train.global_batch and
     train.micro_batch then count rows, and a step reads as many samples as fit."""

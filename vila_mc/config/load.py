@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from vila_mc.config.data import BlendEntry
 from vila_mc.config.options import build, field_docs, help_text, leaf_options, type_name
-from vila_mc.config.recipe import parse_yaml, read_recipe
+from vila_mc.config.recipe import PRESETS, parse_yaml, read_recipe
 from vila_mc.config.run import RunConfig
 from vila_mc.config.values import from_text, is_yaml
 from vila_mc.errors import ConfigError
@@ -28,7 +28,9 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help="YAML recipe; may be given several times, later files win",
+        help=f"YAML recipe, or {', '.join(f'preset:{name}' for name in PRESETS)}, which come with the "
+        "package; may be given several times, later files win. Without any, the model is "
+        "VILA-7B",
     )
     for section in dataclasses.fields(RunConfig):
         group = parser.add_argument_group(section.name, field_docs(RunConfig)[section.name])
@@ -46,7 +48,7 @@ def load_run(files: Sequence[Path], overrides: Mapping[str, Any] | None = None) 
     """Merge recipes and dotted overrides into a ``RunConfig``.
 
     Args:
-        files: YAML recipes; later ones win.
+        files: YAML recipes, or ``preset:NAME``; later ones win.
         overrides: ``{"train.steps": value}``; strings are taken as they are, except
             that an option that holds a list takes YAML, and ``none`` is nothing where that is
             allowed.

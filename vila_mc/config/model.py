@@ -71,17 +71,18 @@ class VisionConfig:
     siglip (arXiv 2303.15343): neither of the first two, tanh GELU, epsilon 1e-6, a bias in the
     patch embedding, other channel statistics."""
     image_size: int = 336
-    """Side of the square input image, in pixels."""
+    """Side of the square input image, in pixels; the default is CLIP ViT-L/14's at 336."""
     patch_size: int = 14
-    """Side of a square patch, in pixels."""
+    """Side of a square patch, in pixels; the default is CLIP ViT-L/14's."""
     width: int = 1024
-    """Width of the transformer (e)."""
+    """Width of the transformer (e); the default is CLIP ViT-L's."""
     layers: int = 24
-    """Layers of the checkpoint. Features come from the last but one, so one less is built."""
+    """Layers of the checkpoint. Features come from the last but one, so one less is built; the
+    default is CLIP ViT-L's."""
     heads: int = 16
-    """Attention heads."""
+    """Attention heads; the default is CLIP ViT-L's."""
     ffn: int = 4096
-    """Width of the feed-forward layer."""
+    """Width of the feed-forward layer; the default is CLIP ViT-L's."""
     image_mode: ImageMode = "crop"
     """How an image becomes square: crop (short side to size, centre crop), pad (square canvas,
     image centred), resize (direct)."""
@@ -217,21 +218,22 @@ class LanguageConfig:
     family: str = "llama"
     """llama (also Vicuna) and mistral compute alike; qwen2 adds biases to query, key, value."""
     layers: int = 32
-    """Transformer layers."""
+    """Transformer layers; the default is Llama-2-7B's."""
     width: int = 4096
-    """Hidden width (h)."""
+    """Hidden width (h); the default is Llama-2-7B's."""
     ffn: int = 11008
-    """Width of the gated feed-forward layer."""
+    """Width of the gated feed-forward layer; the default is Llama-2-7B's."""
     heads: int = 32
-    """Query heads."""
+    """Query heads; the default is Llama-2-7B's."""
     kv_heads: int = 32
-    """Key/value heads shared by groups of query heads."""
+    """Key/value heads shared by groups of query heads; the default is Llama-2-7B's."""
     head_width: int | None = None
     """Width of one head (d); width / heads if none."""
     vocab_size: int = 32000
-    """Tokens of the tokenizer; the tables have a few more rows, see padded_vocab."""
+    """Tokens of the tokenizer, which may have fewer; the tables have a few more rows, see
+    padded_vocab. The default is Llama 2's."""
     max_positions: int = 4096
-    """Longest sequence the rotary positions are meant for."""
+    """Longest sequence the rotary positions are meant for; the default is Llama 2's."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     rope: RopeConfig = RopeConfig()

@@ -1,6 +1,7 @@
 """YAML as people write it for runs: bounded in size, and every key once."""
 
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,29 @@ _MOST_VALUES = 100_000
 _NAMELESS = 'in "<unicode string>",'
 """What yaml calls a text without a file; the message names the file or option itself."""
 
+PRESETS = ("tiny", "small", "base")
+"""Recipes that come with the package, from the smallest model to the largest."""
+_PRESET = "preset:"
+
 _INTEGER, _LONGEST_INTEGER = "tag:yaml.org,2002:int", 1000
 """In hexadecimal Python reads numbers that it then refuses to print."""
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; empty for an empty file.
+    """The mapping in a YAML file, or of ``preset:NAME``; empty for an empty file.
 
     Raises:
-        ConfigError: the file cannot be read, is too large, or is not a YAML mapping.
+        ConfigError: the file cannot be read, is too large, or is not a YAML mapping; there is no
+            such preset.
     """
     try:
-        with open(file, "rb") as opened:
+        with open(_preset(file) or file, "rb") as opened:
             data = opened.read(_MOST_BYTES + 1)
         text = data.decode()
     except FileNotFoundError:
-        raise ConfigError(f"there is no recipe {file}. Check its path.") from None
+        meant = f"{_PRESET}{file}"
+        hint = f"Did you mean {meant}?" if str(file) in PRESETS else "Check its path."
+        raise ConfigError(f"there is no recipe {file}. {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the recipe {file} cannot be read: {error}.") from None
     if len(data) > _MOST_BYTES:
@@ -43,6 +51,21 @@ def read_recipe(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds a {type(values).__name__}; a recipe is a YAML mapping.")
     return values
+
+
+def _preset(file: Path) -> Path | None:
+    """Where ``preset:NAME`` lies; None for any other name. Raises ConfigError."""
+    name = str(file)
+    if not name.startswith(_PRESET):
+        return None
+    name = name.removeprefix(_PRESET)
+    if name not in PRESETS:
+        known = ", ".join(f"{_PRESET}{preset}" for preset in PRESETS)
+        raise ConfigError(
+            f"there is no preset {name or 'without a name'}. Give one of {known}, or the path of a "
+            "YAML recipe."
+        )
+    return Path(str(files("vila_mc.config"))) / "presets" / f"{name}.yaml"
 
 
 def parse_yaml(text: str) -> Any:

@@ -24,14 +24,16 @@ class TrainConfig:
     phase: Literal["align", "pretrain", "sft", "custom"] = "pretrain"
     """Name of the phase, for logs and manifests. What it trains is train.trainable."""
     trainable: tuple[ModelPart, ...] = ("connector", "language")
-    """Parts that learn: any of vision, connector, language. The others are frozen."""
+    """Parts that learn: any of vision, connector, language. The others are frozen, which suits weights
+    that are loaded: by default the ViT, as in VILA."""
     steps: int = DEFAULT_STEPS
     """Optimizer steps of the whole phase, if train.epochs does not say how many."""
     epochs: float | None = None
     """Passes through data.blend, instead of train.steps; the last step is filled up from the next
     pass. Of a recipe and the command line, the later one of the two counts."""
     global_batch: int = 1024
-    """Rows per optimizer step, over all ranks: samples, or packs with data.packing."""
+    """Rows per optimizer step, over all ranks: samples, or packs with data.packing. The default is
+    that of VILA's pretrain at 7B."""
     micro_batch: int = 1
     """Rows in one forward pass of one rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
