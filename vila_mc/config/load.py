@@ -28,8 +28,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help=f"YAML recipe, or {', '.join(f'preset:{name}' for name in PRESETS)}, which come with the "
-        "package; may be given several times, later files win. Without any, the model is "
+        help=f"YAML recipe, or {', '.join(f'preset:{name}' for name in PRESETS)}, which come with "
+        "the package; may be given several times, later files win. Without any, the model is "
         "VILA-7B",
     )
     for section in dataclasses.fields(RunConfig):

@@ -13,7 +13,8 @@ class OptimizerConfig:
     __pydantic_config__ = STRICT
 
     lr: float = 5e-5
-    """Greatest learning rate; the default is that of VILA's pretrain at 7B, small models take more."""
+    """Greatest learning rate; the default is that of VILA's pretrain at 7B, small models take
+    more."""
     min_lr: float = 0.0
     """Learning rate at the last step."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"

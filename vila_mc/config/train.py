@@ -24,8 +24,8 @@ class TrainConfig:
     phase: Literal["align", "pretrain", "sft", "custom"] = "pretrain"
     """Name of the phase, for logs and manifests. What it trains is train.trainable."""
     trainable: tuple[ModelPart, ...] = ("connector", "language")
-    """Parts that learn: any of vision, connector, language. The others are frozen, which suits weights
-    that are loaded: by default the ViT, as in VILA."""
+    """Parts that learn: any of vision, connector, language. The others are frozen, which suits
+    weights that are loaded: by default the ViT, as in VILA."""
     steps: int = DEFAULT_STEPS
     """Optimizer steps of the whole phase, if train.epochs does not say how many."""
     epochs: float | None = None
