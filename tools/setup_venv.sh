@@ -15,6 +15,7 @@ _setup_log="$_setup_venv/setup.log"
 _setup_stamp="$_setup_venv/setup.stamp"           # key and path of the set-up that finished
 _setup_unfinished="$_setup_venv/setup.unfinished" # there while a first set-up runs
 _setup_extras="hf,examples,dev"
+_setup_patience=10 # seconds without a line of pip after which the number of packages is said
 VENV_PYTHON="$_setup_venv/bin/python"
 
 _setup_fail() {
@@ -93,10 +94,20 @@ _setup_make_venv() {
 PYTHON=/path/to/python3.12."
 }
 
-# Shows the few lines of pip's output that take long.
+# Shows the few lines of pip's output that take long, and how many packages are unpacked meanwhile.
 _setup_progress() {
-    local line said=""
-    while IFS= read -r line; do
+    local line part="" said="" packages=0 since=0
+    while :; do
+        if IFS= read -r -t "$_setup_patience" line; then
+            line="$part$line"
+            part=""
+        elif (($? > 128)); then # nothing came for so long, or but a part of a line
+            part+="$line"
+            ((packages == 0)) || echo "  unpacked $(_setup_unpacked "$since") of $packages ..."
+            continue
+        else
+            break
+        fi
         printf '%s\n' "$line" >>"$_setup_log"
         case "$line" in
             *"Downloading "*"("[1-9][0-9][0-9]*" MB)"*) echo "  downloading ${line##* Downloading }" ;;
@@ -106,9 +117,19 @@ _setup_progress() {
                 said="$line"
                 ;;
             *"Installing collected packages: vila_mc"*) ;;
-            *"Installing collected packages:"*) echo "  unpacking $(wc -w <<<"${line#*:}") packages ..." ;;
+            *"Installing collected packages:"*)
+                packages=$(wc -w <<<"${line#*:}") since=$(date +%s)
+                echo "  unpacking $packages packages ..."
+                ;;
+            *"Successfully installed"*) packages=0 ;;
         esac
     done
+}
+
+# Packages that were unpacked since a time in seconds: the last that pip writes of each.
+_setup_unpacked() {
+    find "$_setup_venv"/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' \
+        -newermt "@$1" | wc -l
 }
 
 # What vila_mc needs to be built and to run, one requirement a line, as pyproject.toml says.

@@ -1,5 +1,6 @@
 """What set-up installs, and what it leaves alone."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -66,3 +67,33 @@ def test_a_linked_venv_of_another_checkout_is_left_alone(tmp_path: Path, stamp: 
     assert "which is not this checkout's" in done.stderr
     assert done.stderr.count("\n") == 1
     assert (other / "bin" / "keep").read_text() == "mine"
+
+
+def test_unpacking_says_how_far_it_is(tmp_path: Path) -> None:
+    """Fed like pip, line by line; what it says is waited for."""
+    (tmp_path / "tools").mkdir()
+    script = (ROOT / "tools" / "setup_venv.sh").read_text()
+    functions = tmp_path / "tools" / "functions.sh"
+    functions.write_text(
+        script.replace("\nsetup_venv || exit", "").replace("patience=10", "patience=0.1")
+    )
+    packages = tmp_path / ".venv" / "lib" / "python3.12" / "site-packages"
+    (packages / "before.dist-info").mkdir(parents=True)
+    os.utime(packages / "before.dist-info", (0, 0))
+    command = ["bash", "-c", f"source {functions}; _setup_progress"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("Collecting a\nInstalling collected packages: a, b, c\n")
+        assert process.stdout.readline() == "  unpacking 3 packages ...\n"
+        (packages / "a-1.dist-info").mkdir()
+        shown = ""
+        while "1 of 3" not in shown:
+            shown = process.stdout.readline()
+            assert re.fullmatch(r"  unpacked [01] of 3 \.\.\.\n", shown)
+        process.stdin.write("Successfully inst")  # a line may come in parts
+        process.stdin.write("alled a b c\nBuilding csrc\n")
+        rest, _ = process.communicate(timeout=60)
+    assert rest.endswith("  building csrc (20 s) ...\n")
+    assert "Successfully installed a b c\n" in (tmp_path / ".venv" / "setup.log").read_text()
