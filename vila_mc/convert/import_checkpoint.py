@@ -1,5 +1,6 @@
 """A published model as a directory that training starts from."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from vila_mc.errors import VilaError
 RECIPE_NAME = "model.yaml"
 TOKENIZER_NAME = "tokenizer"
 _LONGEST_ROW = 4096
+_NO_FOLD = 1 << 20
+"""Characters of a line: a path with spaces stays on one."""
 
 
 def import_checkpoint(source: ForeignModel, output: Path, precision: str | None = None) -> Path:
@@ -38,6 +41,7 @@ def import_checkpoint(source: ForeignModel, output: Path, precision: str | None 
     """
     if precision is None:
         precision = "bf16" if source.is_bf16() else "fp32"
+    output = Path(os.path.abspath(output))  # the recipe is used from other folders, too
     # Written first: what stands there when the checkpoint appears is complete.
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = copy_tokenizer(source.tokenizer_dir, output / TOKENIZER_NAME)
@@ -46,7 +50,7 @@ def import_checkpoint(source: ForeignModel, output: Path, precision: str | None 
     recipe: dict[str, Any] = {"model": values["model"]}
     if tokenizer is not None:
         recipe["data"] = {"tokenizer": values["data"]["tokenizer"]}
-    text = yaml.safe_dump(recipe, sort_keys=False)
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=_NO_FOLD)
     (output / RECIPE_NAME).write_text(text, encoding="utf-8")
     template = _template(source.tokenizer_dir, tokenizer)
     origin = str(source.tokenizer_dir)

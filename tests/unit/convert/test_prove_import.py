@@ -19,6 +19,7 @@ from transformers import (
 from tests.support import families
 from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
+from vila_mc.config.load import load_run
 from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.whole_directory import read_whole
@@ -69,6 +70,23 @@ def test_parts_are_proven_each_on_its_own(parts: Path) -> None:
     proof = compare_source(_import(parts), parts / "ours")
     assert [text.split()[0] for text in proof.proven] == ["pixels", "tokens", "logits", "features"]
     assert not proof.unproven
+
+
+def test_the_recipe_names_paths_that_hold_from_every_folder(
+    parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = (
+        parts / "a folder of a name with spaces, long enough to be folded at eighty columns" / "b"
+    )
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    source = combine_parts(parts / "llm", parts / "vision", "mlp_downsample")
+    import_checkpoint(source, Path("../b/./../ours"))
+    monkeypatch.chdir(parts)
+    recipe = below.parent / "ours" / "model.yaml"
+    (line,) = [line for line in recipe.read_text().splitlines() if "tokenizer" in line]
+    assert line == f"  tokenizer: {below.parent}/ours/tokenizer/tokenizer.model"
+    assert (load_run([recipe]).data.tokenizer or Path()).is_file()
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
