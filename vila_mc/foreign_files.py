@@ -5,8 +5,9 @@ Imports nothing of this package.
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -79,8 +80,54 @@ def parse_foreign[KindT](content: bytes, kind: TypeAdapter[KindT]) -> KindT:
 
 
 def fault_of(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    """The first thing that is wrong, in one line of plain words."""
+    first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])[:_LONGEST_NAME]
-    line = f"{place}: {first['msg']}" if place else first["msg"]
+    line = f"{place or 'it'} {what_is_wrong(first)}"
     return "".join(character if character.isprintable() else "?" for character in line)
+
+
+_TEXT, _LIST, _OBJECT = "must be a text", "must be a list", "must be an object"
+_NUMBER, _WHOLE, _TRUTH = "must be a number", "must be a whole number", "must be true or false"
+_WRONG = {
+    "missing": "is missing",
+    "missing_argument": "is missing",
+    "missing_keyword_only_argument": "is missing",
+    "unexpected_keyword_argument": "is unknown",
+    "extra_forbidden": "is unknown",
+    "invalid_key": "is unknown",
+    "json_invalid": "is not JSON: {error}",
+    "value_error": "is wrong: {error}",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "finite_number": "must be a finite number",
+    "int_parsing_size": "must be a smaller number",
+    "int_from_float": _WHOLE,
+    "none_required": "must be left out",
+    "path_type": _TEXT,
+    "string_unicode": _TEXT,
+    **dict.fromkeys(("int_type", "int_parsing"), _WHOLE),
+    **dict.fromkeys(("float_type", "float_parsing"), _NUMBER),
+    **dict.fromkeys(("bool_type", "bool_parsing"), _TRUTH),
+    **dict.fromkeys(("string_type", "bytes_type"), _TEXT),
+    **dict.fromkeys(("tuple_type", "list_type", "set_type", "iterable_type"), _LIST),
+    **dict.fromkeys(("dataclass_type", "dataclass_exact_type", "dict_type"), _OBJECT),
+    **dict.fromkeys(("mapping_type", "model_type", "arguments_type"), _OBJECT),
+}
+"""What to say, by pydantic's name of the mistake: its own words speak of Python's types."""
+
+
+def what_is_wrong(fault: Mapping[str, Any]) -> str:
+    """One mistake that pydantic has found, in plain words that go on after the name of the value.
+
+    Args:
+        fault: an entry of ``ValidationError.errors``.
+    """
+    said = _WRONG.get(fault["type"], "is of another kind than belongs there")
+    return said.format_map(fault.get("ctx", {}))

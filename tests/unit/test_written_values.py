@@ -1,5 +1,6 @@
 """What people write in recipes and on command lines, and what is made of it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,39 @@ def test_a_word_that_cannot_be_meant_is_refused(name: str, text: str, message: s
         load_run([], {name: text})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+WRONG: list[Any] = [
+    "x",
+    "",
+    "1.5",
+    None,
+    True,
+    1.5,
+    float("nan"),
+    [1],
+    [None],
+    {},
+    {"a": 1},
+    [{}],
+    b"x",
+]
+JARGON = re.compile(
+    r"(?i)\binput\b|\bvalid (?!YAML)|instance|dictionary|unable|pydantic|<class|pathlib"
+)
+LEAVES = [name.removeprefix("run.") for name, _, _ in leaf_options(RunConfig(), "run")]
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_no_option_answers_in_the_words_of_the_validator(name: str) -> None:
+    refused = []
+    for value in WRONG:
+        try:
+            load_run([], {name: value})
+        except ConfigError as error:
+            refused.append(str(error))
+    assert len(refused) >= 5
+    assert not [said for said in refused if JARGON.search(said) or "\n" in said or name not in said]
 
 
 BOMB = "a: &a [x, x]\n" + "\n".join(

@@ -22,7 +22,7 @@ from vila_mc.config.train import MODEL_PARTS, ModelPart
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
 from vila_mc.errors import CheckpointError, ConfigError
 from vila_mc.files import sha256_of, write_json
-from vila_mc.foreign_files import read_foreign, require_few_values
+from vila_mc.foreign_files import fault_of, read_foreign, require_few_values
 from vila_mc.topology.layout import Layout
 
 FORMAT_VERSION = 4
@@ -172,9 +172,7 @@ class Manifest:
         except (ConfigError, CheckpointError) as error:
             raise CheckpointError(f"{damaged}: {error}") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise CheckpointError(f"{damaged}: {name}: {first['msg']}.") from None
+            raise CheckpointError(f"{damaged}: {fault_of(error)}.") from None
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{damaged}: {error!r}.") from None
 

@@ -14,6 +14,7 @@ import itertools
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from vila_mc.config.usual_names import absent, ours
 from vila_mc.config.values import kinds_of, prepare
 from vila_mc.errors import ConfigError
+from vila_mc.foreign_files import what_is_wrong
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,9 +115,16 @@ def build[BuiltT](
         ConfigError: a value is missing, is not allowed, or belongs to no field.
     """
     try:
-        return TypeAdapter(kind).validate_python(prepare(kind, values, shown_name))
+        built: BuiltT = _adapter(kind).validate_python(prepare(kind, values, shown_name))
+        return built
     except ValidationError as error:
         raise ConfigError(_explain(error, shown_name, known)) from None
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Making one takes longer than many values do."""
+    return TypeAdapter(kind)
 
 
 def unknown_option(given: str, known: Sequence[str]) -> str:
@@ -149,6 +158,7 @@ def leaf_options(instance: Any, prefix: str) -> Iterator[tuple[str, dataclasses.
             yield name, field, docs[field.name]
 
 
+@cache
 def field_docs(kind: type[Any]) -> dict[str, str]:
     """The docstring under each field of a dataclass and of its bases, as one line."""
     docs = {}
@@ -197,8 +207,8 @@ def shown(value: Any) -> str:
 _LIKE_A_TYPO = 0.7
 """Likeness above which one word is taken for a slip of another; difflib's own measure."""
 _ALLOWED = {
-    "tuple_type": "give a list, such as [a, b] or, for data.blend, [{path: PREFIX}]",
-    "dataclass_type": "give a mapping of options, such as {path: PREFIX} in data.blend",
+    "tuple_type": "give a list, such as [a, b] or, for datasets, [{path: PREFIX}]",
+    "dataclass_type": "give a mapping of options, such as {path: PREFIX} for a dataset",
     "float_parsing": "give a number",
     "float_type": "give a number",
     "int_from_float": "give a whole number",
@@ -206,6 +216,8 @@ _ALLOWED = {
     "int_type": "give a whole number",
     "bool_parsing": "give true or false",
     "bool_type": "give true or false",
+    "path_type": "give a path",
+    "string_type": "give a text",
 }
 """What to give instead, by pydantic's name of the mistake."""
 
@@ -225,7 +237,7 @@ def _explain(
     name = shown_name(name)
     if first["type"] in ("missing", "missing_argument"):
         return f"{name} is missing. Give it a value."
-    allowed = _ALLOWED.get(first["type"]) or first["msg"].replace("Input should", "it must")
+    allowed = _ALLOWED.get(first["type"]) or f"it {what_is_wrong(first)}"
     return f"{name} is {shown(first['input'])}; {allowed}."
 
 

@@ -40,17 +40,17 @@ JSON_FILES: dict[str, tuple[Any, str]] = {
         {"model": {"type": "Unigram", "unk_id": None, "vocab": [], "byte_fallback": False}},
         "unk_id",
     ),
-    "tokens are a text": ({"added_tokens": "<s>"}, "valid list"),
-    "token without an id": ({"added_tokens": [{"content": "<s>"}]}, "0.id: Field required"),
-    "id is a text": ({"added_tokens": [TOKEN | {"id": "0"}]}, "0.id: Input should be"),
-    "id of no dataset": ({"added_tokens": [TOKEN | {"id": 2**31}]}, "0.id: Input should be"),
-    "content is a list": ({"added_tokens": [TOKEN | {"content": []}]}, "0.content: Input should"),
+    "tokens are a text": ({"added_tokens": "<s>"}, "it must be a list"),
+    "token without an id": ({"added_tokens": [{"content": "<s>"}]}, "0.id is missing"),
+    "id is a text": ({"added_tokens": [TOKEN | {"id": "0"}]}, "0.id must be a whole number"),
+    "id of no dataset": ({"added_tokens": [TOKEN | {"id": 2**31}]}, "0.id must be less than"),
+    "content is a list": ({"added_tokens": [TOKEN | {"content": []}]}, "0.content must be a text"),
     "id of no vocabulary": (
         {"model": {"type": "BPE", "vocab": {"a": 2**31}, "merges": []}},
         "it has the token id 2147483648",
     ),
-    "a list": ([], "Input should be an object"),
-    "nested": (b"[" * 100_000, "Invalid JSON"),
+    "a list": ([], "it must be an object"),
+    "nested": (b"[" * 100_000, "it is not JSON: "),
 }
 
 
@@ -76,10 +76,10 @@ def test_a_file_that_is_no_tokenizer(
     [
         ("tokenizer_config.json", b'{"eos_token": ["a"]}', "eos_token is no text"),
         ("tokenizer_config.json", b'{"eos_token": "a", "bos_token": 3}', "bos_token is no text"),
-        ("tokenizer_config.json", b"[" * 100_000, "Invalid JSON"),
-        ("tokenizer_config.json", b"[1]", "should be an object"),
+        ("tokenizer_config.json", b"[" * 100_000, "it is not JSON"),
+        ("tokenizer_config.json", b"[1]", "it must be an object"),
         ("special_tokens_map.json", b'{"bos_token": {"content": 1}}', "bos_token is no text"),
-        ("special_tokens_map.json", b"\xff", "Invalid JSON"),
+        ("special_tokens_map.json", b"\xff", "it is not JSON"),
         ("special_tokens_map.json", b" " * (1 << 24) + b"{}", "is larger than 16 MiB"),
     ],
 )

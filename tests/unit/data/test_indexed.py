@@ -164,13 +164,17 @@ def flip(data: bytes, at: int) -> bytes:
         (
             ".manifest.json",
             lambda b: b"[]",
-            r"manifest\.json is damaged: Input should be an object",
+            r"manifest\.json is damaged: it must be an object",
         ),
-        (".manifest.json", lambda b: b"[" * 100_000, r"manifest\.json is damaged: Invalid JSON"),
+        (
+            ".manifest.json",
+            lambda b: b"[" * 100_000,
+            r"manifest\.json is damaged: it is not JSON: ",
+        ),
         (
             ".manifest.json",
             lambda b: b.replace(b'"tokens": ', b'"tokens": -'),
-            "tokens: Input should be",
+            "tokens must be at least 0",
         ),
         (".manifest.json", lambda b: b.replace(b'"samples"', b'"sample"'), "damaged: samples"),
         (
