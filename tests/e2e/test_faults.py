@@ -65,7 +65,10 @@ def test_an_unbroken_run(unbroken: tuple[Finished, Path]) -> None:
     ("arguments", "parts"),
     [
         (("--ranks", 3, "--parallel.tensor", 2), ("3 ranks do not divide", "multiple of 2")),
-        (("--ranks", 1, "--parallel.tensr", 2), ("parallel.tensr", "Did you mean parallel.tensor")),
+        (
+            ("--ranks", 1, "--parallel.tensr", 2),
+            ("--parallel.tensr", "Did you mean --parallel.tensor"),
+        ),
         (("--ranks", 1, "--train.load", "/nowhere"), ("there is no checkpoint in /nowhere",)),
         (("--ranks", 0), ("--ranks is 0",)),
         (("--ranks", 1, "--nodes", 2), ("without --rendezvous the machines cannot meet",)),

@@ -13,6 +13,8 @@ from vila_mc.config.usual_names import _USUAL_NAMES
 from vila_mc.errors import ConfigError
 
 HOME = Path.home()
+PARSER = ErrorRaisingParser(allow_abbrev=False)
+add_config_options(PARSER)
 
 
 def load(recipe: str, tmp_path: Path, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -209,32 +211,66 @@ def test_home_is_expanded_in_recipes_and_lists(tmp_path: Path) -> None:
     assert config.train.load == HOME / "a"
 
 
+MEANT = {
+    "optimizer.lr": "lr learning-rate train.learning_rate train.lr learning_rate peak_lr",
+    "train.global_batch": "train.batch_size global-batch-size gradient_accumulation_steps",
+    "train.micro_batch": "micro-batch-size per_device_train_batch_size",
+    "train.epochs": "epochs train.num_train_epochs num_epochs max_epochs",
+    "train.steps": "max_steps train-iters train.iterations max_train_steps train-samples",
+    "train.save_every": "save_steps save-interval",
+    "train.keep_last": "save_total_limit",
+    "train.output": "output_dir save logging_dir",
+    "train.load": "load model_name_or_path pretrain_mm_mlp_adapter finetune",
+    "train.trainable": "tune_mm_mlp_adapter tune_language_model freeze_backbone freeze",
+    "train.phase": "train.stage",
+    "train.precision": "bf16 fp16 params-dtype torch_dtype",
+    "train.recompute": "gradient_checkpointing recompute-granularity recompute-activations",
+    "train.resume": "resume_from_checkpoint overwrite_output_dir",
+    "train.timeout_minutes": "ddp_timeout distributed-timeout-minutes",
+    "train.validate_every": "eval_steps eval-interval",
+    "optimizer.clip_grad": "max_grad_norm clip-grad gradient_clip_val",
+    "optimizer.decay": "lr_scheduler_type lr-decay-style",
+    "optimizer.warmup_fraction": "warmup_ratio warmup_steps lr-warmup-fraction lr-warmup-iters",
+    "optimizer.weight_decay": "weight_decay weight-decay wd",
+    "optimizer.beta1": "adam_beta1 adam-beta1",
+    "optimizer.epsilon": "adam_epsilon adam-eps",
+    "optimizer.min_lr": "min-lr",
+    "parallel.tensor": "tp tensor-model-parallel-size tensor_parallel_size",
+    "parallel.pipeline": "pp pipeline-model-parallel-size",
+    "parallel.context": "context-parallel-size",
+    "parallel.virtual": "num-layers-per-virtual-pipeline-stage",
+    "parallel.sequence": "sequence-parallel",
+    "model.language.width": "hidden-size model.hidden_size",
+    "model.language.layers": "num-layers num_hidden_layers",
+    "model.language.heads": "num-attention-heads",
+    "model.language.kv_heads": "num-query-groups num_key_value_heads",
+    "model.language.ffn": "ffn-hidden-size intermediate_size",
+    "model.language.max_positions": "max-position-embeddings",
+    "model.language.tied_embeddings": "untie-embeddings-and-output-weights",
+    "model.vision.width": "model.vision.hidden_size",
+    "model.vision.layers": "model.vision.num_hidden_layers",
+    "model.vision.image_size": "vision_resolution img-h",
+    "model.vision.image_mode": "image_aspect_ratio",
+    "model.connector.kind": "mm_projector_type",
+    "data.blend": "data_path data-path data_mixture train_file",
+    "data.sequence_length": "data.seq_len seq-length model_max_length cutoff_len",
+    "data.tokenizer": "tokenizer-model tokenizer_name",
+    "data.workers": "dataloader_num_workers num-workers",
+    "data.packing": "packing sequence_packing",
+    "data.seed": "data_seed",
+}
+"""Names of Hugging Face's Trainer, of Megatron-LM, LLaVA, VILA and others, and of haste."""
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [
-        ("lr", "optimizer.lr"),
-        ("learning-rate", "optimizer.lr"),
-        ("train.learning_rate", "optimizer.lr"),
-        ("train.lr", "optimizer.lr"),
-        ("train.batch_size", "train.global_batch"),
-        ("epochs", "train.epochs"),
-        ("train.num_train_epochs", "train.epochs"),
-        ("tp", "parallel.tensor"),
-        ("model.hidden_size", "model.language.width"),
-        ("model.vision.hidden_size", "model.vision.width"),
-        ("model.vision.num_hidden_layers", "model.vision.layers"),
-        ("train.stage", "train.phase"),
-        ("data.seq_len", "data.sequence_length"),
-        ("bf16", "train.precision"),
-    ],
+    [(given, meant) for meant, names in MEANT.items() for given in names.split()],
 )
 def test_the_fields_usual_names_point_to_ours(given: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{given} is not an option\. Did you mean {meant}\?$"):
         load_run([], {given: "1"})
-    parser = ErrorRaisingParser()
-    add_config_options(parser)
-    with pytest.raises(ConfigError, match=rf"Did you mean {meant}\?"):
-        parser.parse_args([f"--{given}", "1"])
+    with pytest.raises(ConfigError, match=rf"^--{given} is not .*\. Did you mean --{meant}\?$"):
+        PARSER.parse_args([f"--{given}", "1"])
 
 
 def test_usual_names_lead_to_options_and_to_one_each() -> None:

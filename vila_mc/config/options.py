@@ -11,10 +11,10 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import re
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +23,10 @@ from vila_mc.config.usual_names import absent, ours
 from vila_mc.config.values import kinds_of, prepare
 from vila_mc.errors import ConfigError
 from vila_mc.foreign_files import what_is_wrong
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+_DOCS: dict[Any, dict[str, str]] = {}
+"""What is known of dataclasses already."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class ErrorRaisingParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse with every complaint. Raises ConfigError."""
+        if wrong := _NO_NUMBER.fullmatch(message):
+            raise ConfigError(f"{wrong['flag']} is {wrong['given']}; give a whole number.")
         raise ConfigError(f"{message}. Run with --help to see every option.")
 
     def parse_args(  # type: ignore[override]
@@ -65,7 +71,7 @@ class ErrorRaisingParser(argparse.ArgumentParser):
     def _refuse_unknown(self, unknown: Sequence[str]) -> None:
         if unknown:
             known = [option.lstrip("-") for option in self._option_string_actions]
-            raise ConfigError(unknown_option(unknown[0].split("=")[0].lstrip("-"), known))
+            raise ConfigError(unknown_option(unknown[0].split("=")[0].lstrip("-"), known, "--"))
 
 
 def read_options[OptionsT](
@@ -115,28 +121,36 @@ def build[BuiltT](
         ConfigError: a value is missing, is not allowed, or belongs to no field.
     """
     try:
-        built: BuiltT = _adapter(kind).validate_python(prepare(kind, values, shown_name))
-        return built
+        adapter: TypeAdapter[BuiltT] = _adapter(kind)
+        return adapter.validate_python(prepare(kind, values, shown_name))
     except ValidationError as error:
         raise ConfigError(_explain(error, shown_name, known)) from None
 
 
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    """Making one takes longer than many values do."""
-    return TypeAdapter(kind)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """The one of a dataclass: to make it takes longer than to check many values."""
+    return _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))
 
 
-def unknown_option(given: str, known: Sequence[str]) -> str:
-    """The message for an option that does not exist."""
-    if (usual := ours(given)) in known:
-        return f"{given} is not an option. Did you mean {usual}?"
+def unknown_option(given: str, known: Sequence[str], dashes: str = "") -> str:
+    """The message for an option that does not exist.
+
+    Args:
+        given: its name.
+        known: those that exist.
+        dashes: what stands before a name where it was given.
+    """
+    is_none = f"{dashes}{given} is not an option"
+    if (usual := ours(given, known)) is not None:
+        return f"{is_none}. Did you mean {dashes}{usual}?"
     if what := absent(given):
-        return f"{given} is not an option: there is no {what}. Run with --help to see every option."
+        return f"{is_none}: there is no {what}. Run with --help to see every option."
     nearest = max(known, key=lambda name: _likeness(given, name), default="")
     is_near = _likeness(given, nearest)[0] > _LIKE_A_TYPO
-    hint = f" Did you mean {nearest}?" if is_near else " Run with --help to see every option."
-    return f"{given} is not an option.{hint}"
+    hint = (
+        f" Did you mean {dashes}{nearest}?" if is_near else " Run with --help to see every option."
+    )
+    return f"{is_none}.{hint}"
 
 
 def _likeness(given: str, name: str) -> tuple[float, float]:
@@ -158,9 +172,12 @@ def leaf_options(instance: Any, prefix: str) -> Iterator[tuple[str, dataclasses.
             yield name, field, docs[field.name]
 
 
-@cache
-def field_docs(kind: type[Any]) -> dict[str, str]:
+def field_docs(kind: Any) -> dict[str, str]:
     """The docstring under each field of a dataclass and of its bases, as one line."""
+    return _DOCS.get(kind) or _DOCS.setdefault(kind, _read_docs(kind))
+
+
+def _read_docs(kind: type[Any]) -> dict[str, str]:
     docs = {}
     for owner in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
         tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
@@ -204,6 +221,8 @@ def shown(value: Any) -> str:
     )
 
 
+_NO_NUMBER = re.compile(r"argument (?P<flag>\S+): invalid int value: '(?P<given>.*)'")
+"""argparse's complaint."""
 _LIKE_A_TYPO = 0.7
 """Likeness above which one word is taken for a slip of another; difflib's own measure."""
 _ALLOWED = {

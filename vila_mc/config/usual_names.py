@@ -1,69 +1,122 @@
 """What other programs call our options, so that a message can name ours."""
 
+from collections.abc import Container
+
 _USUAL_NAMES = {
-    "model.connector.kind": "connector connector_type mm_projector_type projector",
+    "model.connector.kind": ("connector connector_type mm_projector mm_projector_type projector"),
     "model.language.ffn": "ffn_hidden_size intermediate_size mlp_dim",
-    "model.language.heads": "n_head n_heads num_attention_heads num_heads",
+    "model.language.heads": "attention_heads n_head n_heads num_attention_heads num_heads",
     "model.language.kv_heads": "n_kv_heads num_key_value_heads num_query_groups",
     "model.language.layers": "depth n_layer n_layers num_hidden_layers num_layers",
     "model.language.max_positions": "max_position_embeddings n_positions",
     "model.language.norm_epsilon": "layernorm_epsilon rms_norm_eps",
-    "model.language.rope_theta": "rotary_base",
-    "model.language.tied_embeddings": "tie_embeddings tie_word_embeddings",
+    "model.language.rope_theta": "rope_base rotary_base",
+    "model.language.tied_embeddings": (
+        "tie_embeddings tie_word_embeddings untie_embeddings_and_output_weights"
+    ),
     "model.language.vocab_size": "padded_vocab_size",
     "model.language.width": "d_model dim hidden_dim hidden_size n_embd",
-    "model.vision.image_size": "image_resolution resolution",
-    "model.vision.image_mode": "image_aspect_ratio",
-    "model.vision.patch_size": "patch_dim",
-    "data.blend": "data_path data_paths dataset datasets train_data train_data_path",
-    "data.packing": "pack pack_sequences sequence_packing",
-    "data.sequence_length": (
-        "block_size context_length max_length max_seq_len max_seq_length model_max_length "
-        "seq_len seq_length seqlen"
+    "model.vision.image_size": (
+        "crop_size image_resolution img_h img_size img_w input_size resolution vision_resolution"
     ),
-    "data.tokenizer": "tokenizer_model tokenizer_name tokenizer_path",
+    "model.vision.image_mode": "image_aspect_ratio image_grid_mode",
+    "model.vision.patch_size": "patch_dim",
+    "data.blend": (
+        "data_mixture data_path data_paths dataset dataset_name dataset_path datasets "
+        "train_data train_data_path train_dataset train_file train_files"
+    ),
+    "data.packing": "pack pack_sequences packed sequence_packing",
+    "data.seed": "data_seed",
+    "data.sequence_length": (
+        "block_size context_length cutoff_len max_len max_length max_seq_len max_seq_length "
+        "model_max_length n_ctx seq_len seq_length seqlen"
+    ),
+    "data.tokenizer": (
+        "tokenizer_model tokenizer_name tokenizer_name_or_path tokenizer_path vocab_file"
+    ),
     "data.validation": (
         "eval_data eval_data_path eval_dataset val_data val_data_path val_dataset valid_data "
         "validation_data validation_dataset"
     ),
-    "data.workers": "dataloader_num_workers num_workers",
-    "parallel.context": "context_parallel context_parallel_size cp cp_size",
-    "parallel.pipeline": "pipeline_model_parallel_size pipeline_parallel pp pp_size",
+    "data.workers": "data_workers dataloader_num_workers dataloader_workers num_workers",
+    "parallel.context": (
+        "context_parallel context_parallel_size context_size cp cp_size seq_parallel_size"
+    ),
+    "parallel.pipeline": (
+        "pipeline_model_parallel_size pipeline_parallel pipeline_parallel_size pipeline_size "
+        "pp pp_size"
+    ),
     "parallel.sequence": "sequence_parallel sp",
-    "parallel.tensor": "tensor_model_parallel_size tensor_parallel tp tp_size",
-    "parallel.virtual": "num_virtual_stages virtual_pipeline vpp",
+    "parallel.tensor": (
+        "model_parallel_size tensor_model_parallel_size tensor_parallel tensor_parallel_size "
+        "tensor_size tp tp_size"
+    ),
+    "parallel.virtual": (
+        "num_layers_per_virtual_pipeline_stage num_virtual_stages "
+        "num_virtual_stages_per_pipeline_rank virtual_pipeline "
+        "virtual_pipeline_model_parallel_size vpp"
+    ),
     "optimizer.beta1": "adam_beta1 beta_1 betas",
     "optimizer.beta2": "adam_beta2 beta_2",
-    "optimizer.clip_grad": "clip_grad_norm grad_clip gradient_clip max_grad_norm",
-    "optimizer.decay": "lr_decay_style lr_scheduler lr_scheduler_type scheduler",
+    "optimizer.clip_grad": (
+        "clip_grad_norm grad_clip gradient_clip gradient_clip_val gradient_clipping max_grad_norm"
+    ),
+    "optimizer.decay": (
+        "decay_style lr_decay lr_decay_style lr_schedule lr_scheduler lr_scheduler_type scheduler"
+    ),
     "optimizer.epsilon": "adam_eps adam_epsilon eps",
-    "optimizer.lr": "base_lr learning_rate max_lr peak_lr",
-    "optimizer.min_lr": "lr_min min_learning_rate",
-    "optimizer.warmup_fraction": "lr_warmup_fraction warmup warmup_iters warmup_ratio warmup_steps",
+    "optimizer.lr": "base_lr init_lr initial_lr learning_rate lr_max max_lr peak_lr",
+    "optimizer.min_lr": "lr_end lr_min min_learning_rate min_lr_rate",
+    "optimizer.warmup_fraction": (
+        "lr_warmup_fraction lr_warmup_iters lr_warmup_samples lr_warmup_steps "
+        "num_warmup_steps warmup warmup_iters warmup_ratio "
+        "warmup_samples warmup_steps"
+    ),
     "optimizer.weight_decay": "wd",
-    "train.epochs": "max_epochs n_epochs num_epochs num_train_epochs",
+    "train.epochs": (
+        "epoch max_epochs n_epochs num_epoch num_epochs num_train_epochs train_epochs"
+    ),
     "train.global_batch": (
-        "batch batch_size global_batch_size gradient_accumulation_steps train_batch_size"
+        "accumulate_grad_batches batch batch_size effective_batch_size global_batch_size "
+        "grad_accum grad_accumulation_steps gradient_accumulation_steps total_batch_size "
+        "train_batch_size"
     ),
-    "train.keep_last": "keep save_total_limit",
-    "train.load": "init_from load_checkpoint model_name_or_path pretrained",
-    "train.micro_batch": "micro_batch_size per_device_batch_size per_device_train_batch_size",
-    "train.output": "checkpoint_dir output_dir save save_dir",
-    "train.phase": "stage",
-    "train.precision": "bf16 dtype fp16 fp32 mixed_precision torch_dtype",
-    "train.recompute": "activation_checkpointing gradient_checkpointing",
-    "train.resume": "resume_from_checkpoint",
-    "train.save_every": "checkpoint_interval save_interval save_steps",
+    "train.keep_last": "keep max_checkpoints save_total_limit",
+    "train.load": (
+        "finetune init_from load_checkpoint load_from model_name_or_path model_path "
+        "pretrain_mm_mlp_adapter pretrained pretrained_checkpoint vision_tower"
+    ),
+    "train.micro_batch": (
+        "batch_size_per_gpu device_batch_size mbs micro_batch_size per_device_batch_size "
+        "per_device_train_batch_size"
+    ),
+    "train.output": (
+        "checkpoint_dir logging_dir out_dir output_dir output_path run_dir save save_dir save_path"
+    ),
+    "train.phase": "stage training_stage",
+    "train.precision": ("amp bf16 dtype fp16 fp32 half mixed_precision params_dtype torch_dtype"),
+    "train.recompute": (
+        "activation_checkpointing gradient_checkpointing "
+        "recompute_activations recompute_granularity"
+    ),
+    "train.resume": "overwrite_output_dir resume_from_checkpoint",
+    "train.save_every": (
+        "checkpoint_every checkpoint_interval save_every_n_steps save_freq save_interval save_steps"
+    ),
     "train.steps": (
-        "iterations max_iters max_steps num_steps total_steps train_iters train_steps "
-        "training_steps"
+        "iterations max_iters max_steps max_train_steps num_iterations num_steps "
+        "num_train_steps total_steps train_iters train_samples train_steps training_steps"
     ),
-    "train.timeout_minutes": "ddp_timeout timeout",
+    "train.timeout_minutes": "ddp_timeout distributed_timeout_minutes timeout timeout_seconds",
     "train.validate_every": (
         "eval_every eval_interval eval_iters eval_steps val_check_interval val_every val_interval "
         "validation_every validation_interval validation_steps"
     ),
-    "train.trainable": "freeze frozen train_parts",
+    "train.trainable": (
+        "freeze freeze_backbone freeze_llm freeze_mm_mlp_adapter freeze_vision_tower frozen "
+        "train_parts tune_language_model tune_mm_mlp_adapter tune_mm_projector "
+        "tune_vision_tower unfreeze_mm_vision_tower"
+    ),
 }
 """Ours, with the names that others give it."""
 
@@ -72,27 +125,68 @@ _ABSENT = {
     "DeepSpeed or FSDP": "deepspeed fsdp",
     "FP8 training": "fp8",
     "dropout": "dropout",
-    "sink of figures but metrics.jsonl": "tensorboard wandb",
+    "optimizer but AdamW": "optim",
+    "rate of its own for a part": "projector_lr tower_lr",
+    "sampling, answers are greedy": "temperature top_p top_k num_beams",
+    "sink of figures but metrics.jsonl": "tensorboard wandb report_to",
 }
-"""What others have and we have not, with words in the names of its options."""
+"""What others have and we have not, with words that the names of its options hold."""
+
+_USUAL_FLAGS = {
+    "input": "annotations data data_path dataset file files inputs json_file source src",
+    "output": (
+        "answers_file dest dst out output_dir output_file output_path output_prefix save_dir"
+    ),
+    "images": "image_dir image_folder image_path image_root images_dir img_dir",
+    "image": "image_file image_path images img",
+    "tokenizer": "tokenizer_model tokenizer_name tokenizer_name_or_path tokenizer_path vocab_file",
+    "template": "chat_template conv conv_mode conv_template conversation_template",
+    "workers": "jobs num_proc num_workers processes threads",
+    "text_key": "json_key json_keys text_column text_field",
+    "caption_key": "caption_column text_key",
+    "checkpoint": "ckpt load model model_base model_name_or_path model_path pretrained",
+    "model": "model_name_or_path model_path",
+    "questions": "data eval_file question_file",
+    "question": "prompt query text",
+    "max_new_tokens": "max_length max_tokens",
+    "batch": "batch_size",
+    "vocab_size": "n_vocab num_tokens vocabulary vocabulary_size",
+    "dtype": "precision torch_dtype",
+    "shard_size": "max_shard_size",
+    "overwrite": "force replace",
+    "ranks": "gpus gpus_per_node nproc_per_node num_gpus world_size",
+    "nodes": "machines nnodes num_machines num_nodes",
+    "rendezvous": "master_addr rdzv_endpoint",
+    "config": "config_file recipe",
+}
+"""Options of the commands beside training's, with the names that other tools give them."""
 
 
-def ours(given: str) -> str | None:
-    """Our dotted name of an option that has another name elsewhere; None if none is known.
+def ours(given: str, known: Container[str]) -> str | None:
+    """Our name of an option that has another name elsewhere; None if none is known.
 
     Args:
         given: a name without leading dashes, dotted or not; ``-`` stands for ``_``. In a section of
             its own it is looked for there: ``model.vision.hidden_size`` is ``model.vision.width``.
+        known: names of the options that there are.
     """
     section, _, name = given.replace("-", "_").lower().rpartition(".")
     for option, others in _USUAL_NAMES.items():
         if name in (option.rpartition(".")[2], *others.split()):
             is_tower = section == "model.vision"
-            return option.replace("model.language", section) if is_tower else option
-    return None
+            found = option.replace("model.language", section) if is_tower else option
+            if found in known:
+                return found
+    flags = (
+        own.replace("_", "-") for own, others in _USUAL_FLAGS.items() if name in others.split()
+    )
+    return next((flag for flag in flags if flag in known), None)
 
 
 def absent(given: str) -> str | None:
     """What an option would need that is not there at all; None if nothing is known to be."""
-    words = set(given.replace("-", "_").replace(".", "_").lower().split("_"))
-    return next((what for what, others in _ABSENT.items() if words & {*others.split()}), None)
+    name = f"_{given.replace('-', '_').replace('.', '_').lower()}_"
+    for what, others in _ABSENT.items():
+        if any(f"_{word}_" in name for word in others.split()):
+            return what
+    return None

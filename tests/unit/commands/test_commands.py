@@ -2,7 +2,7 @@
 
 import importlib
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,7 +14,9 @@ from pydantic import PositiveInt
 from vila_mc.commands import ask, convert_checkpoint, evaluate, preprocess_data, train_tokenizer
 from vila_mc.commands.command import Job, run_job
 from vila_mc.commands.main import COMMANDS
+from vila_mc.commands.main import main as console_main
 from vila_mc.config.options import Argument, field_docs, flag, read_options
+from vila_mc.config.usual_names import _USUAL_FLAGS
 from vila_mc.data.chat_templates import TEMPLATES
 from vila_mc.data.ingest.corpus_text import TEXT_KEYS
 from vila_mc.data.sources.kinds import KINDS
@@ -80,7 +82,7 @@ def test_values_get_the_types_of_their_fields() -> None:
     [
         (["from"], "the following arguments are required: --output. Run with --help"),
         (["--output", "to"], "the following arguments are required: DIR"),
-        (["from", "--ouptut", "to"], "ouptut is not an option. Did you mean output?"),
+        (["from", "--ouptut", "to"], "--ouptut is not an option. Did you mean --output?"),
         (["from", "--output"], "argument --output: expected one argument"),
         (["from", "--output", "o", "--max-pixels", "0"], "--max-pixels is 0; it must be greater"),
         (["from", "--output", "o", "--max-pixels", "x"], "--max-pixels is x; give a whole number"),
@@ -163,6 +165,69 @@ def test_help_lists_what_the_package_knows() -> None:
     assert ", ".join(TEXT_KEYS) in field_docs(train_tokenizer.TokenizerOptions)["input"]
 
 
+USUAL_FLAGS = [
+    (("preprocess", "conversations"), "--inputs", "--input"),
+    (("preprocess", "conversations"), "--image_folder", "--images"),
+    (("preprocess", "conversations"), "--data-path", "--input"),
+    (("preprocess", "conversations"), "--conv-mode", "--template"),
+    (("preprocess", "text"), "--output-prefix", "--output"),
+    (("preprocess", "text"), "--tokenizer-model", "--tokenizer"),
+    (("preprocess", "text"), "--json-keys", "--text-key"),
+    (("preprocess", "text"), "--num-workers", "--workers"),
+    (("preprocess", "pairs"), "--text-key", "--caption-key"),
+    (("tokenizer",), "--force", "--overwrite"),
+    (("tokenizer",), "--vocabulary-size", "--vocab-size"),
+    (("evaluate",), "--model-path", "--checkpoint"),
+    (("evaluate",), "--question-file", "--questions"),
+    (("evaluate",), "--answers-file", "--output"),
+    (("evaluate",), "--batch-size", "--batch"),
+    (("convert", "export"), "--torch_dtype", "--dtype"),
+    (("convert", "export"), "--max-shard-size", "--shard-size"),
+    (("train",), "--nproc_per_node", "--ranks"),
+    (("train",), "--nnodes", "--nodes"),
+]
+
+
+def run_console(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the console script refuses."""
+    monkeypatch.setattr("sys.argv", ["vila-mc", *arguments])
+    with pytest.raises(VilaError) as caught:
+        console_main()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("command", "given", "meant"), USUAL_FLAGS)
+def test_other_tools_names_point_to_ours(
+    command: tuple[str, ...], given: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = run_console([*command, given, "x"], monkeypatch)
+    assert said == f"{given} is not an option. Did you mean {meant}?"
+
+
+def test_usual_flags_lead_to_options() -> None:
+    known = {field.name for _, _, options in OPTIONS for field in fields(options)}
+    known |= {"ranks", "nodes", "rendezvous", "config"}
+    assert set(_USUAL_FLAGS) <= known
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train", "--ranks", "two"), "--ranks is two; give a whole number."),
+        (("train", "--nodes", "1.5"), "--nodes is 1.5; give a whole number."),
+        (("train", "--ranks", "0"), "--ranks is 0 and --nodes is 1; each must be at least 1."),
+        (("evaluate", "--top_p", "1"), "--top_p is not an option: there is no sampling, answers"),
+        (
+            ("train", "--train.optim", "lion"),
+            "--train.optim is not an option: there is no optimizer but AdamW.",
+        ),
+        (("train", "--mm_projector_lr", "1"), "there is no rate of its own for a part."),
+    ],
+)
+def test_odd_values(arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said in run_console(arguments, monkeypatch)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_two_doors(name: str) -> None:
     module, _ = COMMANDS[name]
@@ -185,8 +250,8 @@ def test_an_installed_wheel_has_the_command() -> None:
         ([], "required: command"),
         (["trian"], "invalid choice: 'trian' (choose from"),
         (["convert", "exprot"], "invalid choice: 'exprot'"),
-        (["train", "--train.stepss", "1"], "train.stepss is not an option. Did you mean"),
-        (["evaluate", "--chekpoint", "x"], "chekpoint is not an option. Did you mean checkpoint?"),
+        (["train", "--train.stepss", "1"], "--train.stepss is not an option. Did you mean --tr"),
+        (["evaluate", "--chekpoint", "x"], "--chekpoint is not an option. Did you mean --checkp"),
         (
             ["preprocess", "text", "--input", "x", "--output", "d/", "--tokenizer", "t"],
             "--output is 'd/', a folder",
