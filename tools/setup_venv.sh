@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # Makes .venv in this checkout, ready to train and test; does nothing when it is up to date.
 #
-#   bash tools/setup_venv.sh      make or update .venv
-#   source tools/setup_venv.sh    the same, and sets VENV_PYTHON to its interpreter
+#   bash tools/setup_venv.sh              make or update .venv
+#   bash tools/setup_venv.sh --with-te    the same, then Transformer Engine, compiled against its torch
+#   source tools/setup_venv.sh            the first, and sets VENV_PYTHON to its interpreter
+#
+# VILA_MC_PYTHON=/path/to/python takes the environment of that interpreter instead, whose torch is not
+# touched: what else is missing there is installed, vila_mc among it (not what tests and checks need).
+# In NVIDIA's PyTorch containers that is python3 unless it says otherwise.
 #
 # What is installed stands in requirements.lock, with the hash of every file. LOCK=no takes what the
 # ranges of pyproject.toml allow instead, where torch or another package comes from a mirror of one's
@@ -17,6 +22,9 @@ _setup_unfinished="$_setup_venv/setup.unfinished" # there while a first set-up r
 _setup_extras="hf,examples,dev"
 _setup_patience=10 # seconds without a line of pip after which the number of packages is said
 VENV_PYTHON="$_setup_venv/bin/python"
+if [[ -n ${NVIDIA_PYTORCH_VERSION:-} ]]; then # set by the containers
+    VILA_MC_PYTHON="${VILA_MC_PYTHON:-python3}"
+fi
 
 _setup_fail() {
     printf 'error: %s\n' "$1" >&2
@@ -205,6 +213,14 @@ _setup_is_foreign() {
 
 setup_venv() {
     local key
+    if [[ -n ${VILA_MC_PYTHON:-} ]]; then
+        # shellcheck source=tools/setup/existing.sh
+        source "$_setup_root/tools/setup/existing.sh"
+        VENV_PYTHON="$(command -v "$VILA_MC_PYTHON" || printf '%s' "$VILA_MC_PYTHON")"
+        [[ $VENV_PYTHON != */* ]] || VENV_PYTHON="$(realpath -ms "$VENV_PYTHON")"
+        _setup_existing
+        return
+    fi
     key="$(_setup_key)"
     _setup_is_current "$key" && return
     if _setup_is_foreign; then
@@ -225,4 +241,20 @@ checkout's. Remove the link, or let it lead to an empty folder."
     ) 9>>"$_setup_venv/setup.lock" </dev/null
 }
 
+# Options of whoever sources this are none of its business.
+_setup_with_te=no
+if [[ ${BASH_SOURCE[0]} == "$0" && $# -gt 0 ]]; then
+    if [[ $* != --with-te ]]; then
+        _setup_fail "$* is not an option; there is --with-te." || exit
+    fi
+    _setup_with_te=yes
+fi
+
 setup_venv || exit
+if [[ $_setup_with_te == yes ]]; then
+    # shellcheck source=tools/setup/existing.sh
+    source "$_setup_root/tools/setup/existing.sh"
+    # shellcheck source=tools/setup/transformer_engine.sh
+    source "$_setup_root/tools/setup/transformer_engine.sh"
+    _setup_transformer_engine || exit
+fi
