@@ -1,5 +1,6 @@
 # Every target sets .venv up first if need be. CI runs the same targets.
 PYTHON_BIN := .venv/bin
+SCRIPTS := $(wildcard tests/*.sh tools/*.sh tools/setup/*.sh examples/*.sh examples/recipe/*.sh examples/slurm/*)
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: setup fix check test parity e2e bench docs lock
@@ -16,6 +17,8 @@ check: setup  ## everything that needs no run: lint, format, types, layers
 	$(PYTHON_BIN)/ruff check .
 	$(PYTHON_BIN)/ruff format --check .
 	$(PYTHON_BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(PYTHON_BIN)/shellcheck .ci/run $(SCRIPTS)
+	$(PYTHON_BIN)/hadolint containers/Dockerfile
 	$(PYTHON_BIN)/mypy
 	$(PYTHON_BIN)/lint-imports
 

@@ -2,7 +2,8 @@
 
     python examples/synthetic_corpus.py OUT_DIR
 
-Writes OUT_DIR/{tokenizer.model, interleaved.*, pairs.*} and clears checkpoints of earlier runs.
+Writes OUT_DIR/tokenizer.model and datasets of every kind, OUT_DIR/{pairs, interleaved,
+conversations, text}.*, and clears checkpoints of earlier runs.
 """
 
 import json
@@ -16,10 +17,12 @@ from PIL import Image
 from vila_mc.config.options import ErrorRaisingParser
 from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.ingest.rejection import RejectionLimit
+from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Source
+from vila_mc.data.sources.text import TextSource
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.errors import ConfigError, run_cli
 
@@ -50,41 +53,56 @@ def write_corpus(raw: Path, output: Path) -> None:
     """Raw records and images in ``raw``, indexed datasets in ``output``."""
     for name, colour in COLOURS.items():
         Image.new("RGB", (80, 60), colour).save(raw / f"{name}.png")
-    pairs, documents = zip(*(records(index) for index in range(NUM_RECORDS)), strict=True)
-    for name, lines in (("pairs", pairs), ("interleaved", documents)):
-        (raw / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    sentences = [pair["caption"] for pair in pairs]
-    sentences += [sentence for document in documents for sentence in document["text_list"]]
+    all_records = [records(index) for index in range(NUM_RECORDS)]
+    for kind in all_records[0]:
+        lines = (json.dumps(of[kind]) + "\n" for of in all_records)
+        (raw / f"{kind}.jsonl").write_text("".join(lines))
+    sentences = [of["pairs"]["caption"] for of in all_records]
+    sentences += [sentence for of in all_records for sentence in of["interleaved"]["text_list"]]
+    sentences += [of["text"]["text"] for of in all_records]
     tokenizer = output / "tokenizer.model"
     train_tokenizer(sentences, tokenizer, VOCABULARY)
+    images = ImageFolder(raw)
     sources: dict[str, Source] = {
-        "pairs": PairSource([raw / "pairs.jsonl"], ImageFolder(raw)),
-        "interleaved": InterleavedSource([raw / "interleaved.jsonl"], ImageFolder(raw)),
+        "pairs": PairSource([raw / "pairs.jsonl"], images),
+        "interleaved": InterleavedSource([raw / "interleaved.jsonl"], images),
+        "conversations": ConversationSource([raw / "conversations.jsonl"], images),
+        "text": TextSource([raw / "text.jsonl"]),
     }
-    for name, source in sources.items():
+    for kind, source in sources.items():
         preprocess(
             source,
-            output / name,
-            "multimodal",
+            output / kind,
+            "text" if kind == "text" else "multimodal",
             tokenizer,
-            facts={"kind": name},
+            facts={"kind": kind},
             limit=RejectionLimit.parse("0"),
         )
 
 
-def records(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The ``index``-th pair and interleaved document."""
+def records(index: int) -> dict[str, dict[str, Any]]:
+    """The ``index``-th record of every kind."""
     names = list(COLOURS)
     first, second = names[index % 4], names[(index // 4) % 4]
-    pair = {"image": f"{first}.png", "caption": f"a {first} square, number {index}"}
-    document = {
-        "text_list": [f"Here is a {first} square.", f"And here is a {second} one, number {index}."],
-        "image_info": [
-            {"image_name": f"{first}.png", "matched_text_index": 0, "matched_sim": 1.0},
-            {"image_name": f"{second}.png", "matched_text_index": 1, "matched_sim": 1.0},
-        ],
+    turns = [
+        {"from": "human", "value": "<image>\nWhich colour?"},
+        {"from": "gpt", "value": f"It is {first}."},
+    ]
+    return {
+        "pairs": {"image": f"{first}.png", "caption": f"a {first} square, number {index}"},
+        "interleaved": {
+            "text_list": [
+                f"Here is a {first} square.",
+                f"And here is a {second} one, number {index}.",
+            ],
+            "image_info": [
+                {"image_name": f"{first}.png", "matched_text_index": 0, "matched_sim": 1.0},
+                {"image_name": f"{second}.png", "matched_text_index": 1, "matched_sim": 1.0},
+            ],
+        },
+        "conversations": {"id": str(index), "image": f"{first}.png", "conversations": turns},
+        "text": {"text": f"Number {index} comes after {first} and before {second}."},
     }
-    return pair, document
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 #   bash tests/gpu.sh [--only STEP,...] [--minutes N] [--wheels DIR] [--out DIR]
 #
 # Needs torch 2.11 or newer with CUDA, numpy and pytest. .venv of this checkout is used where it is set
-# up, otherwise python3 (PYTHON names another). Without a GPU it says so and ends.
+# up, otherwise python3 (VILA_MC_PYTHON or PYTHON names another). Without a GPU it says so and ends.
 #
 # --only STEPS    some of: kernels engine runs memcheck racecheck speed steps saves. The library is built
 #                 for all of them, where it is missing.
@@ -42,7 +42,7 @@ done
 started=$SECONDS
 ends=$((started + 60 * minutes))
 
-python="${PYTHON:-}"
+python="${PYTHON:-${VILA_MC_PYTHON:-}}"
 if [[ -z $python ]]; then
     if [[ -x .venv/bin/python ]]; then python=.venv/bin/python; else python=python3; fi
 fi
@@ -133,8 +133,11 @@ export -f build
 export python
 
 sanitizer() {
-    command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer \
-        /usr/local/cuda/compute-sanitizer/compute-sanitizer 2>/dev/null | head -n 1
+    local file
+    for file in "$(command -v compute-sanitizer)" /usr/local/cuda/{bin,compute-sanitizer}/compute-sanitizer; do
+        [[ -x $file ]] && echo "$file" && return
+    done
+    return 1
 }
 pytest=("$python" -m pytest -m gpu -s -p no:cacheprovider)
 
@@ -158,7 +161,7 @@ step build 240 bash -c build
 step kernels 120 "${pytest[@]}" tests/kernels/test_gpu.py &
 step engine 240 "${pytest[@]}" tests/parity/test_gpu.py &
 [[ -n $only && ",$only," != *,runs,* ]] || runs &
-if checker="$(sanitizer)" && [[ -n $checker ]]; then
+if checker="$(sanitizer)"; then
     for tool in memcheck racecheck; do
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 150 "$checker" --tool "$tool" \
             --error-exitcode 9 "$python" -m tests.kernels.small_calls &

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154  # _setup_root is tools/setup_venv.sh's
 # Sourced by tools/setup_venv.sh: an environment that exists is completed, and its torch left alone.
 
 # The installed torch as a constraint for pip; then each requirement that is not met, one a line. If

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154  # _setup_root is tools/setup_venv.sh's
 # Sourced by tools/setup_venv.sh --with-te: Transformer Engine beside the torch that is there.
 
 _setup_te_minutes=17 # of one core, for the part that is compiled against torch

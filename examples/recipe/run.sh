@@ -1,0 +1,101 @@
+# shellcheck shell=bash
+# Sourced by the scripts of the recipes, examples/*_7b.sh and *_13b.sh, which call run_recipe.
+#
+# Options that all of them have:
+#   --tokenizer FILE.model   what the datasets were made with
+#   --load DIR               checkpoint that gives the first weights: of the phase before, or imported
+#   --output DIR             where checkpoints and metrics go; the same command goes on from there
+#   --smoke                  the recipe's layout, precision and code path at CPU size: 3 steps on synthetic
+#                            data, --output (default: smoke-out) may not hold anything else
+# Each path may come from the environment instead, under its name in capitals (TOKENIZER, LOAD ...). Every
+# other option goes to tools/train.py (see its --help) and wins over the recipe.
+#
+# Several machines: run it once per machine with NODES=8 RENDEZVOUS=host0:29500, or under SLURM, whose
+# own variables are read where these are not set (examples/slurm/).
+
+_recipe_fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# The comment at the head of a script.
+_recipe_head() {
+    sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"
+}
+
+# run_recipe NAME MODEL_RANKS SHARE DATASET=KIND... -- OPTION...
+#
+#   NAME         of examples/NAME.yaml
+#   MODEL_RANKS  ranks that hold one copy of the model
+#   SHARE        how often data.blend takes each dataset: "weight: 1" or "epochs: 1"
+#   DATASET      an option that names a dataset, and the kind of synthetic one that stands for it
+run_recipe() {
+    local name="$1" model_ranks="$2" share="$3" checkout dataset entry gpus hosts blend="" data=()
+    checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+    shift 3
+    local -A kinds=()
+    local datasets=() others=() smoke=0
+    for (( ; ; )); do
+        entry="$1" && shift
+        [[ $entry != -- ]] || break
+        datasets+=("${entry%=*}")
+        kinds[${entry%=*}]="${entry#*=}"
+    done
+    while (($#)); do
+        entry="${1#--}"
+        if [[ $1 == --smoke ]]; then
+            smoke=1
+        elif [[ $1 == -h || $1 == --help ]]; then
+            _recipe_head "$checkout/examples/$name.sh"
+            _recipe_head "${BASH_SOURCE[0]}" | sed 1d # what sources it
+            exit 0
+        elif [[ $1 == --* && " ${datasets[*]} tokenizer load output " == *" $entry "* ]]; then
+            (($# > 1)) || _recipe_fail "$1 needs a value."
+            declare -g "${entry^^}=$2"
+            shift
+        else
+            others+=("$1")
+        fi
+        shift
+    done
+    local train=("$checkout/tools/train.py" --config "$checkout/examples/$name.yaml")
+
+    if ((smoke)); then
+        source "$checkout/tools/setup_venv.sh"
+        OUTPUT="${OUTPUT:-$checkout/smoke-out}"
+        export CUDA_VISIBLE_DEVICES="" # CPU size, CPU ranks
+        "$VENV_PYTHON" "$checkout/examples/synthetic_corpus.py" "$OUTPUT"
+        for dataset in "${datasets[@]}"; do
+            blend+="{path: '$OUTPUT/${kinds[$dataset]}', $share}, "
+        done
+        exec "$VENV_PYTHON" "${train[@]}" --config "$checkout/examples/smoke.yaml" \
+            --ranks $((model_ranks < 2 ? 2 : model_ranks)) \
+            --data.tokenizer "$OUTPUT/tokenizer.model" --data.blend "[$blend]" \
+            --train.output "$OUTPUT/checkpoints" ${LOAD:+--train.load "$LOAD"} "${others[@]}"
+    fi
+
+    gpus="${SLURM_GPUS_ON_NODE:-$( (nvidia-smi --list-gpus 2>/dev/null || true) | grep -c . || true)}"
+    ((gpus)) || _recipe_fail "no NVIDIA GPU here: this recipe needs a multiple of $model_ranks. \
+To try it on a CPU, add --smoke."
+    [[ " ${others[*]} " != *" --data.blend "* ]] || datasets=()
+    for dataset in "${datasets[@]}" tokenizer load output; do
+        entry="${dataset^^}"
+        [[ -n ${!entry:-} ]] || _recipe_fail "no path for $dataset. Give --$dataset PATH or set $entry; \
+see --help."
+    done
+    for dataset in "${datasets[@]}"; do
+        entry="${dataset^^}"
+        blend+="{path: '${!entry}', $share}, "
+    done
+    [[ -z $blend ]] || data=(--data.blend "[$blend]")
+    if [[ -n ${SLURM_JOB_NODELIST:-} && -z ${RENDEZVOUS:-} ]]; then
+        NODES="${SLURM_NNODES:?}"
+        hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+        RENDEZVOUS="${hosts%%$'\n'*}:${PORT:-29500}"
+    fi
+    source "$checkout/tools/setup_venv.sh"
+    exec "$VENV_PYTHON" "${train[@]}" --ranks "$gpus" \
+        --nodes "${NODES:-1}" --rendezvous "${RENDEZVOUS:-localhost:0}" \
+        --data.tokenizer "$TOKENIZER" "${data[@]}" \
+        --train.load "$LOAD" --train.output "$OUTPUT" "${others[@]}"
+}

@@ -1,0 +1,171 @@
+"""The recipes' scripts at CPU size: three phases in a row, the second of them as a job of SLURM.
+
+SLURM is played by two small commands: ``srun`` starts two launchers on this machine, and each finds
+half of the GPUs that the recipe's layout needs.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.launching import REPOSITORY, kill_all, python_path, steps_done, wait_until
+from vila_mc.checkpoint.manifest import whole_checkpoints
+
+SRUN = """#!/bin/bash
+echo "$*" >>"$CALLS/srun"
+while [[ $1 == --* ]]; do shift; done
+for node in 0 1; do
+    SLURM_NODEID=$node SLURM_GPUS_ON_NODE=2 "$@" &
+    tasks+=($!)
+done
+trap 'kill -USR1 "${tasks[@]}"' USR1
+for task in "${tasks[@]}"; do
+    while kill -0 "$task" 2>/dev/null; do
+        status=0
+        wait "$task" || status=$?
+    done
+    ((worst >= status)) || worst=$status
+done
+exit "${worst:-0}"
+"""
+SCONTROL = """#!/bin/bash
+echo "$*" >>"$CALLS/scontrol"
+[[ $1 == requeue ]] || printf 'localhost\\nlocalhost\\n'
+"""
+
+
+def _environment(more: Mapping[str, object]) -> dict[str, str]:
+    """As a person has it; where .venv is another's, its interpreter is named."""
+    ours = Path(sys.prefix) == REPOSITORY / ".venv"
+    python = {} if ours else {"VILA_MC_PYTHON": sys.executable}
+    threads = {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(), "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **threads, **python, **{name: str(value) for name, value in more.items()}}
+
+
+def _smoke(script: str, output: Path, *options: object) -> str:
+    done = subprocess.run(
+        ["bash", script, "--smoke", "--output", str(output), *map(str, options)],
+        cwd=REPOSITORY,
+        env=_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, object]:
+    """The environment of a job on two machines."""
+    commands, calls = tmp_path / "bin", tmp_path / "calls"
+    commands.mkdir()
+    calls.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    return {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "CALLS": calls,
+        "SLURM_JOB_ID": 17,
+        "SLURM_NNODES": 2,
+        "SLURM_JOB_NODELIST": "node[0-1]",
+        "SLURM_SUBMIT_DIR": REPOSITORY,
+    }
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_three_phases_the_second_as_a_job(
+    slurm: dict[str, object], tmp_path: Path, unused_port: int
+) -> None:
+    align, pretrain = tmp_path / "align", tmp_path / "pretrain"
+    said = _smoke("examples/align_7b.sh", align)
+    assert "tensor 1 x pipeline 1 x data 2" in said
+
+    paths = dict(MMC4=align / "interleaved", COYO=align / "pairs", PORT=unused_port)
+    paths |= dict(TOKENIZER=align / "tokenizer.model", LOAD=align / "checkpoints", OUTPUT=pretrain)
+    job = subprocess.Popen(
+        [
+            *("bash", "examples/slurm/pretrain_7b.sbatch", "--config", "examples/smoke.yaml"),
+            *("--train.steps", "100000"),
+        ],
+        env=_environment(slurm | paths),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_until(
+            lambda: steps_done(pretrain) > 0 or job.poll() is not None, "a step", timeout=240
+        )
+        job.send_signal(signal.SIGUSR1)
+        said, _ = job.communicate(timeout=120)
+    finally:
+        kill_all(psutil.Process(job.pid).children(recursive=True) if job.poll() is None else [])
+        job.kill()
+    assert job.returncode == 0, said
+    assert "tensor 2 x pipeline 2 x data 1" in said
+    assert "stopped and saved" in said
+    assert Path(str(slurm["CALLS"]), "scontrol").read_text().splitlines() == [
+        "show hostnames node[0-1]",
+        "requeue 17",
+    ]
+    assert whole_checkpoints(pretrain)
+
+    said = _smoke("examples/sft_7b.sh", tmp_path / "sft", "--load", pretrain)
+    assert "tensor 2 x pipeline 2 x data 1" in said
+    assert "random weights" not in said
+    assert whole_checkpoints(tmp_path / "sft" / "checkpoints")
+
+
+def test_a_job_in_a_container_names_image_and_mounts(slurm: dict[str, object]) -> None:
+    more = {"CONTAINER": "/images/vila_mc.sqsh", "MOUNTS": "/data:/data"}
+    done = subprocess.run(
+        ["bash", "examples/slurm/pretrain_13b.sbatch", "--optimizer.lr", "1e-5"],
+        env=_environment(slurm | more),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: no path for mmc4. Give --mmc4 PATH or set MMC4; see --help." in done.stderr
+    assert Path(str(slurm["CALLS"]), "srun").read_text().splitlines() == [
+        "--ntasks-per-node=1 --container-image=/images/vila_mc.sqsh "
+        "--container-workdir=/opt/vila_mc --container-mounts=/data:/data "
+        "bash examples/pretrain_13b.sh --optimizer.lr 1e-5"
+    ]
+    assert not Path(str(slurm["CALLS"]), "scontrol").read_text().count("requeue")
+
+
+@pytest.mark.parametrize("script", ["align_7b", "pretrain_7b", "sft_7b", "pretrain_13b"])
+def test_a_script_says_what_it_takes_and_what_it_lacks(script: str) -> None:
+    command = ["bash", f"examples/{script}.sh"]
+    run: Any = dict(capture_output=True, text=True, timeout=60, check=False, cwd=REPOSITORY)
+    said = subprocess.run([*command, "--help"], env=_environment({}), **run)
+    assert f"bash examples/{script}.sh --smoke" in said.stdout
+    assert "--load DIR" in said.stdout
+    assert "set -" not in said.stdout
+    lacking = subprocess.run([*command, "--tokenizer"], env=_environment({}), **run)
+    assert (lacking.returncode, lacking.stderr) == (2, "error: --tokenizer needs a value.\n")
+    no_gpu = subprocess.run(command, env=_environment({"SLURM_GPUS_ON_NODE": 0}), **run)
+    assert no_gpu.returncode == 2
+    assert "error: no NVIDIA GPU here" in no_gpu.stderr
