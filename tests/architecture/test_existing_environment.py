@@ -12,6 +12,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import packaging
 import pytest
@@ -80,7 +81,7 @@ class Place:
             check=False,
         )
 
-    def calls(self) -> list[dict[str, str]]:
+    def calls(self) -> list[dict[str, Any]]:
         file = Path(self.environment["CALLS"])
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
