@@ -34,8 +34,9 @@ class TrainConfig:
     global_batch: int = 1024
     """Rows per optimizer step, over all ranks: samples, or packs with data.packing. The default is
     that of VILA's pretrain at 7B."""
-    micro_batch: int = 1
-    """Rows in one forward pass of one rank."""
+    micro_batch: int | None = None
+    """Rows in one forward pass of one rank; the loss is the same for all (default: the most whose
+    activations take about 256 MiB, which the run says)."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Number format of weights and activations; the optimizer always keeps fp32."""
     layers: LayerChoice = "auto"
@@ -79,7 +80,7 @@ class TrainConfig:
             "train",
             steps=self.steps,
             global_batch=self.global_batch,
-            micro_batch=self.micro_batch,
+            micro_batch=self.rows_of_a_pass(),
             save_every=self.save_every,
             keep_last=self.keep_last,
             max_bad_steps=self.max_bad_steps,
@@ -115,13 +116,17 @@ class TrainConfig:
             "them.",
         )
 
+    def rows_of_a_pass(self) -> int:
+        """``micro_batch``; 1 as long as it is neither given nor chosen."""
+        return 1 if self.micro_batch is None else self.micro_batch
+
     def microbatches(self, data_parallel: int) -> int:
         """Forward passes of one rank per optimizer step. Raises ConfigError for a fraction."""
-        per_pass = self.micro_batch * data_parallel
+        per_pass = self.rows_of_a_pass() * data_parallel
         require(
             self.global_batch % per_pass == 0,
             f"train.global_batch {self.global_batch} is not a multiple of train.micro_batch x "
-            f"data-parallel size = {self.micro_batch} x {data_parallel} = {per_pass}. Change "
+            f"data-parallel size = {self.rows_of_a_pass()} x {data_parallel} = {per_pass}. Change "
             "train.global_batch or train.micro_batch.",
         )
         return self.global_batch // per_pass

@@ -83,7 +83,7 @@ def training_data(config: RunConfig, layout: Layout, at: Coordinates) -> Trainin
     return TrainingData(
         config.data,
         config.model,
-        micro_batch=config.train.micro_batch,
+        micro_batch=config.train.rows_of_a_pass(),
         global_batch=config.train.global_batch,
         data_rank=at.data,
         data_size=layout.data,

@@ -2,8 +2,10 @@
 
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.config.run import RunConfig
+from vila_mc.topology.layout import Layout
 from vila_mc.topology.stage_plan import plan_stages
 from vila_mc.train.learning import what_will_not_learn
+from vila_mc.train.micro_batch import with_micro_batch
 from vila_mc.train.resume import checkpoint_to_resume
 
 
@@ -13,6 +15,7 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
     Raises:
         VilaError: the layout, a dataset or the checkpoint to start from cannot be used.
     """
+    config, _ = with_micro_batch(config, Layout.of(config.parallel, world_size))
     config.check_world(world_size)
     plan_stages(config.model, config.parallel)
     if config.train.load is not None:

@@ -116,10 +116,12 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
     from vila_mc.parallel.installed import optional_packages
     from vila_mc.train.identity import identity
     from vila_mc.train.loop import TrainingLoop, training_data
+    from vila_mc.train.micro_batch import with_micro_batch
     from vila_mc.train.passes import with_steps
 
     rank, world_size = rank_and_world_size(os.environ)
     layout = Layout.of(config.parallel, world_size)
+    config, micro_batch_line = with_micro_batch(config, layout)
     config.check_world(layout.world_size())
     at = layout.coordinates(rank)
     with (
@@ -138,6 +140,8 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
     ):
         if ranks.is_first():
             say(f"{layers_line(config)}; {optional_packages()}; device {ranks.device.type}")
+            if micro_batch_line:
+                say(micro_batch_line)
             missing = native.missing(ranks.device.type)
             if missing is not None:
                 say(f"warning: {missing}", to_stderr=True)

@@ -173,7 +173,7 @@ class Trainer:
             model=self.wrapped if is_virtual else self.wrapped[0],
             num_microbatches=len(microbatches),
             seq_length=self.config.data.sequence_length,
-            micro_batch_size=self.config.train.micro_batch,
+            micro_batch_size=self.config.train.rows_of_a_pass(),
             forward_only=forward_only,
         )
         by_entry = torch.zeros(num_entries, dtype=torch.float64)
