@@ -10,6 +10,7 @@ import yaml
 
 from vila_mc.config.load import (
     add_config_options,
+    load_model,
     load_run,
     load_run_from_args,
     run_from_dict,
@@ -189,6 +190,19 @@ def test_of_steps_and_epochs_the_later_counts(tmp_path: Path) -> None:
     assert load_run([recipe], {"train.seed": "1"}).train.steps == 500
     with pytest.raises(ConfigError, match=r"train\.steps is 7 and train\.epochs 3\.0\. Give"):
         load_run([recipe], {"train.steps": "7", "train.epochs": "3"})
+
+
+def test_a_model_can_be_read_without_the_rest_of_a_run(tmp_path: Path) -> None:
+    recipe, other = tmp_path / "recipe.yaml", tmp_path / "other.yaml"
+    recipe.write_text("model: {language: {max_positions: 256}, vision: {image_size: 56}}")
+    other.write_text("train: {steps: 1}\nmodel: {vision: {patch_size: 28}}")
+    with pytest.raises(ConfigError, match=r"is greater than model\.language\.max_positions"):
+        load_run([recipe])
+    assert load_model([recipe, other]).visual_tokens() == 1
+    assert load_model([]) == RunConfig().model
+    other.write_text("model: {vision: {patch_sise: 28}}")
+    with pytest.raises(ConfigError, match=r"Did you mean model\.vision\.patch_size\?"):
+        load_model([other])
 
 
 def test_overrides_are_words_and_lists_are_yaml() -> None:

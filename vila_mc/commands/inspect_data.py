@@ -1,7 +1,10 @@
 """``vila-mc inspect``: what an indexed dataset holds. See docs/data_format.md."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +25,16 @@ class DatasetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SummaryOptions(DatasetOptions):
+class ModelOptions(DatasetOptions):
+    """A dataset, and the model that will read it."""
+
+    config: Annotated[tuple[Path, ...], Argument("FILE")] = ()
+    """Recipes of the model, which say how many visual tokens an image takes (default: the model
+    that training has by default)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions(ModelOptions):
     """Counts, and histograms of lengths and images as PNG."""
 
     png: Annotated[Path | None, Argument("FILE")] = None
@@ -30,7 +42,7 @@ class SummaryOptions(DatasetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowOptions(DatasetOptions):
+class ShowOptions(ModelOptions):
     """One sample as an HTML page: images in place, tokens, which are trained on."""
 
     sample: Annotated[int, Argument("N", is_positional=True)]
@@ -63,7 +75,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """Parse and call. Raises VilaError."""
     jobs: dict[str, Job[Any]] = {
         "summary": Job(SummaryOptions, _summary),
-        "show": Job(ShowOptions, _show),
+        "show": Job(ShowOptions, partial(_show, prog or _script())),
         "verify": Job(VerifyOptions, _verify),
         "export": Job(ExportOptions, _export),
     }
@@ -75,23 +87,61 @@ def _summary(options: SummaryOptions) -> int:
     from vila_mc.data.inspection.summary import plot_summary, summary_lines
 
     reader = IndexedReader(options.prefix)
-    say("\n".join(summary_lines(reader)))
+    say("\n".join(summary_lines(reader, *_visual_tokens(options.config))))
     if options.png is not None:
         plot_summary(reader, options.png)
         say(f"histograms {options.png}")
     return 0
 
 
-def _show(options: ShowOptions) -> int:
+def _show(prog: str, options: ShowOptions) -> int:
     from vila_mc.data.indexed.reader import IndexedReader
     from vila_mc.data.inspection.page import sample_page
     from vila_mc.data.tokenizers.tokenizer import Tokenizer
 
     tokenizer = None if options.tokenizer is None else Tokenizer(options.tokenizer)
-    page = sample_page(IndexedReader(options.prefix), options.sample, tokenizer)
+    reader = IndexedReader(options.prefix)
+    visual_tokens, model = _visual_tokens(options.config)
+    others = {"previous": options.sample - 1, "next": options.sample + 1}
+    commands = [
+        (what, _command(prog, options, number))
+        for what, number in others.items()
+        if 0 <= number < len(reader)
+    ]
+    page = sample_page(
+        reader,
+        options.sample,
+        tokenizer,
+        visual_tokens=visual_tokens,
+        model=model,
+        commands=commands,
+    )
     write_whole(options.output, page)
-    say(f"wrote {options.output}")
+    say("\n".join([f"wrote {options.output}", *(f"{what:9} {line}" for what, line in commands)]))
     return 0
+
+
+def _script() -> str:
+    """How this process was started, where no console script did it."""
+    return shlex.join([sys.executable, sys.argv[0]])
+
+
+def _command(prog: str, options: ShowOptions, number: int) -> str:
+    """What shows another sample."""
+    words: list[object] = ["show", options.prefix, number, "--output", options.output]
+    if options.tokenizer is not None:
+        words += ["--tokenizer", options.tokenizer]
+    if options.config:
+        words += ["--config", *options.config]
+    return f"{prog} {shlex.join(map(str, words))}"
+
+
+def _visual_tokens(recipes: Sequence[Path]) -> tuple[int, str]:
+    """Positions that an image takes, and of which model. Raises ConfigError."""
+    from vila_mc.config.load import load_model
+
+    named = "the default model; --config counts those of yours"
+    return load_model(recipes).visual_tokens(), ", ".join(map(str, recipes)) or named
 
 
 def _verify(options: VerifyOptions) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vila_mc.config.data import BlendEntry
+from vila_mc.config.model import ModelConfig
 from vila_mc.config.options import build, field_docs, help_text, leaf_options, type_name
 from vila_mc.config.recipe import PRESETS, parse_yaml, read_recipe
 from vila_mc.config.run import RunConfig
@@ -70,6 +71,29 @@ def load_run_from_args(parsed: argparse.Namespace) -> RunConfig:
     """The ``RunConfig`` that a parser with ``add_config_options`` has read."""
     dotted = {name: value for name, value in vars(parsed).items() if "." in name}
     return load_run(parsed.config, dotted)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _ModelAlone:
+    """The part of a run that says what its model is."""
+
+    model: ModelConfig = ModelConfig()
+
+
+def load_model(files: Sequence[Path]) -> ModelConfig:
+    """The model that recipes describe, whatever else of a run they leave open.
+
+    Args:
+        files: YAML recipes; later ones win.
+
+    Raises:
+        ConfigError: a file cannot be read, or its section ``model`` is wrong.
+    """
+    merged: dict[str, Any] = {}
+    for values in map(read_recipe, files):
+        _merge(merged, values)
+    alone = {"model": merged.get("model", {})}
+    return build(_ModelAlone, alone, known=_names_beside).model
 
 
 def run_from_dict(values: Mapping[str, Any]) -> RunConfig:

@@ -3,18 +3,22 @@
 import json
 import re
 import runpy
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support.pieces import text_piece
+from vila_mc.commands import inspect_data
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.ingest.provenance import in_short
 from vila_mc.data.inspection.page import sample_page
+from vila_mc.data.inspection.summary import _bins, draw_summary
 from vila_mc.data.inspection.verify_dataset import verify
 from vila_mc.data.inspection.write_records import export
 from vila_mc.data.sources.conversations import ConversationSource
@@ -57,7 +61,7 @@ def test_page_is_self_contained_and_escapes_everything(
     )
     reader = IndexedReader(tmp_path / "set")
     for index, kind in enumerate(("png", "jpeg", "png")):  # browsers do not show TIFF
-        page = sample_page(reader, index, tokenizer)
+        page = sample_page(reader, index, tokenizer, visual_tokens=4, model=ATTACK)
         assert "<script" not in page
         assert "http" not in page.replace("http-equiv", "")
         assert page.count(f'src="data:image/{kind};base64,') == page.count("<img") == 1
@@ -66,9 +70,8 @@ def test_page_is_self_contained_and_escapes_everything(
     assert trained.count('class="token"') == len(tokenizer.encode("So <b>.")) + 1
     assert "<b>" not in trained
     assert f'title="{tokenizer.eos_id}">&lt;/s&gt;' in trained
-    assert f'<span class="token" title="{tokenizer.bos_id}">1</span>' in sample_page(
-        reader, 0, None
-    )
+    page = sample_page(reader, 0, None, visual_tokens=4)
+    assert f'<span class="token" title="{tokenizer.bos_id}">1</span>' in page
 
 
 def test_page_of_nothing_and_of_another_tokenizer(
@@ -79,11 +82,11 @@ def test_page_of_nothing_and_of_another_tokenizer(
     reader = IndexedReader(make_set(tmp_path / "set", 2))
     for index in (-1, 2):
         with pytest.raises(DataError, match=f"there is no sample {index}"):
-            sample_page(reader, index, None)
+            sample_page(reader, index, None, visual_tokens=4)
     train_tokenizer(["some other text"] * 9, tmp_path / "other.model", 275)
     other = Tokenizer(tmp_path / "other.model")
     with pytest.raises(DataError, match="made with another tokenizer"):
-        sample_page(reader, 0, other)
+        sample_page(reader, 0, other, visual_tokens=4)
     with pytest.raises(DataError, match="made with another tokenizer"):
         export(reader, other, tmp_path / "out")
 
@@ -92,7 +95,8 @@ def test_page_shows_damaged_images_as_such(tmp_path: Path, tokenizer: Tokenizer)
     with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
         writer.add(EncodedSample((text_piece((1,), False), ImagePiece(b"junk", "an image"))))
         writer.finish({})
-    assert "4 bytes that are no image" in sample_page(IndexedReader(tmp_path / "set"), 0, tokenizer)
+    page = sample_page(IndexedReader(tmp_path / "set"), 0, tokenizer, visual_tokens=4)
+    assert "4 bytes that are no image" in page
 
 
 def test_whole_set_is_verified(
@@ -164,7 +168,70 @@ def test_summary_counts_and_draws(
     printed = capsys.readouterr().out
     assert "samples    5\n" in printed
     assert "tokens     25; a sample: 5.0 on average, 5 to 5, median 5" in printed
+    assert "positions  of a row, 144 for an image (the default model; --config" in printed
+    assert "149.0 on average, 149 to 149, median 149" in printed
+    assert "in set.bin: token ids, and image files as they were\n" in printed
     assert Image.open(tmp_path / "a.png").format == "PNG"
+
+
+def test_a_page_shows_the_sample_first_and_says_what_is_next(
+    tmp_path: Path,
+    make_set: Callable[..., Path],
+    tokenizer_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prefix, html, recipe = make_set(tmp_path / "a set", 3), tmp_path / "a.html", tmp_path / "r.yaml"
+    recipe.write_text("model: {vision: {image_size: 56}, connector: {kind: linear}}")
+    given = ("--output", html, "--tokenizer", tokenizer_path, "--config", recipe)
+    assert inspect_data.main(["show", str(prefix), "1", *map(str, given)], "vila-mc inspect") == 0
+    page, said = html.read_text(), capsys.readouterr().out.splitlines()
+    facts = "1 image of 16 visual tokens each"
+    assert "5 tokens, of which" in page
+    assert page.index(facts) < page.index("<figure>") < page.index("What the set was made from")
+    assert ": 21 positions of a row" in page
+    size = len(IndexedReader(prefix).sample(1)[1].data)  # type: ignore[union-attr]
+    assert f"{20 + size:,} in a set.bin: 4 for each token, and {size:,} for the file of the" in page
+    for what, number in (("previous", 0), ("next", 2)):
+        shown = f"vila-mc inspect show '{prefix}' {number} --output {html}"
+        assert [line for line in said if line.startswith(f"{what:9} {shown} --tokenizer ")]
+        assert f"show &#39;{prefix}&#39; {number} --output" in page
+    again = shlex.split(said[-1])[3:]
+    assert again[0] == "show"
+    assert inspect_data.main(again, "vila-mc inspect") == 0
+    assert "sample 2 of 3" in html.read_text()
+    assert "next" not in capsys.readouterr().out
+
+
+def test_the_default_model_is_named_as_such(tmp_path: Path, make_set: Callable[..., Path]) -> None:
+    html = tmp_path / "a.html"
+    assert tool("show", make_set(tmp_path / "set", 1), 0, "--output", html) == 0
+    assert "144 visual tokens each" in html.read_text()
+    assert "(the default model; --config counts those of yours)" in html.read_text()
+
+
+@pytest.mark.parametrize(
+    ("counts", "edges", "scale"),
+    [
+        ([40, 41, 60], (39.5, 60.5), "linear"),
+        ([7], (6.5, 7.5), "linear"),
+        ([0, 3], (-0.5, 3.5), "linear"),
+        ([100, 900], (99.5, 900 + 16.5), "linear"),
+        ([3, 4000], (2.5, 4000.5), "log"),
+    ],
+)
+def test_axes_begin_where_the_data_do(
+    counts: list[int], edges: tuple[float, float], scale: str
+) -> None:
+    bins, found = _bins(np.array(counts))
+    assert (bins[0], found) == (pytest.approx(edges[0]), scale)
+    assert max(counts) < bins[-1] <= edges[1] + 1e-9
+    assert len(bins) <= 52
+
+
+def test_every_histogram_spans_its_data(tmp_path: Path, make_set: Callable[..., Path]) -> None:
+    figure = draw_summary(IndexedReader(make_set(tmp_path / "set", 5)))
+    limits = [axis.get_xlim() for axis in figure.axes]
+    assert limits == [(4.5, 5.5), (0.5, 1.5), (29.5, 40.5)]
 
 
 def test_text_sets_are_summed_up_too(

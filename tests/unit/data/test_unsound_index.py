@@ -94,7 +94,7 @@ def count(reader: IndexedReader, tokenizer: Tokenizer, model: ModelConfig) -> No
     assert (tokens == reader.token_counts()).all()
     assert (images == reader.image_counts()).all()
     assert (tokens + images).min() > 0
-    summary_lines(reader)
+    summary_lines(reader, 4, "a model")
 
 
 def train(
@@ -120,7 +120,7 @@ def train(
 def inspect(reader: IndexedReader, tokenizer: Tokenizer, model: ModelConfig) -> None:
     verify(reader.prefix)
     for index in range(len(reader)):
-        sample_page(reader, index, tokenizer)
+        sample_page(reader, index, tokenizer, visual_tokens=4)
 
 
 def write(reader: IndexedReader, tokenizer: Tokenizer, model: ModelConfig) -> None:

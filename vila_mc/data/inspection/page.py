@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jinja2
@@ -11,7 +12,7 @@ from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ingest.provenance import in_short
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
-from vila_mc.flow import ImagePiece, Piece
+from vila_mc.flow import ImagePiece, Piece, TextPiece
 
 _SHOWN_BY_BROWSERS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
@@ -33,13 +34,24 @@ class _Piece:
     caption: str = ""
 
 
-def sample_page(reader: IndexedReader, index: int, tokenizer: Tokenizer | None) -> str:
+def sample_page(
+    reader: IndexedReader,
+    index: int,
+    tokenizer: Tokenizer | None,
+    *,
+    visual_tokens: int,
+    model: str = "",
+    commands: Sequence[tuple[str, str]] = (),
+) -> str:
     """The page of sample ``index``.
 
     Args:
         reader: the dataset.
         index: which sample, from 0.
         tokenizer: what the set was made with; without one, tokens are shown as their ids.
+        visual_tokens: positions that an image takes in the model.
+        model: in words, which model that is.
+        commands: what else can be looked at, and how.
 
     Raises:
         DataError: there is no such sample, or the tokenizer is another one.
@@ -57,6 +69,8 @@ def sample_page(reader: IndexedReader, index: int, tokenizer: Tokenizer | None) 
         lstrip_blocks=True,
     )
     pieces = [_shown(piece, tokenizer) for piece in stored]
+    images = [piece.data for piece in stored if isinstance(piece, ImagePiece)]
+    token_bytes = next((p.ids.itemsize for p in stored if isinstance(p, TextPiece)), 0)
     first = pieces[0]  # nothing stands before its first token that could predict it
     pieces[:1] = [_Piece(first.tokens[:1]), replace(first, tokens=first.tokens[1:])]
     return environment.get_template("sample.html").render(
@@ -66,7 +80,12 @@ def sample_page(reader: IndexedReader, index: int, tokenizer: Tokenizer | None) 
         pieces=pieces,
         num_tokens=sum(len(piece.tokens) for piece in pieces),
         num_trained=sum(len(piece.tokens) for piece in pieces if piece.is_trained),
-        num_images=sum(piece.image is not None for piece in pieces),
+        num_images=len(images),
+        visual_tokens=visual_tokens,
+        model=model,
+        token_bytes=token_bytes,
+        image_bytes=sum(map(len, images)),
+        commands=commands,
         source={key: in_short(value) for key, value in reader.manifest.source.items()},
     )
 
@@ -81,6 +100,7 @@ def _shown(piece: Piece, tokenizer: Tokenizer | None) -> _Piece:
 
 
 def _shown_image(data: bytes) -> _Piece:
+    stored = len(data)
     try:
         image = open_image(data, "the image")
         kind, (width, height) = str(image.format), image.size
@@ -92,4 +112,4 @@ def _shown_image(data: bytes) -> _Piece:
         return _Piece(image="data:,", caption=f"{len(data):,} bytes that are no image")
     mime = kind if kind in _SHOWN_BY_BROWSERS else "PNG"
     address = f"data:image/{mime.lower()};base64,{base64.b64encode(data).decode('ascii')}"
-    return _Piece(image=address, caption=f"{kind}, {width} x {height}, {len(data):,} bytes")
+    return _Piece(image=address, caption=f"{kind}, {width} x {height} pixels, {stored:,} bytes")

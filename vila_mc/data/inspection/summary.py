@@ -14,10 +14,19 @@ from vila_mc.flow import ImagePiece
 
 _LOOKED_AT = 2000
 """Samples whose image headers are read for the histogram of image sizes."""
+_BINS = 50
+"""Most bins of a histogram."""
+_WIDE = 20
 
 
-def summary_lines(reader: IndexedReader) -> list[str]:
-    """The facts of a set, from its manifest and its index."""
+def summary_lines(reader: IndexedReader, visual_tokens: int, model: str) -> list[str]:
+    """The facts of a set, from its manifest and its index.
+
+    Args:
+        reader: the dataset.
+        visual_tokens: positions that an image takes in the model.
+        model: in words, which model that is.
+    """
     facts = reader.manifest
     tokens, images = reader.token_counts(), reader.image_counts()
     lines = [
@@ -25,7 +34,13 @@ def summary_lines(reader: IndexedReader) -> list[str]:
         f"samples    {facts.samples:,}",
         f"tokens     {facts.tokens:,}; a sample: {_spread(tokens)}",
         f"images     {facts.images:,}; a sample: {_spread(images)}",
-        f"bytes      {facts.bin_bytes:,}",
+    ]
+    if facts.images:
+        positions = _spread(tokens + images * visual_tokens)
+        lines.append(f"positions  of a row, {visual_tokens} for an image ({model}): {positions}")
+    lines += [
+        f"bytes      {facts.bin_bytes:,} in {reader.prefix.name}.bin: token ids"
+        f"{', and image files as they were' if facts.images else ''}",
         f"tokenizer  {facts.vocab_size:,} tokens, SHA-256 {facts.tokenizer_sha256[:16]}...",
         f"written by vila_mc {facts.tool_version}",
     ]
@@ -34,25 +49,45 @@ def summary_lines(reader: IndexedReader) -> list[str]:
 
 
 def plot_summary(reader: IndexedReader, output: Path) -> None:
-    """Histograms as a PNG: tokens and images of a sample, sides of images.
+    """Histograms as a PNG, see ``draw_summary``."""
+    figure = draw_summary(reader)
+    with whole_file(output) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def draw_summary(reader: IndexedReader) -> Figure:
+    """Histograms: tokens and images of a sample, sides of images; each axis spans its data.
 
     Image sides are those of ``_LOOKED_AT`` samples, spread evenly over the set.
     """
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     axes = figure.subplots(1, 3)
-    tokens, images = reader.token_counts(), reader.image_counts()
-    axes[0].hist(tokens, bins=np.geomspace(1, max(2, tokens.max() + 1), 50))
-    axes[0].set(xscale="log", xlabel="text tokens of a sample", ylabel="samples")
-    axes[1].hist(images, bins=np.arange(images.max() + 2) - 0.5, rwidth=0.9)
-    axes[1].set(xlabel="images of a sample", ylabel="samples")
+    sides = np.array(_image_sides(reader)).reshape(-1, 2)
+    for axis, counts, what in (
+        (axes[0], reader.token_counts(), "text tokens of a sample"),
+        (axes[1], reader.image_counts(), "images of a sample"),
+    ):
+        bins, scale = _bins(counts)
+        axis.hist(counts, bins=bins)
+        axis.set(xscale=scale, xlabel=what, ylabel="samples", xlim=(bins[0], bins[-1]))
     axes[1].xaxis.get_major_locator().set_params(integer=True)
-    sides = _image_sides(reader)
-    if sides:
-        axes[2].hist(np.array(sides), bins=40, label=["width", "height"], histtype="step")
+    if len(sides):
+        bins, scale = _bins(sides)
+        axes[2].hist(sides, bins=bins, label=["width", "height"], histtype="step")
+        axes[2].set(xscale=scale, xlim=(bins[0], bins[-1]))
         axes[2].legend()
     axes[2].set(xlabel=f"pixels ({len(sides):,} images looked at)", ylabel="images")
-    with whole_file(output) as file:
-        figure.savefig(file, format="png", dpi=110)
+    return figure
+
+
+def _bins(counts: np.ndarray) -> tuple[np.ndarray, str]:
+    """Edges of bins from the least to the greatest, around whole numbers, and the scale of their
+    axis: log where the data span more than ``_WIDE`` times their least."""
+    low, high = int(counts.min()), int(counts.max())
+    if low > 0 and high > _WIDE * low:
+        return np.geomspace(low - 0.5, high + 0.5, _BINS), "log"
+    step = max(1, -(-(high - low + 1) // _BINS))
+    return np.arange(low, high + step + 1, step) - 0.5, "linear"
 
 
 def _spread(counts: np.ndarray) -> str:
