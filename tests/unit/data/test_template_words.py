@@ -106,6 +106,21 @@ def test_preprocessing_says_what_the_template_costs(
         assert re.match(f"warning: the chat template's own text {expected}", said)
 
 
+def test_no_advice_where_none_would_help(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template, model = tmp_path / "short.yaml", tmp_path / "t.model"
+    template.write_text('first: "USER: "\nnext: "USER: "\nclose: " ASSISTANT: "\n')
+    short = ("--input", str(corpus), "--template", str(template))
+    train(*short, "--output", model, "--vocab-size", 330)
+    corpus.write_text(
+        json.dumps([conversation(n, words=0) for n in range(60)]).replace('""', '"red"')
+    )
+    common = ("--output", str(tmp_path / "set"), "--tokenizer", str(model))
+    assert preprocess_data.main(["conversations", *short, *common], "preprocess") == 0
+    assert not capsys.readouterr().err
+
+
 def test_other_kinds_have_no_template(
     tmp_path: Path,
     tokenizer_path: Path,

@@ -41,6 +41,9 @@ _TEMPLATE_SHARE = 0.2
 _SPELLED = 3.0
 """Characters of a template in one token below which a tokenizer does not know its words; with those
 of Llama, and with any that has read it, a token has some 4 to 5."""
+_SHORT = 12
+"""Tokens of a template in a sample that no advice makes fewer: ``USER:`` and ``ASSISTANT:`` take
+some 9."""
 _COMMIT_BYTES = 256 << 20
 _COMMIT_SECONDS = 60.0
 """What a kill costs at most: this much output, or this much time."""
@@ -69,7 +72,7 @@ class Preprocessed:
     def warning(self) -> str | None:
         """What the chat template costs, in one line; None where that is little."""
         made, own = self.manifest, self.template_tokens
-        if own <= _TEMPLATE_SHARE * made.tokens:
+        if own <= max(_TEMPLATE_SHARE * made.tokens, _SHORT * made.samples):
             return None
         each = self.template_characters / own
         figures = (
