@@ -17,7 +17,7 @@ from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.import_checkpoint import run_of
 from vila_mc.data.chat_templates import AnyTemplate, Template
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.errors import ConfigError
+from vila_mc.errors import ConfigError, DataError
 from vila_mc.evaluation.conversation import AskedModel
 from vila_mc.model.build import build_stages
 from vila_mc.model.vila_model import VilaModel
@@ -97,7 +97,10 @@ def _template(
 def _tokenizer(path: Path | None, where: Path) -> Tokenizer:
     if path is None:
         raise ConfigError(f"{where} names no tokenizer. Give one.", option="tokenizer")
-    return Tokenizer(path)
+    try:
+        return Tokenizer(path)
+    except DataError as error:  # it may lie elsewhere now
+        raise DataError(str(error), option="tokenizer") from None
 
 
 def _tokenizer_of(source: ForeignModel) -> Path | None:

@@ -46,9 +46,6 @@ class TokenizerSource(Protocol):
     def image_token(self) -> int:
         """Id of ``<image>`` where a format needs it as a token: its own, or the next free one."""
 
-    def id_of(self, token: str) -> int | None:
-        """Id of a special token; None without it."""
-
     def write(
         self, directory: Path, max_length: int, *, processor: str | None, with_image: bool
     ) -> None:
@@ -114,9 +111,6 @@ class _SentencePiece:
     def image_token(self) -> int:
         return self.num_tokens()
 
-    def id_of(self, token: str) -> int | None:
-        return self._model.special(token)
-
     def write(
         self, directory: Path, max_length: int, *, processor: str | None, with_image: bool
     ) -> None:
@@ -165,9 +159,6 @@ class _Folder:
 
     def image_token(self) -> int:
         return self._ids.get(IMAGE_TOKEN, self._num_tokens)
-
-    def id_of(self, token: str) -> int | None:
-        return self._ids.get(token)
 
     def write(
         self, directory: Path, max_length: int, *, processor: str | None, with_image: bool

@@ -56,6 +56,10 @@ TURNS = (
     Turn("assistant", "The last."),
 )
 MODEL = tiny_model("linear", vocab_size=VOCABULARY + len(SPECIAL))
+WORKING = (
+    "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
 NAMED = {**BUILT_IN, "own": OWN}
 SET = dict(
     format_version=2,
@@ -155,9 +159,21 @@ def test_a_system_text_takes_the_place_of_the_template_s(
 
 def test_answers_end_where_training_ended_them(folder: Path, tmp_path: Path) -> None:
     state = lazily(build(MODEL).canonical())
-    for name, ends in (("llama_3", [2, VOCABULARY + 4]), ("vicuna_v1", 2)):
-        write_export(state, MODEL, folder, tmp_path / name, template=BUILT_IN[name])
-        written = json.loads((tmp_path / name / "generation_config.json").read_text())
+    newline = Tokenizer(folder).encode("a\n")[-1]
+    two_letters = Template(first="", next="", close="", end="zq")
+    tokenizer_s = TokenizerTemplate(WORKING, (), ())
+    for number, (template, ends) in enumerate(
+        (
+            (BUILT_IN["llama_3"], [2, VOCABULARY + 4]),
+            (BUILT_IN["vicuna_v1"], 2),
+            (BUILT_IN["plain"], [2, newline]),
+            (two_letters, 2),
+            (tokenizer_s, [2, VOCABULARY + 1]),
+        )
+    ):
+        output = tmp_path / str(number)
+        write_export(state, MODEL, folder, output, template=template)
+        written = json.loads((output / "generation_config.json").read_text())
         assert written["eos_token_id"] == ends
 
 
@@ -307,10 +323,6 @@ def test_other_jinja_is_none_of_ours() -> None:
     assert not is_same(OWN, TokenizerTemplate("{{ 1 }}", (), ()))
 
 
-WORKING = (
-    "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
-)
 IN_PARTS = "{% for m in messages %}{% for part in m['content'] if part['type'] == 'text' %}"
 IN_PARTS += "{{ part['text'] }}{% endfor %}{% endfor %}"
 

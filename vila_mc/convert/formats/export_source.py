@@ -37,6 +37,8 @@ class ExportSource:
     max_shard_bytes: int
     template: AnyTemplate = DEFAULT
     """What the model was trained to chat with."""
+    end_ids: tuple[int, ...] = ()
+    """Tokens, besides EOS, that end an answer."""
 
     def dtype_name(self) -> str:
         """As Hugging Face calls the number format."""
@@ -48,8 +50,7 @@ class ExportSource:
 
     def generation_json(self) -> dict[str, Any]:
         """generation_config.json: greedy, until EOS or what ends an answer in its place."""
-        stops = [self.tokenizer.id_of(token) for token in self.template.stop_tokens()]
-        ends = [self.token_ids()["eos_token_id"], *stops]
+        ends = [self.token_ids()["eos_token_id"], *self.end_ids]
         known = list(dict.fromkeys(token for token in ends if token is not None))
         eos = {"eos_token_id": known} if len(known) > 1 else {}
         return {**self.token_ids(), **eos, "do_sample": False}

@@ -14,7 +14,10 @@ from vila_mc.convert.output_directory import MANIFEST, output_directory
 from vila_mc.convert.tokenizer_source import open_tokenizer
 from vila_mc.convert.weights import read_json
 from vila_mc.data.chat_templates import AnyTemplate
-from vila_mc.errors import CheckpointError
+from vila_mc.data.tokenizer_template import TokenizerTemplate
+from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.errors import CheckpointError, VilaError
+from vila_mc.evaluation.answer_end import AnswerEnd
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
@@ -53,9 +56,28 @@ def write_export(
             f"an export cannot be {dtype}; choose {' or '.join(DTYPE_NAMES.values())}."
         )
     tokenizer = open_tokenizer(tokenizer_path, model.language.vocab_size)
-    source = ExportSource(tensors, model, tokenizer, dtype, max_shard_bytes, template)
+    ends = end_ids(template, tokenizer_path)
+    source = ExportSource(tensors, model, tokenizer, dtype, max_shard_bytes, template, ends)
     with output_directory(output, {"format": format}) as directory:
         find_format(format).write(source, directory)
+
+
+def end_ids(template: AnyTemplate, tokenizer_path: Path) -> tuple[int, ...]:
+    """Tokens, besides EOS, that end an answer: those that the template, or the tokenizer's own,
+    puts behind one, or that of a text, such as the newline of ``plain``, where one token is it."""
+    try:
+        tokenizer = Tokenizer(tokenizer_path)
+        if isinstance(template, TokenizerTemplate):
+            _, variables = tokenizer.chat_template()
+            known = tuple(sorted(variables.items())), tokenizer.special_tokens()
+            template = TokenizerTemplate(template.text, *known)
+        end = AnswerEnd.of(template, tokenizer)
+        if not end.is_text_alone:
+            return tuple(sorted(end.ids - {tokenizer.eos_id}))
+        (ids,) = tokenizer.encode_batch([end.text], [True])
+    except VilaError:  # a tokenizer can be written that cannot be asked with
+        return ()
+    return (int(ids[0]),) if len(ids) == 1 else ()
 
 
 def written_format(directory: Path) -> Format:
