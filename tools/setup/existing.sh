@@ -95,7 +95,7 @@ another, or unset VILA_MC_PYTHON for a .venv of its own."
         echo "Installing what the environment of $VENV_PYTHON lacks, beside ${lines[0]}: ${lines[*]:1}"
         if ! _setup_quietly "${pip[@]}" -c <(printf '%s\n' "${lines[0]}") "${lines[@]:1}"; then
             _setup_fail "the environment of $VENV_PYTHON could not be completed. In a container, make \
-a layer above it: python3 -m venv --system-site-packages DIR, and VILA_MC_PYTHON=DIR/bin/python."
+a layer above it: python3 -m venv --without-pip --system-site-packages DIR, and VILA_MC_PYTHON=DIR/bin/python."
             return
         fi
     fi
