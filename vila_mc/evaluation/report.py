@@ -26,8 +26,12 @@ MAX_POINTS = 1500
 
 _TEXT_COLOUR = "#010203"
 """Stands for the page's text colour while matplotlib draws."""
-_CURVES = (("loss", "loss", "#2f7fd0"), ("learning_rate", "learning rate", "#d0782f"))
-"""Key of the record, label of the axis, colour."""
+_CURVES = (
+    ("loss", "loss", "#2f7fd0"),
+    ("validation_loss", "loss", "#2a9d5f"),
+    ("learning_rate", "learning rate", "#d0782f"),
+)
+"""Key of the record, label of the axis, colour; those of one label share a panel."""
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -61,7 +65,8 @@ def write_report(
     Args:
         output: the HTML file; missing directories are made.
         title: heading of the page.
-        curves: phase name -> records with ``step`` and any of ``loss``, ``learning_rate``.
+        curves: phase name -> records with ``step`` and any of ``loss``, ``validation_loss``,
+            ``learning_rate``.
         answers: rows of any number of tasks.
         facts: name -> value, shown as they are (layout, versions, time).
 
@@ -113,7 +118,12 @@ def _draw(name: str, records: Sequence[Mapping[str, float]]) -> markupsafe.Marku
 
     No text of the caller enters the figure: matplotlib would read a ``$`` in it as mathematics.
     """
-    panels = [(k, label, c) for k, label, c in _CURVES if any(k in record for record in records)]
+    curves = [
+        (key, label, colour, points)
+        for key, label, colour in _CURVES
+        if (points := [(r["step"], v) for r in records if (v := r.get(key)) is not None])
+    ]
+    labels = list(dict.fromkeys(label for _, label, _, _ in curves))
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,  # distinct ids for the figures of one page, the same every time
@@ -124,18 +134,15 @@ def _draw(name: str, records: Sequence[Mapping[str, float]]) -> markupsafe.Marku
         ),
     }
     with rc_context(style):
-        figure = Figure(figsize=(5.0 * len(panels), 2.6), layout="constrained")
-        for axes, (key, label, colour) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-        ):
-            points = [
-                (record["step"], value)
-                for record in records
-                if (value := record.get(key)) is not None
-            ]
-            _draw_curve(axes, points, colour, is_noisy=key == "loss")
-            axes.set(xlabel="step", ylabel=label)
-            axes.spines[["top", "right"]].set_visible(False)
+        figure = Figure(figsize=(5.0 * len(labels), 2.6), layout="constrained")
+        panels = dict(zip(labels, figure.subplots(1, len(labels), squeeze=False)[0], strict=True))
+        for key, label, colour, points in curves:
+            _draw_curve(panels[label], points, colour, is_noisy=key == "loss")
+            if key == "validation_loss":
+                panels[label].plot([], [], color=colour, label="validation")
+                panels[label].legend(frameon=False)
+            panels[label].set(xlabel="step", ylabel=label)
+            panels[label].spines[["top", "right"]].set_visible(False)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     svg = drawn.getvalue()
