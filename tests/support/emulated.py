@@ -7,13 +7,15 @@ from it, so that none sees what another has left behind.
 
 import importlib
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tests.support.ranks import run_ranks
-from vila_mc.emulation.install import install, wheel_folder
+from vila_mc.emulation.install import WHEEL_FOLDER, install, wheel_folder
 
 H100, B200 = (9, 0), (10, 0)
 
@@ -38,19 +40,25 @@ class Emulated:
 
 
 @contextmanager
-def emulated(capability: tuple[int, int] = H100) -> Iterator[Emulated]:
+def emulated(capability: tuple[int, int] = H100, folder: Path | None = None) -> Iterator[Emulated]:
     """Start the process that calls are forked from.
+
+    Args:
+        folder: of another wheel than the pinned one.
 
     Raises:
         SetupError: Transformer Engine's wheel is not there.
     """
-    wheel_folder()
+    folder = folder or wheel_folder()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(capability,)) as pool:
+    with ProcessPoolExecutor(
+        1, context, initializer=_prepare, initargs=(capability, str(folder))
+    ) as pool:
         yield Emulated(pool)
 
 
-def _prepare(capability: tuple[int, int]) -> None:
+def _prepare(capability: tuple[int, int], folder: str) -> None:
+    os.environ[WHEEL_FOLDER] = folder
     install(capability)
     import tests.support.preload  # noqa: F401
 

@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 
+import transformer_engine as te_package
 import transformer_engine.pytorch as te
 import transformer_engine_torch as tex
 
@@ -37,6 +38,11 @@ def refusal(name: str) -> str:
     except NotImplementedError as said:
         return str(said)
     return ""
+
+
+def release() -> str:
+    """Of the Transformer Engine that is executed."""
+    return str(te_package.__version__)
 
 
 def available() -> dict[str, bool]:

@@ -37,7 +37,7 @@ def below(amax: Tensor, kind: torch.dtype) -> Tensor:
     """The power of two at or below the largest number / amax; 1 where there is nothing to scale."""
     scale = (LARGEST[kind] / amax).clamp(max=torch.finfo(torch.float32).max)
     _, exponent = torch.frexp(scale)
-    return torch.where(amax == 0, 1.0, torch.ldexp(torch.ones(()), exponent - 1))
+    return torch.where(amax == 0, 1.0, 2.0 ** (exponent - 1))
 
 
 def by_rows(values: Tensor, kind: torch.dtype) -> Tensor:

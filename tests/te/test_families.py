@@ -4,30 +4,7 @@ import pytest
 
 from tests.support.emulated import Emulated
 from tests.te.faults import FAULTS, ON_BLACKWELL
-
-CHECKS = (
-    "linear",
-    "layer norm",
-    "rms norm",
-    "mlp",
-    "delayed",
-    "current",
-    "blockwise",
-    "fused quantization",
-    "quantizers",
-    "accumulation",
-    "gelu of a product",
-    "activations",
-    "attention",
-    "packed attention",
-    "softmax",
-    "rope",
-    "adam",
-    "multi tensor",
-    "padding",
-    "master weights",
-    "delayed scales",
-)
+from tests.te.names import CHECKS, CHECKS_ON_BLACKWELL
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +26,7 @@ def test_a_family_computes_what_it_should(name: str, fractions: dict[str, float]
     assert fractions[name] < 1
 
 
-@pytest.mark.parametrize("name", ["mxfp8", "mxfp8 quantizer"])
+@pytest.mark.parametrize("name", CHECKS_ON_BLACKWELL)
 def test_a_family_of_blackwell_computes_what_it_should(name: str, b200: Emulated) -> None:
     assert b200("tests.te.checks:measured", [name])[name] < 1
 
