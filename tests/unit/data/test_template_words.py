@@ -256,7 +256,7 @@ def test_a_run_that_goes_on_remembers_the_template() -> None:
 
 
 def test_letters_of_a_small_corpus_are_kept(tmp_path: Path) -> None:
-    sentences = with_template(["Five fins"] * 20 + ["one two three"] * 900, BUILT_IN["vicuna_v1"])
+    sentences = with_template(["Five fins"] + ["one two three"] * 900, BUILT_IN["vicuna_v1"])
     tokenizers.train_tokenizer(sentences, tmp_path / "t.model", 360)
     made = Tokenizer(tmp_path / "t.model")
     assert not [i for i in made.encode("Five") if made.token(i).startswith("<0x")]

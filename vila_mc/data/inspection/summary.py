@@ -1,9 +1,12 @@
 """What is in a dataset: counts, and how lengths and images are distributed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vila_mc.data.image_codec import open_image
 from vila_mc.data.indexed.reader import IndexedReader
@@ -67,17 +70,21 @@ def draw_summary(reader: IndexedReader) -> Figure:
         (axes[0], reader.token_counts(), "text tokens of a sample"),
         (axes[1], reader.image_counts(), "images of a sample"),
     ):
-        bins, scale = _bins(counts)
-        axis.hist(counts, bins=bins)
-        axis.set(xscale=scale, xlabel=what, ylabel="samples", xlim=(bins[0], bins[-1]))
-    axes[1].xaxis.get_major_locator().set_params(integer=True)
+        _draw(axis, counts)
+        axis.set(xlabel=what, ylabel="samples")
     if len(sides):
-        bins, scale = _bins(sides)
-        axes[2].hist(sides, bins=bins, label=["width", "height"], histtype="step")
-        axes[2].set(xscale=scale, xlim=(bins[0], bins[-1]))
+        _draw(axes[2], sides, label=["width", "height"])
         axes[2].legend()
     axes[2].set(xlabel=f"pixels ({len(sides):,} images looked at)", ylabel="images")
     return figure
+
+
+def _draw(axis: Axes, counts: np.ndarray, **options: Any) -> None:
+    bins, scale = _bins(counts)
+    axis.hist(counts, bins=list(bins), rwidth=0.9, **options)
+    axis.set(xscale=scale, xlim=(bins[0], bins[-1]))
+    if scale == "linear":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _bins(counts: np.ndarray) -> tuple[np.ndarray, str]:

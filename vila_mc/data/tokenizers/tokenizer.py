@@ -27,9 +27,11 @@ _LONGEST_SENTENCE = 1000
 """Characters, 4 bytes each at most. SentencePiece drops training sentences above 4,192 bytes
 without a word, so longer ones are cut."""
 
+_FEW_CHARACTERS = 256
+"""Different characters of a text that all get a token, be they ever so rare in it."""
 _COVERAGE = 0.99995
-"""Share of the characters of the training text that get a token, as Llama has it; the others are
-spelled in bytes. SentencePiece's own 0.9995 costs a small corpus with a chat template letters."""
+"""Share of the characters of another text that get one, as Llama has it; the others are spelled in
+bytes."""
 
 
 class Backend(Protocol):
@@ -304,6 +306,7 @@ def train_tokenizer(
     chunks = [chunk for sentence in sentences for chunk in _chunks(sentence)]
     if not chunks:
         raise DataError("there is no text to train on. Check the files.", option="input")
+    characters = set(itertools.chain.from_iterable(map(set, chunks)))
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -316,7 +319,7 @@ def train_tokenizer(
             remove_extra_whitespaces=False,
             add_dummy_prefix=True,
             split_digits=True,
-            character_coverage=_COVERAGE,
+            character_coverage=1.0 if len(characters) <= _FEW_CHARACTERS else _COVERAGE,
             unk_id=0,
             bos_id=1,
             eos_id=2,
