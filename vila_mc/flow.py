@@ -200,6 +200,9 @@ class StepResult:
     """Some rank was asked to stop."""
     skipped: bool = False
     """Loss or gradient was not finite, so no weight was changed."""
+    overflowed: bool = False
+    """It was skipped because the scaled gradients were too great for fp16; the next are scaled by
+    less."""
     bad_microbatches: tuple[int, ...] = ()
     """Those of this rank's own whose loss was not finite; only the stage with the head knows."""
     loss_by_entry: tuple[float | None, ...] = ()

@@ -27,7 +27,7 @@ POSITIVE = [
     *(f"parallel.{name}" for name in ("tensor", "pipeline", "virtual", "context")),
     *(f"optimizer.{name}" for name in ("lr", "epsilon")),
     *(f"train.{name}" for name in ("steps", "global_batch", "micro_batch", "save_every")),
-    *(f"train.{name}" for name in ("keep_last", "timeout_minutes")),
+    *(f"train.{name}" for name in ("keep_last", "timeout_minutes", "fp8.amax_history")),
 ]
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
@@ -77,6 +77,51 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"optimizer.clip_grad": -1}, "neither may be negative"),
     ({"optimizer.weight_decay": -1}, "neither may be negative"),
     ({"optimizer.decay": "step"}, "optimizer.decay is step; it must be 'cosine'"),
+    ({"train.fp8.parts": []}, "train.fp8.parts is []; name each of vision, language once"),
+    ({"train.fp8.parts": ["connector"]}, "train.fp8.parts.0 is connector"),
+    ({"train.fp8.margin": 1}, "train.fp8.margin concerns the delayed recipe alone"),
+    ({"train.fp8.last_layers_bf16": -1}, "train.fp8.last_layers_bf16 is -1; it must be 0"),
+    (
+        {"train.fp8.recipe": "delayed", "train.fp8.parts": ["vision", "language"]},
+        "vision has none where a rank reads no image. Take it out of train.fp8.parts",
+    ),
+    (
+        {"train.fp8.recipe": "delayed", "train.fp8.first_layers_bf16": 1},
+        "train.fp8.recipe delayed knows no layers in bf16",
+    ),
+    (
+        {"train.fp8.recipe": "current", "train.precision": "fp16"},
+        "train.fp8.recipe is current and train.precision fp16; what is not computed in FP8",
+    ),
+    (
+        {"train.fp8.recipe": "current", "train.layers": "torch"},
+        "needs layers of Transformer Engine for language, and train.layers is torch",
+    ),
+    (
+        {
+            "train.fp8.recipe": "current",
+            "train.fp8.parts": ["vision", "language"],
+            "train.vision_layers": "torch",
+        },
+        "needs layers of Transformer Engine for vision, and train.vision_layers is torch",
+    ),
+    (
+        {"train.fp8.recipe": "current", "data.sequence_length": 1000},
+        "data.sequence_length is 1000 on one rank, and train.fp8.recipe current needs multiples",
+    ),
+    (
+        {"train.fp8.recipe": "mxfp8", "model.language.ffn": 11024},
+        "model.language.ffn is 11024 on one rank, and train.fp8.recipe mxfp8 needs multiples of 32",
+    ),
+    (
+        {
+            "train.fp8.recipe": "blockwise",
+            "train.fp8.parts": ["vision"],
+            "model.vision.ffn": 4100,
+        },
+        "model.vision.ffn is 4100 on one rank",
+    ),
+    ({"train.fp8.param_gather": True}, "there is no storage of weights in FP8"),
     ({"train.trainable": []}, "name at least one of vision, connector, language"),
     ({"train.trainable": ["vision", "vision"]}, "names a part twice: vision, vision"),
     ({"train.trainable": ["adapter"]}, "train.trainable.0 is adapter"),

@@ -10,8 +10,9 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
+from vila_mc.checkpoint.fp8_state import FP8, put_fp8_state, that_are_kept
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
-from vila_mc.checkpoint.require_intact import require_intact, require_same_names
+from vila_mc.checkpoint.require_intact import require_intact, require_same_names, stored_shapes
 from vila_mc.checkpoint.safe_index import nothing_foreign_unpickled
 from vila_mc.checkpoint.state import (
     RANDOM,
@@ -39,13 +40,13 @@ _OF_DAMAGED_BYTES = (
     ValueError,
     pickle.UnpicklingError,
 )
-_NOT_WEIGHTS = ("optimizer.", "common_state/", f"{RANDOM}/")
+_NOT_WEIGHTS = ("optimizer.", "common_state/", f"{RANDOM}/", f"{FP8}.")
 
 
 def load_checkpoint(
     path: Path, ranks: Ranks, stages: Sequence[VilaModel], optimizer: Any
 ) -> Manifest:
-    """Restore weights, the optimizer's moments and, at the same layout, random generators.
+    """Restore weights, moments, scales of FP8 and, at the same layout, random generators.
 
     The position in data and schedule is in the returned manifest. Settings of the optimizer, such
     as its learning rate, stay those of the run.
@@ -58,10 +59,14 @@ def load_checkpoint(
     has_same_ranks = manifest.layout == ranks.layout
     if has_same_ranks:
         state["random"] = random_state(ranks)
-    require_same_names(directory, state, ignored=("common_state/", f"{RANDOM}/"))
+    asked = _known_fp8(state.get(FP8, {}), directory)
+    state[FP8] = asked
+    require_same_names(directory, state, ignored=("common_state/", f"{RANDOM}/", f"{FP8}."))
+    scales = [(entry.data, name, stage) for stage in asked for name, entry in asked[stage].items()]
     loaded = _load(state, directory)
     for name, stage in named(stages):
         put_weights(stage, loaded[name])
+    put_fp8_state((tensor, loaded[FP8][stage][name]) for tensor, name, stage in scales)
     _load_moments(optimizer, loaded["optimizer"])
     if has_same_ranks:
         restore_random_state(loaded["random"])
@@ -101,6 +106,12 @@ def load_weights(
         weights = loaded.get(name, {}) | shards
         put_weights(stage, weights, is_whole=len(parts) == len(MODEL_PARTS))
     return manifest
+
+
+def _known_fp8(state: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """What of FP8's scales a checkpoint has; a run of another recipe or history has none."""
+    stored = stored_shapes(directory) if state else {}
+    return {stage: that_are_kept(theirs, stored) for stage, theirs in state.items()}
 
 
 def _taken_out(weights: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -54,10 +54,7 @@ def require_same_names(
     Raises:
         CheckpointError: it lists what is missing, surplus and of another shape.
     """
-    stored = {
-        name: tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
-        for name, entry in read_index(directory).state_dict_metadata.items()
-    }
+    stored = stored_shapes(directory)
     wanted: dict[str, _Shape] = {}
     by_rank: list[dict[str, _Shape]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(by_rank, _names_and_shapes(state))
@@ -80,6 +77,14 @@ def require_same_names(
             f"{directory} does not hold the weights of this run; {'; '.join(complaints)}. Use the "
             "model section and train.trainable it was trained with, or another checkpoint."
         )
+
+
+def stored_shapes(directory: Path) -> dict[str, _Shape]:
+    """Shapes of everything in a checkpoint by its key; None for objects. Raises CheckpointError."""
+    return {
+        name: tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
+        for name, entry in read_index(directory).state_dict_metadata.items()
+    }
 
 
 def _names_and_shapes(state: Mapping[str, Any]) -> dict[str, _Shape]:

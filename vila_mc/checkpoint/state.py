@@ -10,6 +10,7 @@ import torch
 from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+from vila_mc.checkpoint.fp8_state import FP8, fp8_state
 from vila_mc.checkpoint.host_copy import use_host_copy
 from vila_mc.checkpoint.places import is_empty_object, key_of
 from vila_mc.model.vila_model import VilaModel
@@ -22,13 +23,17 @@ RANDOM = "random"
 def run_state(
     ranks: Ranks, stages: Sequence[VilaModel], optimizer: Any, *, is_loading: bool
 ) -> dict[str, Any]:
-    """Weights and optimizer, which any layout can read."""
+    """Weights, optimizer and what FP8 remembers, which any layout can read."""
     metadata = {**content_metadata(), "dp_cp_group": ranks.groups.dp_cp}
-    weights = {name: _weights(stage, metadata) for name, stage in named(stages)}
+    described = {name: stage.sharded_state_dict(metadata=metadata) for name, stage in named(stages)}
+    fp8 = {name: fp8_state(stage, described[name]) for name, stage in named(stages)}
+    weights = {name: _weights(described[name]) for name in described}
     if not is_loading:
         _create_missing_moments(optimizer)
         use_host_copy(optimizer)
     state: dict[str, Any] = dict(weights)
+    if any(fp8.values()):
+        state[FP8] = fp8
     # Megatron-Core collects garbage here, for a fifth of a second with this many objects about:
     # those that exist already are left out.
     gc.freeze()
@@ -44,7 +49,9 @@ def run_state(
 def weights_state(stages: Sequence[VilaModel]) -> dict[str, Any]:
     """The weights alone."""
     metadata = content_metadata()
-    return {name: _weights(stage, metadata) for name, stage in named(stages)}
+    return {
+        name: _weights(stage.sharded_state_dict(metadata=metadata)) for name, stage in named(stages)
+    }
 
 
 def put_weights(stage: VilaModel, weights: Mapping[str, Any], *, is_whole: bool = True) -> None:
@@ -55,13 +62,13 @@ def put_weights(stage: VilaModel, weights: Mapping[str, Any], *, is_whole: bool 
     assert not (is_whole and forgotten), forgotten
 
 
-def _weights(stage: VilaModel, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Described by names that do not say what the layers are made of.
+def _weights(described: Mapping[str, Any]) -> dict[str, Any]:
+    """By names that do not say what the layers are made of.
 
     Transformer Engine puts pickles beside its weights, which are left out.
     """
     weights = {}
-    for name, entry in stage.sharded_state_dict(metadata=metadata).items():
+    for name, entry in described.items():
         if isinstance(entry, ShardedObject):
             if not is_empty_object(entry.key):
                 continue

@@ -10,6 +10,7 @@ import torch
 
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.config.fp8 import Fp8Config
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.config.run import RunConfig
 from vila_mc.model.build import build_stages
@@ -54,6 +55,11 @@ def weightless_model(config: RunConfig) -> Iterator[VilaModel]:
 def on_one_rank(config: RunConfig) -> RunConfig:
     """The same run in one process, in fp32 on torch's layers, to evaluate anywhere."""
     train = dataclasses.replace(
-        config.train, precision="fp32", recompute="none", layers="torch", vision_layers=None
+        config.train,
+        precision="fp32",
+        fp8=Fp8Config(),
+        recompute="none",
+        layers="torch",
+        vision_layers=None,
     )
     return dataclasses.replace(config, parallel=ParallelConfig(), train=train)

@@ -66,10 +66,38 @@ class RunConfig:
             f"one image takes {self.model.visual_tokens()} positions, but data.sequence_length "
             f"is {length}. Raise it, or use a downsampling connector.",
         )
+        self._check_fp8()
 
     def validates(self) -> bool:
         """Whether the loss on ``data.validation`` is measured at all."""
         return bool(self.data.validation) and self.train.validate_every > 0
+
+    def _check_fp8(self) -> None:
+        """What Transformer Engine asserts of the shapes of its products, said beforehand."""
+        fp8, tensor, multiple = self.train.fp8, self.parallel.tensor, self.train.fp8.alignment()
+        language, vision = self.model.language, self.model.vision
+        head = language.resolved_head_width()
+        sizes: dict[str, int] = {}
+        if fp8.concerns("language"):
+            shards = tensor if self.parallel.sequence else 1
+            sizes |= {
+                "data.sequence_length": self.data.sequence_length // shards,
+                "model.language.width": language.width,
+                "model.language.ffn": language.ffn // tensor,
+                "model.language.heads x head width": language.heads * head // tensor,
+            }
+        if fp8.concerns("vision"):
+            sizes |= {
+                "model.vision.width": vision.width // tensor,
+                "model.vision.ffn": vision.ffn // tensor,
+            }
+        for name, size in sizes.items():
+            require(
+                size % multiple == 0,
+                f"{name} is {size} on one rank, and train.fp8.recipe {fp8.recipe} needs multiples "
+                f"of {multiple}. Change it or parallel.tensor, or take that part out of "
+                "train.fp8.parts.",
+            )
 
     def check_world(self, world_size: int) -> None:
         """Refuse a number of ranks that this run cannot use. Raises ConfigError."""

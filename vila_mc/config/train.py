@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vila_mc.config.fp8 import Fp8Config
 from vila_mc.config.model import STRICT, require, require_positive
 
 ModelPart = Literal["vision", "connector", "language"]
 MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "connector", "language")
+Precision = Literal["fp32", "bf16", "fp16"]
 LayerKind = Literal["torch", "transformer_engine"]
 LayerChoice = Literal["auto", "torch", "transformer_engine"]
 DEFAULT_STEPS = 100
@@ -37,8 +39,11 @@ class TrainConfig:
     micro_batch: int | None = None
     """Rows in one forward pass of one rank; the loss is the same for all (default: the most whose
     activations take about 256 MiB, which the run says)."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Number format of weights and activations; the optimizer always keeps fp32."""
+    precision: Precision = "bf16"
+    """Number format of weights and activations; the optimizer always keeps fp32. fp16 scales the
+    loss, by as much as gradients bear."""
+    fp8: Fp8Config = Fp8Config()
+    """Matrix products in FP8."""
     layers: LayerChoice = "auto"
     """What transformer layers are made of: torch, or transformer_engine (its norms and linear
     layers). auto: Transformer Engine where it is installed and there is a GPU. Checkpoints are the
@@ -99,6 +104,18 @@ class TrainConfig:
             self.epochs is None or self.steps == DEFAULT_STEPS,
             f"train.steps is {self.steps} and train.epochs {self.epochs}. Give one of them.",
         )
+        require(
+            self.fp8.recipe == "none" or self.precision == "bf16",
+            f"train.fp8.recipe is {self.fp8.recipe} and train.precision {self.precision}; what is "
+            "not computed in FP8 is in bf16. Set train.precision to bf16.",
+        )
+        for part, name in (("language", "layers"), ("vision", "vision_layers")):
+            kind = self.layers if part == "language" else self.vision_layers or self.layers
+            require(
+                kind != "torch" or part not in self.fp8.parts or self.fp8.recipe == "none",
+                f"train.fp8.recipe {self.fp8.recipe} needs layers of Transformer Engine for "
+                f"{part}, and train.{name} is torch. Set it to auto.",
+            )
         for name, parts in (("trainable", self.trainable), ("load_parts", self.load_parts)):
             require(
                 len(parts) > 0,

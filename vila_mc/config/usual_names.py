@@ -76,6 +76,11 @@ _USUAL_NAMES = {
     "train.epochs": (
         "epoch max_epochs n_epochs num_epoch num_epochs num_train_epochs train_epochs"
     ),
+    "train.fp8.amax_algorithm": "amax_compute_algo fp8_amax_compute_algo",
+    "train.fp8.amax_history": "amax_history_len fp8_amax_history_len",
+    "train.fp8.format": "fp8_format",
+    "train.fp8.margin": "fp8_margin",
+    "train.fp8.recipe": "fp8 fp8_recipe",
     "train.global_batch": (
         "accumulate_grad_batches batch batch_size effective_batch_size global_batch_size "
         "grad_accum grad_accumulation_steps gradient_accumulation_steps total_batch_size "
@@ -103,6 +108,19 @@ _USUAL_NAMES = {
     "train.save_every": (
         "checkpoint_every checkpoint_interval save_every_n_steps save_freq save_interval save_steps"
     ),
+<<<<<<< HEAD
+=======
+    "train.keep_last": "keep save_total_limit",
+    "train.layers": "transformer_impl",
+    "train.load": "init_from load_checkpoint model_name_or_path pretrained",
+    "train.micro_batch": "micro_batch_size per_device_batch_size per_device_train_batch_size",
+    "train.output": "checkpoint_dir output_dir save save_dir",
+    "train.phase": "stage",
+    "train.precision": "bf16 dtype fp16 fp32 mixed_precision torch_dtype",
+    "train.recompute": "activation_checkpointing gradient_checkpointing",
+    "train.resume": "resume_from_checkpoint",
+    "train.save_every": "checkpoint_interval save_interval save_steps",
+>>>>>>> cf30019 (feat(train): fp16, and FP8 by Transformer Engine: delayed, current, blockwise, MXFP8)
     "train.steps": (
         "iterations max_iters max_steps max_train_steps num_iterations num_steps "
         "num_train_steps total_steps train_iters train_samples train_steps training_steps"
@@ -123,7 +141,7 @@ _USUAL_NAMES = {
 _ABSENT = {
     "LoRA": "lora qlora peft",
     "DeepSpeed or FSDP": "deepspeed fsdp",
-    "FP8 training": "fp8",
+    "storage of weights in FP8": "param parameters params",
     "dropout": "dropout",
     "optimizer but AdamW": "optim",
     "rate of its own for a part": "projector_lr tower_lr",

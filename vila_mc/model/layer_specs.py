@@ -30,10 +30,17 @@ def layer_kind(config: RunConfig, part: Literal["vision", "language"]) -> LayerK
     """
     train = config.train
     choice = (train.vision_layers if part == "vision" else None) or train.layers
+    is_here = has_transformer_engine()
+    if choice == "auto" and train.fp8.concerns(part) and not is_here:
+        raise SetupError(
+            f"train.fp8.recipe is {train.fp8.recipe}, which needs Transformer Engine, and it is "
+            "not installed here for this torch. Install it as docs/gpu.md says, or try the recipe "
+            "on a CPU with train.fp8.emulation."
+        )
     if choice == "auto":
-        is_real = has_transformer_engine() and torch.cuda.is_available()
-        return "transformer_engine" if is_real else "torch"
-    if choice == "transformer_engine" and not has_transformer_engine():
+        has_gpu = torch.cuda.is_available() or train.fp8.emulation
+        return "transformer_engine" if is_here and has_gpu else "torch"
+    if choice == "transformer_engine" and not is_here:
         name = "vision_layers" if part == "vision" and train.vision_layers else "layers"
         raise SetupError(
             f"train.{name} is transformer_engine, which is not installed here for this torch. "

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from vila_mc.config.families import Activation
 from vila_mc.config.run import RunConfig
+from vila_mc.model.fp8 import fp8_options
 from vila_mc.model.layer_specs import layer_kind
 from vila_mc.topology.stage_plan import megatron_layout, plan_stages
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -96,6 +97,7 @@ def _common(config: RunConfig, part: Literal["vision", "language"]) -> dict[str,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": config.train.precision == "bf16",
+        "fp16": config.train.precision == "fp16",
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         # The loss is summed and counted over the whole global batch, then divided once. DDP reads
@@ -110,4 +112,5 @@ def _common(config: RunConfig, part: Literal["vision", "language"]) -> dict[str,
         "persist_layer_norm": False,
         # Initial weights that do not depend on the tensor-parallel size.
         "use_cpu_initialization": True,
+        **fp8_options(config, part),
     }

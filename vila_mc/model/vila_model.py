@@ -1,5 +1,7 @@
 """VilaModel: what one pipeline stage of a VILA holds and does."""
 
+from typing import Any
+
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -59,6 +61,13 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         """Receive the hidden states [s/tp, b, h] of the previous stage; None on the first."""
         tensors = input_tensor if isinstance(input_tensor, list) else [input_tensor]
         self.language.set_input_tensor(tensors[0])
+
+    def set_is_first_microbatch(self) -> None:
+        """Have FP8 layers make their copies of the weights anew in the next pass."""
+        parts: list[Any] = [self.vision, self.language]
+        for part in parts:
+            if part is not None:
+                part.set_is_first_microbatch()
 
     def shared_embedding_or_output_weight(self) -> Tensor | None:
         """The embedding's weight where it must be kept in step with the output layer's."""

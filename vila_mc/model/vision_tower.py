@@ -1,5 +1,7 @@
 """The vision tower: Megatron-Core's CLIPViTModel as a CLIP or a SigLIP."""
 
+from typing import Any
+
 import torch
 from megatron.core.models.vision.clip_vit_model import CLIPViTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -54,5 +56,33 @@ def build_vision_tower(config: RunConfig, groups: ProcessGroupCollection) -> tor
     )
     tower.conv1 = PatchEmbedding(tower.conv1)
     tower.ln_post = None  # SigLIP's final norm comes after the last layer, which nobody reads
+    if config.train.fp8.concerns("vision"):
+        _pad_tokens(tower, config.train.fp8.alignment())
     tower.to(DTYPES[config.train.precision])
     return tower  # type: ignore[no-any-return]
+
+
+def _pad_tokens(tower: CLIPViTModel, multiple: int) -> None:
+    """Give the layers as many tokens as FP8 products need, whatever the number of images.
+
+    What is added are copies of each image's last token, which look at the others and are not looked
+    at: no feature or gradient changes, and no scale, for no number is greater than before.
+    """
+    real = tower.seq_length
+
+    def pad(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_sbe, *others = inputs
+        copies = hidden_sbe[-1:].expand(-real % multiple, -1, -1)
+        return torch.cat([hidden_sbe, copies]), *others
+
+    def look_at_real_ones(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        query, key, value, *others = inputs
+        return query, key[:real], value[:real], *others
+
+    def cut(_: torch.nn.Module, __: tuple[Any, ...], hidden_sbe: Tensor) -> Tensor:
+        return hidden_sbe[:real]
+
+    tower.decoder.register_forward_pre_hook(pad)
+    tower.decoder.register_forward_hook(cut)
+    for layer in tower.decoder.layers:
+        layer.self_attention.core_attention.register_forward_pre_hook(look_at_real_ones)

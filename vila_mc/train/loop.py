@@ -175,6 +175,8 @@ class TrainingLoop:
         result = self.trainer.step(data.microbatches, should_stop=self.stop.was_made)
         seconds = time.monotonic() - started
         before, bad_steps = self.state, self.state.bad_steps + 1 if result.skipped else 0
+        if result.overflowed:  # as many as it takes: the loss scale falls with each
+            bad_steps = self.state.bad_steps
         seen = before.blend_since + data.samples_seen
         self.state = TrainState(before.step + 1, seen, before.blend_since, bad_steps)
         if self.ranks.at.tensor == 0:
@@ -198,7 +200,9 @@ class TrainingLoop:
         self.steps_without_images = 0 if result.num_images else self.steps_without_images + 1
         if self.steps_without_images % _STEPS_WITHOUT_IMAGES == 0 and not result.num_images:
             self._warn_of_no_images()
-        if result.skipped:
+        if result.overflowed:
+            self._say(f"step {self.state.step} overflowed in fp16: the loss is scaled by less")
+        elif result.skipped:
             self._pass_over(before, result)
         return result
 

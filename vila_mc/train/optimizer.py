@@ -1,5 +1,6 @@
 """The distributed optimizer and its learning-rate schedule."""
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from vila_mc.config.run import RunConfig
 from vila_mc.model.megatron_config import DTYPES
 
+_FIRST_LOSS_SCALE = 2.0**16
+"""Of fp16 and a mean loss; what is scaled is the sum over a microbatch. Megatron-Core begins with
+2**32, which overflows in the first dozen steps."""
+_LEAST_LOSS_SCALE = 2.0**-16
 _STEADY = 0.1
 """Share by which a rate may differ from what the earlier schedule would have gone on with."""
 
@@ -26,6 +31,7 @@ def build_optimizer(
     norms and biases only through it.
     """
     settings = config.optimizer
+    positions = config.train.micro_batch * config.data.sequence_length
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -37,6 +43,10 @@ def build_optimizer(
             adam_eps=settings.epsilon,
             clip_grad=settings.clip_grad,
             bf16=config.train.precision == "bf16",
+            fp16=config.train.precision == "fp16",
+            initial_loss_scale=_FIRST_LOSS_SCALE / 2 ** math.ceil(math.log2(positions)),
+            min_loss_scale=_LEAST_LOSS_SCALE,
+            hysteresis=1,
             params_dtype=DTYPES[config.train.precision],
             use_distributed_optimizer=True,
         ),

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+from vila_mc.config.fp8 import Fp8Recipe
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import (
     EXIT_FAULT,
@@ -109,7 +110,17 @@ def rank_and_world_size(environment: Mapping[str, str]) -> tuple[int, int]:
     return int(rank), int(world_size)
 
 
+def _emulate(recipe: Fp8Recipe) -> None:
+    """Before megatron.core is imported. Raises SetupError where there is a GPU, or no wheel."""
+    from vila_mc.emulation.extension.capability import B200, H100
+    from vila_mc.emulation.install import install
+
+    install(B200 if recipe == "mxfp8" else H100)
+
+
 def _train(config: RunConfig, stop: StopRequest) -> int:
+    if config.train.fp8.emulation:
+        _emulate(config.train.fp8.recipe)
     from vila_mc.kernels import native
     from vila_mc.model.layer_specs import layers_line
     from vila_mc.parallel.groups import distributed

@@ -14,6 +14,9 @@ _REPORTED = (
     "train.steps",
     "train.global_batch",
     "train.precision",
+    "train.fp8.",
+    "train.layers",
+    "train.vision_layers",
     "data.sequence",
     "data.packing",
 )

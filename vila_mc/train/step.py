@@ -44,6 +44,9 @@ class Trainer:
             for stage in self.stages:
                 stage.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self.optimizer, self.scheduler = build_optimizer(config, self.wrapped)
+        if config.train.precision == "fp16":
+            for stage in self.stages:
+                stage.config.grad_scale_func = self.optimizer.scale_loss
         self._vision_shards = list(_shards_of_vision(self.stages, self.optimizer))
 
     def step(self, microbatches: Sequence[Microbatch], *, should_stop: bool = False) -> StepResult:
@@ -61,6 +64,7 @@ class Trainer:
         """
         losses, by_entry = self._forward_backward(microbatches)
         bad = tuple(index for index, loss in enumerate(losses) if not math.isfinite(loss))
+        loss_scale = float(self.optimizer.get_loss_scale())
         grad_norm = self._gradient_norm()
         total, loss_by_entry = self._sum_over_ranks(
             math.nan if bad else math.fsum(losses), by_entry, grad_norm, microbatches, should_stop
@@ -88,6 +92,7 @@ class Trainer:
             substitutes=int(total.substitutes),
             should_stop=total.stop_requests > 0,
             skipped=skipped,
+            overflowed=math.isfinite(loss) and float(self.optimizer.get_loss_scale()) < loss_scale,
             bad_microbatches=bad,
             loss_by_entry=loss_by_entry,
         )
@@ -163,6 +168,8 @@ class Trainer:
         self, microbatches: Sequence[Microbatch], num_entries: int, *, forward_only: bool
     ) -> tuple[list[float], Tensor]:
         """Megatron-Core's schedule. Returns what ``_forward_backward`` does."""
+        for stage in self.stages:
+            stage.set_is_first_microbatch()
         iterators = [iter(microbatches) for _ in self.wrapped]
         is_virtual = len(iterators) > 1
         sums = get_forward_backward_func()(
@@ -311,6 +318,6 @@ def _wrap(config: RunConfig, stage: VilaModel, index: int) -> DistributedDataPar
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         grad_reduce_in_fp32=True,
     )
-    module = Float16Module(stage.config, stage) if config.train.precision == "bf16" else stage
+    module = stage if config.train.precision == "fp32" else Float16Module(stage.config, stage)
     # Only the first chunk of a rank reduces in buckets: the others' backward passes come earlier.
     return DistributedDataParallel(stage.config, reduction, module, disable_bucketing=index > 0)

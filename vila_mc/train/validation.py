@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from vila_mc.flow import Microbatch
+from vila_mc.model.fp8 import without_a_trace_in_fp8
 from vila_mc.observe.record import ValidationRecord
 from vila_mc.train.step import Trainer, means_by_entry
 
@@ -32,7 +33,11 @@ def validate(
     """
     started = time.monotonic()
     figures = torch.zeros(2, num_entries, dtype=torch.float64)
-    with _evaluating(trainer.wrapped), torch.no_grad():
+    with (
+        _evaluating(trainer.wrapped),
+        without_a_trace_in_fp8(trainer.stages),
+        torch.no_grad(),
+    ):
         for microbatches in passes:
             figures += trainer.measure(microbatches, num_entries)
     total = figures.to(trainer.ranks.device)
