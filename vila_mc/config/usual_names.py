@@ -87,6 +87,7 @@ _USUAL_NAMES = {
         "train_batch_size"
     ),
     "train.keep_last": "keep max_checkpoints save_total_limit",
+    "train.layers": "transformer_impl",
     "train.load": (
         "finetune init_from load_checkpoint load_from model_name_or_path model_path "
         "pretrain_mm_mlp_adapter pretrained pretrained_checkpoint vision_tower"
@@ -108,19 +109,6 @@ _USUAL_NAMES = {
     "train.save_every": (
         "checkpoint_every checkpoint_interval save_every_n_steps save_freq save_interval save_steps"
     ),
-<<<<<<< HEAD
-=======
-    "train.keep_last": "keep save_total_limit",
-    "train.layers": "transformer_impl",
-    "train.load": "init_from load_checkpoint model_name_or_path pretrained",
-    "train.micro_batch": "micro_batch_size per_device_batch_size per_device_train_batch_size",
-    "train.output": "checkpoint_dir output_dir save save_dir",
-    "train.phase": "stage",
-    "train.precision": "bf16 dtype fp16 fp32 mixed_precision torch_dtype",
-    "train.recompute": "activation_checkpointing gradient_checkpointing",
-    "train.resume": "resume_from_checkpoint",
-    "train.save_every": "checkpoint_interval save_interval save_steps",
->>>>>>> cf30019 (feat(train): fp16, and FP8 by Transformer Engine: delayed, current, blockwise, MXFP8)
     "train.steps": (
         "iterations max_iters max_steps max_train_steps num_iterations num_steps "
         "num_train_steps total_steps train_iters train_samples train_steps training_steps"
