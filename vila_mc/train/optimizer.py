@@ -31,7 +31,7 @@ def build_optimizer(
     norms and biases only through it.
     """
     settings = config.optimizer
-    positions = config.train.micro_batch * config.data.sequence_length
+    positions = config.train.rows_of_a_pass() * config.data.sequence_length
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
