@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+GLOSSARY = ROOT / "docs" / "glossary.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "csrc" / "README.md"])
 SCRIPT = re.compile(r"(?:^|\s)((?:tools|examples|benchmarks|tests|\.ci)/[\w./-]*\w)")
 TOOL = re.compile(r"(tools/\w+\.py|vila-mc [a-z]+)(?:\s+([a-z]+))?")
@@ -83,6 +84,25 @@ def test_make_targets_exist(document: Path) -> None:
         for target in re.findall(r"\s([a-z0-9]+)\b", command.split("#")[0])
     ]
     assert set(named) <= targets
+
+
+NEWCOMERS = (
+    "1F1B splice distcp gloo NCCL packing micro-batch rank stage checkpoint blend epoch token "
+    "connector projector tensor pipeline sequence context replica all-reduce recompute logits "
+    "safetensors torchrun rendezvous shard frozen"
+)
+"""Words that the documents use of people who have not trained a model before."""
+
+
+@pytest.mark.parametrize("word", NEWCOMERS.split())
+def test_the_glossary_explains_what_newcomers_meet(word: str) -> None:
+    rows = re.findall(r"^\| ([^|]+) \| [^|]{20,} \|$", GLOSSARY.read_text(), flags=re.MULTILINE)
+    assert [row for row in rows if word in row]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/training.md", "docs/parallelism.md"])
+def test_newcomers_are_led_to_the_glossary(document: str) -> None:
+    assert "glossary.md)" in (ROOT / document).read_text()
 
 
 @pytest.mark.parametrize("benchmark", sorted(ROOT.glob("benchmarks/*.py")), ids=name)
