@@ -44,10 +44,12 @@ def recorded_template(
     (chosen, _), *others = samples.most_common()
     note = ""
     if others:
-        counts = ", ".join(f"{_shown(text)} ({count:,} samples)" for text, count in samples.items())
+        counts = ", ".join(
+            f"{shown(json.loads(text))} ({count:,} samples)" for text, count in samples.items()
+        )
         note = (
             f"the datasets were made with several chat templates: {counts}. Questions and exports "
-            f"take that of most, {_shown(chosen)}"
+            f"take that of most, {shown(json.loads(chosen))}"
         )
     return json.loads(chosen), note
 
@@ -72,10 +74,9 @@ def another_template(manifest: Manifest, datasets: Sequence[DatasetRecord]) -> s
     learned, new = template_from(before), template_from(now)
     if is_same(learned, new) or any(isinstance(t, Template) and t.is_plain for t in (learned, new)):
         return None
-    learned_name, new_name = _shown(json.dumps(before)), _shown(json.dumps(now))
     return (
-        f"the weights learned the chat template {learned_name}, and the datasets were made with "
-        f"{new_name}: what the weights learned of conversations counts for little"
+        f"the weights learned the chat template {shown(before)}, and the datasets were made with "
+        f"{shown(now)}: what the weights learned of conversations counts for little"
     )
 
 
@@ -161,5 +162,15 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _shown(text: str) -> str:
-    return text.strip('"') if text.startswith('"') else f"{text[:60]}..."
+def shown(recorded: TemplateRecord) -> str:
+    """A recorded template for people: its name, or how it begins."""
+    if isinstance(recorded, str):
+        return recorded
+    if isinstance(recorded.get("tokenizer"), str):
+        return "tokenizer"
+    try:
+        template = template_from(recorded)
+    except CheckpointError:
+        return f"{str(recorded)[:60]}..."
+    same = (name for name, built_in in BUILT_IN.items() if is_same(template, built_in))
+    return next(same, f"one of its own, {str(recorded['first'])[:40]!r}...")

@@ -7,12 +7,15 @@ from pathlib import Path
 from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint
+from vila_mc.checkpoint.trained_template import shown, template_of
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.config.train import MODEL_PARTS
+from vila_mc.convert.chat_template import published_template
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.registry import towers_by_type
 from vila_mc.convert.formats.whole_directory import whole_format
 from vila_mc.convert.read_parts import read_language, read_vision
+from vila_mc.convert.tokenizer_source import chat_template_beside
 from vila_mc.convert.weights import read_json
 from vila_mc.errors import CheckpointError
 
@@ -37,6 +40,7 @@ def describe(path: Path, *, trust_pickle: bool = False) -> Iterator[tuple[str, s
         whole = format.read(path, config, None, trust_pickle=trust_pickle)
         yield "what", f"a whole model, {whole.kind}"
         yield from _model(whole.model)
+        yield "chat template", _template_beside(whole.tokenizer_dir)
         yield from _tensors(whole.tensors)
     elif config.get("model_type") in tuple(towers_by_type()):
         vision, tensors = read_vision(path, trust_pickle=trust_pickle)
@@ -70,9 +74,18 @@ def _ours(path: Path) -> Iterator[tuple[str, str]]:
     yield "layout", f"{manifest.layout or 'one process'}; any layout can read it"
     yield "written by", ", ".join(f"{name} {text}" for name, text in manifest.versions.items())
     yield from _model(manifest.config.model)
+    recorded = template_of(manifest)
+    yield "chat template", "not recorded" if recorded is None else shown(recorded)
     yield from _tensors(open_checkpoint(directory, manifest.config.model))
     size = sum(file.stat().st_size for file in directory.iterdir())
     yield "on disk", f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
+
+
+def _template_beside(directory: Path) -> str:
+    ours = published_template(directory, None)
+    if ours is not None:
+        return shown(ours.describe())
+    return "none" if chat_template_beside(directory) is None else "tokenizer"
 
 
 def _model(model: ModelConfig) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Questions as people write them, their answers, and what counts as right."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def question(expected: str | None = "red", **other: Any) -> Question:
 )
 def test_questions_are_read(record: dict[str, Any], subject: Subject, tmp_path: Path) -> None:
     assert read_questions(write(tmp_path, record, ""), subject.images) == [question()]
+
+
+def test_every_documented_line_is_a_question(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "asking.md").read_text()
+    lines = re.findall(r"^\|.*\| `(\{.*\})` \|$", text, re.MULTILINE)
+    assert len(lines) == 5
+    for name in ("cat.jpg", "a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    # The last is of a file of answers to the first.
+    found = read_questions(write(tmp_path, *lines[:4]), tmp_path)
+    assert read_questions(write(tmp_path, lines[4]), tmp_path) == found[:1]
+    assert [len(one.images) for one in found] == [1, 2, 0, 1]
+    assert [one.expected for one in found] == ["cat", "no", "cats", None]
 
 
 @pytest.mark.parametrize(
