@@ -27,12 +27,6 @@ HERE = ImageFolder(Path("."))
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        (
-            "a.tar",
-            TAR,
-            r"is a tar archive, not JSON records.* pairs reads .* given as images\.",
-        ),
-        ("a.tar", b"", "is a tar archive"),
         ("a.jsonl", TAR, "is a tar archive"),
         ("a.tar.gz", gzip.compress(TAR), "is a compressed tar archive.* Decompress it"),
         ("a.tar.zst", zstandard.compress(TAR), "is a compressed tar archive"),
@@ -60,6 +54,14 @@ def test_what_holds_no_records(
     source = kind([tmp_path / name], *([HERE] if kind is InterleavedSource else []))
     with pytest.raises(DataError, match=f"{name} {message}"):
         source.prepared(tmp_path)
+
+
+@pytest.mark.parametrize("data", [TAR, b""], ids=["whole", "empty"])
+def test_documents_with_images_are_not_in_archives(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(data)
+    message = r"a\.tar is a tar archive, not JSON records.* pairs reads .* given as images\."
+    with pytest.raises(DataError, match=message):
+        InterleavedSource([tmp_path / "a.tar"], HERE).prepared(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +109,9 @@ def test_pairs_read_archives_too(tmp_path: Path) -> None:
 def test_refused_before_anything_is_read(
     tmp_path: Path, tokenizer_path: Path, write_lines: Callable[..., Path]
 ) -> None:
-    (tmp_path / "b.tar").write_bytes(TAR)
+    (tmp_path / "b.tgz").write_bytes(gzip.compress(TAR))
     first = write_lines("a.jsonl", ["not JSON"] * 5)
-    source: Source = TextSource([first, tmp_path / "b.tar"])
-    with pytest.raises(DataError, match=r"b\.tar is a tar archive"):
+    source: Source = TextSource([first, tmp_path / "b.tgz"])
+    with pytest.raises(DataError, match=r"b\.tgz is a compressed tar archive"):
         preprocess(source, tmp_path / "out" / "set", "text", tokenizer_path, facts={})
     assert not list((tmp_path / "out").iterdir())
