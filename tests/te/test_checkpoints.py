@@ -9,6 +9,8 @@ import pytest
 from tests.parity.compare import assert_every_rank_matches
 from tests.parity.layout_trace import NUM_STEPS, Trace
 from tests.support.emulated import Emulated
+from tests.support.ranks import run_ranks
+from tests.te import trained
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint
 
@@ -52,6 +54,20 @@ def test_a_run_goes_on_with_other_layers_at_another_layout(
     arguments = (tmp_path, seed_checkpoint, parallel, after, NUM_STEPS - STOP_AFTER)
     traces = h100.ranks(ranks, f"{RANKS}:go_on", *arguments)
     assert_every_rank_matches(traces, unbroken[STOP_AFTER:], "after")
+
+
+def test_moments_of_our_adamw_go_on_in_fused_adam_and_back(
+    seed_checkpoint: Path, unbroken: Trace, h100: Emulated, tmp_path: Path
+) -> None:
+    """Without Transformer Engine there is only ours; with it, torch's layers have FusedAdam."""
+    (first,) = run_ranks(1, trained.begin, tmp_path, seed_checkpoint, {}, TORCH, STOP_AFTER)
+    assert_every_rank_matches([first], unbroken[:STOP_AFTER], "ours")
+    h100(f"{RANKS}:carry", tmp_path, tmp_path / "te", {}, TE)
+    steps = NUM_STEPS - STOP_AFTER
+    second = h100(f"{RANKS}:go_on", tmp_path, seed_checkpoint, {}, TE, steps)
+    assert_every_rank_matches([second], unbroken[STOP_AFTER:], "FusedAdam")
+    (back,) = run_ranks(1, trained.go_on, tmp_path / "te", seed_checkpoint, {}, TORCH, steps)
+    assert_every_rank_matches([back], unbroken[STOP_AFTER:], "ours again")
 
 
 def test_the_same_layers_and_layout_go_on_bit_for_bit(

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from megatron.core import optimizer as megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from vila_mc.parallel.installed import has_apex_optimizer, has_transformer_engine
 from vila_mc.parallel.megatron_patches import GROUP_STEP_ADAMW
 
 
@@ -72,10 +72,26 @@ class GroupStepAdamW(torch.optim.Optimizer):
         torch._foreach_addcdiv_(parameters, first, scale, -lr / (1.0 - beta1**step))
 
 
+def optimizer_line() -> str:
+    """A few words about whose Adam is used. All compute the same, and read each other's state."""
+    owner = _fused_adam_of()
+    return f"optimizer {f'FusedAdam of {owner}' if owner else 'AdamW of vila_mc'}"
+
+
+def _fused_adam_of() -> str | None:
+    """Whose FusedAdam Megatron-Core takes, in its order; None where there is none that works."""
+    if has_transformer_engine():
+        return "Transformer Engine"
+    return "NVIDIA Apex" if has_apex_optimizer() else None
+
+
 @contextmanager
 def group_step_adamw() -> Iterator[None]:
-    """While active, Megatron-Core builds ``GroupStepAdamW`` where it has no FusedAdam."""
-    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+    """While active, Megatron-Core builds ``GroupStepAdamW`` where it has no FusedAdam.
+
+    It would take one from an Apex without kernels, which fails when it is built.
+    """
+    if _fused_adam_of() is not None:
         yield
         return
     # 0.19.2 copies into fp32 shards, which are views of leaves that require gradients.

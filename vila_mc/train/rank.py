@@ -123,6 +123,7 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
         _emulate(config.train.fp8.recipe)
     from vila_mc.kernels import native
     from vila_mc.model.layer_specs import layers_line
+    from vila_mc.parallel.adam import optimizer_line
     from vila_mc.parallel.groups import distributed
     from vila_mc.parallel.installed import optional_packages
     from vila_mc.train.identity import identity
@@ -150,7 +151,8 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
         ) as ranks,
     ):
         if ranks.is_first():
-            say(f"{layers_line(config)}; {optional_packages()}; device {ranks.device.type}")
+            used = f"{layers_line(config)}, {optimizer_line()}"
+            say(f"{used}; {optional_packages()}; device {ranks.device.type}")
             if micro_batch_line:
                 say(micro_batch_line)
             missing = native.missing(ranks.device.type)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from megatron.core import optimizer as megatron_optimizer
 
-from vila_mc.parallel.adam import GroupStepAdamW, group_step_adamw
+from vila_mc.parallel import adam
+from vila_mc.parallel.adam import GroupStepAdamW, group_step_adamw, optimizer_line
 
 
 def _parameters() -> list[torch.nn.Parameter]:
@@ -79,3 +80,25 @@ def test_megatron_has_its_own_back_afterwards() -> None:
         assert megatron_optimizer.Adam is GroupStepAdamW
     assert megatron_optimizer.Adam is before
     assert megatron_optimizer.USING_PYTORCH_OPTIMIZER
+
+
+@pytest.mark.parametrize(
+    ("has_te", "has_apex", "said"),
+    [
+        (False, False, "optimizer AdamW of vila_mc"),
+        (False, True, "optimizer FusedAdam of NVIDIA Apex"),
+        (True, True, "optimizer FusedAdam of Transformer Engine"),
+    ],
+)
+def test_ours_stands_in_only_where_no_fused_one_works(
+    has_te: bool, has_apex: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Apex without its kernels is none, though Megatron-Core would import its FusedAdam."""
+    monkeypatch.setattr(adam, "has_transformer_engine", lambda: has_te)
+    monkeypatch.setattr(adam, "has_apex_optimizer", lambda: has_apex)
+    monkeypatch.setattr(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", False)
+    monkeypatch.setattr(megatron_optimizer, "Adam", None)
+    assert optimizer_line() == said
+    with group_step_adamw():
+        is_ours = megatron_optimizer.Adam is GroupStepAdamW
+    assert is_ours == ("vila_mc" in said)
