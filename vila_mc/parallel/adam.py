@@ -61,15 +61,20 @@ class GroupStepAdamW(torch.optim.Optimizer):
         gradients = [p.grad for p in parameters if p.grad is not None]
         first = [self.state[p]["exp_avg"] for p in parameters]
         second = [self.state[p]["exp_avg_sq"] for p in parameters]
-        (beta1, beta2), lr, step = group["betas"], group["lr"], group["step"]
-        torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
-        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
-        scale = torch._foreach_sqrt(second)
-        torch._foreach_div_(scale, (1.0 - beta2**step) ** 0.5)
-        torch._foreach_add_(scale, group["eps"])
-        torch._foreach_addcdiv_(parameters, first, scale, -lr / (1.0 - beta1**step))
+        # The kernel of torch.optim.AdamW(fused=True), which takes a step for each parameter: here all
+        # share one. The chain of torch._foreach operations takes 3 times as long and 4 bytes more
+        # memory for each weight.
+        step = torch.tensor(float(group["step"]), device=parameters[0].device)
+        torch._fused_adamw_(
+            *(parameters, gradients, first, second, [], [step] * len(parameters)),
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 def optimizer_line() -> str:
