@@ -122,6 +122,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         "model.vision.ffn is 4100 on one rank",
     ),
     ({"train.fp8.param_gather": True}, "there is no storage of weights in FP8"),
+    ({"train.init_std": 0}, "train.init_std is 0.0; it must be greater than 0"),
     ({"train.trainable": []}, "name at least one of vision, connector, language"),
     ({"train.trainable": ["vision", "vision"]}, "names a part twice: vision, vision"),
     ({"train.trainable": ["adapter"]}, "train.trainable.0 is adapter"),

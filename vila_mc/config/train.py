@@ -54,6 +54,10 @@ class TrainConfig:
     """full: keep only layer inputs and recompute activations in the backward pass."""
     seed: int = 42
     """Decides the initial weights of a model that loads none."""
+    init_std: float | None = 0.02
+    """Standard deviation of weights of vision and language that are not loaded; the default suits
+    models of 7B. none: by width, sqrt(2 / (5 x width)) of each and sqrt(2 / inputs) in the
+    connector, which narrow models need to compare images."""
     output: Path = Path("checkpoints")
     """Directory of this phase's checkpoints and metrics."""
     load: Path | None = None
@@ -96,6 +100,8 @@ class TrainConfig:
             f"train.validate_every is {self.validate_every}; it must be 0, which is never, or "
             "greater.",
         )
+        if self.init_std is not None:
+            require_positive("train", init_std=self.init_std)
         require(
             self.epochs is None or 0 < self.epochs < math.inf,
             f"train.epochs is {self.epochs}; it must be greater than 0.",

@@ -86,6 +86,7 @@ _USUAL_NAMES = {
         "grad_accum grad_accumulation_steps gradient_accumulation_steps total_batch_size "
         "train_batch_size"
     ),
+    "train.init_std": "init_method_std initializer_range",
     "train.keep_last": "keep max_checkpoints save_total_limit",
     "train.layers": "transformer_impl",
     "train.load": (

@@ -1,5 +1,6 @@
 """Our config in Megatron-Core's terms."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -34,6 +35,16 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+def initial_std(config: RunConfig, width: int) -> float:
+    """Standard deviation of the fresh weights of a part of this width.
+
+    Source:
+        Nguyen and Salazar, arXiv 1910.05895: sqrt(2 / (5 h)).
+    """
+    given = config.train.init_std
+    return math.sqrt(2 / (5 * width)) if given is None else given
+
+
 def language_config(config: RunConfig) -> TransformerConfig:
     """The Llama-like decoder: RMSNorm, SwiGLU, grouped-query attention; biases as its family."""
     language, parallel = config.model.language, config.parallel
@@ -41,6 +52,7 @@ def language_config(config: RunConfig) -> TransformerConfig:
     return TransformerConfig(
         num_layers=language.layers,
         hidden_size=language.width,
+        init_method_std=initial_std(config, language.width),
         ffn_hidden_size=language.ffn,
         num_attention_heads=language.heads,
         num_query_groups=language.kv_heads,
@@ -77,6 +89,7 @@ def vision_config(config: RunConfig) -> TransformerConfig:
     return TransformerConfig(
         num_layers=vision.built_layers(),
         hidden_size=vision.width,
+        init_method_std=initial_std(config, vision.width),
         ffn_hidden_size=vision.ffn,
         num_attention_heads=vision.heads,
         layernorm_epsilon=vision.facts().norm_epsilon,

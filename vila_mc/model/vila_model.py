@@ -52,7 +52,8 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         self.connector: Connector | None = None
         if plan.has_vision:
             self.vision = build_vision_tower(config, groups)
-            self.connector = build_connector(self.config, config.model)
+            is_narrow = config.train.init_std is None
+            self.connector = build_connector(self.config, config.model, is_narrow=is_narrow)
         self.language = LanguageModel(
             self.config, config.model.language, plan, groups, virtual_stage
         )

@@ -98,6 +98,18 @@ def test_weights_are_counted_once(model: VilaModel, ranks: Ranks) -> None:
     assert count_weights([model], ranks) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("init_std", [0.02, None])
+def test_fresh_weights_spread_as_told_or_by_width(ranks: Ranks, init_std: float | None) -> None:
+    stage = build_stages(tiny_run(train={"init_std": init_std}), ranks)[0]
+    for part, width in ((stage.vision, 32), (stage.language, 64)):
+        qkv = part.decoder.layers[0].self_attention.linear_qkv.weight
+        expected = (2 / (5 * width)) ** 0.5 if init_std is None else init_std
+        assert qkv.std().item() == pytest.approx(expected, rel=0.05)
+    fc1 = stage.connector.fc1.weight
+    expected = ((2 if init_std is None else 1 / 3) / fc1.size(1)) ** 0.5
+    assert fc1.std().item() == pytest.approx(expected, rel=0.05)
+
+
 def test_fresh_weights_follow_the_seed(ranks: Ranks) -> None:
     def weights(seed: int) -> torch.Tensor:
         stage = build_stages(tiny_run(train={"seed": seed}), ranks)[0]
