@@ -68,6 +68,7 @@ run_recipe() {
         for dataset in "${datasets[@]}"; do
             blend+="{path: '$OUTPUT/${kinds[$dataset]}', $share}, "
         done
+        [[ " ${others[*]} " != *_fp8.yaml* ]] || others+=(--train.fp8.emulation true)
         exec "$VENV_PYTHON" "${train[@]}" --config "$checkout/examples/smoke.yaml" \
             --ranks $((model_ranks < 2 ? 2 : model_ranks)) \
             --data.tokenizer "$OUTPUT/tokenizer.model" --data.blend "[$blend]" \

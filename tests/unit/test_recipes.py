@@ -53,6 +53,18 @@ def test_a_recipe_starts_on_eight_gpus_and_small(name: str) -> None:
     assert small.train.epochs is None
 
 
+def test_fp8_is_laid_over_the_recipe_of_an_h100_and_small() -> None:
+    fp8 = "pretrain_7b_h100_fp8"
+    run, plain = recipe("pretrain_7b", fp8), recipe("pretrain_7b")
+    run.check_world(8)
+    assert run.train.fp8.recipe == "current"
+    assert run.train.layers == "transformer_engine"
+    default = dataclasses.replace(run.train, layers=plain.train.layers, fp8=plain.train.fp8)
+    assert dataclasses.replace(run, train=default) == plain
+    small = recipe("pretrain_7b", "smoke", fp8)
+    assert small.train.fp8 == run.train.fp8
+
+
 def test_the_phases_of_a_size_are_of_one_model() -> None:
     model = recipe("pretrain_7b").model
     assert recipe("align_7b").model == recipe("sft_7b").model == model
