@@ -320,22 +320,27 @@ def padding() -> float:
 
 
 def master_weights() -> float:
-    """FP8 parameters from shards of fp32 masters, as a distributed optimizer casts them."""
+    """FP8 parameters from fp32 masters, as a distributed optimizer casts them."""
+    recipes_of = {recipe.Float8BlockScaling: recipes.by_squares}
+    recipes_of[recipe.Float8CurrentScaling] = recipes.by_tensor
+    return _worst((_of_masters(*each) for each in recipes_of.items()), FP32)
+
+
+def mxfp8_master_weights() -> float:
+    """The same with MXFP8."""
+    return _worst([_of_masters(recipe.MXFP8BlockScaling, recipes.by_thirty_twos)], FP32)
+
+
+def _of_masters(scaling: Any, quantized: Callable[[Tensor, torch.dtype], Tensor]) -> float:
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    found = []
-    for scaling, quantized in (
-        (recipe.Float8BlockScaling(), recipes.by_squares),
-        (recipe.Float8CurrentScaling(), recipes.by_tensor),
-    ):
-        with te.fp8_model_init(enabled=True, recipe=scaling):
-            weight = te.Linear(256, 160, bias=False, params_dtype=torch.bfloat16).weight
-        master = torch.randn(160 * 256) * 3
-        quantize_master_weights([weight], [master], [0], dist.group.WORLD)
-        # Transformer Engine rounds masters to the parameter's type on the way.
-        wanted = quantized(master.bfloat16().view(160, 256), torch.float8_e4m3fn)
-        found.append(relative(weight.dequantize(dtype=torch.float32), wanted))
-    return _worst(found, FP32)
+    with te.fp8_model_init(enabled=True, recipe=scaling()):
+        weight = te.Linear(256, 160, bias=False, params_dtype=torch.bfloat16).weight
+    master = torch.randn(160 * 256) * 3
+    quantize_master_weights([weight], [master], [0], dist.group.WORLD)
+    # Transformer Engine rounds masters to the parameter's type on the way.
+    wanted = quantized(master.bfloat16().view(160, 256), torch.float8_e4m3fn)
+    return relative(weight.dequantize(dtype=torch.float32), wanted)
 
 
 def delayed_scales() -> float:
@@ -381,6 +386,7 @@ CHECKS: dict[str, Callable[[], float]] = {
     "multi tensor": multi_tensor,
     "padding": padding,
     "master weights": master_weights,
+    "mxfp8 master weights": mxfp8_master_weights,
     "delayed scales": delayed_scales,
 }
 

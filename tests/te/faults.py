@@ -102,6 +102,10 @@ def _other_copy(original: Any) -> Any:
     return lambda tensor, rowwise: original(tensor, rowwise=not rowwise)
 
 
+def _rolled(tensor: Any) -> Any:
+    return tensor.roll(1)
+
+
 def _last_row(tensor: Any) -> Any:
     changed = tensor.clone()
     changed[-1] = 0
@@ -184,6 +188,9 @@ FAULTS: dict[str, Fault] = {
 ON_BLACKWELL: dict[str, Fault] = {
     "powers of two too small": Fault("mxfp8:to_exponents", _plus(-1), "mxfp8 quantizer"),
     "powers of two too large": Fault("mxfp8:to_exponents", _plus(1), "mxfp8 quantizer"),
+    "shard cast elsewhere in MXFP8": Fault(
+        "mxfp8_scaling_partial_cast", _argument(0, _rolled), "mxfp8 master weights"
+    ),
     "copies exchanged": Fault("mxfp8:operand", _other_copy, "mxfp8"),
 }
 

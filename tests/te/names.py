@@ -23,4 +23,4 @@ CHECKS = (
     "master weights",
     "delayed scales",
 )
-CHECKS_ON_BLACKWELL = ("mxfp8", "mxfp8 quantizer")
+CHECKS_ON_BLACKWELL = ("mxfp8", "mxfp8 quantizer", "mxfp8 master weights")
