@@ -78,11 +78,12 @@ def _microbatches() -> list[Microbatch]:
 
 
 def losses_around_a_change(seed: Path, options: dict[str, Any]) -> tuple[float, float, float]:
-    """Measured before a weight changes, after it, and after it has changed back."""
+    """Measured before a weight of a part changes, after it, and after it has changed back."""
     with distributed(tiny_run().parallel, seed=1) as ranks:
         trainer = _trainer(seed, ranks, options)
         batches = _microbatches()
-        weight: Any = trainer.stages[0].language.decoder.layers[0].mlp.linear_fc2.weight
+        part: Any = getattr(trainer.stages[0], options["parts"][0])
+        weight = part.decoder.layers[0].mlp.linear_fc2.weight
         trainer.step(batches)
         kept, losses = weight.detach().clone(), []
         for value in (kept, 2 * kept, kept):
