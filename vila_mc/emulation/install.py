@@ -99,7 +99,8 @@ def wheel_folder() -> Path:
     if not (folder / "transformer_engine").is_dir():
         raise SetupError(
             f"{folder} does not hold the wheel of Transformer Engine that emulation executes. Run "
-            f"bash tools/setup_venv.sh, or name the folder by {WHEEL_FOLDER}."
+            "bash tools/setup_venv.sh, which puts it into .venv; in another environment unpack it "
+            f"(docs/gpu.md) and name the folder by {WHEEL_FOLDER}."
         )
     return folder
 
