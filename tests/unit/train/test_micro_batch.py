@@ -9,6 +9,7 @@ import pytest
 from tests.support.tiny import tiny_run
 from vila_mc.checkpoint.manifest import Manifest, checkpoint_name
 from vila_mc.config.load import load_run
+from vila_mc.config.recipe import PRESETS
 from vila_mc.config.run import RunConfig
 from vila_mc.topology.layout import Layout
 from vila_mc.topology.micro_batch import MOST_KEPT, choose_micro_batch, numbers_kept
@@ -53,6 +54,14 @@ def test_one_row_of_a_large_model_is_enough() -> None:
     rows, why = choose_micro_batch(config, Layout.of(config.parallel, 128))
     assert rows == 1
     assert why.startswith("one row keeps about ")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_divides_among_data_parallel_ranks(name: str, world_size: int) -> None:
+    given = load_run([Path(f"preset:{name}")], {"parallel.tensor": 1, "parallel.sequence": False})
+    config, _ = with_micro_batch(given, Layout.of(given.parallel, world_size))
+    config.check_world(world_size)
 
 
 @pytest.mark.parametrize(
