@@ -172,7 +172,9 @@ def test_who_cannot_wait_for_a_long_step_presses_ctrl_c_again(recipe: Path, tmp_
         assert not any(rank.is_running() for rank in ranks)
     assert run.code == EXIT_INTERRUPTED, run.err
     heard, ended = _without_warnings(run.err)
-    assert heard.startswith("stopping: every rank finishes its step and saves; Ctrl-C again")
+    assert heard.startswith(
+        "stopping: every rank finishes its step or validation, and saves; Ctrl-C again"
+    )
     assert ended.startswith("ended at once")
 
 

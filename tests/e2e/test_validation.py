@@ -23,14 +23,16 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "data 2": (2, {"train.micro_batch": 2}),
 }
 NUM_STEPS = 5
+NEVER = 99
+IN_THE_FIRST_VALIDATION = 3
 Records = list[dict[str, Any]]
 
 
 class _StopAfter:
-    """A request to stop that is made in the step ``steps``."""
+    """A request to stop that is made at the ``looks``-th look at it: one a step or validation."""
 
-    def __init__(self, steps: int) -> None:
-        self.left = steps
+    def __init__(self, looks: int) -> None:
+        self.left = looks
 
     @property
     def was_made(self) -> bool:
@@ -38,8 +40,8 @@ class _StopAfter:
         return self.left <= 0
 
 
-def _train(recipe: Path, output: Path, steps: int, options: dict[str, Any]) -> None:
-    """Train some of the steps."""
+def _train(recipe: Path, output: Path, looks: int, options: dict[str, Any]) -> None:
+    """Train until a request to stop, or to the end."""
     given = {"train.output": str(output), "train.steps": NUM_STEPS, **options}
     config = load_run([recipe], given)
     layout = Layout.of(config.parallel, int(os.environ["WORLD_SIZE"]))
@@ -48,7 +50,7 @@ def _train(recipe: Path, output: Path, steps: int, options: dict[str, Any]) -> N
         training_data(config, layout, at) as data,
         distributed(config.parallel, seed=1, timeout_minutes=2) as ranks,
     ):
-        loop = TrainingLoop(config, ranks, data, _StopAfter(steps))  # type: ignore[arg-type]
+        loop = TrainingLoop(config, ranks, data, _StopAfter(looks))  # type: ignore[arg-type]
         try:
             loop.fit()
         finally:
@@ -92,7 +94,7 @@ def one_rank(packed: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempP
     """The output of an unbroken run of one rank."""
     output = tmp_path_factory.mktemp("one_rank")
     recipe, options = packed
-    run_ranks(1, _train, recipe, output, NUM_STEPS, options)
+    run_ranks(1, _train, recipe, output, NEVER, options)
     return output
 
 
@@ -101,7 +103,7 @@ def test_a_run_learns_the_same_without(
 ) -> None:
     recipe, options = packed
     without = {name: value for name, value in options.items() if "valid" not in name}
-    run_ranks(1, _train, recipe, tmp_path, NUM_STEPS, without)
+    run_ranks(1, _train, recipe, tmp_path, NEVER, without)
     steps, validations = _records(one_rank)
     assert _records(tmp_path) == (steps, [])
     assert [record["step"] for record in validations] == [2, 4, 5]
@@ -118,8 +120,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     packed: tuple[Path, dict[str, Any]], one_rank: Path, tmp_path: Path
 ) -> None:
     recipe, options = packed
-    for steps in (3, NUM_STEPS):
-        run_ranks(1, _train, recipe, tmp_path, steps, options)
+    run_ranks(1, _train, recipe, tmp_path, IN_THE_FIRST_VALIDATION, options)
+    assert resolve_checkpoint(tmp_path).name == "step-00000002"
+    run_ranks(1, _train, recipe, tmp_path, NEVER, options)
     assert _records(tmp_path) == _records(one_rank)
     mine, theirs = (resolve_checkpoint(each) for each in (tmp_path, one_rank))
     shards = sorted(path.name for path in theirs.glob("*.distcp"))
@@ -136,7 +139,7 @@ def test_the_loss_is_that_of_one_rank(
     recipe, options = packed
     world_size, parallel = LAYOUTS[layout]
     shutil.copytree(one_rank / "step-00000003", tmp_path / "step-00000003")
-    run_ranks(world_size, _train, recipe, tmp_path, NUM_STEPS, {**options, **parallel})
+    run_ranks(world_size, _train, recipe, tmp_path, NEVER, {**options, **parallel})
     found, expected = _records(tmp_path)[1], _records(one_rank)[1][1:]
     assert [record["step"] for record in found] == [4, 5]
     for mine, theirs in zip(found, expected, strict=True):

@@ -63,7 +63,7 @@ def steps_and_scales(
             result = trainer.step(batches)
             trace.append((result.loss, result.grad_norm))
             if validates:
-                record = validate(trainer, [batches[:2]], 1, step)
+                record, _ = validate(trainer, [batches[:2]], 1, step)
                 assert record.validation_loss == record.validation_loss  # it was measured
         modules = [module for stage in trainer.stages for module in stage.modules()]
         scales = [each for module in modules for each in fp8.delayed_scales(module).values()]
@@ -89,7 +89,7 @@ def losses_around_a_change(seed: Path, options: dict[str, Any]) -> tuple[float, 
         for value in (kept, 2 * kept, kept):
             with torch.no_grad():
                 weight.copy_(value)
-            losses.append(validate(trainer, [batches[:2]], 1, 1).validation_loss)
+            losses.append(validate(trainer, [batches[:2]], 1, 1)[0].validation_loss)
         return losses[0], losses[1], losses[2]
 
 

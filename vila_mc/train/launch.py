@@ -211,7 +211,7 @@ class _ForwardStop:
         now = time.monotonic()
         if not self.was_used:
             print(
-                "stopping: every rank finishes its step and saves"
+                "stopping: every rank finishes its step or validation, and saves"
                 + "; Ctrl-C again ends at once, without" * (number == signal.SIGINT),
                 file=sys.stderr,
                 flush=True,

@@ -148,11 +148,12 @@ class TrainingLoop:
             while self.state.step < self.config.train.steps:
                 result = self._train_step(batches)
                 self._finish_saving(wait=False)
+                should_stop = result.should_stop
                 if self._is_validation_due():
-                    self._validate()
-                if result.should_stop or self._is_save_due():
+                    should_stop |= self._validate()
+                if should_stop or self._is_save_due():
                     self._save()
-                if result.should_stop:
+                if should_stop:
                     break
         except TrainingError:  # on every rank; what was good before it is kept
             self._finish_saving(wait=True)
@@ -211,12 +212,18 @@ class TrainingLoop:
         is_due = self.config.validates() and step % train.validate_every == 0
         return is_due or (self.config.validates() and step == train.steps)
 
-    def _validate(self) -> None:
-        """Before a save: what a checkpoint has behind it has been measured."""
-        num_entries = len(self.config.data.validation)
-        record = validate(self.trainer, self.data.validation(), num_entries, self.state.step)
+    def _validate(self) -> bool:
+        """Before a save: what a checkpoint has behind it has been measured.
+
+        Returns:
+            whether some rank was asked to stop meanwhile.
+        """
+        num_entries, step = len(self.config.data.validation), self.state.step
+        passes = self.data.validation()
+        record, should_stop = validate(self.trainer, passes, num_entries, step, self.stop)
         for sink in self.sinks:
             sink.write_validation(record)
+        return should_stop
 
     def _warn_of_no_images(self) -> None:
         if idle := need_images(self.config):

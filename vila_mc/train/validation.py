@@ -11,12 +11,17 @@ import torch.distributed as dist
 from vila_mc.flow import Microbatch
 from vila_mc.model.fp8 import without_a_trace_in_fp8
 from vila_mc.observe.record import ValidationRecord
+from vila_mc.train.faults import StopRequest
 from vila_mc.train.step import Trainer, means_by_entry
 
 
 def validate(
-    trainer: Trainer, passes: Iterable[Sequence[Microbatch]], num_entries: int, step: int
-) -> ValidationRecord:
+    trainer: Trainer,
+    passes: Iterable[Sequence[Microbatch]],
+    num_entries: int,
+    step: int,
+    stop: StopRequest | None = None,
+) -> tuple[ValidationRecord, bool]:
     """Measure the mean loss over all trained positions; every rank must call this together.
 
     Each position weighs the same, whatever the layout, micro-batch or packing. Weights, gradients,
@@ -27,9 +32,11 @@ def validate(
         passes: this data-parallel rank's share of the data, as many microbatches on every rank.
         num_entries: datasets that the data come from.
         step: optimizer steps done.
+        stop: becomes true when this rank is asked to stop.
 
     Returns:
-        the same on every rank, but for the time.
+        what was measured, the same on every rank but for the time; whether any rank was asked to
+        stop until its end.
     """
     started = time.monotonic()
     figures = torch.zeros(2, num_entries, dtype=torch.float64)
@@ -40,16 +47,19 @@ def validate(
     ):
         for microbatches in passes:
             figures += trainer.measure(microbatches, num_entries)
-    total = figures.to(trainer.ranks.device)
+    asked = float(stop is not None and stop.was_made)
+    total = torch.cat([figures.flatten(), torch.tensor([asked], dtype=torch.float64)])
+    total = total.to(trainer.ranks.device)
     dist.all_reduce(total)
-    sums, tokens = total.cpu()
-    return ValidationRecord(
+    sums, tokens = total[:-1].cpu().view(2, num_entries)
+    record = ValidationRecord(
         step=step,
         validation_loss=float(sums.sum() / tokens.sum()) if tokens.any() else math.nan,
         validation_tokens=int(tokens.sum()),
         validation_loss_by_entry=list(means_by_entry(sums, tokens)),
         validation_ms=round(1000 * (time.monotonic() - started), 3),
     )
+    return record, bool(total[-1] > 0)
 
 
 @contextlib.contextmanager

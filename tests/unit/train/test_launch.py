@@ -65,7 +65,10 @@ def test_every_request_to_stop_is_passed_on_as_one(
     assert ranks.sent == [signal.SIGINT, signal.SIGINT]
     assert forward.was_used
     more = "; Ctrl-C again ends at once, without" if number == signal.SIGINT else ""
-    assert capsys.readouterr().err == f"stopping: every rank finishes its step and saves{more}\n"
+    assert (
+        capsys.readouterr().err
+        == f"stopping: every rank finishes its step or validation, and saves{more}\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tests.support.tiny import tiny_microbatches, tiny_run
 from vila_mc.flow import IGNORE_LABEL, Microbatch
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import Ranks, distributed
+from vila_mc.train.faults import StopRequest
 from vila_mc.train.step import Trainer
 from vila_mc.train.validation import validate
 
@@ -34,8 +35,8 @@ def test_it_is_the_loss_of_a_step_however_it_is_cut_into_passes(ranks: Ranks) ->
     config = tiny_run(data={"blend": [{"path": name} for name in "abc"]})
     trainer = Trainer(config, ranks, build_stages(config, ranks))
     batches = _owned(tiny_microbatches(config, 0, 1))
-    whole = validate(trainer, [batches], 3, step=7)
-    parts = validate(trainer, [batches[:1], batches[1:4], batches[4:]], 3, step=7)
+    whole, _ = validate(trainer, [batches], 3, step=7)
+    parts, _ = validate(trainer, [batches[:1], batches[1:4], batches[4:]], 3, step=7)
     step = trainer.step(batches)
     assert (whole.step, whole.validation_tokens) == (7, step.trained_tokens)
     for found in (whole, parts):
@@ -43,7 +44,7 @@ def test_it_is_the_loss_of_a_step_however_it_is_cut_into_passes(ranks: Ranks) ->
         assert found.validation_loss_by_entry[2] is None
         entries = found.validation_loss_by_entry[:2]
         assert entries == pytest.approx(step.loss_by_entry[:2], rel=1e-6)
-    assert validate(trainer, [batches], 3, step=8).validation_loss < whole.validation_loss
+    assert validate(trainer, [batches], 3, step=8)[0].validation_loss < whole.validation_loss
 
 
 def test_it_leaves_no_trace(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +85,15 @@ def test_nothing_trained_has_no_loss(ranks: Ranks) -> None:
     batches = _owned(tiny_microbatches(config, 0, 1))
     for batch in batches:
         batch.labels.fill_(IGNORE_LABEL)
-    record = validate(trainer, [batches], 2, step=1)
+    record, _ = validate(trainer, [batches], 2, step=1)
     assert math.isnan(record.validation_loss)
     assert (record.validation_tokens, record.validation_loss_by_entry) == (0, [None, None])
+
+
+def test_a_request_to_stop_is_heard_at_its_end(ranks: Ranks) -> None:
+    config, stop = tiny_run(data={"blend": [{"path": "a"}, {"path": "b"}]}), StopRequest()
+    trainer = Trainer(config, ranks, build_stages(config, ranks))
+    batches = _owned(tiny_microbatches(config, 0, 1))
+    assert not validate(trainer, [batches], 2, 1, stop)[1]
+    stop.was_made = True
+    assert validate(trainer, [batches], 2, 1, stop)[1]
