@@ -35,29 +35,29 @@ def run_ranks(
         AssertionError: a rank raised (with its traceback), died, or did not finish in time.
     """
     results = context.Queue()
-    port = _free_port()
-    processes = [
-        context.Process(
-            target=_rank_main,
-            args=(rank, world_size, port, results, partial(function, *arguments, **options)),
-            daemon=True,
-        )
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        answers: dict[int, Any] = {}
-        for _ in processes:
-            rank, error, value = results.get(timeout=timeout)
-            assert error is None, f"rank {rank} of {world_size} failed:\n{error}"
-            answers[rank] = value
-        return [answers[rank] for rank in range(world_size)]
-    finally:
+    with _reserved_port() as port:
+        processes = [
+            context.Process(
+                target=_rank_main,
+                args=(rank, world_size, port, results, partial(function, *arguments, **options)),
+                daemon=True,
+            )
+            for rank in range(world_size)
+        ]
         for process in processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.kill()
+            process.start()
+        try:
+            answers: dict[int, Any] = {}
+            for _ in processes:
+                rank, error, value = results.get(timeout=timeout)
+                assert error is None, f"rank {rank} of {world_size} failed:\n{error}"
+                answers[rank] = value
+            return [answers[rank] for rank in range(world_size)]
+        finally:
+            for process in processes:
+                process.join(timeout=5)
+                if process.is_alive():
+                    process.kill()
 
 
 @contextmanager
@@ -65,22 +65,22 @@ def ranks_that_may_die(
     world_size: int, function: Callable[..., int], *arguments: Any
 ) -> Iterator[list[BaseProcess]]:
     """Processes that end with the exit code that ``function`` returns; none is left at the end."""
-    port = _free_port()
     task = partial(function, *arguments)
-    processes: list[BaseProcess] = [
-        _context.Process(target=_exit_with, args=(rank, world_size, port, task), daemon=True)
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        yield processes
-    finally:
+    with _reserved_port() as port:
+        processes: list[BaseProcess] = [
+            _context.Process(target=_exit_with, args=(rank, world_size, port, task), daemon=True)
+            for rank in range(world_size)
+        ]
         for process in processes:
-            process.join(timeout=30)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            process.start()
+        try:
+            yield processes
+        finally:
+            for process in processes:
+                process.join(timeout=30)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
 
 
 def _exit_with(rank: int, world_size: int, port: int, function: Callable[[], int]) -> None:
@@ -112,7 +112,14 @@ def _be_rank(rank: int, world_size: int, port: int) -> None:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """A port that rank 0 can listen on and nobody else is given meanwhile.
+
+    While it is bound here the kernel hands it to no one; torch's store asks for it by number, and
+    may have it, as both sides say SO_REUSEADDR and this one does not listen.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
