@@ -3,9 +3,8 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from vila_mc.checkpoint.disk import lost_output, on_first_rank
+from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import (
     DatasetRecord,
@@ -14,7 +13,7 @@ from vila_mc.checkpoint.manifest import (
     resolve_checkpoint,
     versions,
 )
-from vila_mc.checkpoint.retention import check_room, checkpoint_bytes
+from vila_mc.checkpoint.retention import checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.checkpoint.trained_template import another_template, recorded_template, template_of
 from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
@@ -23,7 +22,6 @@ from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import CheckpointError, TrainingError, say
-from vila_mc.files import Lock
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
 from vila_mc.model.megatron_config import DTYPES
@@ -37,7 +35,7 @@ from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
 from vila_mc.train.faults import StopRequest
 from vila_mc.train.learning import need_images, what_will_not_learn
 from vila_mc.train.optimizer import jump_of_the_rate, rate_of
-from vila_mc.train.output_lock import lock_output, require_shared
+from vila_mc.train.own_output import OwnOutput
 from vila_mc.train.passes import passes_line, seen_in_training, validation_line
 from vila_mc.train.resume import (
     blend_since,
@@ -110,8 +108,7 @@ class TrainingLoop:
     ) -> None:
         self.config, self.ranks, self.data, self.stop = config, ranks, data, stop
         stages = build_stages(config, ranks)
-        self.lock: Lock | None = None
-        self._take_output(stages)
+        self.output = self._take_output(stages)
         self.datasets = tuple(DatasetRecord.of(reader.manifest) for reader in data.readers)
         self.template: TemplateRecord | None = None  # of the weights it begins from
         self._warn(recorded_template(self.datasets)[1])
@@ -167,8 +164,7 @@ class TrainingLoop:
             sink.close()
         if self.saving is not None:
             self.saving.abandon()
-        if self.lock is not None:
-            self.lock.release()
+        self.output.release()
 
     def _train_step(self, steps: Iterator[StepData]) -> StepResult:
         started = time.monotonic()
@@ -310,7 +306,7 @@ class TrainingLoop:
         if what:
             self._say(f"warning: {what}")
 
-    def _take_output(self, stages: Sequence[VilaModel]) -> None:
+    def _take_output(self, stages: Sequence[VilaModel]) -> OwnOutput:
         """Refuse to start where checkpoints have no room or another run writes."""
         train, layout = self.config.train, self.ranks.layout
         num_weights = count_weights(stages, self.ranks)
@@ -318,17 +314,9 @@ class TrainingLoop:
         num_tensors = sum(1 for stage in stages for _ in stage.parameters()) * layout.world_size()
         weight_bytes = DTYPES[train.precision].itemsize
         one = checkpoint_bytes(num_weights, num_trained, num_tensors, weight_bytes)
-
-        def take_output() -> None:
-            warning = check_room(train, one)
-            self.lock = lock_output(train.output)
-            if warning is not None:
-                self._say(f"warning: {warning}")
-
-        on_first_rank(self.ranks, take_output, train.output)
-        require_shared(train.output, self.ranks)
-        self.output_directory = _directory(train.output)
+        output = OwnOutput(train, self.ranks, one)
         self._say(f"{num_weights:,} weights, {layout}")
+        return output
 
     def _warn_of_cut_samples(self) -> None:
         readers = (*self.data.readers, *self.data.validation_readers)
@@ -364,7 +352,7 @@ class TrainingLoop:
             template=self.template,
         )
         in_background, output = self.config.train.async_save, self.config.train.output
-        on_first_rank(self.ranks, self._require_own_output, output)
+        on_first_rank(self.ranks, self.output.require_in_place, output)
         self.saving = PendingSave(
             manifest,
             self.ranks,
@@ -380,24 +368,9 @@ class TrainingLoop:
             saving, self.saving = self.saving, None
             self._say(f"saved {saving.finish()}")
 
-    def _require_own_output(self) -> None:
-        """Refuse to write where another directory stands by now, which the lock does not hold."""
-        output = self.config.train.output
-        if _directory(output) not in (self.output_directory, None):
-            raise lost_output(output)
-
     def _say(self, line: str) -> None:
         if line and self.ranks.is_first():
             say(line)
-
-
-def _directory(path: Path) -> tuple[int, int] | None:
-    """Which directory stands at ``path``, whatever was there before; None if there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _listed(names: Sequence[str]) -> str:
