@@ -159,6 +159,9 @@ def test_who_cannot_wait_for_a_long_step_presses_ctrl_c_again(recipe: Path, tmp_
         ranks = ranks_of(process)
         for rank in ranks:
             rank.suspend()
+        wait_until(
+            lambda: all(rank.status() == psutil.STATUS_STOPPED for rank in ranks), "they stand"
+        )
 
         def press_while_they_stand() -> bool:
             with suppress(psutil.NoSuchProcess):
