@@ -18,11 +18,15 @@ from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.data.turns import Turn, asked, check_turns, count_markers, user_chunks
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import RawImage, RawPiece, RawText, RawToken
+from vila_mc.foreign_files import ForeignFileError, read_foreign
 
 TemplateName = Literal["plain", "vicuna_v1", "llama_2", "llama_3", "chatml"]
 
 DEFAULT_TEMPLATE: TemplateName = "vicuna_v1"
 """What conversations are written with unless another template is named."""
+
+_LARGEST_BYTES = 2**20
+"""Of a template's file."""
 
 _EOS, _BOS, _SYSTEM = "{eos}", "{bos}", "{system}"
 _TOKENIZER = "tokenizer"
@@ -149,12 +153,14 @@ def _read(file: Path) -> Template:
     required = {"first", "next", "close"}
     allowed = f"{', '.join(TEMPLATES)}, or a YAML file with {', '.join(keys)}"
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_foreign(file, _LARGEST_BYTES).decode())
+    except ForeignFileError as error:
+        raise ConfigError(f"{file} {error}. Give {allowed}.", option="template") from None
     except OSError:
         raise ConfigError(
             f"there is no template {file}. Give {allowed}.", option="template"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: odd values, depth
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if (
         not isinstance(values, dict)

@@ -1,6 +1,7 @@
 """A chat template's own words: learnt by a new tokenizer, counted in what is written."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from vila_mc.data.chat_templates import (
     DEFAULT_TEMPLATE,
     TemplateName,
     conversation_pieces,
+    find_template,
     template_words,
 )
 from vila_mc.data.ingest.corpus_text import read_sentences, with_template
@@ -21,7 +23,7 @@ from vila_mc.data.ingest.rejection import Tally
 from vila_mc.data.tokenizers import tokenizer as tokenizers
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.data.turns import Turn
-from vila_mc.errors import DataError, VilaError
+from vila_mc.errors import ConfigError, DataError, VilaError
 from vila_mc.flow import RawImage
 
 SIZES = {"plain": 380, DEFAULT_TEMPLATE: 480}
@@ -260,3 +262,24 @@ def test_letters_of_a_small_corpus_are_kept(tmp_path: Path) -> None:
     tokenizers.train_tokenizer(sentences, tmp_path / "t.model", 360)
     made = Tokenizer(tmp_path / "t.model")
     assert not [i for i in made.encode("Five") if made.token(i).startswith("<0x")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is a folder, pipe or device, not a file. Give plain, "),
+        ("a: " + "x" * 2**20, "is larger than 1 MiB. Give plain, "),
+        ("[" * 5000, "is not YAML"),
+        ("first: 2026-99-99", "is not YAML"),
+        ("first: a", "is not a template. Give plain, "),
+    ],
+)
+def test_what_is_no_template_is_one_line(content: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "chat.yaml"
+    if content is None:
+        os.mkfifo(file)
+    else:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        find_template(str(file), None)
+    assert "\n" not in str(caught.value)
