@@ -38,9 +38,12 @@ def whole_file(final: Path) -> Iterator[BinaryIO]:
     """A new file to write, which replaces ``final`` at the end; its folder is made if need be.
 
     Raises:
-        OSError: it cannot be written; ``final`` is as it was.
+        OSError: it cannot be written, or is a pipe or a device, which root would put a file in the
+            place of; ``final`` is as it was.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists() and not (final.is_file() or final.is_dir()):
+        raise FileExistsError(errno.EEXIST, "Is a pipe or device", str(final))
     partial = partial_path(final)
     remove(partial)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -39,6 +39,16 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
+@pytest.mark.parametrize("name", ["pipe", "link"])
+def test_what_is_no_file_is_not_replaced(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(FileExistsError, match="pipe or device"):
+        write_whole(tmp_path / name, "new")
+    assert (tmp_path / name).is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+
+
 @pytest.mark.parametrize("is_directory", [False, True])
 def test_what_stands_under_the_partial_name_is_not_followed(
     tmp_path: Path, is_directory: bool
