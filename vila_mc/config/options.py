@@ -69,9 +69,16 @@ class ErrorRaisingParser(argparse.ArgumentParser):
         return parsed
 
     def _refuse_unknown(self, unknown: Sequence[str]) -> None:
-        if unknown:
-            known = [option.lstrip("-") for option in self._option_string_actions]
-            raise ConfigError(unknown_option(unknown[0].split("=")[0].lstrip("-"), known, "--"))
+        if not unknown:
+            return
+        given = next((one for one in unknown if one.startswith("-")), None)
+        if given is None:
+            raise ConfigError(
+                f"{unknown[0]!r} belongs to no option. Put quotes around what holds spaces, and "
+                "before every other value its option; --help shows them."
+            )
+        known = [option.lstrip("-") for option in self._option_string_actions]
+        raise ConfigError(unknown_option(given.split("=")[0].lstrip("-"), known, "--"))
 
 
 def read_options[OptionsT](

@@ -83,6 +83,7 @@ def test_values_get_the_types_of_their_fields() -> None:
         (["from"], "the following arguments are required: --output. Run with --help"),
         (["--output", "to"], "the following arguments are required: DIR"),
         (["from", "--ouptut", "to"], "--ouptut is not an option. Did you mean --output?"),
+        (["from", "--output", "to", "a b"], "'a b' belongs to no option. Put quotes around"),
         (["from", "--output"], "argument --output: expected one argument"),
         (["from", "--output", "o", "--max-pixels", "0"], "--max-pixels is 0; it must be greater"),
         (["from", "--output", "o", "--max-pixels", "x"], "--max-pixels is x; give a whole number"),
