@@ -1,5 +1,6 @@
 """``vila-mc ask``: a question about images, or a conversation with a model."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vila_mc.evaluation.conversation import Conversation
 
 _NEW, _IMAGE = "/new", "/image"
+_COMMAND = re.compile("/[a-z]+")
 _HELP = (
     f"A line is a question. {_IMAGE} FILE shows the next question one more image, {_NEW} starts a "
     "new conversation, Ctrl-D ends."
@@ -77,9 +79,13 @@ def _converse(conversation: "Conversation", images: Sequence[Path]) -> None:
                 conversation.start_anew()
                 waiting = list(images)
             elif command == _IMAGE:
+                if not rest.strip():
+                    raise DataError(f"{_IMAGE} has no image. Give a file behind it.")
                 shown = Path(rest.strip()).expanduser()
                 _require_files([shown])
                 waiting.append(shown)
+            elif _COMMAND.fullmatch(command):
+                raise DataError(f"{command} is neither {_IMAGE} nor {_NEW}. {_HELP}")
             else:
                 _answer(conversation, line, waiting)
                 waiting = []
@@ -109,6 +115,8 @@ def _lines(is_person: bool) -> Iterator[str]:
 
 
 def _answer(conversation: "Conversation", question: str, images: Sequence[Path]) -> None:
+    if not images and not question.strip():
+        raise DataError("the question is empty. Ask something, or show an image.")
     reply = conversation.ask(question, images)
     say(reply.text)
     if reply.is_cut:

@@ -148,6 +148,7 @@ def test_a_conversation_is_kept_until_it_starts_anew(
         (["--image", "{folder}/t.model", "what"], "t.model"),
         (["word " * 200], "positions with this question, and the model has 200"),
         (["--template", "none.yaml", "what"], "there is no template none.yaml"),
+        ([" "], "the question is empty"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(
@@ -159,6 +160,22 @@ def test_what_cannot_be_asked_is_one_line(
         ask.main(["--checkpoint", str(askable.model()), *given], "tool")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/image", "/image has no image. Give a file"),
+        ("/images a.png", "/images is neither /image nor /new. A line is a question"),
+        ("/quit", "/quit is neither /image nor /new"),
+    ],
+)
+def test_a_misspelt_command_is_no_question(
+    line: str, message: str, askable: Askable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(line))
+    with pytest.raises(DataError, match=message):
+        ask.main(["--checkpoint", str(askable.model())], "tool")
 
 
 def test_a_mistake_ends_a_pipe_but_not_a_person(
