@@ -7,7 +7,7 @@ from typing import Annotated
 
 from vila_mc.commands.command import Job, run_job
 from vila_mc.config.options import Argument
-from vila_mc.errors import CheckpointError, say
+from vila_mc.errors import CheckpointError, DataError, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +34,23 @@ def _report(options: ReportOptions) -> int:
 
     records = read_run(options.run)
     folder = options.run if options.run.is_dir() else options.run.parent
+    output = options.output or folder / "report.html"
+    _require_page(output)
     phase, of_checkpoint = _of_newest_checkpoint(folder)
     facts = summary(records) | of_checkpoint
     width = max(map(len, facts))
     for name, value in facts.items():
         say(f"{name:{width}}  {value}")
-    output = options.output or folder / "report.html"
     title = f"{phase}: {folder.resolve().name}"
     write_report(output, title, {phase: records}, [], facts)
     say(f"wrote {output}")
     return 0
+
+
+def _require_page(output: Path) -> None:
+    """Refuse to replace what is no page, such as the metrics themselves. Raises DataError."""
+    if output.is_file() and output.suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"{output} is there and is no .html. Give another --output.")
 
 
 def _of_newest_checkpoint(folder: Path) -> tuple[str, dict[str, str]]:

@@ -1,7 +1,6 @@
 """What the metrics of a run say about it: how far, how fast, what it learnt, and what is odd."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,17 @@ from vila_mc.foreign_files import ForeignFileError, read_foreign
 from vila_mc.observe.console import clock
 from vila_mc.observe.metrics import METRICS_NAME
 
-_LARGEST_BYTES = 2**31
+_LARGEST_BYTES = 2**29
+"""Some 2 million steps; each takes up to a kilobyte of memory."""
+_LARGEST_FIGURE = 1e40
+"""Above what fp32 holds, and below what sums and axes overflow at."""
 _ENDS = 20
 """Parts of a run, of which the first and the last stand for its beginning and its end."""
 _RISE = 1.01
 """Above the best validation loss by this factor, the last one has risen: the samples are the same
 every time, so that little of it is chance."""
 _MOST_NAMED = 8
+_LARGEST_STEP = 2**53
 
 Record = dict[str, Any]
 
@@ -26,7 +29,7 @@ def read_run(run: Path) -> list[Record]:
     """The records of a run, which may still go on, by step.
 
     A line that is not whole is passed over, and of a step that stands twice, the later one counts.
-    Figures that are not finite are None.
+    Figures that are not finite, or beyond what a run computes, are None.
 
     Args:
         run: its output, or its metrics file.
@@ -63,15 +66,17 @@ def _record(line: str) -> Record | None:
         values = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return None
+    if not 0 <= values["step"] < _LARGEST_STEP:
         return None
     return {name: _figure(value) for name, value in values.items()}
 
 
 def _figure(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
+    if not isinstance(value, (bool, int, float)):
         return None
-    return value if isinstance(value, (bool, int, float)) else None
+    return value if abs(value) < _LARGEST_FIGURE else None  # neither is NaN below it
 
 
 def summary(records: Sequence[Record]) -> dict[str, str]:

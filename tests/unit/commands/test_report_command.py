@@ -8,6 +8,7 @@ import pytest
 from tests.support.tiny import tiny_run
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest, checkpoint_name
 from vila_mc.commands.report import main
+from vila_mc.errors import DataError
 from vila_mc.observe.metrics import METRICS_NAME
 from vila_mc.topology.layout import Layout
 
@@ -54,3 +55,27 @@ def test_a_damaged_checkpoint_is_a_fact_of_the_report(
     assert "manifest.json cannot be read" in capsys.readouterr().out
     assert output.is_file()
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", [METRICS_NAME, "chat.jsonl"])
+def test_what_is_no_page_is_not_replaced(name: str, run: Path) -> None:
+    (run / "chat.jsonl").write_text("{}")
+    before = (run / name).read_bytes()
+    with pytest.raises(DataError, match=f"{name} is there and is no .html"):
+        main([str(run), "--output", str(run / name)])
+    assert (run / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "value", ["1e308", "-1e308", "1e39", "1" + "0" * 400, "1" + "0" * 30, "true", "NaN"]
+)
+@pytest.mark.parametrize(
+    "name", ["step", "loss", "validation_loss", "learning_rate", "samples", "step_ms"]
+)
+def test_any_figure_is_survived(name: str, value: str, run: Path) -> None:
+    with (run / METRICS_NAME).open("a") as metrics:
+        for step in (4, 5, 6):
+            line = {"step": step, "loss": 1.0, "samples": 8, "step_ms": 100.0} | {name: "VALUE"}
+            metrics.write(json.dumps(line).replace('"VALUE"', value) + "\n")
+    assert main([str(run)]) == 0
+    assert "<svg" in (run / "report.html").read_text()
