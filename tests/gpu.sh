@@ -153,8 +153,11 @@ runs() {
     wait
 }
 
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "error: torch sees no GPU here. Start this on a machine with one; docs/gpu.md says what it needs." >&2
+    exit 2
+fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-"$python" -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"' || exit
 
 step build 240 bash -c build
 # All of these are about being right, not fast: at once.
