@@ -197,6 +197,8 @@ def _question(values: Mapping[str, Any]) -> Question:
     images, chance = values.get("images", []), values.get("chance")
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
         raise TypeError(f"images is {str(images)[:80]}, not a list of file names")
+    if "image" in values and "images" not in values:
+        raise ValueError("image is no key of a question, images is")
     if chance is not None and not 0 <= (chance := float(chance)) <= 1:
         raise ValueError(f"chance is {chance}, not between 0 and 1")
     return Question(

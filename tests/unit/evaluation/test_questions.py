@@ -100,6 +100,10 @@ def test_a_question_needs_no_answer_chance_or_image(
         ([RECORD | {"question": "<image> or <image>?"}], "has 2 <image> markers but 1 images"),
         ([RECORD | {"images": [], "question": "<image>?"}], "question 7 of"),
         ([RECORD | {"images": "red.png"}], "(images is red.png, not a list of file names)"),
+        (
+            [{key: RECORD[key] for key in RECORD if key != "images"} | {"image": "red.png"}],
+            "(image is no key of a question, images is)",
+        ),
         ([RECORD | {"images": [1]}], "(images is [1], not a list of file names)"),
         ([RECORD | {"answer": None}], "(answer is None, not text)"),
         ([RECORD | {"answer": ["red"]}], "(answer is ['red'], not text)"),
