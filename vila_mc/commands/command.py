@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from vila_mc.config.options import ErrorRaisingParser, flag, read_options
-from vila_mc.errors import VilaError
+from vila_mc.errors import DataError, VilaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,23 @@ def _with_flag(message: str, option: str) -> str:
     if message.startswith(f"{option} is "):
         return message.replace(option, flag(option), 1)
     return f"{message} See {flag(option)}."
+
+
+def require_page(output: Path) -> None:
+    """Refuse to put a page in the place of what is none, such as a dataset. Raises DataError."""
+    if output.is_file() and output.suffix.lower() not in (".html", ".htm"):
+        raise DataError(
+            f"output is {output}, which is there and is no .html. Name a new file, or a page.",
+            option="output",
+        )
+
+
+def require_no_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write over what is read. Raises DataError."""
+    if output.exists() and any(output.samefile(one) for one in inputs if one.exists()):
+        raise DataError(
+            f"output is {output}, which is also an input. Choose another.", option="output"
+        )
 
 
 def run_one_of(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import PositiveInt
 
 from vila_mc.commands.asking import AskingOptions, asked_model, warn
-from vila_mc.commands.command import Job, run_job
+from vila_mc.commands.command import Job, require_no_input, run_job
 from vila_mc.config.options import Argument
 from vila_mc.errors import say
 from vila_mc.files import write_whole
@@ -48,6 +48,7 @@ def _evaluate(options: EvaluateOptions) -> int:
     from vila_mc.evaluation.questions import ask, read_questions
     from vila_mc.evaluation.scores import score
 
+    require_no_input(options.output, [options.questions])
     questions = read_questions(options.questions, options.images, follow_links=options.follow_links)
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
     with asked_model(options) as asked:

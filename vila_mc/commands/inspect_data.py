@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from vila_mc.commands.command import Job, run_one_of
+from vila_mc.commands.command import Job, require_page, run_one_of
 from vila_mc.config.options import Argument
 from vila_mc.errors import DataError, say
 from vila_mc.files import write_whole
@@ -99,6 +99,7 @@ def _show(prog: str, options: ShowOptions) -> int:
     from vila_mc.data.inspection.page import sample_page
     from vila_mc.data.tokenizers.tokenizer import Tokenizer
 
+    require_page(options.output)
     tokenizer = None if options.tokenizer is None else Tokenizer(options.tokenizer)
     reader = IndexedReader(options.prefix)
     visual_tokens, model = _visual_tokens(options.config)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from vila_mc.commands.command import Job, run_job
+from vila_mc.commands.command import Job, require_page, run_job
 from vila_mc.config.options import Argument
-from vila_mc.errors import CheckpointError, DataError, say
+from vila_mc.errors import CheckpointError, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ def _report(options: ReportOptions) -> int:
     records = read_run(options.run)
     folder = options.run if options.run.is_dir() else options.run.parent
     output = options.output or folder / "report.html"
-    _require_page(output)
+    require_page(output)
     phase, of_checkpoint = _of_newest_checkpoint(folder)
     facts = summary(records) | of_checkpoint
     width = max(map(len, facts))
@@ -45,12 +45,6 @@ def _report(options: ReportOptions) -> int:
     write_report(output, title, {phase: records}, [], facts)
     say(f"wrote {output}")
     return 0
-
-
-def _require_page(output: Path) -> None:
-    """Refuse to replace what is no page, such as the metrics themselves. Raises DataError."""
-    if output.is_file() and output.suffix.lower() not in (".html", ".htm"):
-        raise DataError(f"{output} is there and is no .html. Give another --output.")
 
 
 def _of_newest_checkpoint(folder: Path) -> tuple[str, dict[str, str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from vila_mc.commands.command import Job, run_job
+from vila_mc.commands.command import Job, require_no_input, run_job
 from vila_mc.config.options import Argument
 from vila_mc.data.chat_templates import DEFAULT_TEMPLATE
 from vila_mc.data.ingest.corpus_text import TEXT_KEYS
@@ -55,6 +55,7 @@ def _train(options: TokenizerOptions) -> int:
             option="template",
         )
     files = expand_inputs(options.input, endings=READ_IN_FOLDERS)
+    require_no_input(options.output, files)
     texts: Counter[Path] = Counter()
     sentences = read_sentences(files, options.keys, texts)
     train_tokenizer(

@@ -246,7 +246,9 @@ def _evaluated(askable: Askable, output: Path, model: Path | None = None) -> lis
 def test_questions_without_answers_are_answered(
     kind: str, askable: Askable, said: Any, tmp_path: Path
 ) -> None:
-    _questions(askable, 3)
+    path = _questions(askable, 3)
+    with pytest.raises(DataError, match=r"--output is .*, which is also an input"):
+        evaluate.main(_evaluated(askable, path), "tool")
     printed = said(evaluate.main, *_evaluated(askable, tmp_path / "a.jsonl", askable.model(kind)))
     assert printed == ["3 of 3 questions have no answer to compare with"]
     answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]

@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_a_fact_of_the_report(
 def test_what_is_no_page_is_not_replaced(name: str, run: Path) -> None:
     (run / "chat.jsonl").write_text("{}")
     before = (run / name).read_bytes()
-    with pytest.raises(DataError, match=f"{name} is there and is no .html"):
+    with pytest.raises(DataError, match=f"{name}, which is there and is no .html"):
         main([str(run), "--output", str(run / name)])
     assert (run / name).read_bytes() == before
 

@@ -240,6 +240,10 @@ def test_text_sets_are_summed_up_too(
     source = TextSource([write_lines("a.jsonl", [{"text": "x"}])])
     preprocess(source, tmp_path / "set", "text", tokenizer_path, facts={})
     assert tool("summary", tmp_path / "set", "--png", tmp_path / "a.png") == 0
+    before = (tmp_path / "set.bin").read_bytes()
+    with pytest.raises(DataError, match=r"--output is .*set.bin, which is there and is no .html"):
+        tool("show", tmp_path / "set", "0", "--output", tmp_path / "set.bin")
+    assert (tmp_path / "set.bin").read_bytes() == before
     assert tool("show", tmp_path / "set", "0", "--output", tmp_path / "a.html") == 0
     page = (tmp_path / "a.html").read_text()
     assert page.startswith("<!doctype html>")

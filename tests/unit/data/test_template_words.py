@@ -176,6 +176,10 @@ def test_a_template_with_special_tokens_brings_them(corpus: Path, tmp_path: Path
     [
         ((), "t.model exists already, and .* Choose another output, .* See --overwrite"),
         (("--overwrite",), None),
+        (
+            ("--overwrite", "--input", "{}/own.txt", "--output", "{}/./own.txt"),
+            "--output is .*own.txt, which is also an input",
+        ),
         (("--output", "{}/new.model", "--template", "tokenizer"), "--template is tokenizer, which"),
         (("--output", "{}/new.model", "--template", "no"), "there is no template no"),
         (("--output", "{}/new.model", "--input", "{}/empty"), "holds no file that ends in .txt"),
@@ -187,6 +191,7 @@ def test_refusals(
 ) -> None:
     (tmp_path / "t.model").write_bytes(b"mine")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "own.txt").write_text("a text of one's own")
     given = {"--input": str(corpus), "--output": str(tmp_path / "t.model"), "--vocab-size": "420"}
     words = [word.format(tmp_path) for word in options]
     switches = [word for word in words if word == "--overwrite"]
