@@ -220,7 +220,8 @@ class Tokenizer:
         if wrong:
             raise DataError(
                 f"token id {wrong[0]} is outside the vocabulary of {self.path} "
-                f"(0 to {self.vocab_size - 1}). Use the tokenizer that the model was trained with."
+                f"(0 to {self.vocab_size - 1}). Use the tokenizer that the model was trained with; "
+                "with that one, a model that has hardly learnt says such tokens: train it longer."
             )
         return self._backend.decode([int(i) for i in ids])
 
