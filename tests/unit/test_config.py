@@ -79,6 +79,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"optimizer.decay": "step"}, "optimizer.decay is step; it must be 'cosine'"),
     ({"train.fp8.parts": []}, "train.fp8.parts is []; name each of vision, language once"),
     ({"train.fp8.parts": ["connector"]}, "train.fp8.parts.0 is connector"),
+    ({"train.fp8.emulation": True}, "train.fp8.recipe is none, so there is nothing to emulate"),
     ({"train.fp8.margin": 1}, "train.fp8.margin concerns the delayed recipe alone"),
     ({"train.fp8.last_layers_bf16": -1}, "train.fp8.last_layers_bf16 is -1; it must be 0"),
     (

@@ -54,6 +54,11 @@ class Fp8Config:
                 f"train.fp8.{field.name} concerns the delayed recipe alone, and train.fp8.recipe "
                 f"is {self.recipe}. Leave it out.",
             )
+        require(
+            self.recipe != "none" or not self.emulation,
+            "train.fp8.emulation is true, and train.fp8.recipe is none, so there is nothing to "
+            "emulate. Set the recipe to delayed, current, blockwise or mxfp8.",
+        )
         if self.recipe == "delayed":
             # Transformer Engine reduces all of them when the tower is done, and a rank whose
             # microbatch has no image would not take part.

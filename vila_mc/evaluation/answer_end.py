@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Self
 
 from vila_mc.data.chat_templates import BUILT_IN, AnyTemplate, Template, TemplateName
@@ -40,12 +41,21 @@ class AnswerEnd:
         if answer[-1] in self.ids:
             return True
         # In the text, as a newline may be a token together with what stands before it.
-        return self.is_text_alone and self.text in self.tokenizer.decode(answer)
+        return self.is_text_alone and self.text in self._text(answer)
 
     def words(self, answer: Sequence[int]) -> str:
         """The text of token ids without what ends it, and without spaces around it."""
-        said = self.tokenizer.decode([token for token in answer if token not in self.ids])
+        said = self._text([token for token in answer if token not in self.ids])
         if self.is_text_alone:
             return said.partition(self.text)[0].strip()
         is_ended = bool(answer) and answer[-1] in self.ids
         return said.strip().removesuffix(self.text.strip() if is_ended else "").strip()
+
+    def _text(self, answer: Sequence[int]) -> str:
+        """U+FFFD stands for an id without a token: a model may have more rows than its tokenizer,
+        and one that has hardly learned says them."""
+        known = groupby(answer, lambda token: token < self.tokenizer.vocab_size)
+        return "".join(
+            self.tokenizer.decode([*ids]) if is_known else "\ufffd" * len([*ids])
+            for is_known, ids in known
+        )

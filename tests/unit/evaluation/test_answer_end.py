@@ -82,6 +82,13 @@ def test_a_cut_answer_keeps_what_looks_like_an_end(tokenizer: Tokenizer) -> None
     assert AnswerEnd.of(own("!{eos}"), tokenizer).words(tokenizer.encode("red!")) == "red!"
 
 
+def test_an_id_without_a_token_is_seen_and_ends_nothing(tokenizer: Tokenizer) -> None:
+    end = AnswerEnd.of("vicuna_v1", tokenizer)
+    said = [*tokenizer.encode("the"), tokenizer.vocab_size, tokenizer.vocab_size + 7]
+    assert not end.is_reached(said)
+    assert end.words([*said, tokenizer.eos_id]) == "the\ufffd\ufffd"
+
+
 def test_generation_stops_at_the_text_that_ends_an_answer(subject: Subject) -> None:
     image = RawImage(Path(subject.images) / "red.png", "red.png")
     asked = [prompt(BUILT_IN["plain"], "", [image])]
