@@ -210,11 +210,10 @@ class _ForwardStop:
             leave_closed_terminal()
         now = time.monotonic()
         if not self.was_used:
-            print(
+            say(
                 "stopping: every rank finishes its step or validation, and saves"
                 + "; Ctrl-C again ends at once, without" * (number == signal.SIGINT),
-                file=sys.stderr,
-                flush=True,
+                to_stderr=True,
             )
         self.was_used = True
         if number == signal.SIGINT:
