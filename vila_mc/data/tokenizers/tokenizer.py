@@ -307,6 +307,12 @@ def train_tokenizer(
     chunks = [chunk for sentence in sentences for chunk in _chunks(sentence)]
     if not chunks:
         raise DataError("there is no text to train on. Check the files.", option="input")
+    write_whole(output, _trained(chunks, vocab_size, special))
+    return len(chunks)
+
+
+def _trained(chunks: Sequence[str], vocab_size: int, special: Sequence[str]) -> bytes:
+    """The model's file. Raises DataError: the text is too little or too much for it."""
     characters = set(itertools.chain.from_iterable(map(set, chunks)))
     model = io.BytesIO()
     try:
@@ -331,8 +337,7 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         raise DataError(_explain(error, vocab_size), option="vocab_size") from None
-    write_whole(output, model.getvalue())
-    return len(chunks)
+    return model.getvalue()
 
 
 def _read(path: Path) -> bytes:

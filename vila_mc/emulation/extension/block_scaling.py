@@ -16,7 +16,12 @@ from torch.nn import functional as F
 
 from vila_mc.emulation.extension.factors import ceil_div, round_up, scale_from_amax
 from vila_mc.emulation.extension.number_formats import LARGEST, from_fp8_bytes, to_fp8_bytes
-from vila_mc.emulation.extension.storage import construct, empty_bytes, empty_floats
+from vila_mc.emulation.extension.storage import (
+    coerce_copies,
+    construct,
+    empty_bytes,
+    empty_floats,
+)
 
 BLOCK = 128
 
@@ -49,16 +54,7 @@ def create(quantizer: Any, shape: Sequence[int], dtype: torch.dtype, device: tor
 
 def coerce(quantizer: Any, tensor: Any) -> None:
     """Give an existing tensor the copies that the quantizer's usages ask for, and no others."""
-    for copy, is_used in (
-        ("rowwise", quantizer.rowwise_usage),
-        ("columnwise", quantizer.columnwise_usage),
-    ):
-        names = (f"_{copy}_data", f"_{copy}_scale_inv")
-        if is_used == (getattr(tensor, names[0]) is not None):
-            continue
-        fresh = create(quantizer, tensor.size(), torch.float32, torch.device("cpu"))
-        vars(tensor).update({name: getattr(fresh, name) for name in names})
-    tensor._fp8_dtype = type(tensor._fp8_dtype)(int(quantizer.dtype))
+    coerce_copies(quantizer, tensor, create)
 
 
 def fill(quantizer: Any, tensor: Any, values: Tensor, amax: Tensor | None = None) -> None:

@@ -50,6 +50,8 @@ def generic_gemm(
     """
     if comm_overlap is not None:
         raise NotImplementedError("overlap of GEMMs with communication is not emulated on a CPU")
+    if gelu and grad:
+        assert gelu_in is not None, "the derivative of gelu is taken somewhere"
     if not accumulate and beta:
         raise RuntimeError("Trying to use non-zero beta while not accumulating into D tensor.")
     a, b = operand(A, rowwise=transA), operand(B, rowwise=not transB)
@@ -59,26 +61,31 @@ def generic_gemm(
     if not transB:
         values = values.view(*B.size()[:-1], values.shape[-1])
     dtype = _result_type(A, D, quantizer, output_dtype)
-
     bias_grad = pre_gelu = None
-    if bias is not None and grad:
+    if grad:
+        values, bias_grad = _gradients(values, b, bias, dtype, gelu_in if gelu else None)
+    else:
+        values = values if bias is None else values + bias.float()
         if gelu:
-            raise NotImplementedError("a bias gradient fused with that of gelu is not emulated")
-        bias_grad = b.sum(0).to(dtype)
-    elif bias is not None:
-        values = values + bias.float()
-    if gelu and grad:
-        assert gelu_in is not None, "the derivative of gelu is taken somewhere"
-        values = vector_jacobian(gelu_of, values, gelu_in.view(values.shape))
-    elif gelu:
-        pre_gelu = values.to(torch_type(bias_type) if is_fp8(A) else dtype)
-        values = gelu_of(values)
+            pre_gelu = values.to(torch_type(bias_type) if is_fp8(A) else dtype)
+            values = gelu_of(values)
     return [
         _store(values, D, dtype, quantizer, accumulate, beta, is_fp8(A) and is_delayed(quantizer)),
         bias_grad,
         pre_gelu,
         extra_output,
     ]
+
+
+def _gradients(
+    values: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu_in: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """A product of gradients through the gelu before it, if any, and the gradient of the bias."""
+    if bias is not None and gelu_in is not None:
+        raise NotImplementedError("a bias gradient fused with that of gelu is not emulated")
+    if gelu_in is not None:
+        values = vector_jacobian(gelu_of, values, gelu_in.view(values.shape))
+    return values, None if bias is None else b.sum(0).to(dtype)
 
 
 def _store(

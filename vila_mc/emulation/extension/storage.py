@@ -4,7 +4,7 @@ Memory that nothing has written is not a number here, so that whoever reads it i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,20 @@ def construct(
         return kind(fake_dtype=dtype, **buffers)
     stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return kind(shape=tuple(shape), stride=stride, dtype=dtype, device=device, **buffers)
+
+
+def coerce_copies(quantizer: Any, tensor: Any, create: Callable[..., Any]) -> None:
+    """Let a tensor hold the copies that are asked for, new ones from ``create``, and no others."""
+    for copy, is_used in (
+        ("rowwise", quantizer.rowwise_usage),
+        ("columnwise", quantizer.columnwise_usage),
+    ):
+        names = (f"_{copy}_data", f"_{copy}_scale_inv")
+        if is_used == (getattr(tensor, names[0]) is not None):
+            continue
+        fresh = create(quantizer, tensor.size(), torch.float32, torch.device("cpu"))
+        vars(tensor).update({name: getattr(fresh, name) for name in names})
+    tensor._fp8_dtype = type(tensor._fp8_dtype)(int(quantizer.dtype))
 
 
 def empty_bytes(shape: Sequence[int], device: torch.device) -> Tensor:
