@@ -371,6 +371,6 @@ def test_an_odd_grid_is_padded() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = ErrorRaisingParser(allow_abbrev=False)
+    parser = ErrorRaisingParser()
     add_config_options(parser)
     return parser

@@ -13,7 +13,7 @@ from vila_mc.config.usual_names import _USUAL_NAMES
 from vila_mc.errors import ConfigError
 
 HOME = Path.home()
-PARSER = ErrorRaisingParser(allow_abbrev=False)
+PARSER = ErrorRaisingParser()
 add_config_options(PARSER)
 
 

@@ -42,7 +42,14 @@ class Argument:
 
 
 class ErrorRaisingParser(argparse.ArgumentParser):
-    """An argparse parser whose complaints are one-line ``ConfigError``s, with a suggestion."""
+    """An argparse parser whose complaints are one-line ``ConfigError``s, with a suggestion.
+
+    An option is what it is called: argparse would take ``--train.step`` for ``--train.steps``, and
+    a later option could turn that into another or none.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse with every complaint. Raises ConfigError."""

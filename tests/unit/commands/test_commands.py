@@ -251,6 +251,9 @@ def test_an_installed_wheel_has_the_command() -> None:
         ([], "required: command"),
         (["trian"], "invalid choice: 'trian' (choose from"),
         (["convert", "exprot"], "invalid choice: 'exprot'"),
+        (["train", "--train.step", "1"], "--train.step is not an option. Did you mean --train.st"),
+        (["train", "--train.fp8", "delayed"], "--train.fp8 is not an option. Did you mean --trai"),
+        (["evaluate", "--question", "x"], "--question is not an option. Did you mean --questions"),
         (["train", "--train.stepss", "1"], "--train.stepss is not an option. Did you mean --tr"),
         (["evaluate", "--chekpoint", "x"], "--chekpoint is not an option. Did you mean --checkp"),
         (
