@@ -39,6 +39,7 @@ SAME, WHICH = "Are the two colours the same?", "Which colour is it?"
 TEMPLATE: TemplateName = "vicuna_v1"
 BATCH, QUESTIONS, LOOKS = 32, 200, (4_000, 8_000)
 """Samples of a step; held-out questions; samples seen when they are asked."""
+VOCABULARY, LENGTH = 480, 80
 
 
 class Pictures:
@@ -71,7 +72,7 @@ class Pictures:
 def _tokenizer(folder: Path) -> Tokenizer:
     words = [SAME, WHICH, "Yes", "No", *COLOURS] * 40
     system = [f"{BUILT_IN[TEMPLATE].system}\nUSER: ASSISTANT:"] * 200
-    train_tokenizer([*system, *words], folder / "tokenizer.model", 400)
+    train_tokenizer([*system, *words], folder / "tokenizer.model", VOCABULARY)
     return Tokenizer(folder / "tokenizer.model")
 
 
@@ -108,7 +109,8 @@ def arm(name: str, init_std: float | None, mixed: bool, seed: int) -> list[Claim
         "train.micro_batch": str(BATCH),
         "train.steps": str(LOOKS[-1] // BATCH),
         "train.seed": str(seed),
-        "data.sequence_length": "80",
+        "model.language.vocab_size": str(VOCABULARY),
+        "data.sequence_length": str(LENGTH),
         "optimizer.lr": "1e-3",
     }
     config: RunConfig = load_run([MODEL], written)
@@ -120,7 +122,7 @@ def arm(name: str, init_std: float | None, mixed: bool, seed: int) -> list[Claim
         samples = _samples(pictures, tokenizer, mixed)
         for step in range(1, config.train.steps + 1):
             rows = [[next(samples).pieces] for _ in range(BATCH)]
-            trainer.step([collate(rows, config.model, config.data.sequence_length, True)])
+            trainer.step([collate(rows, config.model, LENGTH, True)])
             if step * BATCH in LOOKS:
                 share = 100 * _right(stages[0], tokenizer)
                 claims.append(Claim(f"{name}, {step * BATCH:,} samples", share, "% right"))
