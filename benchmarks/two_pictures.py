@@ -37,7 +37,7 @@ COLOURS = {
 }
 SAME, WHICH = "Are the two colours the same?", "Which colour is it?"
 TEMPLATE: TemplateName = "vicuna_v1"
-BATCH, QUESTIONS, LOOKS = 32, 200, (4_000, 8_000)
+BATCH, QUESTIONS, LOOKS = 32, 200, (4_000, 8_000, 16_000)
 """Samples of a step; held-out questions; samples seen when they are asked."""
 VOCABULARY, LENGTH = 480, 80
 

@@ -5,7 +5,6 @@ A check returns its worst difference as a fraction of what it tolerates.
 
 import math
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ import transformer_engine_torch as tex
 from torch import Tensor
 from torch import distributed as dist
 from transformer_engine.common import recipe
-from transformer_engine.pytorch.attention.rope import apply_rotary_pos_emb
 from transformer_engine.pytorch.constants import TE_DType
 from transformer_engine.pytorch.cpp_extensions import general_gemm
 from transformer_engine.pytorch.optimizers import FusedAdam
@@ -26,22 +24,14 @@ from transformer_engine.pytorch.tensor import (
 from transformer_engine.pytorch.tensor.utils import quantize_master_weights
 
 from tests.te import modules, recipes
-from tests.te.modules import relative
-
-FP32, BF16, FP8 = 1e-6, 6e-3, 2.5e-3
-"""Rounding of each, relative. FP8 results are rounded to bf16."""
-
-
-def _worst(differences: Iterable[float], tolerance: float) -> float:
-    """NaN is the worst of all."""
-    fractions = [difference / tolerance for difference in differences]
-    return math.inf if any(map(math.isnan, fractions)) else max(fractions)
+from tests.te.attention_checks import attention, packed_attention, rope, softmax
+from tests.te.modules import FP8, FP32, relative, worst
 
 
 def _modules(*cases: str, dtype: torch.dtype = torch.float32) -> Callable[[], float]:
     def check() -> float:
         found = [modules.differences(case, dtype) for case in cases]
-        return _worst((d for each in found for d in each.values()), FP32)
+        return worst((d for each in found for d in each.values()), FP32)
 
     return check
 
@@ -49,7 +39,7 @@ def _modules(*cases: str, dtype: torch.dtype = torch.float32) -> Callable[[], fl
 def _recipe(name: str) -> Callable[[], float]:
     def check() -> float:
         steps = recipes.linear_differences(name)
-        return _worst((d for step in steps for d in step.values()), FP8)
+        return worst((d for step in steps for d in step.values()), FP8)
 
     return check
 
@@ -57,7 +47,7 @@ def _recipe(name: str) -> Callable[[], float]:
 def fused_quantization() -> float:
     """Norm and product in FP8, each recipe."""
     names = ("delayed", "current", "blockwise")
-    return _worst((recipes.fused_differences(name)["output"] for name in names), FP8)
+    return worst((recipes.fused_differences(name)["output"] for name in names), FP8)
 
 
 def accumulation() -> float:
@@ -68,7 +58,7 @@ def accumulation() -> float:
     for x, grad in pairs:
         linear(x.requires_grad_()).backward(grad)
     wanted = torch.stack([grad.t() @ x.detach() for x, grad in pairs]).sum(0)
-    return _worst([relative(linear.weight.main_grad, wanted)], FP32)
+    return worst([relative(linear.weight.main_grad, wanted)], FP32)
 
 
 def gelu_of_a_product() -> float:
@@ -79,7 +69,7 @@ def gelu_of_a_product() -> float:
     slope = _slope(ACTIVATIONS["gelu"], x)
     dx, *_ = general_gemm(w, dy, layout="NN", grad=True, gelu=True, gelu_in=x)
     pairs = ((output, ACTIVATIONS["gelu"](hidden)), (before, hidden), (dx, dy @ w * slope))
-    return _worst((relative(*pair) for pair in pairs), 2e-6)
+    return worst((relative(*pair) for pair in pairs), 2e-6)
 
 
 def quantizers() -> float:
@@ -150,122 +140,13 @@ def activations() -> float:
         wanted = torch.cat([grad * up * _slope(function, gate), grad * function(gate)], 1)
         found += [relative(getattr(tex, name)(x, None), function(gate) * up)]
         found += [relative(getattr(tex, f"d{name}")(grad, x, None), wanted)]
-    return _worst(found, 2e-6)
+    return worst(found, 2e-6)
 
 
 def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """By central differences in fp64: nothing of autograd's."""
     x, step = x.double(), 1e-6
     return ((function(x + step) - function(x - step)) / (2 * step)).float()
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
-    """[s, b, a, d] with groups of key and value, in fp64 and step by step."""
-    q, k, v = (t.double().permute(1, 2, 0, 3) for t in (query, key, value))
-    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if is_causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(hidden, -math.inf)
-    return (scores.softmax(-1) @ v).permute(2, 0, 1, 3).flatten(2)
-
-
-def _heads(length: int, *batch: int) -> list[Tensor]:
-    shapes = [(length, *batch, heads, 16) for heads in (8, 4, 4)]
-    return [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
-
-
-def _compare_attention(output: Tensor, wanted: Tensor, heads: list[Tensor]) -> list[float]:
-    """Output and the gradients of query, key and value."""
-    grad = torch.randn_like(wanted)
-    got = torch.autograd.grad(output.reshape(wanted.shape), heads, grad.bfloat16())
-    right = torch.autograd.grad(wanted, heads, grad.bfloat16().double())
-    return [relative(output.reshape(wanted.shape), wanted), *map(relative, got, right)]
-
-
-def attention() -> float:
-    """Rows of one sample each, causal and not; bf16 takes the fused softmax."""
-    found = []
-    for mask in ("causal", "no_mask"):
-        for length in (32, 33):  # 33 does not suit the fused softmax
-            heads = _heads(length, 2)
-            attend = te.DotProductAttention(
-                8, 16, num_gqa_groups=4, attention_dropout=0.0, attn_mask_type=mask
-            )
-            wanted = _attention(*heads, is_causal=mask == "causal")
-            found += _compare_attention(attend(*heads), wanted, heads)
-    return _worst(found, 1.5e-2)
-
-
-def packed_attention() -> float:
-    """Samples of 7, 24 and 9 positions in one row, each attending to itself."""
-    ends = [0, 7, 31, 40]
-    heads = _heads(40)
-    attend = te.DotProductAttention(
-        8, 16, num_gqa_groups=4, attention_dropout=0.0, qkv_format="thd"
-    )
-    output = attend(
-        *heads,
-        attn_mask_type="padding_causal",
-        **dict.fromkeys(("cu_seqlens_q", "cu_seqlens_kv"), torch.tensor(ends, dtype=torch.int32)),
-        **dict.fromkeys(("max_seqlen_q", "max_seqlen_kv"), 24),
-    )
-    samples = [[t[start:end, None] for t in heads] for start, end in pairwise(ends)]
-    wanted = torch.cat([_attention(*each, is_causal=True)[:, 0] for each in samples])
-    return _worst(_compare_attention(output, wanted, heads), 1.5e-2)
-
-
-def softmax() -> float:
-    """Every fused kind, with a row that sees nothing, and the gradient they have in common."""
-    scores = torch.randn(2, 4, 24, 24).bfloat16()
-    later = torch.ones(24, 24, dtype=torch.bool).triu(1)
-    mask = torch.rand(2, 1, 24, 24) < 0.3
-    mask[:, :, 5] = True
-    scaled = scores.double() * 0.5
-    causal = scaled.masked_fill(later, -math.inf).softmax(-1)
-    masked = scaled.masked_fill(mask, -math.inf).softmax(-1).nan_to_num(0.0)
-    flat = scores.view(8, 24, 24)
-    leaf = scaled.clone().requires_grad_()
-    grad = torch.randn(2, 4, 24, 24).bfloat16()
-    (wanted_grad,) = torch.autograd.grad(leaf.softmax(-1), leaf, grad.double())
-    plain = tex.scaled_softmax_forward(scores, 0.5)
-    pairs = (
-        (plain, scaled.softmax(-1)),
-        (tex.scaled_masked_softmax_forward(scores, mask, 0.5), masked),
-        (tex.scaled_upper_triang_masked_softmax_forward(flat, 0.5), causal.view(8, 24, 24)),
-        (tex.scaled_aligned_causal_masked_softmax_forward(scores, 0.5), causal),
-        (tex.scaled_softmax_backward(grad, plain, 0.5), wanted_grad * 0.5),
-    )
-    return _worst((relative(*pair) for pair in pairs), BF16)
-
-
-def rope() -> float:
-    """Fused against Transformer Engine's own unfused one: layouts, partial width, neighbours."""
-    found = []
-    angles = torch.randn(24, 1, 1, 12)
-    ends = torch.tensor([0, 9, 24], dtype=torch.int32)
-    for layout, shape, lengths in (
-        ("sbhd", (24, 2, 3, 16), None),
-        ("bshd", (2, 24, 3, 16), None),
-        ("thd", (24, 3, 16), ends),
-    ):
-        for interleaved in (False, True):
-            results = []
-            t = torch.randn(shape)
-            for fused in (True, False):
-                leaf = t.clone().requires_grad_()
-                out = apply_rotary_pos_emb(
-                    leaf,
-                    angles,
-                    tensor_format=layout,
-                    interleaved=interleaved,
-                    fused=fused,
-                    cu_seqlens=lengths,
-                )
-                grad = torch.linspace(-1, 1, out.numel()).view(out.shape)
-                results.append((out, *torch.autograd.grad(out, leaf, grad)))
-            found += [relative(*pair) for pair in zip(*results, strict=True)]
-    return _worst(found, FP32)
 
 
 def adam() -> float:
@@ -285,7 +166,7 @@ def adam() -> float:
                 parameter.grad = grad.clone()
                 optimizer.step()
         found.append(relative(ours, theirs))
-    return _worst(found, FP32)
+    return worst(found, FP32)
 
 
 def multi_tensor() -> float:
@@ -305,7 +186,7 @@ def multi_tensor() -> float:
         float(flag),
     ]
     tex.multi_tensor_scale(2048, flag, [[torch.tensor([math.inf])], [torch.empty(1)]], 1.0)
-    return _worst([*found, 1.0 - float(flag)], FP32)
+    return worst([*found, 1.0 - float(flag)], FP32)
 
 
 def padding() -> float:
@@ -316,19 +197,19 @@ def padding() -> float:
     tex.fused_multi_row_unpadding(padded, back, [8, 8], [3, 5])
     wanted = torch.zeros(16, 4)
     wanted[:3], wanted[8:13] = rows[:3], rows[3:]
-    return _worst([relative(padded, wanted), relative(back, rows)], FP32)
+    return worst([relative(padded, wanted), relative(back, rows)], FP32)
 
 
 def master_weights() -> float:
     """FP8 parameters from fp32 masters, as a distributed optimizer casts them."""
     recipes_of = {recipe.Float8BlockScaling: recipes.by_squares}
     recipes_of[recipe.Float8CurrentScaling] = recipes.by_tensor
-    return _worst((_of_masters(*each) for each in recipes_of.items()), FP32)
+    return worst((_of_masters(*each) for each in recipes_of.items()), FP32)
 
 
 def mxfp8_master_weights() -> float:
     """The same with MXFP8."""
-    return _worst([_of_masters(recipe.MXFP8BlockScaling, recipes.by_thirty_twos)], FP32)
+    return worst([_of_masters(recipe.MXFP8BlockScaling, recipes.by_thirty_twos)], FP32)
 
 
 def _of_masters(scaling: Any, quantized: Callable[[Tensor, torch.dtype], Tensor]) -> float:
@@ -354,7 +235,7 @@ def delayed_scales() -> float:
     wanted_history = [[0.0, 0.0, 0.0], [2.0, 1.0, 9.0], [4.0, 1e30, 5.0]]
     wanted_scale = torch.tensor([224.0 / 4, 2.0, 224.0 / 9])
     history = history.clamp(max=1e30)
-    return _worst(
+    return worst(
         [
             float((history - torch.tensor(wanted_history)).abs().max()),
             relative(scale, wanted_scale),

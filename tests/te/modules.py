@@ -1,12 +1,16 @@
 """Modules of Transformer Engine beside plain torch. Imported under emulation alone."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import transformer_engine.pytorch as te
 from torch import Tensor
 from torch.nn import functional as F
+
+FP32, BF16, FP8 = 1e-6, 6e-3, 2.5e-3
+"""Rounding of each, relative. FP8 results are rounded to bf16."""
 
 ROWS, WIDTH, OUT = (16, 2), 64, 96
 
@@ -17,6 +21,12 @@ def relative(got: Tensor | None, wanted: Tensor | None) -> float:
     assert wanted is not None, "there is something to compare with"
     got, wanted = got.detach().float(), wanted.detach().float()
     return float((got - wanted).norm() / wanted.norm())
+
+
+def worst(differences: Iterable[float], tolerance: float) -> float:
+    """NaN is the worst of all."""
+    fractions = [difference / tolerance for difference in differences]
+    return math.inf if any(map(math.isnan, fractions)) else max(fractions)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:

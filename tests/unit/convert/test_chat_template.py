@@ -19,7 +19,6 @@ from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.checkpoint.trained_template import (
     DEFAULT,
     is_same,
-    template_to_ask_with,
     trained_template,
 )
 from vila_mc.convert.chat_template import jinja_of, published_template, template_of_jinja
@@ -34,7 +33,6 @@ from vila_mc.data.ingest.encode import encode_sample
 from vila_mc.data.tokenizer_template import TokenizerTemplate
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.data.turns import Turn
-from vila_mc.errors import CheckpointError
 from vila_mc.flow import RawImage, RawSample, TextPiece
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -192,50 +190,6 @@ def test_a_template_in_jinja_is_written_where_it_can_be_applied(
     assert holding == expected.get(format, [])
 
 
-def _record(template: dict[str, Any] | str | None, samples: int = 10) -> DatasetRecord:
-    return DatasetRecord(samples, "sha", template)
-
-
-PLAIN, CHATML = _record("plain", 99), _record("chatml")
-OWN_RECORD = _record(OWN.describe(), 20)
-
-
-@pytest.mark.parametrize(
-    ("datasets", "expected", "is_told"),
-    [
-        ((), DEFAULT, False),
-        ((_record(None),), DEFAULT, False),
-        ((PLAIN,), BUILT_IN["plain"], False),
-        ((PLAIN, CHATML), BUILT_IN["chatml"], False),
-        ((CHATML, CHATML, _record(None)), BUILT_IN["chatml"], False),
-        ((CHATML, OWN_RECORD), OWN, True),
-        ((_record({"tokenizer": "{{ 1 }}"}),), TokenizerTemplate("{{ 1 }}", (), ()), False),
-    ],
-)
-def test_the_template_of_most_samples_is_the_trained_one(
-    datasets: tuple[DatasetRecord, ...], expected: Template | TokenizerTemplate, is_told: bool
-) -> None:
-    template, note = trained_template(datasets)
-    assert template == expected
-    assert bool(note) == is_told
-
-
-@pytest.mark.parametrize(
-    "described",
-    [
-        "alpaca",
-        {},
-        {"first": 3, "next": "", "close": "", "end": ""},
-        {"tokenizer": 3},
-        OWN.describe() | {"special": "x"},
-        OWN.describe() | {"more": "x"},
-    ],
-)
-def test_a_template_that_is_none_is_refused(described: dict[str, Any] | str) -> None:
-    with pytest.raises(CheckpointError, match="does not know"):
-        trained_template([_record(described)])
-
-
 def _padded_state() -> dict[str, torch.Tensor]:
     rows = MODEL.language.padded_vocab()
     return {
@@ -262,35 +216,6 @@ def test_the_template_goes_from_dataset_to_checkpoint_to_export(
     written = (tmp_path / "out" / "chat_template.jinja").read_text()
     assert written == jinja_of(BUILT_IN["chatml"])
     assert "several chat templates" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "datasets", "expected", "is_told"),
-    [
-        (None, (), DEFAULT, True),
-        (None, (_record(None),), DEFAULT, True),
-        (None, (PLAIN, CHATML), BUILT_IN["chatml"], False),
-        (None, (CHATML, OWN_RECORD), OWN, True),
-        ("chatml", (CHATML,), BUILT_IN["chatml"], False),
-        ("vicuna_v1", (_record(None),), DEFAULT, False),
-        ("vicuna_v1", (CHATML,), DEFAULT, True),
-    ],
-)
-def test_a_model_is_asked_as_it_was_trained_or_it_is_said(
-    folder: Path,
-    name: str | None,
-    datasets: tuple[DatasetRecord, ...],
-    expected: Template | TokenizerTemplate,
-    is_told: bool,
-) -> None:
-    template, note = template_to_ask_with(name, Tokenizer(folder), datasets)
-    assert template == expected
-    assert bool(note) == is_told
-
-
-def test_two_records_differ_by_contents_alone() -> None:
-    assert _record("chatml") == _record("plain")
-    assert dataclasses.replace(_record("plain"), sha256="other") != _record("plain")
 
 
 def test_the_jinja_of_a_template_is_one_text(folder: Path) -> None:
@@ -381,27 +306,3 @@ def test_an_export_of_an_unknown_template_says_so(
     said = capsys.readouterr().out
     assert "it is not recorded which chat template the model was trained with" in said
     assert published_template(_tokenizer_dir(tmp_path / "out"), None) == DEFAULT
-
-
-@pytest.mark.parametrize(
-    ("name", "before", "datasets", "expected", "is_told"),
-    [
-        (None, "chatml", (), BUILT_IN["chatml"], False),
-        (None, "chatml", (_record(None),), BUILT_IN["chatml"], False),
-        (None, "plain", (CHATML,), BUILT_IN["chatml"], False),
-        (None, OWN.describe(), (CHATML,), BUILT_IN["chatml"], False),
-        ("vicuna_v1", "chatml", (), DEFAULT, True),
-        ("chatml", BUILT_IN["chatml"].describe(), (), BUILT_IN["chatml"], False),
-    ],
-)
-def test_what_training_began_from_counts_where_no_dataset_has_one(
-    name: str | None,
-    before: dict[str, Any] | str,
-    datasets: tuple[DatasetRecord, ...],
-    expected: Template,
-    is_told: bool,
-    folder: Path,
-) -> None:
-    template, note = template_to_ask_with(name, Tokenizer(folder), datasets, before)
-    assert template == expected
-    assert bool(note) == is_told

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pieces import text_piece
+from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
@@ -90,3 +91,16 @@ def write_lines(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def data(
+    tmp_path_factory: pytest.TempPathFactory, make_set: Callable[..., Path], tokenizer_path: Path
+) -> DataConfig:
+    """Two sets; the third token of each sample tells which one it is."""
+    folder = tmp_path_factory.mktemp("sets")
+    entries = (
+        BlendEntry(path=make_set(folder / "large", 20, first_id=100), weight=3),
+        BlendEntry(path=make_set(folder / "small", 5, first_id=200), weight=1),
+    )
+    return DataConfig(blend=entries, tokenizer=tokenizer_path, sequence_length=16, workers=0)
