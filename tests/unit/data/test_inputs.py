@@ -1,5 +1,6 @@
 """The files that a user names."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,3 +29,27 @@ def test_expand_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             expand_inputs([folder])
     with pytest.raises(DataError, match=r"b\.jsonl is named 2 times"):
         expand_inputs(["b.jsonl", "*.jsonl"])
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "folder.jsonl" / "b.jsonl").write_text("")
+    for name, told in (
+        ("pipe", r"pipe\.jsonl is a pipe or a device\. Save what it gives in a file"),
+        ("gone", r"gone\.jsonl is a link to nothing"),
+        ("folder", r"folder\.jsonl is a folder\. Name its files"),
+    ):
+        for pattern in (f"{name}.jsonl", f"{name[0]}*"):
+            with pytest.raises(DataError, match=told):
+                expand_inputs([str(tmp_path / pattern)])
+    nested = [str(tmp_path / "[af]*.jsonl")]
+    assert [path.name for path in expand_inputs(nested, endings=[".jsonl"])] == [
+        "a.jsonl",
+        "b.jsonl",
+    ]
+    assert [path.name for path in expand_inputs([str(tmp_path / "folder*/**")])] == ["b.jsonl"]
+    with pytest.raises(DataError, match=r"no file matches"):
+        expand_inputs([str(tmp_path / "**/folder.jsonl")])

@@ -22,23 +22,19 @@ def expand_inputs(
         endings: of the files that a folder stands for; without them folders are refused.
 
     Raises:
-        DataError: a pattern matches no file, or a file is named more than once, be it by
-            another name.
+        DataError: a pattern matches no file, or what is none: a pipe, a device, a link to nothing;
+            or a file is named more than once, be it by another name.
     """
     files: list[Path] = []
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_file():
-            files.append(path)
-            continue
-        if path.is_dir():
-            files += _of_folder(path, option, endings)
-            continue
-        matches = map(Path, glob(pattern, recursive=True))
-        found = sorted(match for match in matches if match.is_file())
+        is_path = os.path.lexists(pattern)
+        found = [pattern] if is_path else sorted(glob(pattern, recursive=True))
+        if "**" in pattern:  # which goes into folders by itself
+            found = [path for path in found if not os.path.isdir(path)]
         if not found:
             raise DataError(f"no file matches {pattern}. Check the path.", option=option)
-        files += found
+        for path in found:
+            files += _files_of(Path(path), option, endings)
     first: dict[tuple[int, int], Path] = {}
     for file in files:
         found_at = file.stat()  # one file may have several names
@@ -66,6 +62,18 @@ def files_below(folder: Path) -> list[Path]:
                 "which are read in place."
             )
     return sorted(found)
+
+
+def _files_of(path: Path, option: str, endings: Sequence[str]) -> list[Path]:
+    if path.is_dir():
+        return _of_folder(path, option, endings)
+    if path.is_file():
+        return [path]
+    if path.exists():
+        raise DataError(
+            f"{path} is a pipe or a device. Save what it gives in a file.", option=option
+        )
+    raise DataError(f"{path} is a link to nothing. Check the path.", option=option)
 
 
 def _of_folder(folder: Path, option: str, endings: Sequence[str]) -> list[Path]:
