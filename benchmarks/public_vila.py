@@ -23,9 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.connectors import ConnectorKind
+from vila_mc.config.connectors import ConnectorConfig, ConnectorKind
 from vila_mc.config.model import (
-    ConnectorConfig,
     LanguageConfig,
     ModelConfig,
     RopeConfig,

@@ -13,9 +13,9 @@ from tests.support import hugging_face
 from tests.support.hugging_face import GRID, PATCH, VOCABULARY, random_clip, random_llama
 from tests.support.tiny_data import random_sentences
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.connectors import CONNECTORS, ConnectorKind
+from vila_mc.config.connectors import CONNECTORS, ConnectorConfig, ConnectorKind
 from vila_mc.config.load import run_from_dict
-from vila_mc.config.model import ConnectorConfig, ModelConfig
+from vila_mc.config.model import ModelConfig
 from vila_mc.config.run import RunConfig
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.convert.proof.compare import Reference, compare_export

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vila_mc.config.checks import STRICT
+
 ConnectorKind = Literal["linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample"]
 
 
@@ -36,3 +38,17 @@ CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
         ),
     )
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorConfig:
+    """What turns patch features into visual tokens (VILA, section 3 and Table 7)."""
+
+    __pydantic_config__ = STRICT
+
+    kind: ConnectorKind = "mlp_downsample"
+    """linear, mlp2x_gelu (one token per patch); downsample_linear, mlp_downsample (one per 2x2)."""
+
+    def factor(self) -> int:
+        """Side of the block of patches folded into one token."""
+        return CONNECTORS[self.kind].factor

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vila_mc.config.model import STRICT, require
+from vila_mc.config.checks import STRICT, require
 
 BadImage = Literal["stop", "substitute"]
 

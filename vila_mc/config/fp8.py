@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from vila_mc.config.model import STRICT, require, require_positive
+from vila_mc.config.checks import STRICT, require, require_positive
 
 Fp8Recipe = Literal["none", "delayed", "current", "blockwise", "mxfp8"]
 Fp8Part = Literal["vision", "language"]

@@ -1,12 +1,10 @@
 """The shape of a VILA: vision tower, connector, language model."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import ConfigDict
-
-from vila_mc.config.connectors import CONNECTORS, ConnectorKind
+from vila_mc.config.checks import STRICT, require, require_known, require_positive
+from vila_mc.config.connectors import CONNECTORS, ConnectorConfig
 from vila_mc.config.families import (
     LANGUAGE_FAMILIES,
     VISION_FAMILIES,
@@ -14,50 +12,12 @@ from vila_mc.config.families import (
     LanguageFamily,
     VisionFamily,
 )
-from vila_mc.errors import ConfigError
-
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 RopeScaling = Literal["none", "linear", "llama3"]
 
 VOCAB_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this, whatever the layout, so that tables have one
 shape and any tensor-parallel size that divides it can share them."""
-
-_LARGEST_SIZE = 10**8
-"""No size of a run comes near; a greater one would take all memory before anything refused it."""
-_MOST_LAYERS = 10_000
-"""Layers are counted one by one when a model is planned."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Refuse a setting unless ``condition`` holds.
-
-    Args:
-        condition: what must be so.
-        message: what was given, what is allowed and what to do.
-
-    Raises:
-        ConfigError: it is not so.
-    """
-    if not condition:
-        raise ConfigError(message)
-
-
-def require_positive(section: str, **values: float) -> None:
-    """Refuse zero, negative and absurd sizes, named as the user writes them. Raises ConfigError."""
-    for name, value in values.items():
-        require(value > 0, f"{section}.{name} is {value}; it must be greater than 0.")
-        most = _MOST_LAYERS if name == "layers" else _LARGEST_SIZE
-        require(
-            isinstance(value, float) or value <= most,
-            f"{section}.{name} is {value}; it must be at most {most}.",
-        )
-
-
-def require_known(option: str, given: str, known: Collection[str]) -> None:
-    """Refuse a name that is not one of ``known``. Raises ConfigError."""
-    require(given in known, f"{option} is {given}; it must be one of {', '.join(known)}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,20 +117,6 @@ class VisionConfig:
     def built_layers(self) -> int:
         """Layers that run: everything up to the last but one."""
         return self.layers - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectorConfig:
-    """What turns patch features into visual tokens (VILA, section 3 and Table 7)."""
-
-    __pydantic_config__ = STRICT
-
-    kind: ConnectorKind = "mlp_downsample"
-    """linear, mlp2x_gelu (one token per patch); downsample_linear, mlp_downsample (one per 2x2)."""
-
-    def factor(self) -> int:
-        """Side of the block of patches folded into one token."""
-        return CONNECTORS[self.kind].factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vila_mc.config.model import STRICT, require, require_positive
+from vila_mc.config.checks import STRICT, require, require_positive
 from vila_mc.errors import ConfigError
 
 VisionPlacement = Literal["shared", "dedicated"]

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from vila_mc.config.checks import STRICT, require
 from vila_mc.config.data import DataConfig
-from vila_mc.config.model import STRICT, ModelConfig, require
+from vila_mc.config.model import ModelConfig
 from vila_mc.config.optimizer import OptimizerConfig
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.config.train import DEFAULT_VALIDATE_EVERY, TrainConfig

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vila_mc.config.checks import STRICT, require, require_positive
 from vila_mc.config.fp8 import Fp8Config
-from vila_mc.config.model import STRICT, require, require_positive
 
 ModelPart = Literal["vision", "connector", "language"]
 MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "connector", "language")

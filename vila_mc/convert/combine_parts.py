@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.connectors import ConnectorKind
+from vila_mc.config.connectors import ConnectorConfig, ConnectorKind
 from vila_mc.config.families import ImageMode
-from vila_mc.config.model import ConnectorConfig, ModelConfig
+from vila_mc.config.model import ModelConfig
 from vila_mc.convert.formats.format import ForeignModel, Origin
 from vila_mc.convert.formats.hf_vila import FORMAT as HF_VILA
 from vila_mc.convert.names import connector_table

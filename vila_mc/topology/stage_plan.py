@@ -7,7 +7,8 @@ rank ``c % pipeline`` as its ``c // pipeline``-th virtual stage.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vila_mc.config.model import ModelConfig, require
+from vila_mc.config.checks import require
+from vila_mc.config.model import ModelConfig
 from vila_mc.config.parallel import ParallelConfig
 
 

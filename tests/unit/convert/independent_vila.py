@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from vila_mc.config.connectors import ConnectorKind
+from vila_mc.config.connectors import ConnectorConfig, ConnectorKind
 from vila_mc.config.families import ImageMode
-from vila_mc.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 
 VOCABULARY = 401  # odd, so that the tables have padding rows
 PADDED = 416

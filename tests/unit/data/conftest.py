@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.support.pieces import text_piece
+from vila_mc.config.connectors import ConnectorConfig
 from vila_mc.config.data import BlendEntry, DataConfig
-from vila_mc.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.data.indexed.writer import IndexedWriter
 from vila_mc.data.tokenizers.tokenizer import Tokenizer, train_tokenizer
 from vila_mc.flow import EncodedSample, ImagePiece

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tests.support.tiny import tiny_run
 from vila_mc.config import connectors
-from vila_mc.config.connectors import CONNECTORS, ConnectorFacts, ConnectorKind
-from vila_mc.config.model import ConnectorConfig
+from vila_mc.config.connectors import CONNECTORS, ConnectorConfig, ConnectorFacts, ConnectorKind
 from vila_mc.convert.formats.hf_vila import FORMAT
 from vila_mc.convert.names import connector_rows, connector_table
 from vila_mc.model.connectors.connector import Connector, build_connector

@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from vila_mc.config.connectors import ConnectorConfig
 from vila_mc.config.families import ImageMode
-from vila_mc.config.model import ConnectorConfig, ModelConfig
+from vila_mc.config.model import ModelConfig
 from vila_mc.convert.chat_template import FILE, jinja_of
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.pixels import preprocessor_json, read_pixels

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vila_mc.config.connectors import ConnectorKind
+from vila_mc.config.connectors import ConnectorConfig, ConnectorKind
 from vila_mc.config.families import ImageMode
-from vila_mc.config.model import ConnectorConfig, ModelConfig, VisionConfig
+from vila_mc.config.model import ModelConfig, VisionConfig
 from vila_mc.convert.chat_template import jinja_of
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.pixels import preprocessor_json
