@@ -63,6 +63,13 @@ def trace(
     return traces
 
 
+def seed_and_trace(directory: Path, model: dict[str, Any]) -> Trace:
+    """Write a seed checkpoint of ``model``, and the trace of one rank from it."""
+    write_seed_checkpoint(directory, model)
+    (result,) = trace(directory, {}, model=model)
+    return result
+
+
 def resumed_trace(
     checkpoints: Path,
     seed_checkpoint: Path,

@@ -10,10 +10,11 @@ from tests.parity.layout_trace import (
     NUM_STEPS,
     TRAINABLES,
     Trace,
+    seed_and_trace,
     trace,
-    write_seed_checkpoint,
 )
 from tests.support.ranks import run_ranks
+from tests.support.tiny import QWEN3
 
 LAYOUTS = {
     "tp2": (2, dict(tensor=2)),
@@ -129,10 +130,27 @@ def test_a_vocabulary_grows_alike_at_every_layout(tied_seed: tuple[Path, Trace])
     assert_every_rank_matches([traces[0] for traces in by_rank], expected)
 
 
+@pytest.mark.parametrize("layout", ["tp2", "tp2-pp2-sp"])
+def test_norms_of_queries_and_keys_learn_alike_at_every_layout(
+    layout: str, qwen3_seed: tuple[Path, Trace]
+) -> None:
+    seed, expected = qwen3_seed
+    world_size, parallel = LAYOUTS[layout]
+    by_rank = run_ranks(world_size, trace, seed, parallel, model=QWEN3)
+    assert_every_rank_matches([traces[0] for traces in by_rank], expected, layout)
+
+
+@pytest.fixture(scope="module")
+def qwen3_seed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trace]:
+    """A Qwen3: weights, and the trace of one rank."""
+    directory = tmp_path_factory.mktemp("qwen3")
+    (expected,) = run_ranks(1, seed_and_trace, directory, QWEN3)
+    return directory, expected
+
+
 @pytest.fixture(scope="module")
 def tied_seed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trace]:
     """SigLIP and a Qwen2 whose embedding is also its output layer: weights, and the trace."""
     directory = tmp_path_factory.mktemp("tied")
-    run_ranks(1, write_seed_checkpoint, directory, QWEN2)
-    ((expected,),) = run_ranks(1, trace, directory, {}, model=QWEN2)
+    (expected,) = run_ranks(1, seed_and_trace, directory, QWEN2)
     return directory, expected

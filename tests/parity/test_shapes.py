@@ -4,7 +4,6 @@ All ranks are built one after the other in this process, on a backend that sends
 weights that take no memory.
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Iterator
@@ -171,11 +170,3 @@ def test_a_checkpoint_keeps_them_where_megatron_core_says(model: dict[str, Any])
 def _place(shard: Any) -> Place:
     ones = (1,) * shard.prepend_axis_num
     return Place(shard.key, tuple(shard.global_offset), (*ones, *shard.local_shape))
-
-
-def test_norms_of_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    family = dataclasses.replace(LANGUAGE_FAMILIES["llama"], name="normed", qk_norm=True)
-    monkeypatch.setitem(LANGUAGE_FAMILIES, "normed", family)
-    model = {**MODELS[0], "language": "normed"}
-    test_every_rank_holds_what_the_arithmetic_says(model, dict(tensor=2))
-    test_a_checkpoint_keeps_them_where_megatron_core_says(model)

@@ -19,6 +19,8 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -124,6 +126,14 @@ def _qwen2_on_siglip() -> Family:
     return Family(randomised(language), randomised(siglip), "mlp_downsample", formats)
 
 
+def _qwen3_on_siglip() -> Family:
+    """Norms of queries and keys, tied embeddings, heads that are wider together than the model."""
+    language = Qwen3ForCausalLM(Qwen3Config(**_SIZES, head_dim=24, tie_word_embeddings=True))
+    siglip = SiglipVisionModel(SiglipVisionConfig(**_TOWER, image_size=4 * PATCH))
+    formats: tuple[FormatName, ...] = ("hf-vila", "hf-llava", "vila", "llm")
+    return Family(randomised(language), randomised(siglip), "mlp2x_gelu", formats)
+
+
 def _tied_llama_on_siglip() -> Family:
     """Tied embeddings without biases; the connector of the paper's ablation."""
     language = LlamaForCausalLM(LlamaConfig(**_SIZES, tie_word_embeddings=True))
@@ -151,6 +161,7 @@ _MAKERS = {
     "vicuna 16k on CLIP": _vicuna_16k_on_clip,
     "mistral on CLIP": _mistral_on_clip,
     "qwen2 on SigLIP": _qwen2_on_siglip,
+    "qwen3 on SigLIP": _qwen3_on_siglip,
     "tied llama on SigLIP": _tied_llama_on_siglip,
     "qwen2 on SigLIP as LLaVA": _qwen2_llava,
     "llama with wide heads on CLIP": _wide_heads_on_clip,

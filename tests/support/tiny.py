@@ -15,6 +15,22 @@ VOCABULARY = 131  # odd, so that the tables have padding rows
 # everywhere there are microbatches without any image.
 IMAGES_PER_SAMPLE = (1, 2, 0, 1, 0, 0, 0, 0)
 
+QWEN3: dict[str, Any] = {
+    "language": dict(
+        family="qwen3",
+        head_width=24,
+        tied_embeddings=True,
+        layers=4,
+        width=64,
+        ffn=96,
+        heads=4,
+        kv_heads=2,
+        vocab_size=VOCABULARY,
+        max_positions=64,
+    )
+}
+"""Norms of queries and keys; heads that are wider together than the model."""
+
 
 def tiny_run(**sections: dict[str, Any]) -> RunConfig:
     """A run of the tiny model in fp32 without dropout; ``sections`` override by section."""

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from tests.parity.compare import assert_every_rank_matches
-from tests.parity.layout_trace import Trace
+from tests.parity.layout_trace import Trace, seed_and_trace
 from tests.parity.packed_trace import trace_of_samples
 from tests.support.emulated import Emulated
 from tests.support.ranks import run_ranks
+from tests.support.tiny import QWEN3
 
 RANKS = "tests.te.trained"
 LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
@@ -37,6 +38,15 @@ def test_packed_samples_teach_what_separate_ones_do_with_torch(
     world_size, parallel, train = LAYOUTS[layout]
     traces = h100.ranks(world_size, f"{RANKS}:packed", seed_checkpoint, parallel, **train)
     assert_every_rank_matches(traces, separate, layout)
+
+
+def test_norms_of_queries_and_keys_learn_as_torchs_do(tmp_path: Path, h100: Emulated) -> None:
+    (expected,) = run_ranks(1, seed_and_trace, tmp_path, QWEN3)
+    train = dict(layers="transformer_engine")
+    by_rank = h100.ranks(
+        2, "tests.parity.layout_trace:trace", tmp_path, dict(tensor=2), train=train, model=QWEN3
+    )
+    assert_every_rank_matches([traces[0] for traces in by_rank], expected)
 
 
 def test_its_own_attention_would_let_samples_see_each_other(

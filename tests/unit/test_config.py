@@ -42,7 +42,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"model.language.heads": 3}, "width 4096 is not a multiple of model.language.heads 3"),
     ({"model.language.head_width": 5}, "model.language.head_width is 5; rotary"),
     ({"model.language.head_width": 0}, "must be even and greater than 0"),
-    ({"model.language.family": "lama"}, "it must be one of llama, mistral, qwen2"),
+    ({"model.language.family": "lama"}, "it must be one of llama, mistral, qwen2, qwen3"),
     ({"model.vision.family": "dino"}, "it must be one of clip, siglip"),
     ({"model.language.kv_heads": 3}, "heads 32 is not a multiple of model.language.kv_heads 3"),
     ({"data.sequence_length": 1}, "data.sequence_length is 1; it must be at least 2"),

@@ -33,7 +33,7 @@ class ImportOptions:
     model: Annotated[Path | None, Argument("DIR")] = None
     """A whole model: our export, LLaVA-1.5, or a VILA directory (default: --llm and --vision)."""
     llm: Annotated[Path | None, Argument("DIR")] = None
-    """A Llama, Vicuna, Mistral or Qwen2, to go with --vision (default: --model)."""
+    """A Llama, Vicuna, Mistral, Qwen2 or Qwen3, to go with --vision (default: --model)."""
     vision: Annotated[Path | None, Argument("DIR")] = None
     """A CLIP or SigLIP, whole or its vision part, to go with --llm (default: --model)."""
     connector: ConnectorKind = "mlp_downsample"

@@ -58,6 +58,7 @@ LANGUAGE_FAMILIES: dict[str, LanguageFamily] = {
         LanguageFamily(name="llama", title="Llama"),
         LanguageFamily(name="mistral", title="Mistral"),
         LanguageFamily(name="qwen2", title="Qwen2", qkv_bias=True),
+        LanguageFamily(name="qwen3", title="Qwen3", qk_norm=True),
     )
 }
 

@@ -162,7 +162,8 @@ class LanguageConfig:
     __pydantic_config__ = STRICT
 
     family: str = "llama"
-    """llama (also Vicuna) and mistral compute alike; qwen2 adds biases to query, key, value."""
+    """llama (also Vicuna) and mistral compute alike; qwen2 adds biases to query, key, value; qwen3
+    normalises every head's queries and keys."""
     layers: int = 32
     """Transformer layers; the default is Llama-2-7B's."""
     width: int = 4096

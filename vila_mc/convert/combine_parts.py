@@ -26,7 +26,7 @@ def combine_parts(
     """A language model and a vision tower with a new connector between.
 
     Args:
-        llm: directory of a Llama, Mistral or Qwen2.
+        llm: directory of a Llama, Mistral, Qwen2 or Qwen3.
         vision: directory of a CLIP or SigLIP.
         connector: what to put between them.
         image_mode: how images become square; as the tower's makers do it if None.

@@ -41,7 +41,7 @@ def read_language(
     """A language model alone, as the ``language.*`` part of a training state.
 
     Args:
-        directory: of a Llama, Mistral or Qwen2 for causal language modelling.
+        directory: of a Llama, Mistral, Qwen2 or Qwen3 for causal language modelling.
         trust_pickle: whether weights may be read from ``.bin`` files.
 
     Raises:

@@ -77,6 +77,9 @@ LANGUAGE_REFUSALS = [
     (dict(auto_map={"AutoModelForCausalLM": "mine.Model"}), "auto_map"),
     (dict(family="qwen2", dual_chunk_attention_config={"chunk_size": 3}), "dual_chunk"),
     (dict(family="qwen2", use_sliding_window=True), "use_sliding_window"),
+    (dict(family="qwen3", use_sliding_window=True), "use_sliding_window"),
+    (dict(family="qwen3", attention_bias=True), "attention_bias is true"),
+    (dict(family="qwen3", layer_types=["full_attention", "sliding_attention"]), "layer_types"),
     (dict(family="mistral", sliding_window=2.5), "sliding_window is 2.5"),
     (dict(quantization_config={"bits": 4}), "quantization_config"),
 ]
@@ -166,7 +169,7 @@ def test_vision(changes: dict[str, Any], message: str) -> None:
     _refused(_vision, message, **changes)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize(("said", "meant"), ROPE, ids=str)
 def test_rope(said: dict[str, Any], meant: Any, family: str) -> None:
     if isinstance(meant, str):
@@ -200,7 +203,7 @@ def test_what_is_written_is_read_back(rope: RopeConfig) -> None:
 def test_transformers_own_configs_hold_nothing_unknown() -> None:
     """In its own words, every default written out."""
     transformers = pytest.importorskip("transformers")
-    for name in ("Llama", "Mistral", "Qwen2"):
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3"):
         values = getattr(transformers, f"{name}Config")().to_dict()
         values["sliding_window"] = values.get("sliding_window")
         assert language_from_hf(ConfigValues(values, WHERE)).family == name.lower()
@@ -217,6 +220,12 @@ def test_a_published_config_of_each_age() -> None:
     assert _language(**vicuna, **generation, use_cache=True, rope_scaling=None).heads == 32
     distilled = dict(use_mrope=False, max_window_layers=21, sliding_window=131072)
     assert _language("qwen2", **distilled).rope == RopeConfig()
+    qwen3 = dict(hidden_size=1024, num_attention_heads=16, num_key_value_heads=8)
+    assert (
+        _language("qwen3", **qwen3, use_sliding_window=False, max_window_layers=28).head_width
+        == 128
+    )
+    assert _language("qwen3", **qwen3, head_dim=64).head_width is None
     clip = dict(hidden_size=1024, num_attention_heads=16, image_size=336, patch_size=14)
     whole = dict(vision_config={**clip, **generation}, vision_config_dict=clip, projection_dim=768)
     assert _vision("clip", **whole, logit_scale_init_value=2.6, text_config={}).image_size == 336

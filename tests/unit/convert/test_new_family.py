@@ -21,39 +21,30 @@ from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.export_checkpoint import export_checkpoint
 from vila_mc.convert.families import registry
 from vila_mc.convert.families.clip import CLIP as HF_CLIP
-from vila_mc.convert.families.language import LLAMA_ROWS, OURS, THEIRS, HfLanguage
+from vila_mc.convert.families.language import LLAMA_ROWS, QK_NORMS, HfLanguage
 from vila_mc.convert.families.vision import HfVision
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.import_checkpoint import import_checkpoint
-from vila_mc.convert.transforms import Rename
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 
 HEAD_WIDTH = 24  # not 64 / 4
 
 
-def _norm(part: str) -> Rename:
-    return Rename(
-        f"{OURS}.self_attention.{part}_layernorm.weight",
-        f"{THEIRS}.self_attn.{part}_norm.weight",
-        "d",
-    )
-
-
 @pytest.fixture
 def families(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms of queries and keys as Qwen3 has them; a CLIP with another GELU and epsilon."""
+    """Norms of queries and keys, as Qwen3 has them; a CLIP with another GELU and epsilon."""
     monkeypatch.setitem(
-        LANGUAGE_FAMILIES, "qwen3", LanguageFamily(name="qwen3", title="Qwen3", qk_norm=True)
+        LANGUAGE_FAMILIES, "mind", LanguageFamily(name="mind", title="Mind", qk_norm=True)
     )
     language = HfLanguage(
-        name="qwen3",
+        name="mind",
         architecture="Qwen3ForCausalLM",
         defaults=dict(rms_norm_eps=1e-6),
-        rows=(*LLAMA_ROWS, _norm("q"), _norm("k")),
+        rows=(*LLAMA_ROWS, *QK_NORMS),
         switches=dict(attention_bias=False, use_sliding_window=False),
         harmless=("max_window_layers", "sliding_window"),
     )
-    monkeypatch.setitem(registry.LANGUAGES, "qwen3", language)
+    monkeypatch.setitem(registry.LANGUAGES, "mind", language)
     facts = {name: getattr(CLIP, name) for name in VisionFamily.__dataclass_fields__} | dict(
         name="eye", activation="gelu_pytorch_tanh", norm_epsilon=1e-6
     )
@@ -97,9 +88,9 @@ def _published(folder: Path) -> tuple[Any, Any]:
     models = randomised(Qwen3ForCausalLM(language)), randomised(CLIPVisionModel(vision))
     models[0].save_pretrained(folder / "llm")
     models[1].save_pretrained(folder / "vision")
-    where = folder / "vision" / "config.json"
-    config = json.loads(where.read_text()) | {"model_type": "eye_vision_model"}
-    where.write_text(json.dumps(config))
+    for part, kind in (("llm", "mind"), ("vision", "eye_vision_model")):
+        where = folder / part / "config.json"
+        where.write_text(json.dumps(json.loads(where.read_text()) | {"model_type": kind}))
     return models
 
 

@@ -44,6 +44,14 @@ LLAMA_ROWS: tuple[Row, ...] = (
 QKV_BIAS = MergeQkv(
     f"{OURS}.self_attention.linear_qkv.bias", f"{THEIRS}.self_attn.{{part}}_proj.bias", ""
 )
+QK_NORMS: tuple[Row, ...] = tuple(
+    Rename(
+        f"{OURS}.self_attention.{part}_layernorm.weight",
+        f"{THEIRS}.self_attn.{part}_norm.weight",
+        "d",
+    )
+    for part in "qk"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +90,7 @@ class HfLanguage:
         config = config.with_defaults(self.defaults)
         self._require_computed(config)
         heads, width = config.size("num_attention_heads"), config.size("hidden_size")
-        head_width = config.size("head_dim") if config.has("head_dim") else None
+        head_width = config.size("head_dim") if config.get("head_dim") is not None else None
         positions = config.size("max_position_embeddings")
         if self.has_window and config.get("sliding_window") is not None:
             positions = min(positions, config.size("sliding_window"))

@@ -9,10 +9,11 @@ from vila_mc.convert.families.language import HfLanguage
 from vila_mc.convert.families.llama import LLAMA
 from vila_mc.convert.families.mistral import MISTRAL
 from vila_mc.convert.families.qwen2 import QWEN2
+from vila_mc.convert.families.qwen3 import QWEN3
 from vila_mc.convert.families.siglip import SIGLIP
 from vila_mc.convert.families.vision import HfVision
 
-LANGUAGES: dict[str, HfLanguage] = {each.name: each for each in (LLAMA, MISTRAL, QWEN2)}
+LANGUAGES: dict[str, HfLanguage] = {each.name: each for each in (LLAMA, MISTRAL, QWEN2, QWEN3)}
 TOWERS: dict[str, HfVision] = {each.name: each for each in (CLIP, SIGLIP)}
 
 
