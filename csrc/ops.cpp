@@ -21,11 +21,6 @@ STABLE_TORCH_LIBRARY(vila_mc, m) {
     m.def(
         "downsample_layernorm_backward(Tensor grad, Tensor features, Tensor weight, Tensor mean, "
         "Tensor rstd, int factor, bool has_cls) -> (Tensor, Tensor, Tensor)");
-    // -> out = e4m3(clamp(y * scale, -448, 448)), amax [1] = max |y| before scaling (fp32, 0
-    // without rows), mean, rstd. `scale` is fp32 [1] on the features' device.
-    m.def(
-        "downsample_layernorm_fp8(Tensor features, Tensor weight, Tensor bias, Tensor scale, "
-        "int factor, bool has_cls, float eps) -> (Tensor, Tensor, Tensor, Tensor)");
 
     // text with visual [n, q, h] at image_starts [n, 2] int64 (row, first position). text is
     // [b, s, h], or [s, b, h] if `sequence_first`; it may be a shard, from `first_position` on, of

@@ -1,9 +1,8 @@
-// downsample_layernorm, its backward and its FP8 form. Mean, variance and output are passes over a
+// downsample_layernorm and its backward. Mean, variance and output are passes over a
 // token's patches where they lie: it stays in the first-level cache, and a copy of it would cost
 // more than to widen it again.
 
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/Float8_e4m3fn.h>
 
 #include <cmath>
 #include <tuple>
@@ -16,11 +15,6 @@
 
 namespace vila_mc {
 namespace {
-
-using torch::headeronly::Float8_e4m3fn;
-
-constexpr float kFp8Max = 448.0f;
-constexpr int64_t kPiece = 512;  // numbers that are made in the cache and then go elsewhere
 
 // A run of one token of the backward: adds to the gradients of weight and bias, sets `normal` to
 // the normalised run and `scaled` to grad * weight, and adds the sums of the latter two to `sums`.
@@ -87,20 +81,7 @@ class Runs {
     std::vector<T> zeros_;
 };
 
-// Calls piece(at, count) for parts of at most kPiece numbers.
-template <class Function>
-void for_pieces(int64_t width, Function piece) {
-    for (int64_t at = 0; at < width; at += kPiece) piece(at, std::min(kPiece, width - at));
-}
-
-void quantize(const float* from, float scale, Float8_e4m3fn* out, int64_t width) {
-    for (int64_t i = 0; i < width; ++i) {
-        const float scaled = from[i] * scale;
-        out[i] = Float8_e4m3fn(scaled > kFp8Max ? kFp8Max : scaled < -kFp8Max ? -kFp8Max : scaled);
-    }
-}
-
-// What forward and FP8 forward share: checked inputs, and room for the statistics.
+// Checked inputs of the forward, and room for the statistics.
 struct Inputs {
     Inputs(const Tensor& features, const Tensor& weight, const Tensor& bias, int64_t factor,
            bool has_cls)
@@ -116,9 +97,9 @@ struct Inputs {
     }
 
     int64_t rows() const { return blocks.images * blocks.tokens(); }
-    Tensor output(ScalarType dtype) const {
+    Tensor output() const {
         return torch::stable::new_empty(features,
-                                        {blocks.images, blocks.tokens(), blocks.channels()}, dtype);
+                                        {blocks.images, blocks.tokens(), blocks.channels()});
     }
 
     template <class T>
@@ -159,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> downsample_layernorm(const Tensor& features,
                                                         const Tensor& weight, const Tensor& bias,
                                                         int64_t factor, bool has_cls, double eps) {
     const Inputs inputs(features, weight, bias, factor, has_cls);
-    Tensor out = inputs.output(features.scalar_type());
+    Tensor out = inputs.output();
     with_float(features.scalar_type(), [&](auto number) {
         using T = decltype(number);
         const int64_t channels = inputs.blocks.channels();
@@ -180,46 +161,6 @@ std::tuple<Tensor, Tensor, Tensor> downsample_layernorm(const Tensor& features,
         });
     });
     return {out, inputs.mean, inputs.rstd};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> downsample_layernorm_fp8(
-    const Tensor& features, const Tensor& weight, const Tensor& bias, const Tensor& scale,
-    int64_t factor, bool has_cls, double eps) {
-    if (features.scalar_type() == ScalarType::Double)
-        refuse("the number format is Double; for FP8 give Float, BFloat16 or Half.");
-    check_like("scale", scale, features, {1}, ScalarType::Float);
-    const Inputs inputs(features, weight, bias, factor, has_cls);
-    const int64_t channels = inputs.blocks.channels(), rows = inputs.rows();
-    Tensor out = inputs.output(ScalarType::Float8_e4m3fn);
-    Tensor amax = torch::stable::new_empty(features, {1}, ScalarType::Float);
-    auto* to = static_cast<Float8_e4m3fn*>(out.mutable_data_ptr());
-    const float factor_in = *static_cast<const float*>(scale.const_data_ptr());
-    std::vector<float> tops(rows);
-    with_float(features.scalar_type(), [&](auto number) {
-        using T =
-            std::conditional_t<std::is_same_v<decltype(number), double>, float, decltype(number)>;
-        const T* gamma = static_cast<const T*>(inputs.weight.const_data_ptr());
-        const T* beta = static_cast<const T*>(inputs.bias.const_data_ptr());
-        const Runs<T> runs = inputs.runs<T>();
-        inputs.for_tokens(runs, eps, [&](int64_t token, float mean, float rstd) {
-            float top = 0;
-            runs(token, [&](int64_t channel, const T* from, int64_t width) {
-                for_pieces(width, [&](int64_t at, int64_t count) {
-                    float piece[kPiece];
-                    const int64_t first = channel + at;
-                    normalize(from + at, mean, rstd, gamma + first, beta + first, piece, count);
-                    top = std::max(top, largest(piece, count));
-                    quantize(piece, factor_in, to + token * channels + first, count);
-                });
-            });
-            // A token with a NaN is NaN as a whole, its mean included; fabs and > would hide it.
-            tops[token] = std::isnan(mean) ? mean : top;
-        });
-    });
-    float top = 0;
-    for (const float one : tops) top = one > top || std::isnan(one) ? one : top;
-    *static_cast<float*>(amax.mutable_data_ptr()) = top;
-    return {out, amax, inputs.mean, inputs.rstd};
 }
 
 // Sums of the weight's and the bias's gradients over a fixed share of the tokens, so that the
@@ -322,5 +263,4 @@ std::tuple<Tensor, Tensor, Tensor> downsample_layernorm_backward(
 STABLE_TORCH_LIBRARY_IMPL(vila_mc, CPU, m) {
     m.impl("downsample_layernorm", TORCH_BOX(&vila_mc::downsample_layernorm));
     m.impl("downsample_layernorm_backward", TORCH_BOX(&vila_mc::downsample_layernorm_backward));
-    m.impl("downsample_layernorm_fp8", TORCH_BOX(&vila_mc::downsample_layernorm_fp8));
 }

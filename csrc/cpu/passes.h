@@ -55,13 +55,13 @@ VILA_MC_CLONES void add_squares(const T* from, Wide<T> mean, int64_t width,
     });
 }
 
-template <class T, class Out>
+template <class T>
 VILA_MC_CLONES void normalize(const T* from, Wide<T> mean, Wide<T> rstd, const T* weight,
-                              const T* bias, Out* out, int64_t width) {
+                              const T* bias, T* out, int64_t width) {
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) {
         const Wide<T> normal = (widen<T>(from[i]) - mean) * rstd;
-        out[i] = narrow<Out>(normal * widen<T>(weight[i]) + widen<T>(bias[i]));
+        out[i] = narrow<T>(normal * widen<T>(weight[i]) + widen<T>(bias[i]));
     }
 }
 
@@ -136,13 +136,6 @@ VILA_MC_CLONES inline void normalize(const BFloat16* from, float mean, float rst
     if (const int64_t last = width - 1; width % 2)
         out[last] = narrow<BFloat16>((widen(from[last]) - mean) * rstd * widen(weight[last]) +
                                      widen(bias[last]));
-}
-
-VILA_MC_CLONES inline float largest(const float* row, int64_t width) {
-    float top = 0;
-#pragma omp simd reduction(max : top)
-    for (int64_t i = 0; i < width; ++i) top = std::fabs(row[i]) > top ? std::fabs(row[i]) : top;
-    return top;
 }
 
 }  // namespace vila_mc

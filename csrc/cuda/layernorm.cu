@@ -1,4 +1,4 @@
-// downsample_layernorm, its FP8 form and its backward on CUDA tensors.
+// downsample_layernorm and its backward on CUDA tensors.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -36,21 +36,19 @@ struct Inputs {
                                         ScalarType::Float);
     }
 
-    Tensor output(ScalarType dtype) const {
+    Tensor output() const {
         return torch::stable::new_empty(features,
-                                        {blocks.images, blocks.tokens(), blocks.channels()}, dtype);
+                                        {blocks.images, blocks.tokens(), blocks.channels()});
     }
 
-    template <class T, class Out>
-    NormForward<T, Out> arguments(Tensor& normal, double eps) {
+    template <class T>
+    NormForward<T> arguments(Tensor& normal, double eps) {
         return {in<T>(features),
                 in<T>(weight),
                 in<T>(bias),
-                out<Out>(normal),
+                out<T>(normal),
                 out<float>(mean),
                 out<float>(rstd),
-                nullptr,
-                nullptr,
                 blocks.images * blocks.tokens(),
                 patch_blocks_of(blocks),
                 float(eps)};
@@ -64,32 +62,14 @@ std::tuple<Tensor, Tensor, Tensor> downsample_layernorm(const Tensor& features,
                                                         const Tensor& weight, const Tensor& bias,
                                                         int64_t factor, bool has_cls, double eps) {
     Inputs inputs(features, weight, bias, factor, has_cls);
-    Tensor normal = inputs.output(features.scalar_type());
+    Tensor normal = inputs.output();
     const OnDevice device(features);
     with_cuda_float(features.scalar_type(), [&](auto number) {
         using T = decltype(number);
         check_launch("downsample_layernorm",
-                     launch_norm_forward(inputs.arguments<T, T>(normal, eps), device.stream()));
+                     launch_norm_forward(inputs.arguments<T>(normal, eps), device.stream()));
     });
     return {normal, inputs.mean, inputs.rstd};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> downsample_layernorm_fp8(
-    const Tensor& features, const Tensor& weight, const Tensor& bias, const Tensor& scale,
-    int64_t factor, bool has_cls, double eps) {
-    check_like("scale", scale, features, {1}, ScalarType::Float);
-    Inputs inputs(features, weight, bias, factor, has_cls);
-    Tensor normal = inputs.output(ScalarType::Float8_e4m3fn);
-    Tensor amax = torch::stable::new_zeros(features, {1}, ScalarType::Float);
-    const OnDevice device(features);
-    with_cuda_float(features.scalar_type(), [&](auto number) {
-        using T = decltype(number);
-        NormForward<T, fp8> arguments = inputs.arguments<T, fp8>(normal, eps);
-        arguments.scale = in<float>(scale);
-        arguments.amax = out<float>(amax);
-        check_launch("downsample_layernorm_fp8", launch_norm_forward(arguments, device.stream()));
-    });
-    return {normal, amax, inputs.mean, inputs.rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor> downsample_layernorm_backward(
@@ -142,6 +122,5 @@ std::tuple<Tensor, Tensor, Tensor> downsample_layernorm_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(vila_mc, CUDA, m) {
     m.impl("downsample_layernorm", TORCH_BOX(&vila_mc::downsample_layernorm));
-    m.impl("downsample_layernorm_fp8", TORCH_BOX(&vila_mc::downsample_layernorm_fp8));
     m.impl("downsample_layernorm_backward", TORCH_BOX(&vila_mc::downsample_layernorm_backward));
 }

@@ -1,4 +1,4 @@
-// downsample_layernorm: gather and LayerNorm in one pass, with an FP8 output if asked for.
+// downsample_layernorm: gather and LayerNorm in one pass.
 //
 // A block keeps one token in registers, kItems channels a thread, and goes on to the next token
 // with weight and bias still in shared memory: x is read once and y is written once.
@@ -21,24 +21,22 @@ inline int norm_threads(int token_width) {
     return (busy + kWarpSize - 1) / kWarpSize * kWarpSize;
 }
 
-template <class T, class Out>
+template <class T>
 struct NormForward {
-    const T* patches;    // [images, patches, width]
-    const T* weight;     // [channels]
-    const T* bias;       // [channels]
-    Out* normal;         // [rows, channels]
-    float* mean;         // [rows]
-    float* rstd;         // [rows]
-    const float* scale;  // [1], null for 1: what `normal` is multiplied by before rounding
-    float* amax;         // [1], null or 0 at the start: the largest |normal| before scaling
+    const T* patches;  // [images, patches, width]
+    const T* weight;   // [channels]
+    const T* bias;     // [channels]
+    T* normal;         // [rows, channels]
+    float* mean;       // [rows]
+    float* rstd;       // [rows]
     int64_t rows;
     PatchBlocks patch_blocks;
     float epsilon;
 };
 
 // kLoad numbers are loaded at once: 16 bytes' worth, or 1 where addresses do not allow it.
-template <class T, class Out, int kLoad>
-__global__ void __launch_bounds__(kMaxNormThreads) norm_forward_kernel(NormForward<T, Out> a) {
+template <class T, int kLoad>
+__global__ void __launch_bounds__(kMaxNormThreads) norm_forward_kernel(NormForward<T> a) {
     constexpr int kVectors = kItems / kLoad;
     SIMT_SHARED(float, sum_scratch, kMaxWarps);
     SIMT_SHARED(float, square_scratch, kMaxWarps);
@@ -51,8 +49,6 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_forward_kernel(NormForwa
         store<T, kLoad>(weight + i, load<T, kLoad>(a.weight + i));  // read back by the same thread:
         store<T, kLoad>(bias + i, load<T, kLoad>(a.bias + i));      // no barrier
     }
-    const float scale = a.scale != nullptr ? *a.scale : 1.0f;
-    float top = 0.0f;
 
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         const PatchBlocks::Token token = a.patch_blocks.token(row);
@@ -86,26 +82,20 @@ __global__ void __launch_bounds__(kMaxNormThreads) norm_forward_kernel(NormForwa
             if (first_of(v) >= width) continue;
             const Vector<T, kLoad> gamma = load<T, kLoad>(weight + first_of(v));
             const Vector<T, kLoad> beta = load<T, kLoad>(bias + first_of(v));
-            Vector<Out, kLoad> y;
+            Vector<T, kLoad> y;
 #pragma unroll
             for (int k = 0; k < kLoad; ++k) {
                 const float normal = (to_float(x[v].at[k]) - mean) * rstd * to_float(gamma.at[k]) +
                                      to_float(beta.at[k]);
-                top = max_or_nan(top, fabsf(normal));
-                y.at[k] = from_float<Out>(normal * scale);
+                y.at[k] = from_float<T>(normal);
             }
-            store<Out, kLoad>(a.normal + row * width + first_of(v), y);
+            store<T, kLoad>(a.normal + row * width + first_of(v), y);
         }
         if (threadIdx.x == 0) {
             a.mean[row] = mean;
             a.rstd[row] = rstd;
         }
     }
-    if (a.amax == nullptr) return;
-    top = warp_max(top);
-    // Floats that are not negative order as their bits do, with NaN above all.
-    if (threadIdx.x % kWarpSize == 0)
-        atomicMax(reinterpret_cast<int*>(a.amax), __float_as_int(top));
 }
 
 /// How many blocks share `rows` tokens. To start a block costs what weight and bias cost to read,
@@ -116,8 +106,8 @@ inline int64_t norm_blocks(int64_t rows, const simt::Room& room, int least_each,
 }
 
 /// Returns CUDA's error code.
-template <class T, class Out>
-int launch_norm_forward(const NormForward<T, Out>& a, simt::Stream stream) {
+template <class T>
+int launch_norm_forward(const NormForward<T>& a, simt::Stream stream) {
     if (a.rows == 0) return 0;
     const int width = a.patch_blocks.channels(), threads = norm_threads(width);
     const size_t shared = 2 * size_t(width) * sizeof(T);
@@ -130,8 +120,8 @@ int launch_norm_forward(const NormForward<T, Out>& a, simt::Stream stream) {
     };
     constexpr int kLoad = kVectorBytes / sizeof(T);
     if (takes_vectors<T>(a.patch_blocks.width, {a.patches, a.weight, a.bias, a.normal}))
-        return launch(norm_forward_kernel<T, Out, kLoad>);
-    return launch(norm_forward_kernel<T, Out, 1>);
+        return launch(norm_forward_kernel<T, kLoad>);
+    return launch(norm_forward_kernel<T, 1>);
 }
 
 }  // namespace vila_mc

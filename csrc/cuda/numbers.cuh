@@ -9,7 +9,6 @@ namespace vila_mc {
 
 using bf16 = __nv_bfloat16;
 using half = __half;
-using fp8 = __nv_fp8_e4m3;
 
 constexpr int kVectorBytes = 16;  // what one thread moves best in one instruction
 
@@ -36,12 +35,6 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
 template <>
 __device__ __forceinline__ half from_float<half>(float x) {
     return __float2half_rn(x);
-}
-template <>
-__device__ __forceinline__ fp8 from_float<fp8>(float x) {
-    fp8 rounded;
-    rounded.__x = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
-    return rounded;
 }
 
 template <class T, int N>

@@ -27,15 +27,4 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
     return value;
 }
 
-/// The larger number; NaN if either is, unlike fmaxf.
-__device__ __forceinline__ float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
-
-/// The largest `value` of the warp, for every lane; NaN if any is.
-__device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-    for (int bits = kWarpSize / 2; bits > 0; bits /= 2)
-        value = max_or_nan(value, __shfl_xor_sync(kAllLanes, value, bits));
-    return value;
-}
-
 }  // namespace vila_mc

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Float8_e4m3fn.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
@@ -176,32 +175,12 @@ T atomicAdd(T* address, T value) {
         !__atomic_compare_exchange(address, &old, &sum, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return old;
 }
-inline int atomicMax(int* address, int value) {
-    int old = __atomic_load_n(address, __ATOMIC_RELAXED);
-    while (old < value && !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED,
-                                                       __ATOMIC_RELAXED)) {
-    }
-    return old;
-}
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline int __float_as_int(float x) {
-    int bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
 
 using __nv_bfloat16 = c10::BFloat16;
 using __half = c10::Half;
-struct __nv_fp8_e4m3 {
-    unsigned char __x;
-};
-enum { __NV_SATFINITE, __NV_E4M3 };
-
 inline float __bfloat162float(__nv_bfloat16 x) { return x; }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
 inline float __half2float(__half x) { return x; }
 inline __half __float2half_rn(float x) { return x; }
-inline unsigned char __nv_cvt_float_to_fp8(float x, int, int) {
-    return c10::Float8_e4m3fn(std::isnan(x) ? x : std::clamp(x, -448.0f, 448.0f)).x;
-}

@@ -48,12 +48,10 @@ def patch_calls(
     weight, bias = normal(channels), normal(channels)
     grad = normal(images, side * side, channels)
     _, mean, rstd = reference.downsample_layernorm(features, weight, bias, factor, has_cls, 1e-5)
-    scale = torch.tensor([3.0])
     return [
         Call("downsample_gather", (features, factor, has_cls)),
         Call("downsample_gather_backward", (grad, grid, factor, has_cls)),
         Call("downsample_layernorm", (features, weight, bias, factor, has_cls, 1e-5)),
-        Call("downsample_layernorm_fp8", (features, weight, bias, scale, factor, has_cls, 1e-5)),
         Call(
             "downsample_layernorm_backward", (grad, features, weight, mean, rstd, factor, has_cls)
         ),
@@ -99,17 +97,6 @@ def assert_close(call: Call, made: Iterable[Tensor]) -> None:
         assert got.shape == exact.shape
         if "layernorm" not in call.op:
             assert torch.equal(got.double(), exact.double())
-        elif got.dtype == torch.float8_e4m3fn:
-            _assert_fp8(got, exact)
         else:
             relative = HALF_ULP[got.dtype] if got.dtype != dtype else HALF_ULP[dtype]
             torch.testing.assert_close(got.double(), exact.double(), rtol=relative, atol=1e-5)
-
-
-def _assert_fp8(got: Tensor, exact: Tensor) -> None:
-    """Half a unit of e4m3: 2**-4 of the number, 2**-10 for the smallest. Ties may go either way."""
-    error = (got.double() - exact.double()).abs()
-    # ``exact`` is rounded to e4m3 itself, so a tie may put the two a whole unit apart.
-    unit = (exact.double().abs() * 2.0**-3).clamp(min=2.0**-9)
-    assert (error <= unit * 1.001).all()
-    assert (error > 0).double().mean() <= 0.01 if error.numel() > 100 else True

@@ -68,28 +68,6 @@ class EmulatedOps:
         ).outputs
         return made["normal"], made["mean"], made["rstd"]
 
-    def downsample_layernorm_fp8(
-        self,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        scale: Tensor,
-        factor: int,
-        has_cls: bool,
-        eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        sizes = _blocks(features, factor, has_cls)
-        outputs = _statistics(features, sizes)
-        outputs["normal"] = features.new_empty(_tokens(sizes), dtype=torch.float8_e4m3fn)
-        outputs["amax"] = scale.new_empty(1)
-        made = self._run(
-            "downsample_layernorm_fp8",
-            sizes | {"epsilon": float(eps), "format": FORMATS[features.dtype]},
-            {"patches": features, "weight": weight, "bias": bias, "scale": scale},
-            outputs,
-        ).outputs
-        return made["normal"], made["amax"], made["mean"], made["rstd"]
-
     def downsample_layernorm_backward(
         self,
         grad: Tensor,

@@ -1,7 +1,7 @@
 """The face of csrc/: every operation, checked, on native code where it is built, else on torch.
 
-This is the one place that chooses. Shape letters as in ``reference``. All but FP8
-output and uint8 pixels are differentiable.
+This is the one place that chooses. Shape letters as in ``reference``. All but
+uint8 pixels are differentiable.
 """
 
 from typing import Any
@@ -83,37 +83,6 @@ def downsample_layernorm(
         features_npe, weight, bias, factor, has_cls, eps
     )[0]
     return out
-
-
-def downsample_layernorm_fp8(
-    features_npe: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor,
-    factor: int,
-    *,
-    has_cls: bool = False,
-    eps: float = 1e-5,
-) -> tuple[Tensor, Tensor]:
-    """``downsample_layernorm`` quantised to FP8; has no gradient.
-
-    Returns:
-        e4m3(y * scale) saturated at +-448, and amax [1] fp32: the largest absolute y.
-
-    Raises:
-        ValueError: as ``downsample_layernorm``, fp64 features, or a scale that is not fp32 [1].
-    """
-    _check_features(features_npe, factor, has_cls)
-    _check_norm(features_npe, weight, bias, factor)
-    if features_npe.dtype == torch.float64:
-        raise ValueError("features are float64; for FP8 give fp32, bf16 or fp16.")
-    if scale.dtype != torch.float32 or scale.shape != (1,):
-        raise ValueError(f"the scale is {_said(scale)}; give float32 [1].")
-    with torch.no_grad():
-        out, amax, _, _ = _implementation(features_npe).downsample_layernorm_fp8(
-            features_npe, weight, bias, scale, factor, has_cls, eps
-        )
-    return out, amax
 
 
 def downsample_linear(

@@ -17,9 +17,6 @@ from torch.nn import functional as F
 
 from vila_mc.config.families import CLIP
 
-FP8_MAX = 448.0
-"""Largest number of e4m3."""
-
 
 def normalize_images(
     images_n3yx: Tensor,
@@ -158,28 +155,6 @@ def downsample_layernorm_backward(
     grid = round((features_npe.shape[1] - int(has_cls)) ** 0.5)
     features_grad = downsample_gather_backward(grad, grid, factor, has_cls)
     return features_grad.to(features_npe.dtype), weight_grad, bias_grad
-
-
-def downsample_layernorm_fp8(
-    features_npe: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor,
-    factor: int,
-    has_cls: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``downsample_layernorm`` with its output y quantised to FP8 (e4m3).
-
-    Returns:
-        out = e4m3(y * scale), saturated at +-448; amax [1] fp32, the largest \\|y\\| (0 without
-        images); mean and rstd [n, t]. y is not rounded before it is scaled.
-    """
-    wide = _wide(features_npe)
-    normal, mean, rstd = downsample_layernorm(wide, weight, bias, factor, has_cls, eps)
-    amax = normal.abs().max() if normal.numel() else normal.new_zeros(())
-    out = (normal * scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    return out, amax.reshape(1).float(), mean, rstd
 
 
 def downsample_linear(

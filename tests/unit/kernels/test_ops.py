@@ -223,16 +223,6 @@ def test_a_patch_embedding_is_a_product_with_the_patches(backend: ModuleType, pa
             r"the norm's weight is float32 \[4\]; .* need torch.float32 \[16\]",
         ),
         (
-            lambda x: ops.downsample_layernorm_fp8(x, *ODD.norm(), torch.ones(2), 2, has_cls=True),
-            r"the scale is float32 \[2\]; give float32 \[1\]",
-        ),
-        (
-            lambda x: ops.downsample_layernorm_fp8(
-                x.double(), *ODD.norm(torch.float64), torch.ones(1), 2, has_cls=True
-            ),
-            "for FP8 give fp32, bf16 or fp16",
-        ),
-        (
             lambda x: ops.downsample_linear(x, x[0], None, 2, has_cls=True),
             r"the weight is float32 \[10, 4\]; it meets 16 channels: give \[h, 16\]",
         ),
