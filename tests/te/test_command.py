@@ -31,6 +31,11 @@ def test_fp8_is_tried_on_a_cpu(recipe: Path, tmp_path: Path) -> None:
         "layers transformer_engine, optimizer FusedAdam of Transformer Engine; Transformer Engine"
     )
     assert f"{said} 2." in finished.out
+    first = newest_checkpoint(output)
+    assert first is not None
+    manifest = Manifest.read(first)
+    assert manifest.layers == {"vision": "transformer_engine", "language": "transformer_engine"}
+    assert manifest.versions["transformer-engine"].startswith("2.")
     losses = [step["loss"] for step in read_metrics(output / METRICS_NAME)]
     assert len(losses) == 2
     assert all(losses)
@@ -40,10 +45,14 @@ def test_fp8_is_tried_on_a_cpu(recipe: Path, tmp_path: Path) -> None:
     resumed = train(*plain, "--train.precision", "bf16")
     assert resumed.code == 0, resumed.err
     assert "layers torch, optimizer AdamW of vila_mc; Transformer Engine absent" in resumed.out
-    assert "train.fp8.recipe delayed -> none" in resumed.out
+    assert "from here on: train.fp8.recipe delayed -> none\n" in resumed.out
+    assert resumed.out.count("from here on: train.") == 2  # the other is train.steps
     newest = newest_checkpoint(output)
     assert newest is not None
-    assert Manifest.read(newest).step == 3
+    manifest = Manifest.read(newest)
+    assert manifest.step == 3
+    assert manifest.layers == {"vision": "torch", "language": "torch"}
+    assert "transformer-engine" not in manifest.versions
 
 
 def test_fp8_without_transformer_engine_is_refused(recipe: Path, tmp_path: Path) -> None:

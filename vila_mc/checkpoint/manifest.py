@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from vila_mc import __version__
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
-from vila_mc.config.train import MODEL_PARTS, ModelPart
+from vila_mc.config.train import MODEL_PARTS, LayerKind, ModelPart
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
 from vila_mc.errors import CheckpointError, ConfigError
 from vila_mc.files import sha256_of, write_json
@@ -100,6 +100,9 @@ class Manifest:
     """Layout that wrote it; None for one process that only converts. Any layout can read it."""
     versions: dict[str, str]
     """Versions of vila_mc, Python and the packages that wrote it."""
+    layers: dict[ModelPart, LayerKind] = dataclasses.field(default_factory=dict)
+    """What the layers of each part were made of, which ``train.layers`` may leave to the machine;
+    empty where it was not recorded."""
     datasets: tuple[DatasetRecord, ...] = ()
     """What ``config.data.blend`` held, in its order; the position counts in these samples."""
     template: TemplateRecord | None = None
@@ -111,6 +114,17 @@ class Manifest:
     def __post_init__(self) -> None:
         if outside := [name for name in self.files if Path(name).name != name]:
             raise CheckpointError(f"a manifest names {outside[0]!r}, outside its directory.")
+
+    def written_by(self) -> str:
+        """The versions, for people."""
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items())
+
+    def computed_in(self) -> str:
+        """A few words about how the weights were computed: number formats and layers."""
+        train = self.config.train
+        layers = ", ".join(f"{part} {kind}" for part, kind in self.layers.items())
+        numbers = f"{train.precision}, {train.fp8.said()}"
+        return f"{numbers}; layers: {layers}" if layers else numbers
 
     def write(self, directory: Path) -> None:
         """Write the manifest into a checkpoint directory and flush it to disk."""

@@ -62,4 +62,6 @@ def _of_newest_checkpoint(folder: Path) -> tuple[str, dict[str, str]]:
     facts = {"checkpoint": f"{newest.name} of {train.steps:,} steps"}
     if manifest.layout is not None:
         facts["layout"] = f"{manifest.layout}, micro-batch {train.rows_of_a_pass()}"
+    facts["computed in"] = manifest.computed_in()
+    facts["written by"] = manifest.written_by()
     return train.phase, facts

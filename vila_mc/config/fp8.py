@@ -79,6 +79,22 @@ class Fp8Config:
         """Whether the linear layers of a part compute in FP8."""
         return self.recipe != "none" and part in self.parts
 
+    def decides(self) -> dict[str, str]:
+        """The options that decide the numbers by this recipe, and their values."""
+        if self.recipe == "none":
+            return {"recipe": "none"}
+        values = {field.name: str(getattr(self, field.name)) for field in fields(self)}
+        values["parts"] = f"[{', '.join(sorted(self.parts))}]"
+        unread = ("emulation",) if self.recipe == "delayed" else ("emulation", *_DELAYED_ALONE)
+        return {name: value for name, value in values.items() if name not in unread}
+
+    def said(self) -> str:
+        """A few words for people, of what decides the numbers."""
+        if self.recipe == "none":
+            return "no FP8"
+        emulated = ", emulated" if self.emulation else ""
+        return f"FP8 {self.recipe} ({self.format}) in {' and '.join(self.parts)}{emulated}"
+
     def alignment(self) -> int:
         """Tokens and channels of its matrix products come in multiples of this."""
         return 32 if self.recipe == "mxfp8" else 16

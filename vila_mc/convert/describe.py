@@ -72,7 +72,9 @@ def _ours(path: Path) -> Iterator[tuple[str, str]]:
     yield "what", f"a training checkpoint, {directory}"
     yield "step", f"{manifest.step:,} ({manifest.samples_seen:,} samples)"
     yield "layout", f"{manifest.layout or 'one process'}; any layout can read it"
-    yield "written by", ", ".join(f"{name} {text}" for name, text in manifest.versions.items())
+    if manifest.step:
+        yield "computed in", manifest.computed_in()
+    yield "written by", manifest.written_by()
     yield from _model(manifest.config.model)
     recorded = template_of(manifest)
     yield "chat template", "not recorded" if recorded is None else shown(recorded)

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from vila_mc.config.run import RunConfig
-from vila_mc.config.train import LayerKind
+from vila_mc.config.train import LayerKind, ModelPart
 from vila_mc.errors import SetupError
 from vila_mc.model.attention import TorchAttention
 from vila_mc.parallel.installed import has_transformer_engine
@@ -66,9 +66,14 @@ class TorchNorm:
         return norm
 
 
+def layer_kinds(config: RunConfig) -> dict[ModelPart, LayerKind]:
+    """What the transformer layers of each part are made of. Raises SetupError."""
+    return {"vision": layer_kind(config, "vision"), "language": layer_kind(config, "language")}
+
+
 def layers_line(config: RunConfig) -> str:
     """A few words about what the layers of each part are made of."""
-    language, vision = (layer_kind(config, part) for part in ("language", "vision"))
+    vision, language = layer_kinds(config).values()
     return f"layers {language}" if vision == language else f"layers {language}, vision {vision}"
 
 

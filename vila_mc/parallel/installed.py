@@ -58,6 +58,12 @@ def transformer_engine_version() -> str | None:
     return str(get_te_version())
 
 
+def accelerator_versions() -> dict[str, str]:
+    """Versions of the optional accelerators that this process computes with."""
+    version = transformer_engine_version()
+    return {} if version is None else {"transformer-engine": version}
+
+
 def has_apex_optimizer() -> bool:
     """Whether NVIDIA Apex is here with the kernels of its FusedAdam."""
     return bool(_folders("apex")) and _is_here("amp_C")

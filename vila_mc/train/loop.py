@@ -24,12 +24,14 @@ from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import CheckpointError, TrainingError, say
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.model.build import build_stages, count_weights
+from vila_mc.model.layer_specs import layer_kinds
 from vila_mc.model.megatron_config import DTYPES
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.observe.record import StepRecord
 from vila_mc.observe.sinks import Sink, open_sinks
 from vila_mc.parallel.agreement import require_same
 from vila_mc.parallel.groups import Ranks
+from vila_mc.parallel.installed import accelerator_versions
 from vila_mc.topology.layout import Coordinates, Layout
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
 from vila_mc.train.faults import StopRequest
@@ -39,6 +41,7 @@ from vila_mc.train.own_output import OwnOutput
 from vila_mc.train.passes import passes_line, seen_in_training, validation_line
 from vila_mc.train.resume import (
     blend_since,
+    changed_numbers,
     changed_settings,
     checkpoint_to_resume,
     loaded_parts,
@@ -274,6 +277,7 @@ class TrainingLoop:
         self.template = manifest.template if is_same_blend else template_of(manifest)
         for change in changed_settings(manifest, self.config):
             self._say(f"from here on: {change}")
+        self._say(changed_numbers(manifest, self.config))
         if 0 < manifest.step < train.steps:
             self._warn(jump_of_the_rate(manifest.config, self.config, manifest.step))
         if manifest.step == train.steps:
@@ -347,7 +351,8 @@ class TrainingLoop:
             bad_steps=self.state.bad_steps,
             config=self.config,
             layout=self.ranks.layout,
-            versions=versions(),
+            versions=versions() | accelerator_versions(),
+            layers=layer_kinds(self.config),
             datasets=self.datasets,
             template=self.template,
         )

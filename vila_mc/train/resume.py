@@ -13,10 +13,6 @@ _REPORTED = (
     "optimizer.",
     "train.steps",
     "train.global_batch",
-    "train.precision",
-    "train.fp8.",
-    "train.layers",
-    "train.vision_layers",
     "data.sequence",
     "data.packing",
 )
@@ -78,9 +74,10 @@ def loaded_parts(manifest: Manifest, directory: Path, config: RunConfig) -> str:
     parts = ", ".join(part for part in MODEL_PARTS if part in config.train.load_parts)
     phase = manifest.config.train.phase
     since = f"after step {manifest.step:,} of {phase}" if manifest.step else "as it was imported"
+    changed = changed_numbers(manifest, config) if manifest.step else ""
     return (
         f"{parts} from {directory}, {since}; optimizer, schedule and position in the data start "
-        "anew"
+        f"anew{f'; {changed}' if changed else ''}"
     )
 
 
@@ -107,6 +104,24 @@ def changed_settings(manifest: Manifest, config: RunConfig) -> list[str]:
             if name.startswith(_REPORTED) and new[name] != old.get(name)
         ]
     return changes
+
+
+def changed_numbers(manifest: Manifest, config: RunConfig) -> str:
+    """One line if what is computed is rounded in another way from here on; empty if not.
+
+    What the layers are made of changes no result, nor does whether FP8 is emulated.
+    """
+    before, now = manifest.config.train, config.train
+    changes = []
+    if before.precision != now.precision:
+        changes.append(f"train.precision {before.precision} -> {now.precision}")
+    old = before.fp8.decides()
+    changes += [
+        f"train.fp8.{name} {old[name]} -> {new}"
+        for name, new in now.fp8.decides().items()
+        if name in old and old[name] != new
+    ]
+    return f"from here on: {', '.join(changes)}" if changes else ""
 
 
 def _require_same_task(manifest: Manifest, config: RunConfig) -> None:

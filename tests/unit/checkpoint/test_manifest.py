@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ MANIFEST = Manifest(
     config=tiny_run(),
     layout=Layout(tensor=2, pipeline=2, data=1, virtual=2),
     versions={"torch": "2.14"},
+    layers={"vision": "torch", "language": "transformer_engine"},
     files={"a": FileRecord(1, "00")},
 )
 
@@ -26,6 +28,17 @@ MANIFEST = Manifest(
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     MANIFEST.write(tmp_path)
     assert Manifest.read(tmp_path) == MANIFEST
+
+
+def test_what_computed_the_weights_is_said() -> None:
+    assert MANIFEST.computed_in() == (
+        "fp32, no FP8; layers: vision torch, language transformer_engine"
+    )
+    fp8 = {"recipe": "current", "parts": ["vision", "language"], "emulation": True}
+    config = tiny_run(train={"precision": "bf16", "fp8": fp8})
+    assert replace(MANIFEST, config=config, layers={}).computed_in() == (
+        "bf16, FP8 current (hybrid) in vision and language, emulated"
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,6 +56,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ("layout", {"tensor": 2}, "layout"),
         ("versions", ["2.14"], "versions must be an object"),
         ("versions", {"torch": 2}, "versions.torch must be a text"),
+        ("layers", {"language": "wood"}, "layers.language"),
+        ("layers", {"connector": 3}, "layers.connector"),
         ("datasets", [{"samples": 1}], "datasets.0.sha256"),
         ("datasets", {}, "datasets must be a list"),
         ("files", {"a": 1}, "files.a must be an object"),

@@ -20,9 +20,14 @@ def run(tmp_path: Path) -> Path:
     directory = folder / checkpoint_name(2)
     directory.mkdir(parents=True)
     layout = Layout(tensor=2, pipeline=1, data=1)
-    Manifest(step=2, samples_seen=16, config=tiny_run(), layout=layout, versions={}).write(
-        directory
-    )
+    Manifest(
+        step=2,
+        samples_seen=16,
+        config=tiny_run(),
+        layout=layout,
+        versions={"torch": "2.14.1", "transformer-engine": "2.20.2"},
+        layers={"language": "torch"},
+    ).write(directory)
     records = [
         {"step": n, "loss": 4.0 / n, "learning_rate": 1e-3, "samples": 8, "step_ms": 100.0}
         for n in (1, 2, 3)
@@ -39,6 +44,8 @@ def test_a_run_is_summed_up_and_drawn(run: Path, capsys: pytest.CaptureFixture[s
     assert "validation loss  2.5000 after step 3, the best 2.5000 after step 3" in lines
     assert "checkpoint       step-00000002 of 5 steps" in lines
     assert "layout           tensor 2 x pipeline 1 x data 1, micro-batch 1" in lines
+    assert "computed in      fp32, no FP8; layers: language torch" in lines
+    assert "written by       torch 2.14.1, transformer-engine 2.20.2" in lines
     assert lines[-1] == f"wrote {run / 'report.html'}"
     page = (run / "report.html").read_text()
     assert "pretrain: &lt;b&gt;run" in page

@@ -19,6 +19,8 @@ from vila_mc.errors import CheckpointError, DataError
 from vila_mc.topology.layout import Layout
 from vila_mc.train.resume import (
     blend_since,
+    changed_numbers,
+    changed_settings,
     checkpoint_to_resume,
     loaded_parts,
     random_parts,
@@ -166,6 +168,50 @@ def test_where_weights_come_from_is_said(step: int, parts: list[str], said: str)
     manifest = Manifest(step=step, samples_seen=0, config=tiny_run(), layout=None, versions={})
     config = tiny_run(train={"load": "runs", "load_parts": parts})
     assert loaded_parts(manifest, Path("runs/align"), config).startswith(said)
+
+
+FP8 = {"precision": "bf16", "fp8": {"recipe": "current"}}
+DELAYED = {"precision": "bf16", "fp8": {"recipe": "delayed", "amax_history": 16}}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"layers": "transformer_engine"}, ""),
+        ({"vision_layers": "torch"}, {"layers": "torch"}, ""),
+        ({}, {"precision": "bf16"}, "train.precision fp32 -> bf16"),
+        ({"precision": "bf16"}, FP8, "train.fp8.recipe none -> current"),
+        ({}, FP8, "train.precision fp32 -> bf16, train.fp8.recipe none -> current"),
+        (FP8, {"precision": "bf16"}, "train.fp8.recipe current -> none"),
+        (DELAYED, FP8, "train.fp8.recipe delayed -> current"),
+        (FP8, FP8 | {"fp8": {"recipe": "current", "emulation": True}}, ""),
+        (
+            FP8,
+            FP8 | {"fp8": {"recipe": "current", "format": "e4m3", "parts": ["vision"]}},
+            "train.fp8.format hybrid -> e4m3, train.fp8.parts [language] -> [vision]",
+        ),
+        (
+            DELAYED,
+            DELAYED | {"fp8": DELAYED["fp8"] | {"amax_history": 4, "margin": 1}},  # type: ignore[operator]
+            "train.fp8.amax_history 16 -> 4, train.fp8.margin 0 -> 1",
+        ),
+    ],
+    ids=str,
+)
+def test_another_way_of_rounding_is_said_in_one_line(
+    before: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    manifest = Manifest(
+        step=3, samples_seen=24, config=tiny_run(train=before), layout=None, versions={}
+    )
+    config = tiny_run(train=now)
+    line = f"from here on: {said}" if said else ""
+    assert changed_numbers(manifest, config) == line
+    assert changed_settings(manifest, config) == []
+    directory = Path("runs/align")
+    assert loaded_parts(manifest, directory, config).endswith(f"anew{said and f'; {line}'}")
+    of_an_import = replace(manifest, step=0)
+    assert loaded_parts(of_an_import, directory, config).endswith("anew")
 
 
 @pytest.mark.parametrize(
