@@ -1,6 +1,8 @@
 """Recipes that come with the package, and what the help says of defaults that are 7B-sized."""
 
 import argparse
+import dataclasses
+import math
 import tomllib
 from fnmatch import fnmatch
 from importlib.resources import files
@@ -8,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from vila_mc.config.load import add_config_options, load_run, load_run_from_args
+from vila_mc.commands.list_presets import preset_lines
+from vila_mc.config.load import add_config_options, load_model, load_run, load_run_from_args
+from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.config.options import ErrorRaisingParser, leaf_options
-from vila_mc.config.recipe import PRESETS
+from vila_mc.config.published import published_parts
+from vila_mc.config.recipe import PRESETS, WHOLE_MODELS, preset_names
 from vila_mc.config.run import RunConfig
 from vila_mc.config.train import MODEL_PARTS
 from vila_mc.errors import ConfigError
+from vila_mc.topology.shapes import model_parameters
 from vila_mc.topology.stage_plan import plan_stages
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -34,9 +40,10 @@ def read(*arguments: str) -> RunConfig:
 
 def test_the_names_are_those_of_the_files_and_a_wheel_has_them() -> None:
     folder = files("vila_mc.config") / "presets"
-    assert {file.name for file in folder.iterdir()} == {f"{name}.yaml" for name in PRESETS}
+    names = {*PRESETS, *WHOLE_MODELS, "vision", "language"}
+    assert {file.name for file in folder.iterdir()} == {f"{name}.yaml" for name in names}
     taken = tomllib.loads(PYPROJECT.read_text())["tool"]["setuptools"]["package-data"]["vila_mc"]
-    for name in PRESETS:
+    for name in names:
         assert any(fnmatch(f"config/presets/{name}.yaml", pattern) for pattern in taken)
 
 
@@ -74,12 +81,86 @@ def test_a_preset_is_combined_as_any_recipe(tmp_path: Path) -> None:
         ("preset:", "there is no preset without a name. Give one of preset:tiny"),
         ("preset:../presets/tiny", "there is no preset ../presets/tiny. Give one of"),
         ("tiny", "there is no recipe tiny. Did you mean preset:tiny?"),
+        ("qwen3-8b", "there is no recipe qwen3-8b. Did you mean preset:qwen3-8b?"),
+        ("preset:qwen3-9b", "there is no preset qwen3-9b. Did you mean preset:qwen3-8b?"),
+        ("preset:vision", "there is no preset vision. Give one of preset:tiny"),
     ],
 )
 def test_a_preset_that_does_not_exist_names_what_does(given: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read("--config", given)
     assert message in str(caught.value)
+
+
+PUBLISHED = published_parts()
+EXPLICIT = {  # what tells every model from the next, so that no entry leaves it to a default
+    "vision": {"family", "image_size", "patch_size", "width", "layers", "heads", "ffn"}
+    | {"image_mode"},
+    "language": {"family", "layers", "width", "ffn", "heads", "kv_heads", "head_width"}
+    | {"vocab_size", "max_positions", "norm_epsilon", "tied_embeddings", "rope_theta"},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_part_has_as_many_weights_as_its_publishers_say(name: str) -> None:
+    part = PUBLISHED[name]
+    assert set(part.shape) >= EXPLICIT[part.part]
+    model = load_model([Path(f"preset:{name}")])
+    if part.part == "language":
+        assert model.language.padded_vocab() == model.language.vocab_size
+        beside = 0
+    else:  # training leaves out the last layer and the norm behind it
+        vision = dataclasses.replace(model.vision, layers=model.vision.layers + 1)
+        model = dataclasses.replace(model, vision=vision)
+        beside = 2 * vision.width
+    weights = (w for w in model_parameters(model) if w.name.startswith(f"{part.part}."))
+    assert sum(math.prod(weight.shape) for weight in weights) + beside == part.weights
+
+
+def test_a_part_leaves_nothing_of_the_one_before() -> None:
+    stretched, normed = Path("preset:llama-3.2-1b"), Path("preset:qwen3-0.6b")
+    assert load_model([stretched]).language.rope.scaling == "llama3"
+    assert load_model([stretched, normed]) == load_model([normed])
+    assert load_model([normed, stretched]) == load_model([stretched])
+    tower = Path("preset:siglip-so400m-384")
+    both = load_model([tower, normed])
+    assert (both.vision, both.language) == (
+        load_model([tower]).vision,
+        load_model([normed]).language,
+    )
+
+
+def test_a_whole_model_is_made_of_parts() -> None:
+    assert load_model([Path("preset:vila-7b")]) == ModelConfig()
+    larger = load_model([Path("preset:vila-13b")])
+    assert larger.vision == VisionConfig()
+    assert larger.language == load_model([Path("preset:llama-2-13b")]).language
+    assert larger.language != LanguageConfig()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("language: preset:qwen3-9b", "model.language: there is no preset qwen3-9b. Did you mean"),
+        ("language: preset:clip-vit-l-14", "model.language: there is no preset clip-vit-l-14."),
+        ("vision: preset:qwen3-8b", "model.vision: there is no preset qwen3-8b. Give one of"),
+        ("vision: clip-vit-l-14", "model.vision"),
+    ],
+)
+def test_a_recipe_names_parts_of_their_kind(tmp_path: Path, model: str, message: str) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"model:\n  {model}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_model([recipe])
+    assert message in str(caught.value)
+    recipe.write_text("model:\n  language: preset:qwen3-8b\n")
+    assert load_model([recipe]) == load_model([Path("preset:qwen3-8b")])
+
+
+def test_the_list_has_a_line_for_each() -> None:
+    lines = list(preset_lines())
+    assert [line.split()[0] for line in lines] == [f"preset:{name}" for name in preset_names()]
+    assert all(" weights " in line for line in lines)
 
 
 def test_help_names_the_presets_and_defaults_of_7b() -> None:

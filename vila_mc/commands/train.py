@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vila_mc.commands.list_presets import preset_lines
 from vila_mc.config.load import add_config_options, load_run_from_args
 from vila_mc.config.options import ErrorRaisingParser
-from vila_mc.errors import ConfigError, SetupError, run_cli
+from vila_mc.errors import ConfigError, SetupError, run_cli, say
 
 ALONE = "localhost:0"
 """The rendezvous of one machine, which needs none."""
@@ -35,8 +36,15 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         metavar="HOST:PORT",
         help="where machines meet, the same on all of them (default: this machine alone)",
     )
+    launching.add_argument(
+        "--presets", action="store_true", help="list what --config preset:NAME knows, and end"
+    )
     add_config_options(parser)
     parsed = parser.parse_args(given)
+    if parsed.presets:
+        for line in preset_lines():
+            say(line)
+        return 0
     config = load_run_from_args(parsed)
 
     if "RANK" in os.environ:

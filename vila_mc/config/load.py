@@ -30,8 +30,9 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help=f"YAML recipe, or {', '.join(f'preset:{name}' for name in PRESETS)}, which come with "
-        "the package; may be given several times, later files win. Without any, the model is "
-        "VILA-7B",
+        "the package, or preset:NAME of a published model or a part of one, such as preset:vila-7b "
+        "or preset:qwen3-8b (train --presets lists them); may be given several times, later files "
+        "win. Without any, the model is VILA-7B",
     )
     for section in dataclasses.fields(RunConfig):
         group = parser.add_argument_group(section.name, field_docs(RunConfig)[section.name])

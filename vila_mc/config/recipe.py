@@ -1,12 +1,15 @@
 """YAML as people write it for runs: bounded in size, and every key once."""
 
+import copy
+import difflib
 from collections import Counter
-from importlib.resources import files
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vila_mc.config.published import PRESET_FOLDER, published_parts
 from vila_mc.errors import ConfigError
 
 _MOST_BYTES = 2**20
@@ -16,27 +19,98 @@ _NAMELESS = 'in "<unicode string>",'
 """What yaml calls a text without a file; the message names the file or option itself."""
 
 PRESETS = ("tiny", "small", "base")
-"""Recipes that come with the package, from the smallest model to the largest."""
+"""Recipes that come with the package for models that start from nothing, the smallest first."""
+WHOLE_MODELS = ("vila-7b", "vila-13b")
+"""Recipes of the package that say what the model is and nothing else: published parts, joined."""
 _PRESET = "preset:"
 
 _INTEGER, _LONGEST_INTEGER = "tag:yaml.org,2002:int", 1000
 """In hexadecimal Python reads numbers that it then refuses to print."""
 
 
+def preset_names() -> list[str]:
+    """Every NAME of ``preset:NAME``: recipes, whole models, then published parts."""
+    return [*PRESETS, *WHOLE_MODELS, *published_parts()]
+
+
 def read_recipe(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file, or of ``preset:NAME``; empty for an empty file.
+
+    A published part is a recipe of its section alone. In any recipe ``model.vision`` and
+    ``model.language`` may also be ``preset:NAME`` of one.
 
     Raises:
         ConfigError: the file cannot be read, is too large, or is not a YAML mapping; there is no
             such preset.
     """
+    name = _name_of(str(file))
+    if name is None:
+        return _with_parts(_read_file(file, file))
+    _require_preset(name, preset_names(), "or the path of a YAML recipe")
+    if part := published_parts().get(name):
+        return {"model": {part.part: _section(name)}}
+    return _with_parts(_read_file(PRESET_FOLDER / f"{name}.yaml", file))
+
+
+def _with_parts(values: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with published parts in the place of their names. Raises ConfigError."""
+    model = values.get("model")
+    if not isinstance(model, dict):
+        return values
+    sections = {}
+    for section in ("vision", "language"):
+        given = model.get(section)
+        name = _name_of(given) if isinstance(given, str) else None
+        if name is not None:
+            known = [each for each, part in published_parts().items() if part.part == section]
+            _require_preset(name, known, f"or the options of model.{section}", f"model.{section}")
+            sections[section] = _section(name)
+    return {**values, "model": {**model, **sections}}
+
+
+def _section(name: str) -> dict[str, Any]:
+    # Recipes are merged into one another in place.
+    return copy.deepcopy(published_parts()[name].section())
+
+
+def _name_of(text: str) -> str | None:
+    """NAME of ``preset:NAME``; None of any other text."""
+    return text.removeprefix(_PRESET) if text.startswith(_PRESET) else None
+
+
+def _require_preset(
+    name: str, known: Iterable[str], otherwise: str, option: str | None = None
+) -> None:
+    """Refuse a preset that does not exist with those that do.
+
+    Args:
+        name: what was given, without ``preset:``.
+        known: what may stand there.
+        otherwise: what may stand there besides.
+        option: where it stands, if not for a whole recipe.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    known = list(known)
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    listed = ", ".join(f"{_PRESET}{each}" for each in known)
+    advice = f"Did you mean {_PRESET}{near[0]}?" if near else f"Give one of {listed}, {otherwise}."
+    where = f"{option}: " if option else ""
+    raise ConfigError(f"{where}there is no preset {name or 'without a name'}. {advice}")
+
+
+def _read_file(path: Path, file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file at ``path``, called ``file`` in messages. Raises ConfigError."""
     try:
-        with open(_preset(file) or file, "rb") as opened:
+        with open(path, "rb") as opened:
             data = opened.read(_MOST_BYTES + 1)
         text = data.decode()
     except FileNotFoundError:
         meant = f"{_PRESET}{file}"
-        hint = f"Did you mean {meant}?" if str(file) in PRESETS else "Check its path."
+        hint = f"Did you mean {meant}?" if str(file) in preset_names() else "Check its path."
         raise ConfigError(f"there is no recipe {file}. {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the recipe {file} cannot be read: {error}.") from None
@@ -51,21 +125,6 @@ def read_recipe(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds a {type(values).__name__}; a recipe is a YAML mapping.")
     return values
-
-
-def _preset(file: Path) -> Path | None:
-    """Where ``preset:NAME`` lies; None for any other name. Raises ConfigError."""
-    name = str(file)
-    if not name.startswith(_PRESET):
-        return None
-    name = name.removeprefix(_PRESET)
-    if name not in PRESETS:
-        known = ", ".join(f"{_PRESET}{preset}" for preset in PRESETS)
-        raise ConfigError(
-            f"there is no preset {name or 'without a name'}. Give one of {known}, or the path of a "
-            "YAML recipe."
-        )
-    return Path(str(files("vila_mc.config"))) / "presets" / f"{name}.yaml"
 
 
 def parse_yaml(text: str) -> Any:

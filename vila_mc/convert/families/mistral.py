@@ -16,5 +16,7 @@ MISTRAL = HfLanguage(
         rms_norm_eps=1e-6,
         sliding_window=4096,
     ),
+    # Said, because a reader takes 4096 where nothing is.
+    switches=dict(sliding_window=None),
     has_window=True,
 )
