@@ -126,7 +126,6 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"train.init_std": 0}, "train.init_std is 0.0; it must be greater than 0"),
     ({"train.trainable": []}, "name at least one of vision, connector, language"),
     ({"train.trainable": ["vision", "vision"]}, "names a part twice: vision, vision"),
-    ({"train.trainable": ["adapter"]}, "train.trainable.0 is adapter"),
     ({"parallel.tensor": 64}, "model.language.kv_heads 32 is not a multiple of parallel.tensor"),
     ({"parallel.tensor": 2, "model.language.ffn": 99}, "model.language.ffn 99 is not a multiple"),
     ({"parallel.tensor": 32}, "model.vision.heads 16 is not a multiple of parallel.tensor 32"),

@@ -8,6 +8,7 @@ from vila_mc.config.model import ModelConfig
 from vila_mc.config.optimizer import OptimizerConfig
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.config.train import DEFAULT_VALIDATE_EVERY, TrainConfig
+from vila_mc.config.trainable import learning_pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,12 @@ class RunConfig:
             f"one image takes {self.model.visual_tokens()} positions, but data.sequence_length "
             f"is {length}. Raise it, or use a downsampling connector.",
         )
+        self.learning_pieces()
         self._check_fp8()
+
+    def learning_pieces(self) -> frozenset[str]:
+        """The pieces that ``train.trainable`` names, see ``config.trainable``."""
+        return learning_pieces(self.train.trainable, self.model)
 
     def validates(self) -> bool:
         """Whether the loss on ``data.validation`` is measured at all."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from vila_mc.config.checks import STRICT, require, require_positive
 from vila_mc.config.fp8 import Fp8Config
+from vila_mc.config.trainable import require_names
 
 ModelPart = Literal["vision", "connector", "language"]
 MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "connector", "language")
@@ -25,9 +26,11 @@ class TrainConfig:
 
     phase: Literal["align", "pretrain", "sft", "custom"] = "pretrain"
     """Name of the phase, for logs and manifests. What it trains is train.trainable."""
-    trainable: tuple[ModelPart, ...] = ("connector", "language")
-    """Parts that learn: any of vision, connector, language. The others are frozen, which suits
-    weights that are loaded: by default the ViT, as in VILA."""
+    trainable: tuple[str, ...] = ("connector", "language")
+    """What learns: any of vision, connector, language, or less of them: vision.embedding,
+    "vision.layers[-4:]" (a slice as in Python, in quotes), language.embedding,
+    "language.layers[0:8]", language.norm, language.head. The rest is frozen, which suits weights
+    that are loaded: by default the ViT, as in VILA."""
     steps: int = DEFAULT_STEPS
     """Optimizer steps of the whole phase, if train.epochs does not say how many."""
     epochs: float | None = None
@@ -131,6 +134,7 @@ class TrainConfig:
                 len(set(parts)) == len(parts),
                 f"train.{name} names a part twice: {', '.join(parts)}.",
             )
+        require_names(self.trainable)
         require(
             self.keep_every is None
             or (self.keep_every > 0 and self.keep_every % self.save_every == 0),

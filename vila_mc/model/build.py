@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from vila_mc.config.run import RunConfig
-from vila_mc.model.freeze import freeze_all_but
+from vila_mc.model.freeze import end_backward_where_nothing_learns, freeze_all_but
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
@@ -25,8 +25,9 @@ def build_stages(config: RunConfig, ranks: Ranks) -> list[VilaModel]:
     for index, plan in enumerate(plans):
         virtual_stage = index if config.parallel.virtual > 1 else None
         stage = VilaModel(config, plan, ranks.groups, virtual_stage).to(ranks.device)
-        freeze_all_but(stage, config.train.trainable)
+        freeze_all_but(stage, config.learning_pieces())
         stages.append(stage)
+    end_backward_where_nothing_learns(stages, ranks)
     return stages
 
 

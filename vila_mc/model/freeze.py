@@ -1,19 +1,44 @@
-"""Which parts of a model learn."""
+"""Which parts of a model learn, and where a gradient need not go."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 
-from torch import nn
+import torch
+import torch.distributed as dist
 
-from vila_mc.config.train import MODEL_PARTS, ModelPart
+from vila_mc.config.trainable import piece_of
+from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.groups import Ranks
+
+_LAYER = re.compile(r"(?<=^language\.decoder\.layers\.)\d+")
 
 
-def freeze_all_but(model: nn.Module, trainable: Collection[ModelPart]) -> None:
-    """Freeze every part of a VilaModel that is not named.
+def freeze_all_but(stage: VilaModel, learning: Collection[str]) -> None:
+    """Freeze every piece of a stage that is not named, see ``config.trainable``.
 
     Frozen parameters get no gradient buffer and no optimizer state, so this must come before the
     model is wrapped for data parallelism.
     """
-    for part in MODEL_PARTS:
-        module = getattr(model, part)
-        if module is not None:
-            module.requires_grad_(part in trainable)
+    first = stage.plan.layers.start
+    for name, weight in stage.named_parameters():
+        whole_name = _LAYER.sub(lambda layer: str(first + int(layer[0])), name)
+        weight.requires_grad_(piece_of(whole_name) in learning)
+
+
+def end_backward_where_nothing_learns(stages: Sequence[VilaModel], ranks: Ranks) -> None:
+    """Tell each stage whether anything below it learns; all pipeline ranks must call together.
+
+    It goes by the parameters, when all of them are there and frozen or not.
+
+    Args:
+        stages: this rank's stages.
+        ranks: this rank and its groups.
+    """
+    pipeline = ranks.layout.pipeline
+    mine = range(ranks.at.pipeline, pipeline * len(stages), pipeline)
+    by_stage = torch.zeros(pipeline * len(stages), dtype=torch.int32, device=ranks.device)
+    for place, stage in zip(mine, stages, strict=True):
+        by_stage[place] = any(weight.requires_grad for weight in stage.parameters())
+    dist.all_reduce(by_stage, group=ranks.groups.pp)
+    for place, stage in zip(mine, stages, strict=True):
+        stage.learns_below = bool(by_stage[:place].any())

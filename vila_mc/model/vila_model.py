@@ -47,6 +47,9 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         self.vp_stage = virtual_stage
         self.share_embeddings_and_output_weights = config.model.language.tied_embeddings
         self.needs_every_gradient = config.parallel.overlap_grad_reduce
+        self.learns_below = True
+        """Whether anything in an earlier stage learns: if not, no gradient leaves this one."""
+        self._no_gradient: Tensor | None = None
 
         self.vision: torch.nn.Module | None = None
         self.connector: Connector | None = None
@@ -61,7 +64,22 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         """Receive the hidden states [s/tp, b, h] of the previous stage; None on the first."""
         tensors = input_tensor if isinstance(input_tensor, list) else [input_tensor]
-        self.language.set_input_tensor(tensors[0])
+        received = tensors[0]
+        if received is not None and not self.learns_below:
+            received = self._without_backward(received)
+        self.language.set_input_tensor(received)
+
+    def _without_backward(self, received: Tensor) -> Tensor:
+        """What was received, as the beginning of the graph.
+
+        Megatron-Core's interleaved schedule waits for a gradient of it all the same, and gets zeros
+        that are never computed; the other one is told not to (``parallel.frozen_layers``).
+        """
+        if self.vp_stage is not None and received.requires_grad:
+            if self._no_gradient is None or self._no_gradient.shape != received.shape:
+                self._no_gradient = torch.zeros_like(received, requires_grad=False)
+            received.grad = self._no_gradient
+        return received.detach()
 
     def set_is_first_microbatch(self) -> None:
         """Have FP8 layers make their copies of the weights anew in the next pass."""
@@ -127,7 +145,7 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
             if len(batch.images) or len(batch.image_starts):
                 visual = self.encode_images(batch.images)
                 embedded = splice_visual(embedded, visual, batch.image_starts)
-            elif self.needs_every_gradient and torch.is_grad_enabled():
+            elif self._wants_gradients_of_images():
                 embedded = embedded + self._nothing_from_a_blank_image(batch.images)
         if self.config.sequence_parallel:
             shard = tensor_parallel.scatter_to_sequence_parallel_region(
@@ -135,6 +153,12 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
             )
             embedded = shard.clone()  # the shard is a view, which would keep the whole alive
         return embedded
+
+    def _wants_gradients_of_images(self) -> bool:
+        """Whether what learns from images must get a gradient in every microbatch."""
+        seeing = [part for part in (self.vision, self.connector) if part is not None]
+        learns = any(weight.requires_grad for part in seeing for weight in part.parameters())
+        return self.needs_every_gradient and torch.is_grad_enabled() and learns
 
     def _nothing_from_a_blank_image(self, images_n3yx: Tensor) -> Tensor:
         """A zero through which every vision parameter gets a zero gradient.

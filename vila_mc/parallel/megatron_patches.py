@@ -65,6 +65,13 @@ GROUP_STEP_ADAMW = Patch(
     where="vila_mc.parallel.adam",
     undone="when the process groups end; never applied beside Transformer Engine or Apex",
 )
+RECOMPUTE_ABOVE_FROZEN = Patch(
+    targets=("megatron.core.transformer.transformer_block:checkpointed_forward",),
+    what="frozen layers at the bottom run as they are, and those above are recomputed apart",
+    why="a recomputed layer whose input wants no gradient learns nothing, without a word",
+    where="vila_mc.parallel.frozen_layers",
+    undone="when the process groups end",
+)
 HOST_COPY = Patch(
     targets=(f"{_DISTRIBUTED_OPTIMIZER}:DistributedOptimizer.get_parameter_state_dp_zero",),
     what="one copy in host memory that is kept from save to save",

@@ -4,7 +4,10 @@ The loss is the same for every micro-batch. A small model on a CPU is several ti
 rows at once than with one; what it costs is the memory that the backward pass waits for.
 """
 
+from collections.abc import Collection
+
 from vila_mc.config.run import RunConfig
+from vila_mc.config.trainable import with_backward
 from vila_mc.topology.layout import Layout
 from vila_mc.topology.stage_plan import StagePlan, plan_stages, stages_of_rank
 
@@ -58,19 +61,26 @@ def _kept_by_stage(config: RunConfig, plan: StagePlan) -> int:
     heads = 2 * language.heads + 2 * language.kv_heads  # what attention takes in and gives back
     shared = (heads * head + 3 * language.ffn) // tensor
     layer = language.width if config.train.recompute == "full" else whole + shared
-    numbers = length * len(plan.layers) * layer
+    kept = with_backward(config.learning_pieces(), config.model)
+    numbers = length * layer * _layers_at_once(kept, "language", plan.layers)
     if plan.has_head:  # logits, their softmax and its gradient
         numbers += 3 * length * language.padded_vocab() // tensor
     if plan.has_vision:
-        numbers += _kept_by_vision(config)
+        numbers += _kept_by_vision(config, kept)
     return numbers
 
 
-def _kept_by_vision(config: RunConfig) -> int:
-    """Of as many images as a row has room for. A frozen tower keeps one layer at a time."""
+def _layers_at_once(kept: Collection[str], part: str, layers: range) -> int:
+    """How many of them hold numbers: those with a backward pass, or the one that is at work."""
+    waiting = sum(f"{part}.layers.{layer}" in kept for layer in layers)
+    return max(waiting, min(len(layers), 1))
+
+
+def _kept_by_vision(config: RunConfig, kept: Collection[str]) -> int:
+    """Of as many images as a row has room for."""
     vision, tensor = config.model.vision, config.parallel.tensor
     images = _length(config) // config.model.visual_tokens()
-    layers = vision.built_layers() if "vision" in config.train.trainable else 1
+    layers = _layers_at_once(kept, "vision", range(vision.built_layers()))
     layer = 4 * vision.width + (4 * vision.width + 2 * vision.ffn) // tensor
     return images * vision.positions() * layers * layer
 

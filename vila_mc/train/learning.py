@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 
 from vila_mc.config.run import RunConfig
-from vila_mc.config.train import ModelPart
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest
 from vila_mc.errors import DataError
 
 
-def need_images(config: RunConfig) -> list[ModelPart]:
-    """Parts that are to learn and get a gradient through images alone."""
-    return [part for part in config.train.trainable if part != "language"]
+def need_images(config: RunConfig) -> list[str]:
+    """What is to learn and gets a gradient through images alone, as ``train.trainable`` names it.
+
+    It names a language model, or a piece of one, by ``language`` at the beginning.
+    """
+    return [name for name in config.train.trainable if name.split(".")[0] != "language"]
 
 
 def what_will_not_learn(config: RunConfig, datasets: Sequence[DatasetManifest]) -> list[str]:
@@ -23,7 +25,7 @@ def what_will_not_learn(config: RunConfig, datasets: Sequence[DatasetManifest]) 
     if not idle or any(dataset.images for dataset in datasets):
         return []
     named = f"train.trainable [{', '.join(config.train.trainable)}]"
-    if "language" not in config.train.trainable:
+    if len(idle) == len(config.train.trainable):
         raise DataError(
             f"no dataset of data.blend holds an image, so {named} would learn nothing. Add a "
             "dataset with images, or train the language model too."

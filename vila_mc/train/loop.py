@@ -319,7 +319,8 @@ class TrainingLoop:
         weight_bytes = DTYPES[train.precision].itemsize
         one = checkpoint_bytes(num_weights, num_trained, num_tensors, weight_bytes)
         output = OwnOutput(train, self.ranks, one)
-        self._say(f"{num_weights:,} weights, {layout}")
+        learn = f", of which {num_trained:,} learn" if num_trained < num_weights else ""
+        self._say(f"{num_weights:,} weights{learn}, {layout}")
         return output
 
     def _warn_of_cut_samples(self) -> None:

@@ -133,7 +133,7 @@ def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
     elsewhere = "start a new phase from its weights with train.load and another train.output."
     if not config.data.blend_may_change:
         _require_same_order(manifest, config, elsewhere)
-    if set(manifest.config.train.trainable) != set(config.train.trainable):
+    if manifest.config.learning_pieces() != config.learning_pieces():
         raise CheckpointError(
             f"the checkpoint after step {manifest.step} was written with train.trainable "
             f"[{', '.join(manifest.config.train.trainable)}], so it has no optimizer state for "

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from vila_mc.config.run import RunConfig
 from vila_mc.errors import TrainingError
 from vila_mc.flow import IGNORE_LABEL, Microbatch, StepResult
 from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.frozen_layers import NoGradientFromAbove
 from vila_mc.parallel.groups import Ranks
 from vila_mc.train.optimizer import build_optimizer
 
@@ -48,6 +49,7 @@ class Trainer:
             for stage in self.stages:
                 stage.config.grad_scale_func = self.optimizer.scale_loss
         self._vision_shards = list(_shards_of_vision(self.stages, self.optimizer))
+        self._messages = _messages(ranks, self.stages)
 
     def step(self, microbatches: Sequence[Microbatch], *, should_stop: bool = False) -> StepResult:
         """Learn from one global batch.
@@ -182,6 +184,7 @@ class Trainer:
             seq_length=self.config.data.sequence_length,
             micro_batch_size=self.config.train.rows_of_a_pass(),
             forward_only=forward_only,
+            **self._messages,
         )
         by_entry = torch.zeros(num_entries, dtype=torch.float64)
         for report in sums:
@@ -267,6 +270,17 @@ def loss_sum_and_count(labels: Tensor, loss_bs: Tensor) -> tuple[Tensor, Tensor,
     is_trained = labels != IGNORE_LABEL
     loss_sum = (loss_bs.float() * is_trained).sum()
     return loss_sum, is_trained.sum().int(), {"loss_sum": loss_sum.detach()}
+
+
+def _messages(ranks: Ranks, stages: Sequence[VilaModel]) -> dict[str, Any]:
+    """How this rank sends and receives, in the words of Megatron-Core's schedules; empty for their
+    own way, and with virtual stages, whose schedule knows no other."""
+    (stage, *more), pipeline = stages, ranks.layout.pipeline
+    learns = stage.learns_below or any(weight.requires_grad for weight in stage.parameters())
+    if learns or more or pipeline == 1:
+        return {}
+    communicator = NoGradientFromAbove(ranks.groups.pp, stage.config)
+    return {"p2p_communicator": communicator, "pg_collection": ranks.groups}
 
 
 def _shards_of_vision(

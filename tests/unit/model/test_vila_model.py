@@ -8,6 +8,7 @@ import torch
 
 from tests.support.tiny import VOCABULARY, tiny_microbatches, tiny_run
 from vila_mc.config.train import MODEL_PARTS
+from vila_mc.config.trainable import learning_pieces
 from vila_mc.flow import IGNORE_LABEL, Microbatch
 from vila_mc.model.build import build_stages, count_weights
 from vila_mc.model.freeze import freeze_all_but
@@ -89,7 +90,7 @@ def test_every_vision_parameter_gets_a_zero_from_a_blank_image(model: VilaModel)
 
 @pytest.mark.parametrize("trainable", [("connector",), ("connector", "language"), MODEL_PARTS])
 def test_freezing_goes_by_part(model: VilaModel, trainable: tuple[str, ...]) -> None:
-    freeze_all_but(model, trainable)
+    freeze_all_but(model, learning_pieces(trainable, model.run_config.model))
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (name.split(".")[0] in trainable), name
 

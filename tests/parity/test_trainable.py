@@ -1,0 +1,50 @@
+"""What learns is the same at every layout, down to single layers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parity.compare import assert_every_rank_matches
+from tests.parity.layout_trace import Trace, trace
+from tests.support.ranks import run_ranks
+
+SELECTIONS = {
+    "end of the tower": ("vision.layers[-1:]", "connector"),
+    "upper layers": ("language.layers[2:]",),
+    "head": ("language.norm", "language.head"),
+    "beginnings": ("vision.embedding", "language.embedding", "language.layers[1]"),
+}
+"""What the tests train. On two stages, the first has nothing to learn in two of them."""
+LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "pp2-recompute": (2, dict(pipeline=2), {"recompute": "full"}),
+    "pp2-virtual2-dedicated": (2, dict(pipeline=2, virtual=2, vision_placement="dedicated"), {}),
+    "tp2-pp2-sp": (4, dict(tensor=2, pipeline=2, sequence=True), {}),
+}
+MORE: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "tp2": (2, dict(tensor=2), {}),
+    "pp4-dedicated": (4, dict(pipeline=4, vision_placement="dedicated"), {}),
+    "dp2-tp2-pp2-overlap": (8, dict(tensor=2, pipeline=2, overlap_grad_reduce=True), {}),
+}
+"""Marked slow: ``bash tests/run.sh tests/parity/test_trainable.py`` runs them, too."""
+
+
+@pytest.fixture(scope="module")
+def one_rank(seed_checkpoint: Path) -> list[Trace]:
+    """The trace of one rank for each selection."""
+    (traces,) = run_ranks(1, trace, seed_checkpoint, {}, list(SELECTIONS.values()))
+    return traces
+
+
+@pytest.mark.parametrize(
+    "layout", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
+def test_a_selection_learns_alike(
+    layout: str, seed_checkpoint: Path, one_rank: list[Trace]
+) -> None:
+    world_size, parallel, train = (LAYOUTS | MORE)[layout]
+    by_rank = run_ranks(
+        world_size, trace, seed_checkpoint, parallel, list(SELECTIONS.values()), train
+    )
+    for index, name in enumerate(SELECTIONS):
+        assert_every_rank_matches([traces[index] for traces in by_rank], one_rank[index], name)
