@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from tests.parity.compare import assert_every_rank_matches
-from tests.parity.layout_trace import Trace, seed_and_trace
+from tests.parity.layout_trace import NUM_STEPS, Trace, seed_and_trace
 from tests.parity.packed_trace import trace_of_samples
 from tests.support.emulated import Emulated
 from tests.support.ranks import run_ranks
-from tests.support.tiny import QWEN3
+from tests.support.tiny import GLOBAL_BATCH, QWEN3
 
 RANKS = "tests.te.trained"
 LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
@@ -82,3 +82,17 @@ def test_each_part_is_made_of_what_was_asked(
     norm = "transformer_engine" if language.startswith("TE") else "torch"
     kinds = h100(f"{RANKS}:kinds_of_modules", train)
     assert kinds == {"language": language, "final norm": norm, "vision": vision}
+
+
+def test_gradients_that_a_kernel_adds_up_teach_the_same(
+    seed_checkpoint: Path, h100: Emulated
+) -> None:
+    """Transformer Engine adds up its own; the output layer wants NVIDIA Apex's kernel, played."""
+    layers = {"layers": "transformer_engine"}
+    (wanted,) = h100.ranks(1, "tests.parity.fused_trace:traces", seed_checkpoint, {}, {}, layers)
+    parallel = dict(tensor=2, sequence=True)
+    function = "tests.parity.fused_trace:traces_with_kernel"
+    by_rank = h100.ranks(2, function, seed_checkpoint, parallel, layers)
+    for index, expected in enumerate(wanted):
+        assert_every_rank_matches([traces[index] for traces, _ in by_rank], expected)
+    assert [calls for _, calls in by_rank] == [NUM_STEPS * GLOBAL_BATCH] * 2

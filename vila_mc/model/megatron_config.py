@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vila_mc.config.families import Activation
 from vila_mc.config.run import RunConfig
 from vila_mc.model.fp8 import fp8_options
+from vila_mc.model.fusions import fusion_options
 from vila_mc.model.layer_specs import layer_kind
 from vila_mc.topology.stage_plan import megatron_layout, plan_stages
 
@@ -116,14 +117,8 @@ def _common(config: RunConfig, part: Literal["vision", "language"]) -> dict[str,
         # The loss is summed and counted over the whole global batch, then divided once. DDP reads
         # this when it is built.
         "calculate_per_token_loss": True,
-        # Fused kernels need Apex or Transformer Engine.
-        "gradient_accumulation_fusion": False,
-        "masked_softmax_fusion": False,
-        "bias_activation_fusion": False,
-        "bias_dropout_fusion": False,
-        "apply_rope_fusion": False,
-        "persist_layer_norm": False,
         # Initial weights that do not depend on the tensor-parallel size.
         "use_cpu_initialization": True,
+        **fusion_options(config, part),
         **fp8_options(config, part),
     }

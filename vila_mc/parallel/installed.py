@@ -1,6 +1,8 @@
 """Which optional accelerators are really here: by what they hold, never by their name alone."""
 
 import importlib.util
+import os
+import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -72,6 +74,14 @@ def has_apex_optimizer() -> bool:
 def has_apex_weight_gradient() -> bool:
     """Whether NVIDIA Apex is here with the kernel that adds weight gradients to fp32 ones."""
     return _is_here("fused_weight_gradient_mlp_cuda")
+
+
+def can_compile() -> bool:
+    """Whether torch can compile for a GPU: with Triton, a C compiler and Python's headers."""
+    named = os.environ.get("CC")
+    compilers = (named,) if named else ("gcc", "clang")
+    headers = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
+    return _is_here("triton") and any(map(shutil.which, compilers)) and headers.is_file()
 
 
 def optional_packages() -> str:

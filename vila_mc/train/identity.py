@@ -28,6 +28,7 @@ def identity(
         validation: the same of ``config.data.validation``.
     """
     # Not above: the launcher, which needs the options alone, can do without megatron.
+    from vila_mc.model.fusions import fusions_line
     from vila_mc.model.layer_specs import layer_kind
     from vila_mc.parallel.installed import transformer_engine_version
 
@@ -45,6 +46,7 @@ def identity(
     facts["the version of Transformer Engine"] = transformer_engine_version() or "none"
     facts["what train.layers stands for"] = layer_kind(config, "language")
     facts["what train.vision_layers stands for"] = layer_kind(config, "vision")
+    facts["what is fused"] = fusions_line(config)
     facts["vila_mc itself"] = f"{vila_mc.__version__} with SHA-256 {_code_sha256()[:12]}"
     return facts
 

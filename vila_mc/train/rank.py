@@ -122,6 +122,7 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
     if config.train.fp8.emulation:
         _emulate(config.train.fp8.recipe)
     from vila_mc.kernels import native
+    from vila_mc.model.fusions import fusions_line
     from vila_mc.model.layer_specs import layers_line
     from vila_mc.parallel.adam import optimizer_line
     from vila_mc.parallel.groups import distributed
@@ -152,7 +153,8 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
     ):
         if ranks.is_first():
             used = f"{layers_line(config)}, {optimizer_line()}"
-            say(f"{used}; {optional_packages()}; device {ranks.device.type}")
+            with_what = f"{optional_packages()}; {fusions_line(config)}"
+            say(f"{used}; {with_what}; device {ranks.device.type}")
             if micro_batch_line:
                 say(micro_batch_line)
             missing = native.missing(ranks.device.type)

@@ -76,3 +76,36 @@ def test_layers_that_are_not_here_are_refused(name: str) -> None:
 def test_without_a_gpu_layers_are_torchs() -> None:
     assert layers_line(tiny_run()) == "layers torch"
     assert layers_line(tiny_run(train={"vision_layers": "torch"})) == "layers torch"
+
+
+@pytest.mark.parametrize(
+    ("has_triton", "commands", "named", "expected"),
+    [
+        (True, ("gcc",), None, True),
+        (True, ("clang",), None, True),
+        (True, (), None, False),
+        (True, ("gcc",), "icx", False),
+        (True, ("icx",), "icx", True),
+        (False, ("gcc",), None, False),
+    ],
+)
+def test_compiling_for_a_gpu_takes_triton_and_a_compiler(
+    has_triton: bool,
+    commands: tuple[str, ...],
+    named: str | None,
+    expected: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "Python.h").touch()
+    for command in commands:
+        (tmp_path / command).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(installed, "_is_here", lambda name: has_triton)
+    monkeypatch.setattr(installed.sysconfig, "get_config_var", lambda name: str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if named:
+        monkeypatch.setenv("CC", named)
+    assert installed.can_compile() == expected
+    (tmp_path / "Python.h").unlink()
+    assert not installed.can_compile()
