@@ -1,6 +1,6 @@
 """The main job from raw files to an exported, questioned model, each step by the ordinary tools.
 
-    bash examples/quickstart.sh [OUT_DIR] [--smoke]
+    bash examples/quickstart.sh [OUT_DIR] [--smoke] [--precision P]
 
 Trains a small VILA on scikit-learn's handwritten digits with 4 ranks (tensor 2 x pipeline 2).
 Nothing pre-trained is used: the small ViT and the small LLM are trained as well.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from vila_mc import __version__
 from vila_mc.commands.command import Job, run_job
@@ -32,6 +32,8 @@ from vila_mc.topology.layout import Layout
 CHECKOUT = Path(__file__).resolve().parents[1]
 RECIPES = CHECKOUT / "examples" / "quickstart"
 VOCABULARY = 800
+Precision = Literal["fp32", "bf16", "delayed", "current", "blockwise"]
+"""The last three are recipes of FP8. MXFP8 wants sizes in multiples of 32, which these are not."""
 RAW = (
     ("pairs", "pairs.jsonl"),
     ("interleaved", "interleaved.jsonl"),
@@ -91,14 +93,16 @@ class Quickstart:
     Args:
         output: made if need be; must be empty or from an earlier quickstart.
         smoke: a little of everything, to see that all steps work; nothing is learnt.
+        precision: what training computes in.
 
     Raises:
         ConfigError: the directory holds something else.
     """
 
-    def __init__(self, output: Path, *, smoke: bool = False) -> None:
+    def __init__(self, output: Path, *, smoke: bool = False, precision: Precision = "fp32") -> None:
         self.output = output
         self.smoke = smoke
+        self.precision = precision
         self.placement = Placement.for_this_machine(smoke=smoke)
         self.state_file = output / "quickstart.json"
         if output.exists() and any(output.iterdir()) and not self.state_file.exists():
@@ -114,6 +118,11 @@ class Quickstart:
                 raise ConfigError(
                     f"{output} was begun {'with' if state['smoke'] else 'without'} --smoke. Go on "
                     "the same way, or name another directory."
+                )
+            if (begun := state.get("precision", "fp32")) != precision:
+                raise ConfigError(
+                    f"{output} was begun with --precision {begun}. Go on the same way, or name "
+                    "another directory."
                 )
             self.seconds = state["seconds"]
         if set(self.seconds) >= {step.name for step in STEPS}:
@@ -165,7 +174,8 @@ class Quickstart:
         return self.output / name
 
     def _keep_state(self) -> None:
-        write_json(self.state_file, {"smoke": self.smoke, "seconds": self.seconds})
+        begun = {"smoke": self.smoke, "precision": self.precision}
+        write_json(self.state_file, {**begun, "seconds": self.seconds})
 
     def _start_afresh(self) -> None:
         for name in ("raw", "data", "runs", "hf"):
@@ -219,10 +229,19 @@ def train(phase: str) -> Callable[[Quickstart], None]:
             *("--data.tokenizer", job.path("data/tokenizer.model").absolute()),
             *("--train.output", job.path(f"runs/{phase}")),
             *load,
+            *precision_options(job.precision),
             *(("--train.steps", "3") if job.smoke else ()),
         )
 
     return run
+
+
+def precision_options(precision: Precision) -> tuple[str, ...]:
+    """What training is told to compute in it; FP8 is emulated where there is no GPU."""
+    if precision in ("fp32", "bf16"):
+        return ("--train.precision", precision)
+    emulation = () if num_gpus() else ("--train.fp8.emulation", "true")
+    return ("--train.precision", "bf16", "--train.fp8.recipe", precision, *emulation)
 
 
 def evaluate(job: Quickstart) -> None:
@@ -267,11 +286,13 @@ def report(job: Quickstart) -> None:
         "export": proof,
         "seconds": job.seconds | {"report": round(time.monotonic() - started, 1)},
         "layout": str(Layout(job.placement.tensor, job.placement.pipeline, data=1)),
+        "precision": job.precision,
         "versions": {"vila_mc": __version__, "python": sys.version.split()[0]}
         | {name: version(name) for name in packages},
     }
     facts = {
         "layout": result["layout"],
+        "precision of training": result["precision"],
         "greatest logit difference of the export": f"{proof['max_logit_difference']:.2e}",
         "training time": clock(sum(job.seconds[f"train {phase}"] for phase in PHASES)),
         **result["versions"],
@@ -329,6 +350,9 @@ class QuickstartOptions:
     """Where everything is written (default: quickstart-out in the checkout)."""
     smoke: bool = False
     """A little of everything in about a minute, to see that all steps work; nothing is learnt."""
+    precision: Precision = "fp32"
+    """What training computes in. delayed, current and blockwise are recipes of FP8 for the language
+    model's matrix products, the rest then being bf16; without a GPU they are emulated."""
 
 
 def main() -> int:
@@ -338,7 +362,8 @@ def main() -> int:
 
 def start(options: QuickstartOptions) -> int:
     """Do the job that the options ask for; returns the exit code."""
-    return Quickstart(options.output or CHECKOUT / "quickstart-out", smoke=options.smoke).run()
+    output = options.output or CHECKOUT / "quickstart-out"
+    return Quickstart(output, smoke=options.smoke, precision=options.precision).run()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def test_the_quickstart_reaches_its_report(tmp_path: Path) -> None:
     assert page.count("<svg") == 3
     assert "Which digit is this?" in page
 
-    other = quickstart(output)
-    assert other.returncode == 2
-    assert "was begun with --smoke" in other.stderr
-    assert other.stderr.count("\n") == 1
+    for other, said in ((), "with --smoke"), (("--smoke", "--precision", "bf16"), "precision fp32"):
+        refused = quickstart(output, *other)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
