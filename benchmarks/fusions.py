@@ -7,6 +7,7 @@ by torch. Logits are of 32,000 tokens, and every other target is the most likely
 import os
 from argparse import ArgumentParser
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "0")  # or nothing would be compiled without a GPU
 
@@ -67,7 +68,7 @@ def _rows(
     wanted = rounded.double().requires_grad_()
     expected = exact(wanted)
     gradients = torch.rand_like(expected)
-    expected.backward(gradients)
+    torch.autograd.backward(expected, gradients)
     assert wanted.grad is not None
     rows: list[Row] = []
     for kind, operation, is_compiled in (
@@ -78,7 +79,7 @@ def _rows(
         x = rounded.clone().to(device).requires_grad_()
         with torch.compiler.set_stance("default" if is_compiled else "force_eager"):
             y = operation(x)
-            y.backward(gradients.to(y))
+            torch.autograd.backward(y, gradients.to(y))
             took = _milliseconds(operation, x, gradients.to(y)) if device == "cuda" else ""
         assert x.grad is not None
         errors = (_error(y.detach(), expected.detach()), _error(x.grad, wanted.grad))
@@ -91,11 +92,11 @@ def _error(got: Tensor, wanted: Tensor) -> float:
 
 
 def _milliseconds(operation: Operation, x: Tensor, gradients: Tensor, rounds: int = 20) -> str:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
     for turn in range(rounds + 3):
         if turn == 3:
             start.record()
-        operation(x).backward(gradients)
+        torch.autograd.backward(operation(x), gradients)
     end.record()
     end.synchronize()
     return f"{start.elapsed_time(end) / rounds:.3f} ms"
@@ -108,17 +109,15 @@ def main() -> int:
 
     torch.manual_seed(1)
     has_gpu = torch.cuda.is_available()
-    dist.init_process_group(
-        "nccl" if has_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1
-    )
-    try:
-        rows: list[Row] = [("operation", "how", "error", "error of its gradient", "both ways")]
+    rows: list[Row] = [("operation", "how", "error", "error of its gradient", "both ways")]
+    with TemporaryDirectory() as folder:
+        meet = f"file://{folder}/meet"
+        dist.init_process_group("nccl" if has_gpu else "gloo", meet, rank=0, world_size=1)
         rows += swiglu_rows(4096 if has_gpu else 64, 11008)
         for spread in (1.0, 3.0, 10.0):
             rows += cross_entropy_rows(4096 if has_gpu else 256, 32000, spread)
-        table(*rows)
-    finally:
         dist.destroy_process_group()
+    table(*rows)
     return 0
 
 

@@ -3,25 +3,28 @@
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.tensor_parallel import layers
 
 from tests.parity.layout_trace import TRAINABLES, Trace, trace
-from vila_mc.model import megatron_config
+from vila_mc.config.run import RunConfig
+from vila_mc.model import fusions, megatron_config
 
 KERNEL = "fused_weight_gradient_mlp_cuda"
-_options = megatron_config.fusion_options
+_options = fusions.fusion_options
 
 
 def traces(
     seed: Path, parallel: dict[str, Any], fused: dict[str, bool], train: dict[str, Any]
 ) -> list[Trace]:
     """A trace of each entry of TRAINABLES, with those fusions changed that are named."""
-    megatron_config.fusion_options = lambda config, part: {
-        name: fused.get(name, is_on) for name, is_on in _options(config, part).items()
-    }
+
+    def options(config: RunConfig, part: Literal["vision", "language"]) -> dict[str, bool]:
+        return {name: fused.get(name, is_on) for name, is_on in _options(config, part).items()}
+
+    vars(megatron_config)["fusion_options"] = options
     return trace(seed, parallel, list(TRAINABLES.values()), train)
 
 

@@ -102,7 +102,7 @@ def test_compiling_for_a_gpu_takes_triton_and_a_compiler(
         (tmp_path / command).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(installed, "_is_here", lambda name: has_triton)
-    monkeypatch.setattr(installed.sysconfig, "get_config_var", lambda name: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     if named:
         monkeypatch.setenv("CC", named)
