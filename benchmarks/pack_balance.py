@@ -137,7 +137,7 @@ def _sampler(
         readers,
         num_rows=num_rows,
         sequence_length=SEQUENCE_LENGTH,
-        visual_tokens=VISUAL_TOKENS,
+        tile_positions=VISUAL_TOKENS,
         packing=packing,
     )
 

@@ -80,8 +80,8 @@ def write_index(work: Path, records: int) -> None:
         lengths=np.ones(BLOCK, np.int32),
         modes=np.empty(0, np.int8),
         pieces=np.ones(BLOCK, np.int64),
+        sides=np.empty((0, 2), np.int32),
         tokens=BLOCK,
-        images=0,
     )
     with IndexedWriter(work / "index", "text", Tokenizer(work / "t.model")) as writer:
         for _ in range(records // BLOCK):

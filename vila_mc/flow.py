@@ -5,8 +5,9 @@ raw files -> RawSample -> EncodedSample -> .bin/.idx -> Microbatch -> StepResult
 What does not flow stands with what owns it: settings in ``config``, places in ``topology``, and
 objects that a package lends, such as ``Tokenizer`` or ``VilaModel``.
 
-Shape letters: b rows of a microbatch, s positions, n images, q visual tokens per image,
-y and x pixels. The full legend is in docs/architecture.md.
+Shape letters: b rows of a microbatch, s positions, n images, q visual tokens per image, y and x
+pixels. Where images are cut into tiles, n counts tiles: each is an image to the vision tower. The
+full legend is in docs/architecture.md.
 """
 
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class RawImage:
     source: Path | bytes
     name: str
     """What to call it in messages: the path, or the member of an archive."""
-    is_checked: bool = False
-    """Whether it has been decoded already, so that training will be able to."""
+    sides: tuple[int, int] | None = None
+    """Width and height in pixels, where it has been decoded already: training will be able to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class ImagePiece:
     """[bytes] uint8; of a stored sample a view of the mapped file."""
     name: str
     """What to call it in messages."""
+    sides: tuple[int, int] | None = None
+    """Width and height in pixels; None where nobody looked, or needs to."""
 
 
 Piece = TextPiece | ImagePiece
@@ -119,7 +122,8 @@ class Microbatch:
     images: "torch.Tensor"
     """[n, 3, y, x] uint8; n is 0 where there is no image or the stage does not see images."""
     image_starts: "torch.Tensor"
-    """[n, 2] int64: row and first position of each image's q visual tokens, in image order."""
+    """[n, 2] int64: row and first position of each image's q visual tokens, in image order; of each
+    tile's, where images are cut."""
     num_samples: int
     """Samples of the global batch in this microbatch."""
     sample_lengths: tuple[tuple[int, ...], ...] = ()
@@ -189,7 +193,7 @@ class StepResult:
     trained_tokens: int
     """Positions with a label in the global batch."""
     num_images: int
-    """Images in the global batch."""
+    """Images in the global batch; tiles, where images are cut."""
     num_samples: int
     """Samples in the global batch."""
     filled: float

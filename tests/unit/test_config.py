@@ -30,6 +30,7 @@ POSITIVE = [
     *(f"train.{name}" for name in ("keep_last", "timeout_minutes", "fp8.amax_history")),
 ]
 
+TILES = {"model.vision.image_mode": "tiles"}
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"train.epochs": 0}, "train.epochs is 0.0; it must be greater than 0"),
     (
@@ -38,6 +39,20 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model.vision.layers": 1}, "model.vision.layers is 1; features come from the last but one"),
     ({"model.vision.image_size": 337}, "is not a multiple of model.vision.patch_size 14"),
+    (
+        {"model.vision.max_tiles": 4},
+        "model.vision.max_tiles is set, but model.vision.image_mode is crop. Set the mode to tiles",
+    ),
+    ({"model.vision.thumbnail": False}, "model.vision.thumbnail is set, but"),
+    ({"model.vision.tile_newline": 13}, "model.vision.tile_newline is set, but"),
+    (TILES | {"model.vision.max_tiles": 0}, "model.vision.max_tiles is 0; it must be 1 to 100"),
+    (TILES | {"model.vision.tile_newline": 32000}, "a token of the language model, 0 to 31999"),
+    (
+        TILES | {"data.sequence_length": 1872},
+        "one image takes up to 13 x 144 = 1872 positions, but data.sequence_length is 1872. Raise "
+        "it, or lower model.vision.max_tiles",
+    ),
+    ({"data.sequence_length": 144}, "one image takes 144 positions, but data.sequence_length"),
     ({"model.vision.heads": 3}, "model.vision.width 1024 is not a multiple of model.vision.heads"),
     ({"model.language.heads": 3}, "width 4096 is not a multiple of model.language.heads 3"),
     ({"model.language.head_width": 5}, "model.language.head_width is 5; rotary"),

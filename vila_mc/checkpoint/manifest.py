@@ -142,7 +142,8 @@ class Manifest:
     ) -> None:
         """Refuse to load ``parts`` of ``directory`` into a run of another model.
 
-        With ``may_grow``, which is for ``train.load``, the run may have more tokens.
+        With ``may_grow``, which is for ``train.load``, the run may have more tokens, and begin or
+        cease to cut images into tiles, or cut them otherwise.
 
         Raises:
             CheckpointError: it names every option of the model section that differs.
@@ -151,6 +152,8 @@ class Manifest:
         ours = leaves(run_to_dict(config)["model"], "model")
         if may_grow and theirs[_VOCABULARY] < ours[_VOCABULARY]:
             theirs[_VOCABULARY] = ours[_VOCABULARY]
+        if may_grow and "tiles" in (theirs[_IMAGE_MODE], ours[_IMAGE_MODE]):
+            theirs |= {name: ours[name] for name in (_IMAGE_MODE, *_OF_TILES)}
         differ = [
             name
             for name in ours | theirs
@@ -236,6 +239,8 @@ def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 _VOCABULARY = "model.language.vocab_size"
+_IMAGE_MODE = "model.vision.image_mode"
+_OF_TILES = ("model.vision.max_tiles", "model.vision.thumbnail", "model.vision.tile_newline")
 _SHAPE_THE_CONNECTOR = ("model.vision.width", "model.language.width")
 
 

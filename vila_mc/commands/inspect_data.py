@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vila_mc.commands.command import Job, require_page, run_one_of
 from vila_mc.config.options import Argument
 from vila_mc.errors import DataError, say
 from vila_mc.files import write_whole
+
+if TYPE_CHECKING:
+    from vila_mc.config.model import ModelConfig
 
 _SHOWN_FAULTS = 20
 
@@ -29,8 +32,8 @@ class ModelOptions(DatasetOptions):
     """A dataset, and the model that will read it."""
 
     config: Annotated[tuple[Path, ...], Argument("FILE")] = ()
-    """Recipes of the model, which say how many visual tokens an image takes (default: the model
-    that training has by default)."""
+    """Recipes of the model, which say how many visual tokens an image takes, or how it is cut
+    (default: the model that training has by default)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +88,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 def _summary(options: SummaryOptions) -> int:
     from vila_mc.data.indexed.reader import IndexedReader
     from vila_mc.data.inspection.summary import plot_summary, summary_lines
+    from vila_mc.data.tiles import Tiling
 
-    reader = IndexedReader(options.prefix)
-    say("\n".join(summary_lines(reader, *_visual_tokens(options.config))))
+    model, named = _model(options.config)
+    reader = IndexedReader(options.prefix, Tiling.of(model.vision))
+    say("\n".join(summary_lines(reader, model.tile_positions(), named)))
     if options.png is not None:
         plot_summary(reader, options.png)
         say(f"histograms {options.png}")
@@ -97,12 +102,13 @@ def _summary(options: SummaryOptions) -> int:
 def _show(prog: str, options: ShowOptions) -> int:
     from vila_mc.data.indexed.reader import IndexedReader
     from vila_mc.data.inspection.page import sample_page
+    from vila_mc.data.tiles import Tiling
     from vila_mc.data.tokenizers.tokenizer import Tokenizer
 
     require_page(options.output)
     tokenizer = None if options.tokenizer is None else Tokenizer(options.tokenizer)
-    reader = IndexedReader(options.prefix)
-    visual_tokens, model = _visual_tokens(options.config)
+    model, named = _model(options.config)
+    reader = IndexedReader(options.prefix, Tiling.of(model.vision))
     others = {"previous": options.sample - 1, "next": options.sample + 1}
     commands = [
         (what, _command(prog, options, number))
@@ -113,8 +119,8 @@ def _show(prog: str, options: ShowOptions) -> int:
         reader,
         options.sample,
         tokenizer,
-        visual_tokens=visual_tokens,
-        model=model,
+        tile_positions=model.tile_positions(),
+        model=named,
         commands=commands,
     )
     write_whole(options.output, page)
@@ -137,12 +143,12 @@ def _command(prog: str, options: ShowOptions, number: int) -> str:
     return f"{prog} {shlex.join(map(str, words))}"
 
 
-def _visual_tokens(recipes: Sequence[Path]) -> tuple[int, str]:
-    """Positions that an image takes, and of which model. Raises ConfigError."""
+def _model(recipes: Sequence[Path]) -> "tuple[ModelConfig, str]":
+    """The model whose positions are counted, and which that is. Raises ConfigError."""
     from vila_mc.config.load import load_model
 
     named = "the default model; --config counts those of yours"
-    return load_model(recipes).visual_tokens(), ", ".join(map(str, recipes)) or named
+    return load_model(recipes), ", ".join(map(str, recipes)) or named
 
 
 def _verify(options: VerifyOptions) -> int:

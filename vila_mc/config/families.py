@@ -6,7 +6,7 @@ A family is added here and in ``convert/families/``, one line in the registry of
 from dataclasses import dataclass
 from typing import Literal
 
-ImageMode = Literal["crop", "pad", "resize"]
+ImageMode = Literal["crop", "pad", "resize", "tiles"]
 Activation = Literal["quick_gelu", "gelu_pytorch_tanh"]
 
 

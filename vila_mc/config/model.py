@@ -19,6 +19,11 @@ VOCAB_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this, whatever the layout, so that tables have one
 shape and any tensor-parallel size that divides it can share them."""
 
+DEFAULT_MAX_TILES = 12
+"""As InternVL 1.5 and NVILA were trained with."""
+_MOST_TILES = 100
+"""Nobody uses more than 40, and every image would take a hundred thousand positions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
@@ -45,7 +50,14 @@ class VisionConfig:
     """Width of the feed-forward layer; the default is CLIP ViT-L's."""
     image_mode: ImageMode = "crop"
     """How an image becomes square: crop (short side to size, centre crop), pad (square canvas,
-    image centred), resize (direct)."""
+    image centred), resize (direct). tiles: it is cut into several squares, as InternVL does."""
+    max_tiles: int = DEFAULT_MAX_TILES
+    """tiles: squares that an image is cut into at most, the thumbnail not counted."""
+    thumbnail: bool = True
+    """tiles: whether the whole image follows as one more square, where it is more than one."""
+    tile_newline: int | None = None
+    """tiles: token id that stands behind every square, as NVILA's newline (of Llama 2's tokenizer
+    13, of Qwen2's 198); none puts nothing there."""
     channel_mean: tuple[float, float, float] | None = None
     """What each colour channel, on a scale of 0 to 1, is shifted by; as its family does if none."""
     channel_std: tuple[float, float, float] | None = None
@@ -81,6 +93,7 @@ class VisionConfig:
             min(self.resolved_channel_std()) > 0,
             f"model.vision.channel_std is {self.channel_std}; each must be greater than 0.",
         )
+        self._check_tiles()
         require(
             self.width % self.heads == 0,
             f"model.vision.width {self.width} is not a multiple of model.vision.heads "
@@ -110,13 +123,44 @@ class VisionConfig:
         at the right and bottom and is not seen."""
         return self.image_size // self.patch_size
 
+    def most_tiles(self) -> int:
+        """Squares that one image becomes at most."""
+        if self.image_mode != "tiles":
+            return 1
+        return self.max_tiles + (self.thumbnail and self.max_tiles > 1)
+
+    def images_become(self) -> str:
+        """What becomes of an image, in words."""
+        if self.image_mode != "tiles":
+            return f"made square by {self.image_mode}"
+        thumbnail = " and a thumbnail" if self.thumbnail else ""
+        newline = "" if self.tile_newline is None else f", token {self.tile_newline} behind each"
+        return f"cut into at most {self.max_tiles} tiles{thumbnail}{newline}"
+
     def positions(self) -> int:
-        """Tokens that pass through the tower for one image: class tokens, then patches."""
+        """Tokens that pass through the tower for one square: class tokens, then patches."""
         return self.facts().class_tokens + self.grid() ** 2
 
     def built_layers(self) -> int:
         """Layers that run: everything up to the last but one."""
         return self.layers - 1
+
+    def _check_tiles(self) -> None:
+        require(
+            1 <= self.max_tiles <= _MOST_TILES,
+            f"model.vision.max_tiles is {self.max_tiles}; it must be 1 to {_MOST_TILES}.",
+        )
+        given = {
+            "max_tiles": self.max_tiles != DEFAULT_MAX_TILES,
+            "thumbnail": not self.thumbnail,
+            "tile_newline": self.tile_newline is not None,
+        }
+        for name, is_given in given.items():
+            require(
+                self.image_mode == "tiles" or not is_given,
+                f"model.vision.{name} is set, but model.vision.image_mode is {self.image_mode}. "
+                "Set the mode to tiles, or leave it out.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,10 +290,27 @@ class ModelConfig:
     language: LanguageConfig = LanguageConfig()
     """The language model."""
 
+    def __post_init__(self) -> None:
+        newline, vocabulary = self.vision.tile_newline, self.language.vocab_size
+        require(
+            newline is None or 0 <= newline < vocabulary,
+            f"model.vision.tile_newline is {newline}; it must be a token of the language model, 0 "
+            f"to {vocabulary - 1}.",
+        )
+
     def visual_tokens(self) -> int:
-        """Visual tokens per image (q). An odd grid is padded at the bottom and right."""
+        """Visual tokens per square that the tower sees (q). An odd grid is padded at the bottom and
+        right."""
         side = -(-self.vision.grid() // self.connector.factor())
         return side * side
+
+    def tile_positions(self) -> int:
+        """Positions that a square takes in the sequence, with the newline behind a tile."""
+        return self.visual_tokens() + (self.vision.tile_newline is not None)
+
+    def image_positions(self) -> int:
+        """Positions that one image takes at most."""
+        return self.vision.most_tiles() * self.tile_positions()
 
     def connector_shapes(self) -> dict[str, tuple[int, ...]]:
         """The weight of each layer of the connector, in order; biases have its first axis."""

@@ -64,9 +64,9 @@ class RunConfig:
             "Name datasets to measure the loss on: [{path: PREFIX}].",
         )
         require(
-            self.model.visual_tokens() < length,
-            f"one image takes {self.model.visual_tokens()} positions, but data.sequence_length "
-            f"is {length}. Raise it, or use a downsampling connector.",
+            self.model.image_positions() < length,
+            f"one image takes {_most(self.model)} positions, but data.sequence_length "
+            f"is {length}. Raise it, or {_advice(self.model)}.",
         )
         self.learning_pieces()
         self._check_fp8()
@@ -115,3 +115,14 @@ class RunConfig:
             f"the interleaved schedule needs microbatches per step ({microbatches}) in multiples "
             f"of parallel.pipeline ({pipeline}). Change train.global_batch or train.micro_batch.",
         )
+
+
+def _most(model: ModelConfig) -> str:
+    """Positions of the largest image, and where they come from."""
+    tiles, each = model.vision.most_tiles(), model.tile_positions()
+    return f"{each}" if tiles == 1 else f"up to {tiles} x {each} = {tiles * each}"
+
+
+def _advice(model: ModelConfig) -> str:
+    is_cut = model.vision.most_tiles() > 1
+    return "lower model.vision.max_tiles" if is_cut else "use a downsampling connector"

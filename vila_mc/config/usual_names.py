@@ -20,7 +20,9 @@ _USUAL_NAMES = {
         "crop_size image_resolution img_h img_size img_w input_size resolution vision_resolution"
     ),
     "model.vision.image_mode": "image_aspect_ratio image_grid_mode",
+    "model.vision.max_tiles": "max_dynamic_patch max_num max_patches",
     "model.vision.patch_size": "patch_dim",
+    "model.vision.thumbnail": "use_thumbnail",
     "data.blend": (
         "data_mixture data_path data_paths dataset dataset_name dataset_path datasets "
         "train_data train_data_path train_dataset train_file train_files"

@@ -100,7 +100,7 @@ def _vision(vision: VisionConfig) -> str:
     return (
         f"{vision.family}, {vision.layers} layers ({vision.built_layers()} used), width "
         f"{vision.width}, {vision.heads} heads, {vision.image_size} px in {vision.grid()} x "
-        f"{vision.grid()} patches, images made square by {vision.image_mode}"
+        f"{vision.grid()} patches, images {vision.images_become()}"
     )
 
 

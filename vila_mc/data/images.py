@@ -1,4 +1,4 @@
-"""Encoded images to square RGB arrays, the way CLIP saw them in its own training.
+"""Encoded images to square RGB arrays, the way CLIP saw them in its own training, or to tiles.
 
 Pixels stay 8-bit here; the model scales and normalises them on its device.
 """
@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from vila_mc.config.families import ImageMode
+from vila_mc.config.model import VisionConfig
 from vila_mc.data.image_codec import MAX_MAX_PIXELS, decode_image, open_image
+from vila_mc.data.tiles import Tiling
 from vila_mc.errors import ConfigError, DataError
 
 DEFAULT_MAX_PIXELS = 64_000_000
@@ -37,7 +39,9 @@ def check_image(data: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     return _checked(data, name, max_pixels).size
 
 
-def shrink_image(data: bytes, side: int, name: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
+def shrink_image(
+    data: bytes, side: int, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[bytes, tuple[int, int]]:
     """Check an image as ``check_image`` does, and make it small where it is larger than needed.
 
     Args:
@@ -47,7 +51,7 @@ def shrink_image(data: bytes, side: int, name: str, max_pixels: int = DEFAULT_MA
         max_pixels: most pixels allowed, at most ``MAX_MAX_PIXELS``.
 
     Returns:
-        The image file, now a JPEG of quality 95 where it was made smaller.
+        The image file, now a JPEG of quality 95 where it was made smaller; its width and height.
 
     Raises:
         DataError: as ``check_image``.
@@ -55,7 +59,7 @@ def shrink_image(data: bytes, side: int, name: str, max_pixels: int = DEFAULT_MA
     image = _checked(data, name, max_pixels)
     width, height = image.size
     if min(width, height) <= side:
-        return data
+        return data, image.size
     scale = side / min(width, height)
     small = image.resize(
         (max(side, round(width * scale)), max(side, round(height * scale))),
@@ -63,7 +67,7 @@ def shrink_image(data: bytes, side: int, name: str, max_pixels: int = DEFAULT_MA
     )
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    return buffer.getvalue(), small.size
 
 
 def _checked(data: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -76,6 +80,40 @@ def _checked(data: bytes, name: str, max_pixels: int) -> Image.Image:
             "allowed. Make it smaller or raise max_pixels."
         )
     return decode_image(image, name)
+
+
+def load_squares(
+    data: bytes,
+    vision: VisionConfig,
+    name: str = "the image",
+    sides: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Decode an image to what a vision tower sees of it: one square, or its tiles.
+
+    Args:
+        data: the image file; zero bytes after its end do no harm.
+        vision: how large a square is, and how an image becomes one or is cut.
+        name: what to call it in messages.
+        sides: width and height that it must have; any if None.
+
+    Returns:
+        [n, 3, y, x] uint8, y = x = ``vision.image_size``; n is 1 unless the image is cut. Tiles
+        come row by row, then the thumbnail.
+
+    Raises:
+        DataError: the image cannot be decoded, or has other sides.
+    """
+    tiling = Tiling.of(vision)
+    if tiling is None:
+        colour = vision.mean_colour()
+        return load_image(data, vision.image_size, vision.image_mode, name, pad_colour=colour)[None]
+    image = decode_image(open_image(data, name), name)
+    if sides is not None and image.size != sides:
+        raise DataError(
+            f"{name} is {image.width} x {image.height} pixels, but {sides[0]} x {sides[1]} by the "
+            "index: one of the two is damaged. Preprocess the raw data again."
+        )
+    return _cut(image, tiling)
 
 
 def load_image(
@@ -92,7 +130,7 @@ def load_image(
         data: the image file; zero bytes after its end do no harm.
         size: side of the result, in pixels.
         mode: crop (short side to ``size``, centre crop), pad (square canvas, image centred), resize
-            (both sides to ``size``).
+            (both sides to ``size``); not tiles, see ``load_squares``.
         name: what to call it in messages.
         pad_colour: of the canvas; only ``pad`` needs it.
 
@@ -105,6 +143,7 @@ def load_image(
     Source:
         VILA, arXiv 2312.07533; crop equals transformers' CLIPImageProcessorPil before rescaling.
     """
+    assert mode != "tiles", "tiles are several squares"
     image = decode_image(open_image(data, name), name)
     if mode == "crop":
         image = _crop(image, size)
@@ -152,3 +191,16 @@ def _pad(image: Image.Image, colour: Colour | None) -> Image.Image:
     canvas = Image.new("RGB", (side, side), colour)
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas
+
+
+def _cut(image: Image.Image, tiling: Tiling) -> np.ndarray:
+    """[tiles, 3, y, x] uint8: the tiles of an image row by row, then its thumbnail."""
+    side = tiling.side
+    columns, rows = tiling.grid(*image.size)
+    stretched = image.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
+    blocks = np.asarray(stretched).reshape(rows, side, columns, side, 3)
+    tiles = blocks.transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
+    if tiling.count(*image.size) == len(tiles):
+        return tiles
+    thumbnail = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    return np.concatenate([tiles, thumbnail.transpose(2, 0, 1)[None]])

@@ -6,14 +6,14 @@ from dataclasses import replace
 import torch
 
 from vila_mc.config.model import ModelConfig
-from vila_mc.data.batches.collate import collate
+from vila_mc.data.batches.collate import collate, positions_of
 from vila_mc.data.images import DEFAULT_MAX_PIXELS
 from vila_mc.data.ingest.encode import encode_sample
 from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.evaluation.answer_end import AnswerEnd
-from vila_mc.flow import Microbatch, Piece, RawPiece, RawSample, TextPiece
+from vila_mc.flow import Microbatch, Piece, RawPiece, RawSample
 from vila_mc.model.vila_model import VilaModel
 
 
@@ -87,10 +87,7 @@ def _encode(pieces: Sequence[RawPiece], tokenizer: Tokenizer) -> tuple[Piece, ..
 
 
 def _positions(pieces: Sequence[Piece], shape: ModelConfig) -> int:
-    return sum(
-        len(piece.ids) if isinstance(piece, TextPiece) else shape.visual_tokens()
-        for piece in pieces
-    )
+    return sum(positions_of(piece, shape) for piece in pieces)
 
 
 def _first_positions(batch: Microbatch, length: int) -> Microbatch:

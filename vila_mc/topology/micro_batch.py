@@ -77,12 +77,12 @@ def _layers_at_once(kept: Collection[str], part: str, layers: range) -> int:
 
 
 def _kept_by_vision(config: RunConfig, kept: Collection[str]) -> int:
-    """Of as many images as a row has room for."""
+    """Of as many squares as a row has room for."""
     vision, tensor = config.model.vision, config.parallel.tensor
-    images = _length(config) // config.model.visual_tokens()
+    squares = _length(config) // config.model.tile_positions()
     layers = _layers_at_once(kept, "vision", range(vision.built_layers()))
     layer = 4 * vision.width + (4 * vision.width + 2 * vision.ffn) // tensor
-    return images * vision.positions() * layers * layer
+    return squares * vision.positions() * layers * layer
 
 
 def _length(config: RunConfig) -> int:

@@ -75,9 +75,11 @@ def loaded_parts(manifest: Manifest, directory: Path, config: RunConfig) -> str:
     phase = manifest.config.train.phase
     since = f"after step {manifest.step:,} of {phase}" if manifest.step else "as it was imported"
     changed = changed_numbers(manifest, config) if manifest.step else ""
+    before, now = (each.model.vision.images_become() for each in (manifest.config, config))
+    images = "" if before == now else f"; images, {before} until then, are now {now}"
     return (
         f"{parts} from {directory}, {since}; optimizer, schedule and position in the data start "
-        f"anew{f'; {changed}' if changed else ''}"
+        f"anew{f'; {changed}' if changed else ''}{images}"
     )
 
 

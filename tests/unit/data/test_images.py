@@ -142,15 +142,15 @@ def test_impossible_limits(value: int) -> None:
 
 def test_shrinking_makes_the_shorter_side_small_and_keeps_small_images(make_image: Make) -> None:
     small = make_image(30, 40, "JPEG")
-    assert shrink_image(small, 30, "pic") == small
-    data = shrink_image(make_image(400, 300), 56, "pic")
+    assert shrink_image(small, 30, "pic") == (small, (30, 40))
+    data, sides = shrink_image(make_image(400, 300), 56, "pic")
     image = Image.open(io.BytesIO(data))
-    assert (image.format, image.size) == ("JPEG", (75, 56))
+    assert (image.format, image.size) == ("JPEG", sides) == ("JPEG", (75, 56))
     expected = Image.open(io.BytesIO(make_image(400, 300))).resize(
         (75, 56), Image.Resampling.BICUBIC
     )
     difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int))
     assert difference.mean() < 1.5
-    assert shrink_image(make_image(400, 300), 56, "pic") == data
+    assert shrink_image(make_image(400, 300), 56, "pic") == (data, sides)
     with pytest.raises(DataError, match="at most 1,199 are allowed"):
         shrink_image(make_image(), 9, "pic", 1199)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.old_sets import make_old
 from tests.support.pieces import text_piece
 from vila_mc.data.indexed import dataset_manifest, writer
 from vila_mc.data.indexed.dataset_manifest import read_manifest
@@ -179,8 +180,8 @@ def flip(data: bytes, at: int) -> bytes:
         (".manifest.json", lambda b: b.replace(b'"samples"', b'"sample"'), "damaged: samples"),
         (
             ".manifest.json",
-            lambda b: b.replace(b'"format_version": 2', b'"format_version": 3'),
-            "has format version 3, but this vila_mc reads 1 to 2",
+            lambda b: b.replace(b'"format_version": 3', b'"format_version": 4'),
+            "has format version 4, but this vila_mc reads 1 to 3",
         ),
     ],
 )
@@ -219,17 +220,15 @@ def test_sets_of_version_1_have_no_checksum_of_the_data(
     tmp_path: Path, make_set: Callable[..., Path]
 ) -> None:
     prefix = make_set(tmp_path / "set", 2)
-    file = Path(f"{prefix}.manifest.json")
-    facts = json.loads(file.read_text())
-    assert facts.pop("bin_sha256") == sha256_of(Path(f"{prefix}.bin"))
-    file.write_text(json.dumps(facts | {"format_version": 1}))
-    assert IndexedReader(prefix).manifest.bin_sha256 is None
+    assert IndexedReader(prefix).manifest.bin_sha256 == sha256_of(Path(f"{prefix}.bin"))
+    assert IndexedReader(make_old(prefix, 1)).manifest.bin_sha256 is None
 
 
 def test_unknown_modes(tmp_path: Path, make_set: Callable[..., Path]) -> None:
     prefix = make_set(tmp_path / "set", 1)
     index, facts = Path(f"{prefix}.idx"), Path(f"{prefix}.manifest.json")
-    index.write_bytes(index.read_bytes()[:-1] + b"\x07")
+    content = index.read_bytes()
+    index.write_bytes(content[:-9] + b"\x07" + content[-8:])  # behind it the sides of one image
     values = json.loads(facts.read_text()) | {"idx_sha256": sha256_of(index)}
     facts.write_text(json.dumps(values))
     with pytest.raises(DataError, match="pieces of a kind"):

@@ -113,8 +113,8 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path, tokenizer: Tokenizer)
         lengths=np.ones(count, np.int32),
         modes=np.empty(0, np.int8),
         pieces=np.ones(count, np.int64),
+        sides=np.empty((0, 2), np.int32),
         tokens=count,
-        images=0,
     )
     with IndexedWriter(tmp_path / "set", "text", tokenizer) as writer:
         tracemalloc.start()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.old_sets import make_old
 from tests.support.pieces import text_piece
 from vila_mc.commands import inspect_data
 from vila_mc.data.indexed.reader import IndexedReader
@@ -61,7 +62,7 @@ def test_page_is_self_contained_and_escapes_everything(
     )
     reader = IndexedReader(tmp_path / "set")
     for index, kind in enumerate(("png", "jpeg", "png")):  # browsers do not show TIFF
-        page = sample_page(reader, index, tokenizer, visual_tokens=4, model=ATTACK)
+        page = sample_page(reader, index, tokenizer, tile_positions=4, model=ATTACK)
         assert "<script" not in page
         assert "http" not in page.replace("http-equiv", "")
         assert page.count(f'src="data:image/{kind};base64,') == page.count("<img") == 1
@@ -70,7 +71,7 @@ def test_page_is_self_contained_and_escapes_everything(
     assert trained.count('class="token"') == len(tokenizer.encode("So <b>.")) + 1
     assert "<b>" not in trained
     assert f'title="{tokenizer.eos_id}">&lt;/s&gt;' in trained
-    page = sample_page(reader, 0, None, visual_tokens=4)
+    page = sample_page(reader, 0, None, tile_positions=4)
     assert f'<span class="token" title="{tokenizer.bos_id}">1</span>' in page
 
 
@@ -82,11 +83,11 @@ def test_page_of_nothing_and_of_another_tokenizer(
     reader = IndexedReader(make_set(tmp_path / "set", 2))
     for index in (-1, 2):
         with pytest.raises(DataError, match=f"there is no sample {index}"):
-            sample_page(reader, index, None, visual_tokens=4)
+            sample_page(reader, index, None, tile_positions=4)
     train_tokenizer(["some other text"] * 9, tmp_path / "other.model", 275)
     other = Tokenizer(tmp_path / "other.model")
     with pytest.raises(DataError, match="made with another tokenizer"):
-        sample_page(reader, 0, other, visual_tokens=4)
+        sample_page(reader, 0, other, tile_positions=4)
     with pytest.raises(DataError, match="made with another tokenizer"):
         export(reader, other, tmp_path / "out")
 
@@ -95,7 +96,7 @@ def test_page_shows_damaged_images_as_such(tmp_path: Path, tokenizer: Tokenizer)
     with IndexedWriter(tmp_path / "set", "multimodal", tokenizer) as writer:
         writer.add(EncodedSample((text_piece((1,), False), ImagePiece(b"junk", "an image"))))
         writer.finish({})
-    page = sample_page(IndexedReader(tmp_path / "set"), 0, tokenizer, visual_tokens=4)
+    page = sample_page(IndexedReader(tmp_path / "set"), 0, tokenizer, tile_positions=4)
     assert "4 bytes that are no image" in page
 
 
@@ -105,11 +106,7 @@ def test_whole_set_is_verified(
     prefix = make_set(tmp_path / "set", 70)
     assert tool("verify", prefix) == 0
     assert "is whole: checksums agree, 70 images decode" in capsys.readouterr().out
-    file = Path(f"{prefix}.manifest.json")
-    facts = json.loads(file.read_text())
-    facts.pop("bin_sha256")
-    file.write_text(json.dumps(facts | {"format_version": 1}))
-    assert tool("verify", prefix) == 0
+    assert tool("verify", make_old(prefix, 1)) == 0
     assert "version 1 has no checksum" in capsys.readouterr().out
 
 

@@ -38,7 +38,7 @@ def sampler(num_rows: int = 6, packing: bool = True) -> Sampler:
         READERS,  # type: ignore[arg-type]
         num_rows=num_rows,
         sequence_length=100,
-        visual_tokens=4,
+        tile_positions=4,
         packing=packing,
     )
 
@@ -89,7 +89,7 @@ def test_long_samples_count_as_one_row() -> None:
         READERS[:1],  # type: ignore[arg-type]
         num_rows=3,
         sequence_length=20,
-        visual_tokens=4,
+        tile_positions=4,
         packing=True,
     ).at(0)
     assert batch.lengths.max() == 20
@@ -133,7 +133,7 @@ def test_passes_are_counted_as_steps_read_them(
             READERS,  # type: ignore[arg-type]
             num_rows=6,
             sequence_length=100,
-            visual_tokens=4,
+            tile_positions=4,
             packing=packing,
         )
 

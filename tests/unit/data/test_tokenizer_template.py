@@ -56,7 +56,7 @@ TURNS = [
     Turn("assistant", "No more"),
 ]
 SPECIAL = ["<s>", "<|im_start|>", "<|im_end|>", "<|eot|>"]
-IMAGE = RawImage(b"", "an image", is_checked=True)
+IMAGE = RawImage(b"", "an image", sides=(1, 1))
 
 
 def byte_level() -> Any:

@@ -120,7 +120,7 @@ def train(
 def inspect(reader: IndexedReader, tokenizer: Tokenizer, model: ModelConfig) -> None:
     verify(reader.prefix)
     for index in range(len(reader)):
-        sample_page(reader, index, tokenizer, visual_tokens=4)
+        sample_page(reader, index, tokenizer, tile_positions=4)
 
 
 def write(reader: IndexedReader, tokenizer: Tokenizer, model: ModelConfig) -> None:

@@ -65,7 +65,7 @@ def test_every_kind(
         texts = [piece for piece in pieces if isinstance(piece, TextPiece)]
         assert texts[-1].ids[-1] == tokenizer.eos_id
         assert sum(int((piece.ids == tokenizer.eos_id).sum()) for piece in texts) == 1
-        assert "<html" in sample_page(reader, 0, tokenizer, visual_tokens=4)
+        assert "<html" in sample_page(reader, 0, tokenizer, tile_positions=4)
         assert summary_lines(reader, 4, "a model")
         assert not verify(tmp_path / name).faults
         export(reader, tokenizer, tmp_path / f"{name}.out")

@@ -214,6 +214,24 @@ def test_another_way_of_rounding_is_said_in_one_line(
     assert loaded_parts(of_an_import, directory, config).endswith("anew")
 
 
+def test_weights_go_on_with_images_in_tiles_and_that_is_said() -> None:
+    """As InternVL and NVILA train: squares first. A run that resumes keeps what it has."""
+    vision = dict(image_size=28, patch_size=7, width=32, layers=3, heads=4, ffn=64)
+    tiles = vision | dict(image_mode="tiles", max_tiles=2)
+    before = tiny_run(data={"sequence_length": 32})
+    squares = Manifest(step=7, samples_seen=0, config=before, layout=None, versions={})
+    cut = tiny_run(model={"vision": tiles}, train={"load": "runs"})
+    squares.require_same_model(cut, Path("runs"), may_grow=True)
+    said = "; images, made square by crop until then, are now cut into at most 2 tiles and a thumb"
+    assert said in loaded_parts(squares, Path("runs"), cut)
+    assert "images" not in loaded_parts(squares, Path("runs"), before)
+    with pytest.raises(CheckpointError, match="image_mode: checkpoint crop, run tiles"):
+        squares.require_same_model(cut, Path("runs"))
+    padded = tiny_run(model={"vision": vision | dict(image_mode="pad")})
+    with pytest.raises(CheckpointError, match="image_mode: checkpoint crop, run pad"):
+        squares.require_same_model(padded, Path("runs"), may_grow=True)
+
+
 @pytest.mark.parametrize(
     ("model", "hint"),
     [

@@ -18,6 +18,7 @@ from vila_mc.convert.rename_tensors import their_shapes, to_hf, vocabulary_rows
 from vila_mc.convert.tokenizer_source import TokenizerSource
 from vila_mc.convert.weights import write_weights
 from vila_mc.data.chat_templates import AnyTemplate
+from vila_mc.errors import CheckpointError
 from vila_mc.topology.shapes import Shape
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -39,6 +40,14 @@ class ExportSource:
     """What the model was trained to chat with."""
     end_ids: tuple[int, ...] = ()
     """Tokens, besides EOS, that end an answer."""
+
+    def require_squares(self, format: str) -> None:
+        """Refuse a model that cuts images into tiles. Raises CheckpointError."""
+        if self.model.vision.image_mode == "tiles":
+            raise CheckpointError(
+                f"{format} has no place for images cut into tiles (model.vision.image_mode). Use "
+                "hf-vila or, without images, llm."
+            )
 
     def dtype_name(self) -> str:
         """As Hugging Face calls the number format."""

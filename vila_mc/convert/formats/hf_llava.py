@@ -59,6 +59,7 @@ class _HfLlava:
 
     def write(self, source: ExportSource, directory: Path) -> None:
         model = source.model
+        source.require_squares(self.name)
         # The placeholder is looked up in the embedding, so it needs a row there.
         image_token = source.tokenizer.image_token()
         rows = max(model.language.vocab_size, image_token + 1)

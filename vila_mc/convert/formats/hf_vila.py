@@ -52,6 +52,7 @@ class _HfVila:
 
     def write(self, source: ExportSource, directory: Path) -> None:
         model = source.model
+        source.require_squares(self.name)
         parts = tables(model, self.naming, padded_vocab=vocabulary_rows(source.tensors))
         source.write_weights(directory, parts)
         source.tokenizer.write(

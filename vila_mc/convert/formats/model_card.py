@@ -19,6 +19,7 @@ def model_card(model: ModelConfig, shapes: Mapping[str, Shape], *, needs_remote_
     language, vision = model.language, model.vision
     parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
     trust = ", trust_remote_code=True" if needs_remote_code else ""
+    square = "image" if vision.most_tiles() == 1 else "tile"
     tower, family = vision.facts().title, language.facts().title
     return f"""---
 library_name: transformers
@@ -28,9 +29,9 @@ tags: [vila]
 # VILA
 
 A vision-language model after VILA (arXiv 2312.07533), {parameters:,} parameters: a {tower} tower
-({vision.built_layers()} layers, {vision.image_size} px, images made square by
-"{vision.image_mode}"), a `{model.connector.kind}` connector with {model.visual_tokens()} visual
-tokens per image, and a {family} ({language.layers} layers, width {language.width}).
+({vision.built_layers()} layers, {vision.image_size} px, images {vision.images_become()}), a
+`{model.connector.kind}` connector with {model.visual_tokens()} visual tokens per {square}, and a
+{family} ({language.layers} layers, width {language.width}).
 
 ```python
 from PIL import Image

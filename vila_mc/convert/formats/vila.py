@@ -68,6 +68,7 @@ class _Vila:
 
     def write(self, source: ExportSource, directory: Path) -> None:
         model = source.model
+        source.require_squares(self.name)
         connector = connector_table(model, self.naming)  # refuses before anything is written
         for name in (LANGUAGE, VISION, CONNECTOR):
             (directory / name).mkdir()

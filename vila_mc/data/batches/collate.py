@@ -9,7 +9,8 @@ import torch
 from vila_mc.config.data import BadImage
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.slots import Empty
-from vila_mc.data.images import load_image, plain_image
+from vila_mc.data.images import load_squares, plain_image
+from vila_mc.data.tiles import Tiling
 from vila_mc.errors import DataError
 from vila_mc.flow import IGNORE_LABEL, ImagePiece, Microbatch, Piece
 
@@ -25,6 +26,7 @@ class _LaidOut:
     labels: np.ndarray
     """[positions] int64."""
     image_starts: list[int]
+    """First position of each tile: of each image, where images are not cut."""
     images: list[ImagePiece]
 
 
@@ -38,13 +40,15 @@ def collate(
 ) -> Microbatch:
     """Lay samples out in rows of ``sequence_length`` positions.
 
-    Each image takes ``model.visual_tokens()`` positions. A sample longer than a row is cut; where
-    an image does not fit whole, it and everything after it is dropped. The last position of a
-    sample predicts nothing, or, where it was cut, the first token beyond it.
+    Each image takes ``model.visual_tokens()`` positions; where images are cut into tiles, each tile
+    does, and one more for the newline behind it, if there is one. A sample longer than a row is
+    cut; where an image does not fit whole, it and everything after it is dropped. The last position
+    of a sample predicts nothing, or, where it was cut, the first token beyond it.
 
     Args:
         rows: samples of each row, as pieces.
-        model: says how large an image is, how it becomes square, and how many positions it takes.
+        model: says how large an image is, how it becomes square or is cut, and how many positions
+            it takes.
         sequence_length: positions per row (s).
         needs_images: decode the images. Otherwise ``images`` is empty, but ``image_starts`` is not.
         on_bad_image: what to do about an image that cannot be decoded.
@@ -61,9 +65,7 @@ def collate(
     labels = empty((len(rows), sequence_length), np.int64)
     tokens.fill(0)
     labels.fill(IGNORE_LABEL)
-    laid_out = [
-        [_lay_out(pieces, model.visual_tokens(), sequence_length) for pieces in row] for row in rows
-    ]
+    laid_out = [[_lay_out(pieces, model, sequence_length) for pieces in row] for row in rows]
     starts: list[tuple[int, int]] = []
     for row, samples in enumerate(laid_out):
         end = 0
@@ -87,8 +89,24 @@ def collate(
     )
 
 
-def _lay_out(pieces: Sample, visual_tokens: int, longest: int) -> _LaidOut:
-    sizes = [visual_tokens if isinstance(piece, ImagePiece) else len(piece.ids) for piece in pieces]
+def positions_of(piece: Piece, model: ModelConfig) -> int:
+    """Positions that a piece takes in the sequence."""
+    if isinstance(piece, ImagePiece):
+        return _num_tiles(piece, model) * model.tile_positions()
+    return len(piece.ids)
+
+
+def _num_tiles(image: ImagePiece, model: ModelConfig) -> int:
+    tiling = Tiling.of(model.vision)
+    if tiling is None:
+        return 1
+    assert image.sides is not None, "an image to be cut has known sides"
+    return tiling.count(*image.sides)
+
+
+def _lay_out(pieces: Sample, model: ModelConfig, longest: int) -> _LaidOut:
+    tile, newline = model.tile_positions(), model.vision.tile_newline
+    sizes = [positions_of(piece, model) for piece in pieces]
     # One position more than there is room for: the label of the last position.
     stream = np.zeros(min(sum(sizes), longest) + 1, np.int64)
     is_trained = np.zeros(len(stream), bool)
@@ -99,8 +117,10 @@ def _lay_out(pieces: Sample, visual_tokens: int, longest: int) -> _LaidOut:
         if isinstance(piece, ImagePiece):
             if end + size > longest:
                 break
-            starts.append(end)
+            starts += range(end, end + size, tile)
             images.append(piece)
+            if newline is not None:
+                stream[end + tile - 1 : end + size : tile] = newline
         else:
             ids = piece.ids[: longest + 1 - end]
             stream[end : end + len(ids)] = ids
@@ -116,20 +136,19 @@ def _lay_out(pieces: Sample, visual_tokens: int, longest: int) -> _LaidOut:
 def _decode(
     images: Sequence[ImagePiece], model: ModelConfig, on_bad_image: BadImage, empty: Empty
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """[n, 3, y, x] uint8 pixels; a message for each image that was replaced."""
-    size, mode, colour = (
-        model.vision.image_size,
-        model.vision.image_mode,
-        model.vision.mean_colour(),
-    )
-    pixels = empty((len(images), 3, size, size), np.uint8)
+    """[n, 3, y, x] uint8 pixels of all tiles; a message for each image that was replaced."""
+    vision, size = model.vision, model.vision.image_size
+    tiles = [_num_tiles(image, model) for image in images]
+    pixels = empty((sum(tiles), 3, size, size), np.uint8)
     messages: list[str] = []
-    for index, image in enumerate(images):
+    end = 0
+    for image, count in zip(images, tiles, strict=True):
+        start, end = end, end + count
         try:
-            pixels[index] = load_image(bytes(image.data), size, mode, image.name, pad_colour=colour)
+            pixels[start:end] = load_squares(bytes(image.data), vision, image.name, image.sides)
         except DataError as error:
             if on_bad_image == "stop":
                 raise
-            pixels[index] = plain_image(size, colour)
+            pixels[start:end] = plain_image(size, vision.mean_colour())
             messages.append(str(error))
     return pixels, tuple(messages)

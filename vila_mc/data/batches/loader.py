@@ -20,6 +20,7 @@ from vila_mc.data.batches.sampler import Draw, Sampler
 from vila_mc.data.batches.slots import Empty, Slots, placed_bytes
 from vila_mc.data.batches.workers import MOST_UNDER_WAY, Workers
 from vila_mc.data.indexed.reader import IndexedReader
+from vila_mc.data.tiles import Tiling
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import Microbatch
@@ -166,9 +167,9 @@ class TrainingData(AbstractContextManager["TrainingData"]):
     def cut_samples(self) -> list[int]:
         """How many samples of each dataset are longer than a row and lose their end: those of the
         blend, then those of the validation."""
-        visual, longest = self._model.visual_tokens(), self._data.sequence_length
+        tile, longest = self._model.tile_positions(), self._data.sequence_length
         return [
-            int((reader.token_counts() + visual * reader.image_counts() > longest).sum())
+            int((reader.token_counts() + tile * reader.tile_counts() > longest).sum())
             for reader in (*self.readers, *self.validation_readers)
         ]
 
@@ -184,9 +185,9 @@ class TrainingData(AbstractContextManager["TrainingData"]):
     def _fork_workers(self) -> Workers:
         # A request lies where its microbatch will be, and is smaller: 12 bytes a sample at most.
         text = placed_bytes(self._micro_batch * self._data.sequence_length * 8)
-        num_images = self._micro_batch * (self._data.sequence_length // self._model.visual_tokens())
+        tiles = self._micro_batch * (self._data.sequence_length // self._model.tile_positions())
         pixels = 3 * self._model.vision.image_size**2 if self._needs_images else 0
-        size = 2 * text + placed_bytes(num_images * 16) + placed_bytes(num_images * pixels)
+        size = 2 * text + placed_bytes(tiles * 16) + placed_bytes(tiles * pixels)
         lendable = _HELD_STEPS * self._per_step
         slots = Slots(self._ahead + self._validation_ahead + lendable, size, lendable)
         return Workers(self._load, self._data.workers, slots)
@@ -217,7 +218,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
             self.validation_readers,
             num_rows=num_rows,
             sequence_length=self._data.sequence_length,
-            visual_tokens=self._model.visual_tokens(),
+            tile_positions=self._model.tile_positions(),
             packing=self._data.packing,
             end=end,
         )
@@ -275,7 +276,7 @@ def sampler_of(
         readers,
         num_rows=global_batch,
         sequence_length=data.sequence_length,
-        visual_tokens=model.visual_tokens(),
+        tile_positions=model.tile_positions(),
         packing=data.packing,
     )
 
@@ -312,7 +313,8 @@ def _open(
             f"model.language.vocab_size is {model.language.vocab_size}. Raise the second to "
             "the first, or use the model's tokenizer."
         )
-    readers = tuple(IndexedReader(entry.path) for entry in entries)
+    tiling = Tiling.of(model.vision)
+    readers = tuple(IndexedReader(entry.path, tiling) for entry in entries)
     for reader in readers:
         theirs = reader.manifest.tokenizer_sha256, reader.manifest.vocab_size
         if theirs != (tokenizer.fingerprint(), tokenizer.vocab_size):

@@ -38,7 +38,7 @@ class GlobalBatch:
     lengths: np.ndarray
     """[n] int64 positions, visual tokens included, at most the sequence length."""
     images: np.ndarray
-    """[n] int64 images."""
+    """[n] int64 images; tiles, where images are cut."""
     rows: np.ndarray
     """[n] int64 row of each sample."""
     num_rows: int
@@ -78,10 +78,10 @@ class Sampler:
 
     Args:
         blend: the order of the samples.
-        readers: the datasets, in the blend's order.
+        readers: the datasets, in the blend's order, opened for the model's tiling.
         num_rows: rows of a global batch.
         sequence_length: positions of a row.
-        visual_tokens: positions of an image.
+        tile_positions: positions of a tile: of an image, where images are not cut.
         packing: several samples to a row, or one.
         end: samples after which the stream ends; what is left of the last batch's rows stays empty.
     """
@@ -93,13 +93,13 @@ class Sampler:
         *,
         num_rows: int,
         sequence_length: int,
-        visual_tokens: int,
+        tile_positions: int,
         packing: bool,
         end: int = _ENDLESS,
     ) -> None:
         self._blend, self._readers = blend, readers
         self._num_rows, self._length = num_rows, sequence_length
-        self._visual_tokens, self._packing, self.end = visual_tokens, packing, end
+        self._tile_positions, self._packing, self.end = tile_positions, packing, end
         self._ahead_from = 0
         self._ahead = self._draw(0, 0)
 
@@ -162,7 +162,7 @@ class Sampler:
             if not len(here):
                 continue
             tokens, images[here] = reader.sizes(samples[here])
-            lengths[here] = tokens + self._visual_tokens * images[here]
+            lengths[here] = tokens + self._tile_positions * images[here]
         return datasets, samples, np.minimum(lengths, self._length), images
 
 

@@ -16,14 +16,17 @@ from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.errors import DataError
 from vila_mc.foreign_files import ForeignFileError, parse_foreign, read_foreign
 
-FORMAT_VERSION: Literal[2] = 2
-"""Version 1 differs only in that its manifests have no ``bin_sha256``."""
+FORMAT_VERSION: Literal[3] = 3
+"""Indices of versions 1 and 2 do not end with the sides of images, and manifests of version 1 have
+no ``bin_sha256``."""
+WITH_SIDES = 3
+"""First version whose index has the sides of images."""
 SUFFIX = ".manifest.json"
 PARTIAL_SUFFIX = ".partial"
 """Suffix of the folder that holds a set until it is finished."""
 
 SetKind = Literal["text", "multimodal"]
-_Version = Literal[1, 2]
+_Version = Literal[1, 2, 3]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _LARGEST_BYTES = 1 << 26
 """Ours take some kilobytes, and a line for every raw file."""

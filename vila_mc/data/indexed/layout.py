@@ -1,4 +1,4 @@
-"""Megatron's .bin/.idx layout, written down once for the writer and the reader.
+"""Megatron's .bin/.idx layout and what we add, written down once for the writer and the reader.
 
 docs/data_format.md describes it for people; Megatron-Core's ``IndexedDataset`` reads it too.
 """
@@ -25,6 +25,8 @@ DTYPE_CODES: dict[int, np.dtype] = {
 LENGTH = np.dtype("<i4")
 POINTER = np.dtype("<i8")
 MODE = np.dtype("i1")
+SIDE = np.dtype("<i4")
+"""Width and height of each image, in pixels, behind what Megatron reads; 0 where nobody looked."""
 TOKEN = np.dtype("<i4")
 """Token ids inside a multimodal set."""
 

@@ -4,8 +4,16 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from vila_mc.data.indexed.dataset_manifest import REMAKE, DatasetManifest, read_manifest
+from vila_mc.data.image_codec import open_image
+from vila_mc.data.indexed.dataset_manifest import (
+    REMAKE,
+    WITH_SIDES,
+    DatasetManifest,
+    read_manifest,
+)
+from vila_mc.data.indexed.image_sides import ImageSides
 from vila_mc.data.indexed.layout import (
     DTYPE_CODES,
     HEADER,
@@ -16,11 +24,13 @@ from vila_mc.data.indexed.layout import (
     MODE_PROMPT_TEXT,
     MODE_TRAINED_TEXT,
     POINTER,
+    SIDE,
     TOKEN,
     VERSION,
     text_dtype,
     with_suffix,
 )
+from vila_mc.data.tiles import Tiling
 from vila_mc.errors import DataError
 from vila_mc.flow import ImagePiece, Piece, TextPiece
 
@@ -30,17 +40,23 @@ class IndexedReader:
 
     Args:
         prefix: PREFIX of PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.
+        tiling: how a model cuts images into the tiles that are counted; None if it does not, and
+            each is one. Where the index has no sides of an image, its header is read now.
 
     Raises:
         DataError: a file is missing, cut off, damaged, or does not belong to the others.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, tiling: Tiling | None = None) -> None:
         self.prefix = prefix
         self.manifest: DatasetManifest = read_manifest(prefix)
         self._has_modes = self.manifest.kind == "multimodal"
         self._map_index(with_suffix(prefix, ".idx"))
         self._map_data(with_suffix(prefix, ".bin"))
+        self.tiling = tiling
+        self._cut: ImageSides | None = None
+        if tiling is not None and self._has_modes:
+            self._cut = ImageSides(self._modes, self._every_side(), tiling)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -71,14 +87,22 @@ class IndexedReader:
             return np.zeros(len(self), np.int64)
         return self._sum_per_sample(self._modes == MODE_IMAGE)
 
+    def tile_counts(self) -> np.ndarray:
+        """[samples] int64: tiles of each sample's images, from the index alone."""
+        if self._cut is None:
+            return self.image_counts()
+        tiles = np.zeros(len(self._modes), np.uint8)
+        tiles[self._modes == MODE_IMAGE] = self._cut.tiles
+        return self._sum_per_sample(tiles)
+
     def sizes(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Text tokens and images of some samples, from their entries of the index alone.
+        """Text tokens and tiles of some samples, from their entries of the index alone.
 
         Args:
             samples: [n] integers below the number of samples, in any order.
 
         Returns:
-            [n] int64 tokens, [n] int64 images.
+            [n] int64 tokens, [n] int64 tiles: images, where they are not cut.
 
         Raises:
             DataError: one has neither.
@@ -91,13 +115,16 @@ class IndexedReader:
         if self._has_modes:
             is_image = self._modes[pieces] == MODE_IMAGE
             tokens = np.add.reduceat(np.where(is_image, 0, lengths // TOKEN.itemsize), starts)
-            images = np.add.reduceat(is_image, starts, dtype=np.int64)
+            of_piece = is_image.astype(np.int64)
+            if self._cut is not None:
+                of_piece[is_image] = self._cut.tiles[self._cut.numbers(pieces[is_image])]
+            tiles = np.add.reduceat(of_piece, starts)
         else:
-            tokens, images = np.add.reduceat(lengths, starts), np.zeros(len(samples), np.int64)
-        if len(samples) and not (tokens + images).all():
-            empty = samples[(tokens + images) == 0][0]
+            tokens, tiles = np.add.reduceat(lengths, starts), np.zeros(len(samples), np.int64)
+        if len(samples) and not (tokens + tiles).all():
+            empty = samples[(tokens + tiles) == 0][0]
             raise DataError(f"{self.prefix} sample {empty} is empty: its .idx is damaged. {REMAKE}")
-        return tokens, images
+        return tokens, tiles
 
     def _sum_per_sample(self, values: np.ndarray) -> np.ndarray:
         sums: np.ndarray = np.add.reduceat(values.astype(np.int64), self._documents[:-1])
@@ -118,9 +145,34 @@ class IndexedReader:
             return TextPiece(self._checked(data.view(self._dtype), sample), is_trained=True)
         mode = int(self._modes[position])
         if mode == MODE_IMAGE:
-            return ImagePiece(data, f"the image of {self.prefix} sample {sample}")
+            sides = None if self._cut is None else self._cut.of(position)
+            return ImagePiece(data, self._name(sample), sides)
         ids = self._checked(data.view(TOKEN), sample)
         return TextPiece(ids, is_trained=mode == MODE_TRAINED_TEXT)
+
+    def _name(self, sample: int) -> str:
+        return f"the image of {self.prefix} sample {sample}"
+
+    def _every_side(self) -> np.ndarray:
+        """[images, 2] width and height: those of the index, else of the headers of the images.
+
+        An image whose header cannot be read counts as one tile; who decodes it will be told.
+        """
+        numbers = np.flatnonzero((self.sides == 0).any(axis=1))
+        if not len(numbers):
+            return self.sides
+        sides, pieces = self.sides.copy(), np.flatnonzero(self._modes == MODE_IMAGE)[numbers]
+        samples = np.searchsorted(self._documents, pieces, side="right") - 1
+        unknown = zip(numbers.tolist(), pieces.tolist(), samples.tolist(), strict=True)
+        what = f"sizes of images in {self.prefix.name}"
+        for number, piece, sample in tqdm(unknown, what, len(numbers), disable=None):
+            stored = self._piece(piece, sample)
+            assert isinstance(stored, ImagePiece)
+            try:
+                sides[number] = open_image(bytes(stored.data), stored.name).size
+            except DataError:
+                sides[number] = 1
+        return sides
 
     def _checked(self, ids: np.ndarray, sample: int) -> np.ndarray:
         """The same ids, if all are in the vocabulary."""
@@ -151,6 +203,8 @@ class IndexedReader:
             (POINTER, documents),
         ]
         layout += [(MODE, sequences)] if self._has_modes else []
+        has_sides = self._has_modes and self.manifest.format_version >= WITH_SIDES
+        layout += [(SIDE, 2 * self.manifest.images)] if has_sides else []
         if len(index) != HEADER.size + sum(dtype.itemsize * count for dtype, count in layout):
             raise DataError(f"{file} is cut off or too long: {len(index):,} bytes. {REMAKE}")
         if hashlib.sha256(index).hexdigest() != self.manifest.idx_sha256:  # without a copy
@@ -161,6 +215,10 @@ class IndexedReader:
             offset += dtype.itemsize * count
         self._lengths, self._pointers, self._documents = arrays[:3]
         self._modes = arrays[3] if self._has_modes else np.empty(0, MODE)
+        images = int(np.count_nonzero(self._modes == MODE_IMAGE))
+        sides = arrays[4] if has_sides else np.zeros(2 * images, SIDE)
+        self.sides: np.ndarray = sides.reshape(-1, 2)
+        """[images, 2] int32: width and height of each image; 0 where the index does not know."""
         fault = self._fault_of_index()
         if fault is not None:
             raise DataError(f"{file} is damaged: {fault}. {REMAKE}")
@@ -191,6 +249,10 @@ class IndexedReader:
             and not MODE_TRAINED_TEXT <= self._modes.min() <= self._modes.max() <= MODE_PROMPT_TEXT
         ):
             return "it holds pieces of a kind that this vila_mc does not know"
+        if np.count_nonzero(self._modes == MODE_IMAGE) != len(self.sides):
+            return "it has another number of images than its manifest"
+        if self.sides.min(initial=0) < 0:
+            return "an image has a negative side"
         return None
 
     def _map_data(self, file: Path) -> None:

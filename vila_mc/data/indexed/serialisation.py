@@ -15,6 +15,7 @@ from vila_mc.data.indexed.layout import (
     MODE_IMAGE,
     MODE_PROMPT_TEXT,
     MODE_TRAINED_TEXT,
+    SIDE,
     TOKEN,
 )
 from vila_mc.errors import DataError
@@ -36,8 +37,14 @@ class Serialised:
     """[pieces] int8; empty in a text-only set."""
     pieces: np.ndarray
     """[samples] int64: pieces of each sample."""
+    sides: np.ndarray
+    """[images, 2] int32 width and height; 0 where they are not known."""
     tokens: int
-    images: int
+
+    @property
+    def images(self) -> int:
+        """Images of all samples."""
+        return len(self.sides)
 
 
 def serialise(samples: Sequence[EncodedSample], kind: SetKind, dtype: np.dtype) -> Serialised:
@@ -67,13 +74,15 @@ def _serialise_text(samples: Sequence[EncodedSample], dtype: np.dtype) -> Serial
     lengths = _lengths([len(ids) for ids in documents])
     data = np.concatenate(documents, dtype=dtype, casting="unsafe") if documents else np.empty(0)
     ones = np.ones(len(documents), np.int64)
-    return Serialised(data.tobytes(), lengths, np.empty(0, MODE), ones, int(lengths.sum()), 0)
+    modes, sides = np.empty(0, MODE), np.empty((0, 2), SIDE)
+    return Serialised(data.tobytes(), lengths, modes, ones, sides, int(lengths.sum()))
 
 
 def _serialise_multimodal(samples: Sequence[EncodedSample]) -> Serialised:
     chunks: list[bytes] = []
     lengths: list[int] = []
     modes: list[int] = []
+    sides: list[tuple[int, int]] = []
     tokens = 0
     for piece in (piece for sample in samples for piece in sample.pieces):
         if isinstance(piece, TextPiece):
@@ -86,10 +95,11 @@ def _serialise_multimodal(samples: Sequence[EncodedSample]) -> Serialised:
             chunks += [bytes(piece.data), bytes(padding)]
             lengths.append(len(piece.data) + padding)
             modes.append(MODE_IMAGE)
+            sides.append(piece.sides or (0, 0))
     pieces = np.array([len(sample.pieces) for sample in samples], np.int64)
+    by_image = np.array(sides, SIDE).reshape(-1, 2)
     kinds = np.array(modes, MODE)
-    images = int((kinds == MODE_IMAGE).sum())
-    return Serialised(b"".join(chunks), _lengths(lengths), kinds, pieces, tokens, images)
+    return Serialised(b"".join(chunks), _lengths(lengths), kinds, pieces, by_image, tokens)
 
 
 def _lengths(lengths: list[int]) -> np.ndarray:

@@ -34,6 +34,7 @@ from vila_mc.data.indexed.layout import (
     MAGIC,
     MODE,
     POINTER,
+    SIDE,
     VERSION,
     dtype_code,
     text_dtype,
@@ -49,7 +50,7 @@ REJECTED_SUFFIX = ".rejected.jsonl"
 
 _CHUNK = 1 << 20
 """Index entries read at a time, so that ``finish`` needs no memory of its own."""
-_PARTS = (".bin", ".lengths", ".modes", ".documents", REJECTED_SUFFIX)
+_PARTS = (".bin", ".lengths", ".modes", ".documents", ".sides", REJECTED_SUFFIX)
 """Files in PREFIX.partial that grow; ``documents`` holds where each sample ends, in pieces."""
 _FINAL = (REJECTED_SUFFIX, ".bin", ".idx", SUFFIX)
 """What becomes of them, in the order in which they appear."""
@@ -128,6 +129,7 @@ class IndexedWriter(AbstractContextManager["IndexedWriter"]):
             self._files[".lengths"].write(samples.lengths.astype(LENGTH).tobytes())
             self._files[".modes"].write(samples.modes.astype(MODE).tobytes())
             self._files[".documents"].write(ends.astype(POINTER).tobytes())
+            self._files[".sides"].write(samples.sides.astype(SIDE).tobytes())
         self._bin_sha256.update(samples.data)
         counts.samples += len(samples.pieces)
         counts.pieces += len(samples.lengths)
@@ -222,8 +224,11 @@ class IndexedWriter(AbstractContextManager["IndexedWriter"]):
         try:
             saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             self._counts = _Counts(**saved["counts"])
+            known = saved["sizes"].keys()
         except (ValueError, KeyError, TypeError):
             raise DataError(_cannot_resume(self.folder, f"{file.name} is damaged")) from None
+        if known != set(_PARTS):
+            raise DataError(_cannot_resume(self.folder, "another version of vila_mc wrote it"))
         return saved
 
     def _rewind(self, saved: dict[str, Any] | None) -> None:
@@ -252,7 +257,7 @@ class IndexedWriter(AbstractContextManager["IndexedWriter"]):
             index.write(np.concatenate([[start], ends[:-1]]).astype(POINTER).tobytes())
             start = int(ends[-1])
         index.write(bytes(POINTER.itemsize))
-        for suffix, dtype in ((".documents", POINTER), (".modes", MODE)):
+        for suffix, dtype in ((".documents", POINTER), (".modes", MODE), (".sides", SIDE)):
             for chunk in self._chunks(suffix, dtype):
                 index.write(chunk.tobytes())
 

@@ -214,9 +214,9 @@ def _encode_image(image: RawImage, policy: ImagePolicy, noticed: set[str]) -> Im
         noticed.add(TURNED)
     try:
         if policy.resize is not None:
-            data = shrink_image(data, policy.resize, image.name, policy.max_pixels)
-        elif not image.is_checked:
-            check_image(data, image.name, policy.max_pixels)
+            data, sides = shrink_image(data, policy.resize, image.name, policy.max_pixels)
+        else:
+            sides = image.sides or check_image(data, image.name, policy.max_pixels)
     except DataError as error:
         raise RejectionError("unusable image", str(error)) from None
-    return ImagePiece(data, image.name)
+    return ImagePiece(data, image.name, sides)

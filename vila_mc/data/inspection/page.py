@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jinja2
+import numpy as np
 
 from vila_mc.data.image_codec import decode_image, open_image
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ingest.provenance import in_short
+from vila_mc.data.tiles import Tiling
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 from vila_mc.flow import ImagePiece, Piece, TextPiece
@@ -39,17 +41,17 @@ def sample_page(
     index: int,
     tokenizer: Tokenizer | None,
     *,
-    visual_tokens: int,
+    tile_positions: int,
     model: str = "",
     commands: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The page of sample ``index``.
 
     Args:
-        reader: the dataset.
+        reader: the dataset, opened for the model's tiling.
         index: which sample, from 0.
         tokenizer: what the set was made with; without one, tokens are shown as their ids.
-        visual_tokens: positions that an image takes in the model.
+        tile_positions: positions that a tile takes in the model: an image, where it is not cut.
         model: in words, which model that is.
         commands: what else can be looked at, and how.
 
@@ -68,7 +70,7 @@ def sample_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pieces = [_shown(piece, tokenizer) for piece in stored]
+    pieces = [_shown(piece, tokenizer, reader.tiling) for piece in stored]
     images = [piece.data for piece in stored if isinstance(piece, ImagePiece)]
     token_bytes = next((p.ids.itemsize for p in stored if isinstance(p, TextPiece)), 0)
     first = pieces[0]  # nothing stands before its first token that could predict it
@@ -81,7 +83,9 @@ def sample_page(
         num_tokens=sum(len(piece.tokens) for piece in pieces),
         num_trained=sum(len(piece.tokens) for piece in pieces if piece.is_trained),
         num_images=len(images),
-        visual_tokens=visual_tokens,
+        num_tiles=int(reader.sizes(np.array([index]))[1][0]),
+        is_cut=reader.tiling is not None,
+        tile_positions=tile_positions,
         model=model,
         token_bytes=token_bytes,
         image_bytes=sum(map(len, images)),
@@ -90,9 +94,14 @@ def sample_page(
     )
 
 
-def _shown(piece: Piece, tokenizer: Tokenizer | None) -> _Piece:
+def _shown(piece: Piece, tokenizer: Tokenizer | None, tiling: Tiling | None) -> _Piece:
     if isinstance(piece, ImagePiece):
-        return _shown_image(bytes(piece.data))
+        shown = _shown_image(bytes(piece.data))
+        if tiling is None or piece.sides is None:
+            return shown
+        columns, rows = tiling.grid(*piece.sides)
+        more = " and a thumbnail" if tiling.count(*piece.sides) > columns * rows else ""
+        return replace(shown, caption=f"{shown.caption}, cut into {columns} x {rows} tiles{more}")
     ids = piece.ids.tolist()
     texts = [str(i) if tokenizer is None else tokenizer.token(i) for i in ids]
     tokens = tuple(_Token(i, text) for i, text in zip(ids, texts, strict=True))

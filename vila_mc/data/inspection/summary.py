@@ -1,5 +1,6 @@
 """What is in a dataset: counts, and how lengths and images are distributed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ _BINS = 50
 _WIDE = 20
 
 
-def summary_lines(reader: IndexedReader, visual_tokens: int, model: str) -> list[str]:
+def summary_lines(reader: IndexedReader, tile_positions: int, model: str) -> list[str]:
     """The facts of a set, from its manifest and its index.
 
     Args:
-        reader: the dataset.
-        visual_tokens: positions that an image takes in the model.
+        reader: the dataset, opened for the model's tiling.
+        tile_positions: positions that a tile takes in the model: an image, where it is not cut.
         model: in words, which model that is.
     """
     facts = reader.manifest
@@ -39,8 +40,13 @@ def summary_lines(reader: IndexedReader, visual_tokens: int, model: str) -> list
         f"images     {facts.images:,}; a sample: {_spread(images)}",
     ]
     if facts.images:
-        positions = _spread(tokens + images * visual_tokens)
-        lines.append(f"positions  of a row, {visual_tokens} for an image ({model}): {positions}")
+        tiles = reader.tile_counts()
+        what = "an image"
+        if reader.tiling is not None:
+            lines.append(f"tiles      {tiles.sum():,}; a sample: {_spread(tiles)}")
+            what = "a tile"
+        positions = _spread(tokens + tiles * tile_positions)
+        lines.append(f"positions  of a row, {tile_positions} for {what} ({model}): {positions}")
     lines += [
         f"bytes      {facts.bin_bytes:,} in {reader.prefix.name}.bin: token ids"
         f"{', and image files as they were' if facts.images else ''}",
@@ -61,7 +67,8 @@ def plot_summary(reader: IndexedReader, output: Path) -> None:
 def draw_summary(reader: IndexedReader) -> Figure:
     """Histograms: tokens and images of a sample, sides of images; each axis spans its data.
 
-    Image sides are those of ``_LOOKED_AT`` samples, spread evenly over the set.
+    Where the index has no sides, they are those of ``_LOOKED_AT`` samples, spread evenly over the
+    set.
     """
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     axes = figure.subplots(1, 3)
@@ -102,7 +109,9 @@ def _spread(counts: np.ndarray) -> str:
     return f"{counts.mean():,.1f} on average, {low:,} to {high:,}, median {middle:,}"
 
 
-def _image_sides(reader: IndexedReader) -> list[tuple[int, int]]:
+def _image_sides(reader: IndexedReader) -> Sequence[Sequence[int]] | np.ndarray:
+    if reader.sides.all():
+        return reader.sides
     chosen = np.unique(np.linspace(0, len(reader) - 1, _LOOKED_AT).round().astype(np.int64))
     sides = []
     for index in chosen[reader.image_counts()[chosen] > 0]:

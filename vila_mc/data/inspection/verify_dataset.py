@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from vila_mc.data.image_codec import MAX_MAX_PIXELS
@@ -13,7 +14,7 @@ from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ordered_map import check_workers, ordered_map
 from vila_mc.errors import DataError
-from vila_mc.flow import ImagePiece, Piece
+from vila_mc.flow import ImagePiece
 
 _SAMPLES = 64
 """Samples that a process checks at a time."""
@@ -76,6 +77,8 @@ class _Checker:
 
     def __init__(self, prefix: Path) -> None:
         self._reader = IndexedReader(prefix)
+        counts = self._reader.image_counts()
+        self._first_image = np.cumsum(counts) - counts
 
     def __call__(self, samples: range) -> tuple[int, int, list[str]]:
         """(samples, images that decode, faults)."""
@@ -86,17 +89,21 @@ class _Checker:
             except DataError as error:
                 bad.append(f"sample {index}: {error}")
                 continue
-            for piece in pieces:
+            images = [piece for piece in pieces if isinstance(piece, ImagePiece)]
+            for number, image in enumerate(images, start=int(self._first_image[index])):
                 try:
-                    good += _check(piece)
+                    self._check(image, number)
+                    good += 1
                 except DataError as error:
                     bad.append(f"sample {index}: {error}")
         return len(samples), good, bad
 
-
-def _check(piece: Piece) -> bool:
-    """Whether it is an image. Raises DataError: it no longer decodes."""
-    if isinstance(piece, ImagePiece):
-        check_image(bytes(piece.data), piece.name, MAX_MAX_PIXELS)
-        return True
-    return False
+    def _check(self, image: ImagePiece, number: int) -> None:
+        """Raises DataError: it no longer decodes, or is not as large as the index says."""
+        sides = check_image(bytes(image.data), image.name, MAX_MAX_PIXELS)
+        known = self._reader.sides[number]
+        if known.all() and tuple(known) != sides:
+            raise DataError(
+                f"{image.name} is {sides[0]} x {sides[1]} pixels, but {known[0]} x {known[1]} by "
+                "the index"
+            )

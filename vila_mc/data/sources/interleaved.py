@@ -110,14 +110,14 @@ class InterleavedSource(ImageRecordSource):
         try:
             image = find_image(self.images, name)
             data = read_image(image)
-            check_image(data, image.name, self.most_pixels)
+            sides = check_image(data, image.name, self.most_pixels)
         except DataError:
             return None
         except RejectionError as error:
             if error.reason == "bad image name":
                 raise
             return None
-        return RawImage(data, image.name, is_checked=True)
+        return RawImage(data, image.name, sides=sides)
 
 
 def _interleave(sentences: list[str], before: dict[int, list[RawImage]]) -> tuple[RawPiece, ...]:
