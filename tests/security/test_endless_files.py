@@ -9,6 +9,7 @@ import pytest
 
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest
 from vila_mc.config.load import load_run
+from vila_mc.convert.proof import reference
 from vila_mc.convert.proof.packaged_code import require_packaged_code
 from vila_mc.convert.proof.reloaded import ModelFaultError
 from vila_mc.convert.tokenizer_source import copy_tokenizer
@@ -49,6 +50,8 @@ DOORS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a template": ("chat_template.jinja", _template),
     "a manifest": (MANIFEST_NAME, Manifest.read),
     "a set's manifest": (f"set{SUFFIX}", lambda folder: read_manifest(folder / "set")),
+    "a recipe": ("r.yaml", lambda folder: load_run([folder / "r.yaml"])),
+    "an image of a proof": ("a.png", lambda folder: reference._read(folder / "a.png")),
     "code": ("modeling_vila.py", require_packaged_code),
 }
 PIPES_ALONE: dict[str, tuple[str, Callable[[Path], object]]] = {

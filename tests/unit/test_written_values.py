@@ -170,7 +170,7 @@ REFUSED_RECIPES = [
     ("a: &a [*a]", "its aliases stand for more than 100,000 values"),
     ("train: &a {x: *a}", "its aliases stand for more than 100,000 values"),
     ("[" * 5000, "it is nested too deeply"),
-    ("a: " + "x" * 2**20, "larger than a recipe may be"),
+    ("a: " + "x" * 2**20, "is larger than 1 MiB. Give a YAML file"),
     ("train: {steps: " + "9" * 30 + "}", "train.steps has 30 digits"),
     ("train: {steps: " + "9" * 5000 + "}", "is not valid YAML: it holds a number of"),
     ("train: {steps: 2026-13-45}", "is not valid YAML: month must be in"),

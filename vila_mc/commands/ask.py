@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from vila_mc.commands.asking import AskingOptions, asked_model, warn
 from vila_mc.commands.command import Job, run_job
 from vila_mc.config.options import Argument
-from vila_mc.errors import DataError, VilaError, say
+from vila_mc.errors import DataError, VilaError, run_cli, say
 
 if TYPE_CHECKING:
     from vila_mc.evaluation.conversation import Conversation
@@ -131,3 +131,7 @@ def _require_files(images: Sequence[Path]) -> None:
     for path in images:
         if not path.is_file():
             raise DataError(f"there is no image {path}. Give an image file.")
+
+
+if __name__ == "__main__":
+    run_cli(main)

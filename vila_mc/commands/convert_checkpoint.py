@@ -15,7 +15,7 @@ from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.families import ImageMode
 from vila_mc.config.options import Argument, flag
 from vila_mc.convert.formats.registry import FormatName
-from vila_mc.errors import ConfigError, say
+from vila_mc.errors import ConfigError, run_cli, say
 from vila_mc.files import write_json
 
 if TYPE_CHECKING:
@@ -264,3 +264,7 @@ def _num_bytes(text: str) -> int:
             f"--shard-size is {text}; give a number and a unit, such as 5GB or 500MB."
         )
     return int(match[1]) * _UNITS[match[2]]
+
+
+if __name__ == "__main__":
+    run_cli(main)

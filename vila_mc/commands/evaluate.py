@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from vila_mc.commands.asking import AskingOptions, asked_model, warn
 from vila_mc.commands.command import Job, require_no_input, run_job
 from vila_mc.config.options import Argument
-from vila_mc.errors import say
+from vila_mc.errors import run_cli, say
 from vila_mc.files import write_whole
 
 if TYPE_CHECKING:
@@ -111,3 +111,7 @@ def _line(task: "TaskScore") -> str:
         f"{task.task}: {100 * task.accuracy():.1f} % right ({task.num_correct} of "
         f"{task.num_answers}){chance}"
     )
+
+
+if __name__ == "__main__":
+    run_cli(main)

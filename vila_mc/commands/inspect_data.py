@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vila_mc.commands.command import Job, require_page, run_one_of
 from vila_mc.config.options import Argument
-from vila_mc.errors import DataError, say
+from vila_mc.errors import DataError, run_cli, say
 from vila_mc.files import write_whole
 
 if TYPE_CHECKING:
@@ -176,3 +176,7 @@ def _export(options: ExportOptions) -> int:
     count = export(IndexedReader(options.prefix), Tokenizer(options.tokenizer), options.output)
     say(f"{options.output}: {count:,} samples")
     return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -36,3 +36,7 @@ def main() -> int:
 def vila_mc() -> None:
     """The console script."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    vila_mc()

@@ -9,7 +9,7 @@ from vila_mc.data.ingest.preprocess import preprocess
 from vila_mc.data.ingest.rejection import RejectionLimit
 from vila_mc.data.sources.kinds import KINDS
 from vila_mc.data.sources.options import RawOptions
-from vila_mc.errors import say
+from vila_mc.errors import run_cli, say
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -39,3 +39,7 @@ def _preprocess(kind: str, options: RawOptions) -> int:
     if warning := made.warning():
         say(f"warning: {warning}", to_stderr=True)
     return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from vila_mc.commands.command import Job, require_page, run_job
 from vila_mc.config.options import Argument
-from vila_mc.errors import CheckpointError, say
+from vila_mc.errors import CheckpointError, run_cli, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +65,7 @@ def _of_newest_checkpoint(folder: Path) -> tuple[str, dict[str, str]]:
     facts["computed in"] = manifest.computed_in()
     facts["written by"] = manifest.written_by()
     return train.phase, facts
+
+
+if __name__ == "__main__":
+    run_cli(main)

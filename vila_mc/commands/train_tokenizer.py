@@ -10,7 +10,7 @@ from vila_mc.commands.command import Job, require_no_input, run_job
 from vila_mc.config.options import Argument
 from vila_mc.data.chat_templates import DEFAULT_TEMPLATE
 from vila_mc.data.ingest.corpus_text import TEXT_KEYS
-from vila_mc.errors import ConfigError, say
+from vila_mc.errors import ConfigError, run_cli, say
 
 _NAMED = 5
 """Files that a warning names."""
@@ -79,3 +79,7 @@ def _train(options: TokenizerOptions) -> int:
         f"the template {options.template} take {taken}"
     )
     return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -11,6 +11,7 @@ import yaml
 
 from vila_mc.config.published import PRESET_FOLDER, published_parts
 from vila_mc.errors import ConfigError
+from vila_mc.foreign_files import ForeignFileError, read_foreign
 
 _MOST_BYTES = 2**20
 _MOST_VALUES = 100_000
@@ -105,17 +106,18 @@ def _require_preset(
 def _read_file(path: Path, file: Path) -> dict[str, Any]:
     """The mapping in a YAML file at ``path``, called ``file`` in messages. Raises ConfigError."""
     try:
-        with open(path, "rb") as opened:
-            data = opened.read(_MOST_BYTES + 1)
-        text = data.decode()
+        text = read_foreign(path, _MOST_BYTES).decode()
     except FileNotFoundError:
         meant = f"{_PRESET}{file}"
         hint = f"Did you mean {meant}?" if str(file) in preset_names() else "Check its path."
         raise ConfigError(f"there is no recipe {file}. {hint}") from None
+    except ForeignFileError as error:
+        raise ConfigError(
+            f"the recipe {file} {error}. Give a YAML file, which every rank can read, of at most "
+            f"{_MOST_BYTES:,} bytes."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the recipe {file} cannot be read: {error}.") from None
-    if len(data) > _MOST_BYTES:
-        raise ConfigError(f"{file} is larger than a recipe may be, {_MOST_BYTES:,} bytes.")
     try:
         values = parse_yaml(text)
     except ValueError as error:

@@ -109,8 +109,19 @@ def _phase(name: str, records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "num_steps": len(losses),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
-        "figure": _draw(name, records) if losses else None,
+        "figure": _draw(name, records) if _curves_of(records) else None,
     }
+
+
+def _curves_of(
+    records: Sequence[Mapping[str, float]],
+) -> list[tuple[str, str, str, list[tuple[float, float]]]]:
+    """Key, label, colour and points of each curve that has any."""
+    return [
+        (key, label, colour, points)
+        for key, label, colour in _CURVES
+        if (points := [(r["step"], v) for r in records if (v := r.get(key)) is not None])
+    ]
 
 
 def _draw(name: str, records: Sequence[Mapping[str, float]]) -> markupsafe.Markup:
@@ -118,11 +129,7 @@ def _draw(name: str, records: Sequence[Mapping[str, float]]) -> markupsafe.Marku
 
     No text of the caller enters the figure: matplotlib would read a ``$`` in it as mathematics.
     """
-    curves = [
-        (key, label, colour, points)
-        for key, label, colour in _CURVES
-        if (points := [(r["step"], v) for r in records if (v := r.get(key)) is not None])
-    ]
+    curves = _curves_of(records)
     labels = list(dict.fromkeys(label for _, label, _, _ in curves))
     style = {
         "svg.fonttype": "none",

@@ -42,7 +42,8 @@ def read_run(run: Path) -> list[Record]:
         content = read_foreign(path, _LARGEST_BYTES)
     except FileNotFoundError:
         raise DataError(
-            f"{run} is no run: there is no {METRICS_NAME}. Name the train.output of a run."
+            f"{run} is no run: there is no {METRICS_NAME}. Give the folder that a run writes to, "
+            "or its metrics."
         ) from None
     except ForeignFileError as error:
         raise DataError(f"{path} {error}.") from None
@@ -87,18 +88,23 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
     """
     steps = [record for record in records if "validation_loss" not in record]
     validations = [r for r in records if r.get("validation_loss") is not None]
-    samples, tokens = _total(steps, "samples"), _total(steps, "trained_tokens")
-    in_steps, validating = _seconds(steps, "step_ms"), _seconds(records, "validation_ms")
-    facts = {
-        "steps": f"{len(steps):,}, the last is {records[-1]['step']:,}",
-        "samples": f"{samples:,}",
-        "trained tokens": f"{tokens:,}",
-        "time": f"{clock(in_steps)} in steps, {clock(validating)} in validation",
-    }
-    if in_steps:
-        facts["speed"] = (
-            f"{samples / in_steps:,.1f} samples/s, {tokens / in_steps:,.0f} trained tokens/s"
-        )
+    validating, until = _seconds(records, "validation_ms"), records[-1]["step"]
+    if not steps:  # what was recorded of them is elsewhere
+        facts = {
+            "steps": f"none recorded; the last validation is after step {until:,}",
+            "time": f"{clock(validating)} in validation",
+        }
+        return facts | _losses(steps, validations)
+    in_steps = _seconds(steps, "step_ms")
+    facts = {"steps": f"{len(steps):,}, the last is {until:,}"}
+    rates = []
+    for name, said in (("samples", "samples"), ("trained_tokens", "trained tokens")):
+        if any(step.get(name) is not None for step in steps):
+            facts[said] = f"{(total := _total(steps, name)):,}"
+            rates += [f"{total / in_steps:,.{name == 'samples':d}f} {said}/s"] if in_steps else []
+    facts["time"] = f"{clock(in_steps)} in steps, {clock(validating)} in validation"
+    if rates:
+        facts["speed"] = ", ".join(rates)
     facts |= _losses(steps, validations)
     skipped = [record["step"] for record in steps if record.get("skipped")]
     if skipped:
@@ -112,12 +118,14 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
 
 def _losses(steps: Sequence[Record], validations: Sequence[Record]) -> dict[str, str]:
     losses = [(r["step"], r["loss"]) for r in steps if r.get("loss") is not None]
-    if not losses:
-        return {"loss": "of no step finite"}
-    few = max(1, len(losses) // _ENDS)
-    first, last = (_mean(loss for _, loss in part) for part in (losses[:few], losses[-few:]))
-    of = f", means of {few:,} steps" if few > 1 else ""
-    facts = {"loss": f"{first:.4f} at the beginning, {last:.4f} at the end{of}"}
+    facts = {}
+    if losses:
+        few = max(1, len(losses) // _ENDS)
+        first, last = (_mean(loss for _, loss in part) for part in (losses[:few], losses[-few:]))
+        of = f", means of {few:,} steps" if few > 1 else ""
+        facts["loss"] = f"{first:.4f} at the beginning, {last:.4f} at the end{of}"
+    elif steps:
+        facts["loss"] = "of no step finite"
     if validations:
         best = min(validations, key=lambda r: r["validation_loss"])
         facts["validation loss"] = (

@@ -1,6 +1,9 @@
 """What every command shares: its options, its help, its one-line mistakes and its doors."""
 
 import importlib
+import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -237,6 +240,21 @@ def test_every_command_has_two_doors(name: str) -> None:
     assert f"from vila_mc.commands.{module} import main" in door
     assert f"vila-mc {name}" in door
     assert callable(main)
+    itself = (ROOT / "vila_mc" / "commands" / f"{module}.py").read_text()
+    assert itself.endswith('if __name__ == "__main__":\n    run_cli(main)\n')
+
+
+@pytest.mark.parametrize("module", ["main", "report"])
+def test_a_module_of_a_command_can_be_started(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"vila_mc.commands.{module}", "--hlep"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
 
 
 def test_an_installed_wheel_has_the_command() -> None:
@@ -259,6 +277,10 @@ def test_an_installed_wheel_has_the_command() -> None:
         (
             ["preprocess", "text", "--input", "x", "--output", "d/", "--tokenizer", "t"],
             "--output is 'd/', a folder",
+        ),
+        (
+            ["preprocess", "text", "--input", "x", "--output", str(ROOT), "--tokenizer", "t"],
+            f"--output is '{ROOT}', a folder; add the name of the dataset, such as {ROOT}/pairs",
         ),
     ],
 )

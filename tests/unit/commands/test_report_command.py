@@ -86,3 +86,11 @@ def test_any_figure_is_survived(name: str, value: str, run: Path) -> None:
             metrics.write(json.dumps(line).replace('"VALUE"', value) + "\n")
     assert main([str(run)]) == 0
     assert "<svg" in (run / "report.html").read_text()
+
+
+def test_validations_alone_are_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (run / METRICS_NAME).read_text().splitlines(keepends=True)
+    (run / METRICS_NAME).write_text(lines[-1])
+    assert main([str(run)]) == 0
+    assert "samples" not in capsys.readouterr().out
+    assert "<svg" in (run / "report.html").read_text()

@@ -124,3 +124,20 @@ def test_over_fitting_is_a_rise_while_training_falls(
 
 def test_a_run_without_a_finite_loss() -> None:
     assert summary([_step(1, None), _validation(1, None)])["loss"] == "of no step finite"
+
+
+def test_validations_alone_say_nothing_of_steps() -> None:
+    """As where the figures of the steps were taken out."""
+    facts = summary([_validation(10, 3.0), _validation(20, 2.5)])
+    assert facts == {
+        "steps": "none recorded; the last validation is after step 20",
+        "time": "0:02 in validation",
+        "validation loss": "2.5000 after step 20, the best 2.5000 after step 20",
+    }
+
+
+def test_a_figure_that_no_step_has_is_left_out() -> None:
+    facts = summary([_step(1, 2.0, samples=None), _step(2, 1.5, samples=None)])
+    assert "samples" not in facts
+    assert facts["trained tokens"] == "200"
+    assert facts["speed"] == "200 trained tokens/s"

@@ -23,11 +23,13 @@ from vila_mc.convert.proof.compare import ProofPrompt, Reference
 from vila_mc.convert.weights import read_json
 from vila_mc.data.batches.collate import collate
 from vila_mc.data.chat_templates import Template, prompt
+from vila_mc.data.image_codec import MAX_IMAGE_BYTES
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import DataError
 from vila_mc.evaluation.answer_end import AnswerEnd
 from vila_mc.evaluation.generate import generate
 from vila_mc.flow import ImagePiece, Microbatch, Piece, RawImage, TextPiece
+from vila_mc.foreign_files import ForeignFileError, read_foreign
 from vila_mc.model.vila_model import VilaModel
 
 _NUM_ROWS = 2
@@ -236,6 +238,8 @@ def _random_image(size: int, generator: np.random.Generator) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_foreign(path, MAX_IMAGE_BYTES)
+    except ForeignFileError as error:
+        raise DataError(f"the image {path} {error}.") from None
     except OSError as error:
         raise DataError(f"the image {path} cannot be read: {error.strerror}.") from None

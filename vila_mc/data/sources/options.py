@@ -38,12 +38,17 @@ class RawOptions:
     """Bad records beyond which the run fails: a number or a share."""
 
     def __post_init__(self) -> None:
-        if not self.output or self.output.endswith("/"):
+        if not self.output or self.output.endswith("/") or self._is_folder():
+            folder = self.output.rstrip("/") or "data"
             raise ConfigError(
                 f"output is {self.output!r}, a folder; add the name of the dataset, such as "
-                f"{self.output or 'data/'}pairs.",
+                f"{folder}/pairs.",
                 option="output",
             )
+
+    def _is_folder(self) -> bool:
+        """Whether the set would lie beside a folder of its name, where it would be looked for."""
+        return Path(self.output).expanduser().is_dir()
 
     def source(self) -> Source:
         """The corpus. Raises DataError, ConfigError."""
