@@ -18,6 +18,32 @@ _recipe_fail() {
     exit 2
 }
 
+# _recipe_refuse MESSAGE OPTION...: what is wrong with the options of training comes first, where what
+# reads them is set up.
+_recipe_refuse() {
+    local message="$1" checkout python
+    shift
+    checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+    python="${VILA_MC_PYTHON:-$checkout/.venv/bin/python}"
+    if command -v "$python" >/dev/null; then
+        PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}" "$python" - "$@" <<'PYTHON' || exit
+import sys
+try:
+    from vila_mc.commands.train import arguments_parser
+    from vila_mc.config.load import load_run_from_args
+    from vila_mc.errors import run_cli
+except ImportError:
+    sys.exit()
+
+def main():
+    load_run_from_args(arguments_parser().parse_args(sys.argv[1:]))
+
+run_cli(main)
+PYTHON
+    fi
+    _recipe_fail "$message"
+}
+
 # The comment at the head of a script.
 _recipe_head() {
     sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"
@@ -76,13 +102,13 @@ run_recipe() {
     fi
 
     gpus="${SLURM_GPUS_ON_NODE:-$( (nvidia-smi --list-gpus 2>/dev/null || true) | grep -c . || true)}"
-    ((gpus)) || _recipe_fail "no NVIDIA GPU here: this recipe needs a multiple of $model_ranks. \
-To try it on a CPU, add --smoke."
+    ((gpus)) || _recipe_refuse "no NVIDIA GPU here: this recipe needs a multiple of $model_ranks. \
+To try it on a CPU, add --smoke." "${train[@]:1}" "${others[@]}"
     [[ " ${others[*]} " != *" --data.blend "* ]] || datasets=()
     for dataset in "${datasets[@]}" tokenizer load output; do
         entry="${dataset^^}"
-        [[ -n ${!entry:-} ]] || _recipe_fail "no path for $dataset. Give --$dataset PATH or set $entry; \
-see --help."
+        [[ -n ${!entry:-} ]] || _recipe_refuse "no path for $dataset. Give --$dataset PATH or set \
+$entry; see --help." "${train[@]:1}" "${others[@]}"
     done
     for dataset in "${datasets[@]}"; do
         entry="${dataset^^}"

@@ -169,3 +169,20 @@ def test_a_script_says_what_it_takes_and_what_it_lacks(script: str) -> None:
     no_gpu = subprocess.run(command, env=_environment({"SLURM_GPUS_ON_NODE": 0}), **run)
     assert no_gpu.returncode == 2
     assert "error: no NVIDIA GPU here" in no_gpu.stderr
+
+
+@pytest.mark.parametrize("gpus", [0, 8])
+def test_a_wrong_option_is_said_before_what_else_is_missing(gpus: int) -> None:
+    done = subprocess.run(
+        ["bash", "examples/sft_7b.sh", "--optimizer.lrr", "1"],
+        env=_environment({"SLURM_GPUS_ON_NODE": gpus}),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --optimizer.lrr is not an option. Did you mean --optimizer.lr?\n"
+    )

@@ -22,25 +22,7 @@ _RANK_COMMAND = ("-P", "-m", "vila_mc.commands.train")
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Start the ranks of this machine, or be one of them. Raises VilaError."""
     given = sys.argv[1:] if arguments is None else arguments
-    parser = ErrorRaisingParser(
-        prog=prog,
-        description="Train one phase of a VILA.",
-        usage="%(prog)s --config FILE [--ranks N] [--section.option VALUE ...]",
-    )
-    launching = parser.add_argument_group("launching")
-    launching.add_argument("--ranks", type=int, help="ranks on this machine (default: its GPUs)")
-    launching.add_argument("--nodes", type=int, default=1, help="machines in all (default: 1)")
-    launching.add_argument(
-        "--rendezvous",
-        default=ALONE,
-        metavar="HOST:PORT",
-        help="where machines meet, the same on all of them (default: this machine alone)",
-    )
-    launching.add_argument(
-        "--presets", action="store_true", help="list what --config preset:NAME knows, and end"
-    )
-    add_config_options(parser)
-    parsed = parser.parse_args(given)
+    parsed = arguments_parser(prog).parse_args(given)
     if parsed.presets:
         for line in preset_lines():
             say(line)
@@ -62,6 +44,29 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     check_before_launch(config, ranks * nodes)
     meeting = meet(at, config, machines=nodes, ranks=ranks) if nodes > 1 else None
     return launch([*_RANK_COMMAND, *given], ranks=ranks, meeting=meeting)
+
+
+def arguments_parser(prog: str | None = None) -> ErrorRaisingParser:
+    """How ranks are launched, and every option of a run."""
+    parser = ErrorRaisingParser(
+        prog=prog,
+        description="Train one phase of a VILA.",
+        usage="%(prog)s --config FILE [--ranks N] [--section.option VALUE ...]",
+    )
+    launching = parser.add_argument_group("launching")
+    launching.add_argument("--ranks", type=int, help="ranks on this machine (default: its GPUs)")
+    launching.add_argument("--nodes", type=int, default=1, help="machines in all (default: 1)")
+    launching.add_argument(
+        "--rendezvous",
+        default=ALONE,
+        metavar="HOST:PORT",
+        help="where machines meet, the same on all of them (default: this machine alone)",
+    )
+    launching.add_argument(
+        "--presets", action="store_true", help="list what --config preset:NAME knows, and end"
+    )
+    add_config_options(parser)
+    return parser
 
 
 def _check_launch(ranks: int | None, nodes: int, rendezvous: str) -> None:
