@@ -61,7 +61,10 @@ def _config(model: dict[str, Any], **parallel: Any) -> RunConfig:
     options = dict(model)
     vision, connector = options.pop("vision"), options.pop("connector")
     language = dict(family=options.pop("language"), layers=5, width=64, ffn=96, heads=4, kv_heads=2)
+    lora = options.pop("lora", {})
     return tiny_run(
+        lora=lora,
+        train={"trainable": ["connector"]},
         model={
             "vision": dict(
                 family=vision, image_size=28, patch_size=7, width=32, layers=3, heads=4, ffn=64
@@ -117,7 +120,7 @@ def test_every_rank_holds_what_the_arithmetic_says(
                 with torch.device("meta"):
                     stage = VilaModel(config, plan, groups, virtual)
                 built = {_over_all_layers(n, plan): w for n, w in stage.named_parameters()}
-                planned = stage_parameters(config.model, plan)
+                planned = stage_parameters(config.model, plan, config.lora)
                 assert [each.name for each in planned] == list(built)
                 for each in planned:
                     weight = built[each.name]
@@ -162,11 +165,26 @@ def test_a_checkpoint_keeps_them_where_megatron_core_says(model: dict[str, Any])
                     places.setdefault(name, []).append(_place(shard))
                 elif isinstance(shard, ShardedObject):
                     objects[shard.unique_key] = shard.data
-    assert model_places(config.model) == {n: (shapes[n], where) for n, where in places.items()}
-    assert list(model_places(config.model)) == list(places), "the order in which they are written"
+    expected = model_places(config.model, config.lora)
+    assert expected == {n: (shapes[n], where) for n, where in places.items()}
+    assert list(expected) == list(places), "the order in which they are written"
     assert dict.fromkeys(empty_objects(config.model)) == objects
 
 
 def _place(shard: Any) -> Place:
     ones = (1,) * shard.prepend_axis_num
     return Place(shard.key, tuple(shard.global_offset), (*ones, *shard.local_shape))
+
+
+ADAPTED = [
+    dict(rank=3, vision_targets=["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]),
+    dict(rank=2, targets=["v_proj", "gate_proj"], vision_targets=["k_proj"]),
+]
+
+
+@pytest.mark.parametrize("lora", ADAPTED, ids=["everywhere", "somewhere"])
+def test_adapters(lora: dict[str, Any]) -> None:
+    model = {**MODELS[0], "lora": lora}
+    for layout in (dict(tensor=2, sequence=True), dict(tensor=2, pipeline=2, virtual=2)):
+        test_every_rank_holds_what_the_arithmetic_says(model, layout)
+    test_a_checkpoint_keeps_them_where_megatron_core_says(model)

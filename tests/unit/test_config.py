@@ -192,6 +192,9 @@ def test_the_defaults_are_allowed() -> None:
         ("parallel.tensr", "parallel.tensor"),
         ("train.eval_steps", "train.validate_every"),
         ("data.val_data", "data.validation"),
+        ("model.lora.rank", "lora.rank"),
+        ("lora_enable", "lora.rank"),
+        ("lora_target_modules", "lora.targets"),
     ],
 )
 def test_a_typo_names_the_nearest_option(given: str, meant: str) -> None:
@@ -210,8 +213,7 @@ def test_something_far_from_every_option_points_to_help(given: str) -> None:
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ("model.lora.rank", "LoRA"),
-        ("lora_enable", "LoRA"),
+        ("train.qlora", "QLoRA"),
         ("train.deepspeed", "DeepSpeed or FSDP"),
         ("model.dropout", "dropout"),
         ("train.wandb_project", "sink of figures but metrics.jsonl"),

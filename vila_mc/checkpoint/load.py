@@ -10,6 +10,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
+from vila_mc.checkpoint.adapters import require_same_adapters
 from vila_mc.checkpoint.fp8_state import FP8, put_fp8_state, that_are_kept
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.require_intact import require_intact, require_same_names, stored_shapes
@@ -25,6 +26,7 @@ from vila_mc.checkpoint.state import (
 )
 from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.checkpoint.vocabulary import TABLES, grown_shards, vocabulary_grows
+from vila_mc.config.lora import is_adapter
 from vila_mc.config.train import MODEL_PARTS, ModelPart
 from vila_mc.errors import CheckpointError
 from vila_mc.model.vila_model import VilaModel
@@ -90,8 +92,13 @@ def load_weights(
     """
     directory, manifest = _open(path, stages, parts, may_grow=True)
     wanted = tuple(f"{part}." for part in parts)
+    has_adapters = manifest.config.lora.rank is not None
     state = {
-        stage: {name: weight for name, weight in weights.items() if weight.key.startswith(wanted)}
+        stage: {
+            name: weight
+            for name, weight in weights.items()
+            if weight.key.startswith(wanted) and (has_adapters or not is_adapter(weight.key))
+        }
         for stage, weights in weights_state(stages).items()
     }
     others = tuple(f"{part}." for part in MODEL_PARTS if part not in parts)
@@ -104,7 +111,8 @@ def load_weights(
     for name, stage in named(stages):
         shards = grown_shards(tensors, source.language.vocab_size, tables[name])
         weights = loaded.get(name, {}) | shards
-        put_weights(stage, weights, is_whole=len(parts) == len(MODEL_PARTS))
+        is_whole = len(parts) == len(MODEL_PARTS) and (has_adapters or not stage.has_adapters())
+        put_weights(stage, weights, is_whole=is_whole)
     return manifest
 
 
@@ -125,7 +133,9 @@ def _open(
 ) -> tuple[Path, Manifest]:
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
-    manifest.require_same_model(stages[0].run_config, directory, parts, may_grow=may_grow)
+    run = stages[0].run_config
+    manifest.require_same_model(run, directory, parts, may_grow=may_grow)
+    require_same_adapters(manifest.config.lora, run.lora, directory, parts)
     require_intact(directory, manifest)
     return directory, manifest
 

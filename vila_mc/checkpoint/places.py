@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vila_mc.config.lora import LoraConfig
 from vila_mc.config.model import ModelConfig
-from vila_mc.topology.shapes import Parameter, Shape, model_parameters
+from vila_mc.topology.shapes import NO_ADAPTERS, Parameter, Shape, model_parameters
 
 _LAYER = re.compile(r"(?P<decoder>(?P<part>\w+)\.decoder\.layers)\.(?P<layer>\d+)\.(?P<name>.+)")
 _FUSED_NORMS = {
@@ -82,6 +83,8 @@ def empty_objects(model: ModelConfig) -> Iterator[str]:
                 yield f"{key}/shard_{layer}_{layers}"
 
 
-def model_places(model: ModelConfig) -> dict[str, tuple[Shape, list[Place]]]:
+def model_places(
+    model: ModelConfig, lora: LoraConfig = NO_ADAPTERS
+) -> dict[str, tuple[Shape, list[Place]]]:
     """The shape and the pieces of every parameter of a whole model, by name."""
-    return {each.name: (each.shape, places_of(each)) for each in model_parameters(model)}
+    return {each.name: (each.shape, places_of(each)) for each in model_parameters(model, lora)}

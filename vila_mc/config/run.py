@@ -1,14 +1,15 @@
-"""A run: the five sections together, and the rules between them."""
+"""A run: its sections together, and the rules between them."""
 
 from dataclasses import dataclass
 
 from vila_mc.config.checks import STRICT, require
 from vila_mc.config.data import DataConfig
+from vila_mc.config.lora import LoraConfig
 from vila_mc.config.model import ModelConfig
 from vila_mc.config.optimizer import OptimizerConfig
 from vila_mc.config.parallel import ParallelConfig
-from vila_mc.config.train import DEFAULT_VALIDATE_EVERY, TrainConfig
-from vila_mc.config.trainable import learning_pieces
+from vila_mc.config.train import DEFAULT_VALIDATE_EVERY, MODEL_PARTS, TrainConfig
+from vila_mc.config.trainable import learning_pieces, pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class RunConfig:
     """How it learns."""
     train: TrainConfig = TrainConfig()
     """What is trained, for how long, kept where."""
+    lora: LoraConfig = LoraConfig()
+    """Low-rank adapters beside frozen weights."""
 
     def __post_init__(self) -> None:
         tensor, language, vision = self.parallel.tensor, self.model.language, self.model.vision
@@ -69,6 +72,7 @@ class RunConfig:
             f"is {length}. Raise it, or {_advice(self.model)}.",
         )
         self.learning_pieces()
+        self._check_what_learns()
         self._check_fp8()
 
     def learning_pieces(self) -> frozenset[str]:
@@ -78,6 +82,38 @@ class RunConfig:
     def validates(self) -> bool:
         """Whether the loss on ``data.validation`` is measured at all."""
         return bool(self.data.validation) and self.train.validate_every > 0
+
+    def adapted_pieces(self) -> frozenset[str]:
+        """The pieces whose weights stay as they are beside the adapters of ``lora``."""
+        parts = self.lora.parts()
+        return frozenset(
+            piece
+            for piece in pieces(self.model)
+            if piece.startswith(tuple(f"{part}.layers." for part in parts))
+        )
+
+    def _check_what_learns(self) -> None:
+        trainable, adapted = self.train.trainable, self.lora.parts()
+        require(
+            bool(trainable or adapted),
+            f"train.trainable is empty; name at least one of {', '.join(MODEL_PARTS)}. Without "
+            "any, adapters alone can learn: set lora.rank.",
+        )
+        whole = (*adapted, *(f"{part}.layers" for part in adapted))
+        both = [name for name in trainable if name.partition("[")[0] in whole]
+        rest = ", ".join(name for name in trainable if name not in both)
+        require(
+            not both,
+            f"train.trainable names {', '.join(both)}, whose layers stay as they are beside the "
+            f"adapters of lora.rank {self.lora.rank}. Set train.trainable to [{rest}].",
+        )
+        widths = {"language": self.model.language.width, "vision": self.model.vision.width}
+        for part in adapted:
+            require(
+                self.lora.rank is None or self.lora.rank <= widths[part],
+                f"lora.rank is {self.lora.rank}, more than model.{part}.width {widths[part]}: an "
+                "adapter would be larger than what it adapts. Lower it.",
+            )
 
     def _check_fp8(self) -> None:
         """What Transformer Engine asserts of the shapes of its products, said beforehand."""

@@ -30,7 +30,7 @@ class TrainConfig:
     """What learns: any of vision, connector, language, or less of them: vision.embedding,
     "vision.layers[-4:]" (a slice as in Python, in quotes), language.embedding,
     "language.layers[0:8]", language.norm, language.head. The rest is frozen, which suits weights
-    that are loaded: by default the ViT, as in VILA."""
+    that are loaded: by default the ViT, as in VILA. [] with lora.rank: adapters alone."""
     steps: int = DEFAULT_STEPS
     """Optimizer steps of the whole phase, if train.epochs does not say how many."""
     epochs: float | None = None
@@ -125,11 +125,11 @@ class TrainConfig:
                 f"train.fp8.recipe {self.fp8.recipe} needs layers of Transformer Engine for "
                 f"{part}, and train.{name} is torch. Set it to auto.",
             )
+        require(
+            len(self.load_parts) > 0,
+            f"train.load_parts is empty; name at least one of {', '.join(MODEL_PARTS)}.",
+        )
         for name, parts in (("trainable", self.trainable), ("load_parts", self.load_parts)):
-            require(
-                len(parts) > 0,
-                f"train.{name} is empty; name at least one of {', '.join(MODEL_PARTS)}.",
-            )
             require(
                 len(set(parts)) == len(parts),
                 f"train.{name} names a part twice: {', '.join(parts)}.",

@@ -75,6 +75,10 @@ _USUAL_NAMES = {
         "warmup_samples warmup_steps"
     ),
     "optimizer.weight_decay": "wd",
+    "lora.rank": "lora lora_enable lora_r lora_rank peft use_lora use_peft",
+    "lora.alpha": "lora_alpha",
+    "lora.dropout": "lora_dropout",
+    "lora.targets": "lora_target_modules target_modules",
     "train.epochs": (
         "epoch max_epochs n_epochs num_epoch num_epochs num_train_epochs train_epochs"
     ),
@@ -130,7 +134,7 @@ _USUAL_NAMES = {
 """Ours, with the names that others give it."""
 
 _ABSENT = {
-    "LoRA": "lora qlora peft",
+    "QLoRA": "bits load_in_4bit load_in_8bit qlora",
     "DeepSpeed or FSDP": "deepspeed fsdp",
     "storage of weights in FP8": "param parameters params",
     "dropout": "dropout",
@@ -181,7 +185,9 @@ def ours(given: str, known: Container[str]) -> str | None:
     """
     section, _, name = given.replace("-", "_").lower().rpartition(".")
     for option, others in _USUAL_NAMES.items():
-        if name in (option.rpartition(".")[2], *others.split()):
+        own = option.rpartition(".")[2]
+        is_own = name == own and (not option.startswith("lora.") or "lora" in section)
+        if is_own or name in others.split():
             is_tower = section == "model.vision"
             found = option.replace("model.language", section) if is_tower else option
             if found in known:

@@ -7,13 +7,14 @@ import torch.distributed as dist
 
 from vila_mc.config.run import RunConfig
 from vila_mc.model.freeze import end_backward_where_nothing_learns, freeze_all_but
+from vila_mc.model.lora import start_adapters
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
 
 
 def build_stages(config: RunConfig, ranks: Ranks) -> list[VilaModel]:
-    """This rank's stages on its device, frozen as ``config.train.trainable`` says.
+    """This rank's stages on its device, frozen as ``config.train.trainable`` says; adapters learn.
 
     Fresh weights come from ``config.train.seed`` and do not depend on the tensor-parallel size.
     """
@@ -26,6 +27,7 @@ def build_stages(config: RunConfig, ranks: Ranks) -> list[VilaModel]:
         virtual_stage = index if config.parallel.virtual > 1 else None
         stage = VilaModel(config, plan, ranks.groups, virtual_stage).to(ranks.device)
         freeze_all_but(stage, config.learning_pieces())
+        start_adapters(stage, config.train.seed)
         stages.append(stage)
     end_backward_where_nothing_learns(stages, ranks)
     return stages

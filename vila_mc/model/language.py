@@ -8,6 +8,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from vila_mc.config.lora import LoraConfig
 from vila_mc.config.model import LanguageConfig
 from vila_mc.model.attention import PackedRows
 from vila_mc.model.layer_specs import language_block_spec
@@ -29,10 +30,11 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         plan: StagePlan,
         groups: ProcessGroupCollection,
         virtual_stage: int | None,
+        lora: LoraConfig,
     ) -> None:
         super().__init__(
             config,
-            language_block_spec(config, len(plan.layers)),
+            language_block_spec(config, len(plan.layers), lora),
             vocab_size=language.padded_vocab(),
             max_sequence_length=language.max_positions,
             pre_process=plan.has_embedding,

@@ -15,10 +15,12 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from vila_mc.config.lora import LoraConfig
 from vila_mc.config.run import RunConfig
 from vila_mc.config.train import LayerKind, ModelPart
 from vila_mc.errors import SetupError
 from vila_mc.model.attention import TorchAttention
+from vila_mc.model.lora import with_adapters
 from vila_mc.parallel.installed import has_transformer_engine
 
 
@@ -77,28 +79,35 @@ def layers_line(config: RunConfig) -> str:
     return f"layers {language}" if vision == language else f"layers {language}, vision {vision}"
 
 
-def language_block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
-    """Layers and final norm of the language model's part on one stage."""
+def language_block_spec(
+    config: TransformerConfig, num_layers: int, lora: LoraConfig
+) -> TransformerBlockSubmodules:
+    """Layers, with their adapters, and final norm of the language model's part on one stage."""
     if config.transformer_impl == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-        return _block(_with_our_attention(layer), num_layers, TENorm)
+        return _language_block(layer, num_layers, TENorm, lora)
     layer = _with_torch_norms(
         get_gpt_layer_local_spec(normalization=config.normalization),
         has_qk_norm=config.qk_layernorm,
     )
-    return _block(_with_our_attention(layer), num_layers, TorchNorm)
+    return _language_block(layer, num_layers, TorchNorm, lora)
 
 
-def vision_layer_spec(config: TransformerConfig) -> ModuleSpec:
+def vision_layer_spec(config: TransformerConfig, lora: LoraConfig) -> ModuleSpec:
     """One layer of the vision tower; every patch attends to every patch."""
     if config.transformer_impl == "transformer_engine":
-        return _with_our_attention(get_vit_layer_with_transformer_engine_spec())
-    return _with_our_attention(_with_torch_norms(get_vit_layer_with_local_spec()))
+        layer = get_vit_layer_with_transformer_engine_spec()
+    else:
+        layer = _with_torch_norms(get_vit_layer_with_local_spec())
+    return with_adapters(_with_our_attention(layer), "vision", lora)
 
 
-def _block(layer: ModuleSpec, num_layers: int, norm: type) -> TransformerBlockSubmodules:
+def _language_block(
+    layer: ModuleSpec, num_layers: int, norm: type, lora: LoraConfig
+) -> TransformerBlockSubmodules:
+    layer = with_adapters(_with_our_attention(layer), "language", lora)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
 
 

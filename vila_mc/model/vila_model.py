@@ -58,7 +58,7 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
             is_narrow = config.train.init_std is None
             self.connector = build_connector(self.config, config.model, is_narrow=is_narrow)
         self.language = LanguageModel(
-            self.config, config.model.language, plan, groups, virtual_stage
+            self.config, config.model.language, plan, groups, virtual_stage, config.lora
         )
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
@@ -80,6 +80,10 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
                 self._no_gradient = torch.zeros_like(received, requires_grad=False)
             received.grad = self._no_gradient
         return received.detach()
+
+    def has_adapters(self) -> bool:
+        """Whether LoRA adapters stand beside the weights of the model."""
+        return bool(self.run_config.lora.parts())
 
     def set_is_first_microbatch(self) -> None:
         """Have FP8 layers make their copies of the weights anew in the next pass."""

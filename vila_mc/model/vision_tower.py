@@ -43,7 +43,7 @@ def build_vision_tower(config: RunConfig, groups: ProcessGroupCollection) -> tor
     layers = vision_config(config)
     tower = CLIPViTModel(
         layers,
-        vision_layer_spec(layers),
+        vision_layer_spec(layers, config.lora),
         ln_pre_impl=TorchNorm,
         ln_post_impl=TorchNorm,
         add_class_token=family.class_tokens > 0,

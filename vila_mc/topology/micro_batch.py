@@ -61,7 +61,7 @@ def _kept_by_stage(config: RunConfig, plan: StagePlan) -> int:
     heads = 2 * language.heads + 2 * language.kv_heads  # what attention takes in and gives back
     shared = (heads * head + 3 * language.ffn) // tensor
     layer = language.width if config.train.recompute == "full" else whole + shared
-    kept = with_backward(config.learning_pieces(), config.model)
+    kept = with_backward(config.learning_pieces() | config.adapted_pieces(), config.model)
     numbers = length * layer * _layers_at_once(kept, "language", plan.layers)
     if plan.has_head:  # logits, their softmax and its gradient
         numbers += 3 * length * language.padded_vocab() // tensor

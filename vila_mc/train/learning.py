@@ -10,9 +10,11 @@ from vila_mc.errors import DataError
 def need_images(config: RunConfig) -> list[str]:
     """What is to learn and gets a gradient through images alone, as ``train.trainable`` names it.
 
-    It names a language model, or a piece of one, by ``language`` at the beginning.
+    It names a language model, or a piece of one, by ``language`` at the beginning. Adapters of the
+    tower are ``vision``.
     """
-    return [name for name in config.train.trainable if name.split(".")[0] != "language"]
+    named = [name for name in config.train.trainable if name.split(".")[0] != "language"]
+    return named + [part for part in config.lora.parts() if part != "language"]
 
 
 def what_will_not_learn(config: RunConfig, datasets: Sequence[DatasetManifest]) -> list[str]:
@@ -25,7 +27,8 @@ def what_will_not_learn(config: RunConfig, datasets: Sequence[DatasetManifest]) 
     if not idle or any(dataset.images for dataset in datasets):
         return []
     named = f"train.trainable [{', '.join(config.train.trainable)}]"
-    if len(idle) == len(config.train.trainable):
+    named += " with the adapters of lora" if config.lora.parts() else ""
+    if len(idle) == len(config.train.trainable) + len(config.lora.parts()):
         raise DataError(
             f"no dataset of data.blend holds an image, so {named} would learn nothing. Add a "
             "dataset with images, or train the language model too."

@@ -34,6 +34,7 @@ from vila_mc.parallel.groups import Ranks
 from vila_mc.parallel.installed import accelerator_versions
 from vila_mc.topology.layout import Coordinates, Layout
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
+from vila_mc.train.adapters import adapters_line
 from vila_mc.train.faults import StopRequest
 from vila_mc.train.learning import need_images, what_will_not_learn
 from vila_mc.train.optimizer import jump_of_the_rate, rate_of
@@ -264,6 +265,8 @@ class TrainingLoop:
         if earlier is None:
             self._load(stages)
         trainer = Trainer(self.config, self.ranks, stages)
+        if self.config.lora.parts():
+            self._say(adapters_line(trainer))
         if earlier is None:
             if not trainer.weights_are_finite():
                 raise CheckpointError(

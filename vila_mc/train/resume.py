@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vila_mc.checkpoint.adapters import require_same_adapters
 from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, leaves, newest_checkpoint
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
@@ -15,6 +16,7 @@ _REPORTED = (
     "train.global_batch",
     "data.sequence",
     "data.packing",
+    "lora.dropout",
 )
 """Beginnings of options that decide what is learnt; a change of them is said aloud."""
 
@@ -38,6 +40,7 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
         )
     manifest = Manifest.read(earlier)
     manifest.require_same_model(config, earlier)
+    require_same_adapters(manifest.config.lora, config.lora, earlier)
     _require_same_task(manifest, config)
     if manifest.step > train.steps:
         raise ConfigError(
@@ -98,7 +101,7 @@ def changed_settings(manifest: Manifest, config: RunConfig) -> list[str]:
     """``option old -> new`` for every setting that now applies and was another before."""
     before, now = run_to_dict(manifest.config), run_to_dict(config)
     changes = []
-    for section in ("optimizer", "train", "data"):
+    for section in ("optimizer", "train", "data", "lora"):
         old, new = leaves(before[section], section), leaves(now[section], section)
         changes += [
             f"{name} {old.get(name)} -> {new[name]}"
@@ -135,6 +138,12 @@ def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
     elsewhere = "start a new phase from its weights with train.load and another train.output."
     if not config.data.blend_may_change:
         _require_same_order(manifest, config, elsewhere)
+    if config.lora.parts() and not manifest.config.lora.parts():
+        raise CheckpointError(
+            f"the checkpoint after step {manifest.step} was written without adapters, so it has no "
+            f"optimizer state for those of lora.rank {config.lora.rank}. Set lora.rank to none, or "
+            f"{elsewhere}"
+        )
     if manifest.config.learning_pieces() != config.learning_pieces():
         raise CheckpointError(
             f"the checkpoint after step {manifest.step} was written with train.trainable "

@@ -28,6 +28,15 @@ def test_a_line_for_each_idle_part(
     assert all(f"so {part} of" in line for part, line in zip(parts, lines, strict=True))
 
 
+def test_adapters_learn_in_their_part_and_from_text_where_it_is_language() -> None:
+    run = tiny_run(train={"trainable": ["connector"]}, lora={"rank": 2})
+    (line,) = what_will_not_learn(run, [TEXT])
+    assert "so connector of train.trainable [connector] with the adapters of lora learns" in line
+    seeing = {"rank": 2, "targets": [], "vision_targets": ["fc1"]}
+    with pytest.raises(DataError, match="would learn nothing"):
+        what_will_not_learn(tiny_run(train={"trainable": []}, lora=seeing), [TEXT])
+
+
 @pytest.mark.parametrize("trainable", [["connector"], ["vision", "connector"]])
 def test_nothing_at_all_is_refused(trainable: list[str]) -> None:
     with pytest.raises(DataError, match=r"an image, so train\.trainable .* learn nothing"):

@@ -12,6 +12,7 @@ from tests.support.tiny import tiny_run
 from tests.support.tiny_data import write_dataset
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, DatasetRecord, Manifest, checkpoint_name
 from vila_mc.config.load import run_from_dict, run_to_dict
+from vila_mc.config.lora import LoraConfig
 from vila_mc.config.run import RunConfig
 from vila_mc.data.indexed.dataset_manifest import read_manifest
 from vila_mc.data.indexed.layout import with_suffix
@@ -114,6 +115,29 @@ def test_other_parts_learn(output: Path, prefix: Path) -> None:
     message = r"train\.trainable \[.*language.*\], so it has no optimizer state for \[connector\]"
     with pytest.raises(CheckpointError, match=message):
         checkpoint_to_resume(fewer)
+
+
+def test_other_adapters(output: Path, prefix: Path) -> None:
+    now = _run(output, prefix)
+    connector = replace(now.train, phase="custom", trainable=("connector",))
+    adapted = replace(now, lora=LoraConfig(rank=4), train=connector)
+    with pytest.raises(
+        CheckpointError, match=r"written without adapters, .* Set lora\.rank to none"
+    ):
+        checkpoint_to_resume(adapted)
+    path = output / checkpoint_name(2)
+    replace(Manifest.read(path), config=adapted).write(path)
+    same = replace(adapted, lora=LoraConfig(rank=4, alpha=8, dropout=0.1))
+    assert checkpoint_to_resume(same) == path
+    assert "lora.dropout 0.0 -> 0.1" in changed_settings(Manifest.read(path), same)
+    for lora, difference in (
+        (LoraConfig(rank=8), r"lora\.rank: checkpoint 4, run 8; lora\.alpha: checkpoint 8, run 16"),
+        (LoraConfig(rank=4, alpha=4), r"lora\.alpha: checkpoint 8, run 4"),
+        (LoraConfig(rank=4, targets=("q_proj",)), r"lora\.targets: .* run \[q_proj\]"),
+        (LoraConfig(), r"lora\.rank: checkpoint 4, run none"),
+    ):
+        with pytest.raises(CheckpointError, match=f"holds adapters that this .* {difference}"):
+            checkpoint_to_resume(replace(adapted, lora=lora))
 
 
 def test_a_newest_checkpoint_without_manifest_is_no_reason_to_go_further_back(

@@ -1,0 +1,76 @@
+"""Adapters learn the same at every layout, and what they stand beside does not learn."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parity.compare import assert_every_rank_matches
+from tests.parity.layout_trace import Trace
+from tests.parity.lora_trace import (
+    ALONE,
+    DROPPED,
+    PACKED,
+    PACKED_SEQUENCE,
+    PLAIN,
+    RECOMPUTE,
+    SEQUENCE,
+    SOME,
+    Sections,
+    traces,
+)
+from tests.support.ranks import run_ranks
+
+EXPECTED: dict[str, Sections] = {
+    "plain": PLAIN,
+    "packed": PACKED,
+    "alone": ALONE,
+    "some": SOME,
+    "dropped": DROPPED,
+}
+"""What one rank does, for layouts to be compared with."""
+LAYOUTS: dict[str, tuple[int, dict[str, Any], list[tuple[str, Sections]]]] = {
+    "tp2": (
+        2,
+        dict(tensor=2),
+        [
+            ("plain", PLAIN),
+            ("plain", SEQUENCE),
+            ("packed", PACKED_SEQUENCE),
+            ("some", SOME),
+            ("dropped", DROPPED),
+        ],
+    ),
+    "dp2-overlap": (2, dict(overlap_grad_reduce=True), [("plain", PLAIN)]),
+    "pp2": (2, dict(pipeline=2), [("packed", PACKED), ("alone", RECOMPUTE)]),
+    "pp2-virtual2-dedicated": (
+        2,
+        dict(pipeline=2, virtual=2, vision_placement="dedicated"),
+        [("plain", PLAIN)],
+    ),
+    "tp2-pp2-dp2": (8, dict(tensor=2, pipeline=2), [("plain", PLAIN), ("plain", SEQUENCE)]),
+}
+
+
+@pytest.fixture(scope="module")
+def one_rank(seed_checkpoint: Path) -> dict[str, Trace]:
+    """The traces of one rank."""
+    (found,) = run_ranks(1, traces, seed_checkpoint, {}, list(EXPECTED.values()))
+    return dict(zip(EXPECTED, found, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adapters_learn_what_they_learn_on_one_rank(
+    layout: str, seed_checkpoint: Path, one_rank: dict[str, Trace]
+) -> None:
+    world_size, parallel, variants = LAYOUTS[layout]
+    by_rank = run_ranks(world_size, traces, seed_checkpoint, parallel, [v for _, v in variants])
+    for index, (name, variant) in enumerate(variants):
+        found = [each[index] for each in by_rank]
+        assert_every_rank_matches(found, one_rank[name], f"{name} {variant}")
+
+
+def test_they_learn(one_rank: dict[str, Trace]) -> None:
+    for name, trace in one_rank.items():
+        assert trace[-1][0] < trace[0][0] * 0.999, name
+    assert len({trace[0] for trace in one_rank.values()}) == len(one_rank)
