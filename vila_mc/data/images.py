@@ -198,7 +198,7 @@ def _cut(image: Image.Image, tiling: Tiling) -> np.ndarray:
     side = tiling.side
     columns, rows = tiling.grid(*image.size)
     stretched = image.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
-    blocks = np.asarray(stretched).reshape(rows, side, columns, side, 3)
+    blocks = np.array(stretched).reshape(rows, side, columns, side, 3)
     tiles = blocks.transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
     if tiling.count(*image.size) == len(tiles):
         return tiles

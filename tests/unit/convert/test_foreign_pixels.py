@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ REFUSED = [
     ({"do_center_crop": False, "size": {"shortest_edge": 28}}, "not square"),
     ({"image_mode": "stretch"}, "image_mode is stretch"),
     ({"image_mode": {}}, "image_mode is {}"),
+    ({"max_tiles": 5}, r"max_tiles \(5\)"),
+    ({"image_mode": "tiles", "max_tiles": 0}, "max_tiles is 0"),
+    (
+        {"image_mode": "tiles", "max_tiles": 101},
+        "model.vision.max_tiles is 101; it",
+    ),
+    ({"image_mode": "tiles", "thumbnail": "no"}, "thumbnail is no"),
+    ({"image_mode": "tiles", "tile_newline": "13"}, "tile_newline is 13; a token id or null"),
     ({"crop_pct": 0.9}, r"crop_pct \(0.9\)"),
     ({"image_grid_pinpoints": [[28, 56]]}, "image_grid_pinpoints"),
 ]
@@ -99,6 +108,16 @@ def test_refused(values: dict[str, Any], message: str, write: Callable[..., Any]
     with pytest.raises(CheckpointError, match=message) as caught:
         read_pixels(write(values), CLIP_TOWER)
     assert "\n" not in str(caught.value)
+
+
+def test_how_images_are_cut_is_followed(write: Callable[..., Any]) -> None:
+    ours = {"image_processor_type": "VilaImageProcessor", "image_mode": "tiles"}
+    cut = replace(CLIP_TOWER, image_mode="tiles", max_tiles=5, thumbnail=False, tile_newline=13)
+    directory = write(ours | {"max_tiles": 5, "thumbnail": False, "tile_newline": 13})
+    assert read_pixels(directory, CLIP_TOWER) == cut
+    assert read_pixels(directory, CLIP_TOWER, "tiles") == cut
+    assert read_pixels(directory, CLIP_TOWER, "resize") == replace(CLIP_TOWER, image_mode="resize")
+    assert read_pixels(write(ours), CLIP_TOWER) == replace(CLIP_TOWER, image_mode="tiles")
 
 
 def test_a_mode_that_is_chosen_needs_none_that_is_written(write: Callable[..., Any]) -> None:

@@ -2,23 +2,36 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from tests.support.reference_tiles import reference_grid, reference_tiles
 from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
+from vila_mc.convert.formats.remote_code.image_processing_vila import best_grid
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.data.chat_templates import conversation_pieces, prompt
-from vila_mc.data.images import load_image
+from vila_mc.data.images import load_image, load_squares
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.data.turns import Turn
 from vila_mc.flow import RawImage, RawText
 from vila_mc.kernels.reference import normalize_images
+
+NEWLINE = 13
+MODELS = {mode: tiny_model(image_mode=mode) for mode in ("crop", "pad", "resize", "tiles")}
+MODELS["tiles"] = replace(
+    MODELS["tiles"],
+    vision=replace(MODELS["tiles"].vision, max_tiles=5, tile_newline=NEWLINE),
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +39,7 @@ def processors(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     from transformers import AutoProcessor
 
     loaded = {}
-    for mode in ("crop", "pad", "resize"):
-        model = tiny_model(image_mode=mode)
+    for mode, model in MODELS.items():
         directory = tmp_path_factory.mktemp("processor") / mode
         write_export(lazily(build(model).canonical()), model, tokenizer_path, directory)
         loaded[mode] = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
@@ -49,8 +61,14 @@ def image(photo: bytes) -> Image.Image:
     return Image.open(io.BytesIO(photo))
 
 
-def _training_ids(pieces: Sequence[RawImage | RawText], tokenizer: Tokenizer) -> list[int | None]:
-    """What the data side makes of pieces: BOS, text, q placeholders per image, EOS after turns."""
+def _training_ids(
+    pieces: Sequence[RawImage | RawText], tokenizer: Tokenizer, counts: Sequence[int] = ()
+) -> list[int | None]:
+    """What the data side makes of pieces: BOS, text, q placeholders per image, EOS after turns.
+
+    With ``counts``, of so many tiles of each image, and a newline behind each tile.
+    """
+    tiles = iter(counts)
     texts = [piece for piece in pieces if isinstance(piece, RawText)]
     before = dict(zip(map(id, pieces[1:]), pieces, strict=False))
     goes_on = [
@@ -62,6 +80,8 @@ def _training_ids(pieces: Sequence[RawImage | RawText], tokenizer: Tokenizer) ->
     for piece in pieces:
         if isinstance(piece, RawText):
             ids += next(encoded).tolist() + [tokenizer.eos_id] * piece.ends_turn
+        elif counts:
+            ids += ([VOCABULARY] * tiny_model().visual_tokens() + [NEWLINE]) * next(tiles)
         else:
             ids += [VOCABULARY] * tiny_model().visual_tokens()
     return ids
@@ -100,6 +120,70 @@ def test_batches_are_padded_on_the_left(processor: Any, image: Image.Image) -> N
     assert output["attention_mask"][1, -1] == 1
     assert output["pixel_values"].shape == (1, 3, 28, 28)
     assert "pixel_values" not in processor(text="Two", return_tensors="pt")
+
+
+def test_tiles_have_the_ids_and_pixels_of_training(
+    processors: dict[str, Any], tokenizer: Tokenizer
+) -> None:
+    """Pictures of other shapes in two prompts; also through the chat template."""
+    processor, vision = processors["tiles"], MODELS["tiles"].vision
+    pictures = list(_images().values())[:4]
+    files = [_file(picture) for picture in pictures]
+    squares = [torch.from_numpy(load_squares(file, vision)) for file in files]
+    counts = [len(each) for each in squares]
+    assert counts == [reference_count(picture) for picture in pictures]
+    assert len(set(counts)) > 1
+    opened = [Image.open(io.BytesIO(file)) for file in files]
+    texts = ["<image> b<image>", "\n<image><image>c"]
+    given = processor(text=texts, images=[opened[:2], opened[2:]], padding=False)
+    for ids, text, mine in zip(given["input_ids"], texts, (counts[:2], counts[2:]), strict=True):
+        first, *others = text.split("<image>")
+        pieces: list[Any] = [RawText(first, is_trained=False)]
+        for chunk in others:
+            pieces += [RawImage(b"", "image"), RawText(chunk, is_trained=False)]
+        assert ids == _training_ids(pieces, tokenizer, mine)
+    expected = normalize_images(torch.cat(squares), torch.float32)
+    assert torch.equal(torch.as_tensor(given["pixel_values"]), expected)
+    asked = prompt("vicuna_v1", "<image>\nAnd <image>?", [RawImage(b"", "image")] * 2)
+    content = [
+        {"type": "image", "image": opened[0]},
+        {"type": "text", "text": "\nAnd "},
+        {"type": "image", "image": opened[1]},
+        {"type": "text", "text": "?"},
+    ]
+    chat = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert chat["input_ids"].tolist() == [_training_ids(asked, tokenizer, counts[:2])]
+    assert len(chat["pixel_values"]) == sum(counts[:2])
+
+
+def reference_count(picture: Image.Image) -> int:
+    return len(reference_tiles(picture.convert("RGB"), 28, 5, thumbnail=True))
+
+
+@pytest.mark.parametrize("name", ["wide", "tall", "square", "grey", "transparent", "palette"])
+def test_pixels_of_tiles_equal_training_bit_by_bit(name: str, processors: dict[str, Any]) -> None:
+    data = _file(_images()[name])
+    trained = torch.from_numpy(load_squares(data, MODELS["tiles"].vision))
+    given = processors["tiles"].image_processor.make_squares(Image.open(io.BytesIO(data)))
+    assert torch.equal(given, trained)
+
+
+@for_all(
+    sides=st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    size=st.sampled_from([28, 336]),
+    most=st.integers(1, 20),
+)
+@settings(deadline=None)
+def test_the_rule_of_tiles_is_that_of_training(
+    sides: tuple[int, int], size: int, most: int
+) -> None:
+    assert best_grid(*sides, size, most) == reference_grid(*sides, size, most)
 
 
 def test_markers_and_images_must_agree(processor: Any, image: Image.Image) -> None:

@@ -1,5 +1,6 @@
 """An import is proven against its source, and what was read wrongly is found."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.load import load_run
 from vila_mc.convert.combine_parts import combine_parts
+from vila_mc.convert.export_checkpoint import Question, prove_export
 from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.formats.write_export import write_export
@@ -217,15 +219,38 @@ def test_a_llava_that_transformers_saved(tmp_path: Path, in_process: None) -> No
         assert [text.split()[0] for text in proof.proven] == ["logits"]
 
 
-@pytest.mark.parametrize("kind", ["hf-vila", "hf-llava", "vila"])
-@pytest.mark.parametrize("mode", ["crop", "pad", "resize"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *((kind, mode) for kind in ("hf-llava", "vila") for mode in ("crop", "pad", "resize")),
+        *(("hf-vila", mode) for mode in ("crop", "pad", "resize", "tiles")),
+    ],
+)
 def test_whole_models(
     kind: str, mode: str, tokenizer_path: Path, tmp_path: Path, in_process: None
 ) -> None:
     model = tiny_model("mlp2x_gelu", image_mode=mode)
+    if mode == "tiles":
+        vision = dataclasses.replace(model.vision, max_tiles=5, tile_newline=13)
+        model = dataclasses.replace(model, vision=vision)
     state = lazily(build(model).canonical())
     write_export(state, model, tokenizer_path, tmp_path / "hf", torch.float32, format=kind)
     source = read_whole(tmp_path / "hf")
     import_checkpoint(source, tmp_path / "ours")
     proof = compare_source(source, tmp_path / "ours", is_streamed=mode == "pad")
     assert len(proof.proven) == 3, proof
+    if mode == "tiles":  # and back: the export of that import, with a question about several tiles
+        assert source.model == model
+        exported = prove_export(
+            tmp_path / "ours", tmp_path / "hf", Question("Why?"), tokenizer_path
+        )
+        assert exported.result.greedy_equal
+        assert len(exported.result.answers) == 1
+
+
+@pytest.mark.parametrize("kind", ["hf-llava", "vila"])
+def test_formats_without_a_place_for_tiles(kind: str, tokenizer_path: Path, tmp_path: Path) -> None:
+    model = tiny_model("mlp2x_gelu", image_mode="tiles")
+    state = lazily(build(model).canonical())
+    with pytest.raises(CheckpointError, match=f"{kind} has no place for images cut into tiles"):
+        write_export(state, model, tokenizer_path, tmp_path / "hf", torch.float32, format=kind)

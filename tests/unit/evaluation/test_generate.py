@@ -1,15 +1,20 @@
 """Greedy answers: each as if it were asked alone, up to EOS, within the model's positions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.unit.evaluation.conftest import Subject
+from vila_mc.config.families import ImageMode
+from vila_mc.config.model import VisionConfig
+from vila_mc.data.images import load_squares
 from vila_mc.errors import ConfigError, DataError
-from vila_mc.evaluation.generate import generate
+from vila_mc.evaluation.generate import generate, prompt_positions
 from vila_mc.flow import RawImage, RawPiece, RawText
 
 
@@ -50,6 +55,37 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(subject: Subject) -> No
 def test_the_first_tokens_of_a_longer_answer_are_the_shorter_one(subject: Subject) -> None:
     long, short = (ask(subject, prompts(subject), count) for count in (6, 2))
     assert [answer[:2] for answer in long] == short
+
+
+def test_a_picture_in_tiles_is_asked_about_as_its_tiles_are(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answer as when each tile is given as an image of its own."""
+    config = subject.model.run_config
+    vision, question = config.model.vision, RawText("what is this?", is_trained=False)
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 110, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+
+    def see(image_mode: ImageMode) -> VisionConfig:
+        seen = replace(vision, image_mode=image_mode)
+        model = replace(config.model, vision=seen)
+        data = replace(config.data, sequence_length=64)
+        monkeypatch.setattr(subject.model, "run_config", replace(config, model=model, data=data))
+        return seen
+
+    squares = load_squares((tmp_path / "wide.png").read_bytes(), see("tiles"))
+    assert len(squares) > 2
+    whole = [RawImage(tmp_path / "wide.png", "wide"), question]
+    in_tiles = ask(subject, [whole])
+    model = subject.model.run_config.model
+    taken = prompt_positions(whole, subject.tokenizer, model)
+    see("resize")
+    apart: list[RawPiece] = []
+    for number, square in enumerate(squares):
+        Image.fromarray(square.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
+        apart.append(RawImage(tmp_path / f"{number}.png", "a tile"))
+    assert in_tiles == ask(subject, [[*apart, question]])
+    assert taken == prompt_positions([*apart, question], subject.tokenizer, model)
 
 
 def test_an_answer_ends_with_eos_and_the_others_go_on(subject: Subject) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc.config.families import VISION_FAMILIES, ImageMode
-from vila_mc.config.model import VisionConfig
+from vila_mc.config.model import DEFAULT_MAX_TILES, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.registry import TOWERS
 from vila_mc.convert.weights import read_json
@@ -49,6 +49,8 @@ def read_pixels(
             rescale_factor=_BY_255,
             image_mean=facts.channel_mean,
             image_std=facts.channel_std,
+            max_tiles=DEFAULT_MAX_TILES,
+            thumbnail=True,
         )
     )
     for switch in ("do_resize", "do_rescale", "do_normalize"):
@@ -59,13 +61,14 @@ def read_pixels(
     read_mode = _image_mode(config, vision.image_size, image_mode)
     statistics = {"channel_mean": "image_mean", "channel_std": "image_std"}
     given = {ours: config.numbers(theirs, 3) for ours, theirs in statistics.items()}
+    tiles = _read_tiles(config, is_cut=(image_mode or read_mode) == "tiles")
     config.refuse_others(_HARMLESS)
     with config.describing():
         read: dict[str, Any] = {
             name: None if values == getattr(vision.facts(), name) else values
             for name, values in given.items()
         }
-        vision = replace(vision, image_mode=image_mode or read_mode, **read)
+        vision = replace(vision, image_mode=image_mode or read_mode, **read, **tiles)
     return vision
 
 
@@ -86,6 +89,36 @@ def preprocessor_json(vision: VisionConfig) -> dict[str, Any]:
         "image_mean": list(vision.resolved_channel_mean()),
         "image_std": list(vision.resolved_channel_std()),
     }
+
+
+def tiles_json(vision: VisionConfig) -> dict[str, Any]:
+    """What our own image processor has to know besides, to cut images; nothing if it does not."""
+    if vision.image_mode != "tiles":
+        return {}
+    return {
+        "max_tiles": vision.max_tiles,
+        "thumbnail": vision.thumbnail,
+        "tile_newline": vision.tile_newline,
+    }
+
+
+def _read_tiles(config: ConfigValues, *, is_cut: bool) -> dict[str, Any]:
+    """How our own image processor cuts images; nothing where they are not cut, or it does not.
+
+    Raises:
+        CheckpointError: a value is none that training could have.
+    """
+    if config.get("image_mode") != "tiles":
+        return {}
+    newline = config.get("tile_newline")
+    if newline is not None and (not isinstance(newline, int) or isinstance(newline, bool)):
+        raise config.refusal("tile_newline", "a token id or null is needed.")
+    tiles = {
+        "max_tiles": config.size("max_tiles"),
+        "thumbnail": config.flag("thumbnail"),
+        "tile_newline": newline,
+    }
+    return tiles if is_cut else {}
 
 
 def _image_processor(directory: Path) -> ConfigValues | None:
@@ -127,7 +160,7 @@ def _image_mode(config: ConfigValues, size: int, chosen: ImageMode | None) -> Im
     is_square = _is_square(config, "size", size)
     if is_cropped:
         _is_square(config, "crop_size", size)
-    config.require("image_mode", "crop", "pad", "resize", None)
+    config.require("image_mode", "crop", "pad", "resize", "tiles", None)
     said: ImageMode | None = config.get("image_mode")
     if said is not None:
         return said

@@ -9,7 +9,7 @@ from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.chat_template import FILE, jinja_of
 from vila_mc.convert.config_values import ConfigValues
-from vila_mc.convert.families.pixels import preprocessor_json, read_pixels
+from vila_mc.convert.families.pixels import preprocessor_json, read_pixels, tiles_json
 from vila_mc.convert.families.registry import (
     language_from_hf,
     language_json,
@@ -52,7 +52,6 @@ class _HfVila:
 
     def write(self, source: ExportSource, directory: Path) -> None:
         model = source.model
-        source.require_squares(self.name)
         parts = tables(model, self.naming, padded_vocab=vocabulary_rows(source.tensors))
         source.write_weights(directory, parts)
         source.tokenizer.write(
@@ -108,7 +107,9 @@ class _HfVila:
         config.require("class_tokens", vision.facts().class_tokens, None)
         config.require("image_token_id", language.vocab_size, None)
         config.refuse_others(("auto_map", "tie_word_embeddings"))
-        model = ModelConfig(vision=vision, connector=ConnectorConfig(kind=kind), language=language)
+        with config.describing():
+            connector = ConnectorConfig(kind=kind)
+            model = ModelConfig(vision=vision, connector=connector, language=language)
         return assemble_whole(directory, model, tensors, self.naming, trust_pickle=trust_pickle)
 
     def load(self, directory: Path, loading: Loading, vocab_size: int) -> LoadedModel:
@@ -139,6 +140,7 @@ def _preprocessor_json(model: ModelConfig) -> dict[str, Any]:
         "auto_map": {"AutoImageProcessor": "image_processing_vila.VilaImageProcessor"},
         "processor_class": "VilaProcessor",
         "image_mode": model.vision.image_mode,
+        **tiles_json(model.vision),
         **preprocessor_json(model.vision),
     }
 

@@ -55,7 +55,7 @@ def _source_pixels(source: Path, request: Path, wanted: dict[str, Any]) -> dict[
     for name in wanted["images"]:
         image = open_image((request / name).read_bytes(), name)
         square = _as_the_public_code_does(image, wanted["squares_first"], processor)
-        given = torch.as_tensor(processor(square, return_tensors="pt")["pixel_values"])[0]
+        given = torch.as_tensor(processor(square, return_tensors="pt")["pixel_values"])
         ours = expected[name]
         if given.shape != ours.shape:
             return {"fault": f"its images are {list(given.shape)}, ours {list(ours.shape)}."}

@@ -30,7 +30,7 @@ from vila_mc.convert.proof.reference import (
     reference_of,
 )
 from vila_mc.convert.proof.reloaded import Loading
-from vila_mc.data.images import load_image
+from vila_mc.data.images import load_squares
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import CheckpointError
 from vila_mc.kernels.reference import normalize_images
@@ -160,20 +160,12 @@ def _of_pixels(origin: Origin, vision: VisionConfig, is_image_mode_given: bool) 
         Image.fromarray(pixels).save(file, format="PNG")
         name = f"{width} x {height}"
         files[name] = file.getvalue()
-        ours = torch.from_numpy(
-            load_image(
-                files[name],
-                vision.image_size,
-                vision.image_mode,
-                pad_colour=vision.mean_colour(),
-            )
-        )
         tensors[name] = normalize_images(
-            ours[None],
+            torch.from_numpy(load_squares(files[name], vision)),
             torch.float32,
             vision.resolved_channel_mean(),
             vision.resolved_channel_std(),
-        )[0]
+        )
     squares_first = None if is_image_mode_given else origin.squares_first
     values = {
         "images": list(files),

@@ -21,7 +21,7 @@ from vila_mc.config.model import ModelConfig
 from vila_mc.convert.families.language import WORD_EMBEDDINGS
 from vila_mc.convert.proof.compare import ProofPrompt, Reference
 from vila_mc.convert.weights import read_json
-from vila_mc.data.batches.collate import collate
+from vila_mc.data.batches.collate import collate, positions_of
 from vila_mc.data.chat_templates import Template, prompt
 from vila_mc.data.image_codec import MAX_IMAGE_BYTES
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ def reference_of(
     model = proving.model
     shape = model.run_config.model
     generator = np.random.default_rng(_SEED)
-    per_image = shape.visual_tokens() if has_images else 0
+    per_image = _image_positions(shape) if has_images else 0
     length = min(2 * _TEXT_TOKENS + per_image, shape.language.max_positions - _NUM_GREEDY)
     batch = collate(
         [
@@ -174,8 +174,8 @@ def answered_prompts(
     Raises:
         DataError: an image cannot be read.
     """
-    noise = _random_image(model.run_config.model.vision.image_size, np.random.default_rng(_SEED))
-    prompts = [_prompt(model, tokenizer, template, question, [noise])]
+    noise = _random_image(model.run_config.model, np.random.default_rng(_SEED))
+    prompts = [_prompt(model, tokenizer, template, question, [bytes(noise.data)])]
     if images:
         files = [_read(path) for path in images]
         prompts.insert(0, _prompt(model, tokenizer, template, question, files))
@@ -214,7 +214,7 @@ def _random_sample(
     reserved_token: int | None,
 ) -> list[Piece]:
     """Text, an image, text; or text alone; ``length`` positions."""
-    num_text = length - (shape.visual_tokens() if has_images else 0)
+    num_text = length - (_image_positions(shape) if has_images else 0)
 
     def text(count: int) -> TextPiece:
         ids = generator.integers(3, shape.language.vocab_size, count)
@@ -224,16 +224,30 @@ def _random_sample(
 
     if not has_images:
         return [text(num_text)]
-    image = np.frombuffer(_random_image(shape.vision.image_size, generator), np.uint8)
     before = num_text // 2
-    return [text(before), ImagePiece(image, "random"), text(num_text - before)]
+    return [text(before), _random_image(shape, generator), text(num_text - before)]
 
 
-def _random_image(size: int, generator: np.random.Generator) -> bytes:
-    pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
+def _random_image(shape: ModelConfig, generator: np.random.Generator) -> ImagePiece:
+    """Noise, as large as the tower sees; of two tiles and a thumbnail, where images are cut."""
+    width, height = _sides(shape)
+    pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
+    return ImagePiece(file.getvalue(), "random", (width, height))
+
+
+def _image_positions(shape: ModelConfig) -> int:
+    """Positions that a random image takes."""
+    return positions_of(ImagePiece(b"", "random", _sides(shape)), shape)
+
+
+def _sides(shape: ModelConfig) -> tuple[int, int]:
+    """One square, where images are not cut, or several would leave no room for text."""
+    side = shape.vision.image_size
+    has_room = 3 * shape.tile_positions() <= shape.language.max_positions // 2
+    is_cut = shape.vision.image_mode == "tiles" and has_room
+    return (2 * side, side) if is_cut else (side, side)
 
 
 def _read(path: Path) -> bytes:

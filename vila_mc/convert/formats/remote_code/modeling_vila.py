@@ -122,8 +122,8 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Next-token logits, with visual tokens in place of the placeholders.
 
         Args:
-            input_ids: [b, s]; ``config.image_token_id`` at q positions for each image.
-            pixel_values: [n, 3, y, x], images in reading order over the rows.
+            input_ids: [b, s]; ``config.image_token_id`` at q positions for each image, or tile.
+            pixel_values: [n, 3, y, x], images or their tiles in reading order over the rows.
             attention_mask: [b, s], 0 at padding.
             labels: [b, s], not shifted, -100 where nothing is scored. Placeholders never are.
             kwargs: for the language model, its cache among them, under the name that this version

@@ -10,9 +10,11 @@ SentencePiece model, it gives exactly that model's ids (the exporter's verificat
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
+import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
@@ -27,7 +29,8 @@ class VilaProcessor(ProcessorMixin):
     Args:
         image_processor: a VilaImageProcessor.
         tokenizer: the tokenizer of the language model.
-        image_seq_length: visual tokens per image (q).
+        image_seq_length: visual tokens per square that the image processor makes (q): per image,
+            or per tile.
         image_token_id: placeholder of one visual token.
         chat_template: Jinja template; the one in the directory if None.
     """
@@ -86,7 +89,7 @@ class VilaProcessor(ProcessorMixin):
 
         Returns:
             ``input_ids``, ``attention_mask`` [b, s] and, with images, ``pixel_values``
-            [n, 3, y, x].
+            [n, 3, y, x]; n counts tiles, where images are cut.
 
         Raises:
             ValueError: there is no text, markers and images differ in number, or there is video
@@ -98,16 +101,24 @@ class VilaProcessor(ProcessorMixin):
             raise ValueError("there is no text. Give a prompt, with <image> where an image goes.")
         prompts = [text] if isinstance(text, str) else list(text)
         flat = self._match_images(prompts, images)
-        rows = [self.encode_prompt(prompt, add_special_tokens) for prompt in prompts]
+        squares = [self.image_processor.make_squares(image) for image in flat]
+        counts = iter([len(each) for each in squares])
+        rows = [self.encode_prompt(prompt, add_special_tokens, counts) for prompt in prompts]
         data = self.tokenizer.pad(
             {"input_ids": rows}, padding=padding, padding_side=padding_side
         ).data
         if flat:
-            data["pixel_values"] = self.image_processor(flat)["pixel_values"]
+            data["pixel_values"] = self.image_processor.normalise(torch.cat(squares))
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def encode_prompt(self, prompt: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of one prompt, each ``<image>`` expanded to its q placeholders."""
+    def encode_prompt(
+        self, prompt: str, add_special_tokens: bool = True, counts: Iterator[int] | None = None
+    ) -> list[int]:
+        """Ids of one prompt, each ``<image>`` expanded to its placeholders.
+
+        ``counts`` gives the squares of each image in turn; one each if None.
+        """
+        counts = repeat(1) if counts is None else counts
         if self.tokenizer.eos_token in self._marked.sub("", prompt):
             logger.warning_once(
                 f"The prompt holds {self.tokenizer.eos_token!r}, which is read as plain text. For "
@@ -124,7 +135,7 @@ class VilaProcessor(ProcessorMixin):
                 ids += self._token(part.removeprefix(start).removesuffix(end))
                 is_after_text = goes_on = False
             elif part:
-                ids += self._encode_part(part, goes_on)
+                ids += self._encode_part(part, goes_on, counts)
                 is_after_text, goes_on = not part.endswith(IMAGE_MARKER), False
         return ids
 
@@ -148,11 +159,14 @@ class VilaProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer has no token {text!r}, which the chat template needs.")
         return [token]
 
-    def _encode_part(self, part: str, goes_on: bool) -> list[int]:
+    def _encode_part(self, part: str, goes_on: bool, counts: Iterator[int]) -> list[int]:
         ids: list[int] = []
+        newline = self.image_processor.tile_newline
+        square = [self.image_token_id] * self.image_seq_length
+        square += [] if newline is None else [newline]
         for index, chunk in enumerate(part.split(IMAGE_MARKER)):
             if index:
-                ids += [self.image_token_id] * self.image_seq_length
+                ids += square * next(counts)
             ids += self._encode_text(chunk, goes_on and index == 0)
         return ids
 
