@@ -1,13 +1,17 @@
 """What learns is the same at every layout, down to single layers."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.parity.compare import assert_every_rank_matches
-from tests.parity.layout_trace import Trace, trace
+from tests.parity.layout_trace import Trace, resumed_trace, trace
 from tests.support.ranks import run_ranks
+from vila_mc.checkpoint import state
+
+STOP_AFTER = 2
 
 SELECTIONS = {
     "end of the tower": ("vision.layers[-1:]", "connector"),
@@ -48,3 +52,45 @@ def test_a_selection_learns_alike(
     )
     for index, name in enumerate(SELECTIONS):
         assert_every_rank_matches([traces[index] for traces in by_rank], one_rank[index], name)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "first", "second"),
+    [
+        (SELECTIONS["upper layers"], dict(pipeline=2), dict(pipeline=2)),
+        (("vision.layers[-1:]", "language.layers[::2]"), dict(pipeline=2), dict(tensor=2)),
+    ],
+    ids=["pp2", "pp2 to tp2"],
+)
+def test_a_selection_goes_on_where_it_stopped(
+    trainable: tuple[str, ...],
+    first: dict[str, Any],
+    second: dict[str, Any],
+    seed_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    train = {"trainable": list(trainable)}
+    ((expected,),) = run_ranks(1, trace, seed_checkpoint, {}, [trainable])
+    arguments = (resumed_trace, tmp_path, seed_checkpoint)
+    before = run_ranks(2, _without_steps_on_rank_0, *arguments, first, train)
+    assert_every_rank_matches(before, expected[:STOP_AFTER], "before")
+    after = run_ranks(2, *arguments, second, steps=STOP_AFTER, save=False, train=train)
+    assert_every_rank_matches(after, expected[STOP_AFTER : 2 * STOP_AFTER], "after")
+
+
+def _without_steps_on_rank_0(
+    begin: Any, checkpoints: Path, seed: Path, parallel: dict[str, Any], train: dict[str, Any]
+) -> Trace:
+    """Train and save, with a FusedAdam that counts no steps where there is nothing to step."""
+    if os.environ["RANK"] == "0" and train["trainable"] == list(SELECTIONS["upper layers"]):
+        create = state._create_missing_moments
+
+        def forget(optimizer: Any) -> None:
+            create(optimizer)
+            for part in optimizer.chained_optimizers:
+                for group in part.param_groups:
+                    group.pop("step")
+
+        state._create_missing_moments = forget
+    traced: Trace = begin(checkpoints, seed, parallel, steps=STOP_AFTER, save=True, train=train)
+    return traced

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from vila_mc.checkpoint.fp8_state import FP8, fp8_state
 from vila_mc.checkpoint.host_copy import use_host_copy
+from vila_mc.checkpoint.learning_layers import with_learning_layers_alone
 from vila_mc.checkpoint.places import is_empty_object, key_of
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
@@ -28,8 +30,10 @@ def run_state(
     described = {name: stage.sharded_state_dict(metadata=metadata) for name, stage in named(stages)}
     fp8 = {name: fp8_state(stage, described[name]) for name, stage in named(stages)}
     weights = {name: _weights(described[name]) for name in described}
+    learning = with_learning_layers_alone(stages, list(weights.values()), ranks)
     if not is_loading:
         _create_missing_moments(optimizer)
+        _count_steps_alike(optimizer, ranks)
         use_host_copy(optimizer)
     state: dict[str, Any] = dict(weights)
     if any(fp8.values()):
@@ -39,7 +43,7 @@ def run_state(
     gc.freeze()
     try:
         state["optimizer"] = optimizer.sharded_state_dict(
-            weights, is_loading=is_loading, metadata=metadata
+            dict(zip(weights, learning, strict=True)), is_loading=is_loading, metadata=metadata
         )
     finally:
         gc.unfreeze()
@@ -140,3 +144,18 @@ def _create_missing_moments(optimizer: Any) -> None:
     for part in optimizer.chained_optimizers:
         if part.optimizer is not None and part.init_state_fn is not None:
             part.init_state_fn(part.optimizer, part.config)
+
+
+def _count_steps_alike(optimizer: Any, ranks: Ranks) -> None:
+    """Adam's steps, from a rank that counts them to one that does not.
+
+    Transformer Engine's FusedAdam before 2.20, and Apex's, count none where a rank has nothing that
+    learns. Rank 0 writes them, and would have the others begin again with their bias corrections.
+    """
+    groups = [group for part in optimizer.chained_optimizers for group in part.param_groups]
+    steps = torch.tensor([max((int(group.get("step", 0)) for group in groups), default=0)])
+    steps = steps.to(ranks.device)
+    dist.all_reduce(steps, op=dist.ReduceOp.MAX)
+    for group in groups:
+        if steps:
+            group["step"] = int(steps)
