@@ -44,14 +44,16 @@ def trace(
     train: dict[str, Any] | None = None,
     plant_mean_of_means: bool = False,
     model: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
 ) -> list[Trace]:
-    """The trace of every entry of ``trainables``; ``train`` and ``model`` override sections."""
+    """The trace of every entry of ``trainables``; the last options override sections."""
     traces = []
     parallel_config = tiny_run(parallel=parallel).parallel
     with distributed(parallel_config, seed=1, timeout_minutes=2) as ranks:
         for trainable in trainables:
             options = {"trainable": list(trainable), **(train or {})}
-            config = tiny_run(parallel=parallel, train=options, model=model or {})
+            sections = {"model": model or {}, "optimizer": optimizer or {}}
+            config = tiny_run(parallel=parallel, train=options, **sections)
             stages = build_stages(config, ranks)
             load_weights(seed_checkpoint, stages)
             trainer = Trainer(config, ranks, stages)
@@ -78,9 +80,11 @@ def resumed_trace(
     steps: int,
     save: bool,
     train: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
 ) -> Trace:
     """Train ``steps`` steps from the seed and save, or resume from that save and go on."""
-    config = tiny_run(parallel=parallel, train={"output": str(checkpoints), **(train or {})})
+    options = {"output": str(checkpoints), **(train or {})}
+    config = tiny_run(parallel=parallel, train=options, optimizer=optimizer or {})
     with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
         stages = build_stages(config, ranks)
         if save:

@@ -1,4 +1,4 @@
-"""What learns is the same at every layout, down to single layers."""
+"""What learns, and how fast, is the same at every layout, down to single layers."""
 
 import os
 from pathlib import Path
@@ -20,6 +20,12 @@ SELECTIONS = {
     "beginnings": ("vision.embedding", "language.embedding", "language.layers[1]"),
 }
 """What the tests train. On two stages, the first has nothing to learn in two of them."""
+PARTS = {
+    "vision": dict(lr=3e-3, layer_decay=0.5),
+    "connector": dict(weight_decay=0.5),
+    "language": dict(lr=5e-4, weight_decay=0.1),
+}
+OPTIMIZER = {"parts": PARTS, "min_lr": 1e-4}
 LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "pp2-recompute": (2, dict(pipeline=2), {"recompute": "full"}),
     "pp2-virtual2-dedicated": (2, dict(pipeline=2, virtual=2, vision_placement="dedicated"), {}),
@@ -36,7 +42,9 @@ MORE: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def one_rank(seed_checkpoint: Path) -> list[Trace]:
     """The trace of one rank for each selection."""
-    (traces,) = run_ranks(1, trace, seed_checkpoint, {}, list(SELECTIONS.values()))
+    (traces,) = run_ranks(
+        1, trace, seed_checkpoint, {}, list(SELECTIONS.values()), optimizer=OPTIMIZER
+    )
     return traces
 
 
@@ -47,9 +55,8 @@ def test_a_selection_learns_alike(
     layout: str, seed_checkpoint: Path, one_rank: list[Trace]
 ) -> None:
     world_size, parallel, train = (LAYOUTS | MORE)[layout]
-    by_rank = run_ranks(
-        world_size, trace, seed_checkpoint, parallel, list(SELECTIONS.values()), train
-    )
+    arguments = (seed_checkpoint, parallel, list(SELECTIONS.values()), train)
+    by_rank = run_ranks(world_size, trace, *arguments, optimizer=OPTIMIZER)
     for index, name in enumerate(SELECTIONS):
         assert_every_rank_matches([traces[index] for traces in by_rank], one_rank[index], name)
 
@@ -70,11 +77,12 @@ def test_a_selection_goes_on_where_it_stopped(
     tmp_path: Path,
 ) -> None:
     train = {"trainable": list(trainable)}
-    ((expected,),) = run_ranks(1, trace, seed_checkpoint, {}, [trainable])
+    ((expected,),) = run_ranks(1, trace, seed_checkpoint, {}, [trainable], optimizer=OPTIMIZER)
     arguments = (resumed_trace, tmp_path, seed_checkpoint)
     before = run_ranks(2, _without_steps_on_rank_0, *arguments, first, train)
     assert_every_rank_matches(before, expected[:STOP_AFTER], "before")
-    after = run_ranks(2, *arguments, second, steps=STOP_AFTER, save=False, train=train)
+    options: dict[str, Any] = dict(steps=STOP_AFTER, save=False, train=train, optimizer=OPTIMIZER)
+    after = run_ranks(2, *arguments, second, **options)
     assert_every_rank_matches(after, expected[STOP_AFTER : 2 * STOP_AFTER], "after")
 
 
@@ -92,5 +100,6 @@ def _without_steps_on_rank_0(
                     group.pop("step")
 
         state._create_missing_moments = forget
-    traced: Trace = begin(checkpoints, seed, parallel, steps=STOP_AFTER, save=True, train=train)
+    options = dict(steps=STOP_AFTER, save=True, train=train, optimizer=OPTIMIZER)
+    traced: Trace = begin(checkpoints, seed, parallel, **options)
     return traced

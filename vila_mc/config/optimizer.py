@@ -7,6 +7,44 @@ from vila_mc.config.checks import STRICT, require, require_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartConfig:
+    """What one part of the model learns by, where that is not what the others learn by."""
+
+    __pydantic_config__ = STRICT
+
+    lr: float | None = None
+    """Greatest learning rate of this part; optimizer.lr if none. Warm-up, decay and
+    optimizer.min_lr are scaled with it."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of this part; optimizer.weight_decay if none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionPartConfig(PartConfig):
+    """The same for the vision tower, and for each of its layers."""
+
+    __pydantic_config__ = STRICT
+
+    layer_decay: float = 1.0
+    """The last layer that runs learns at this part's rate, each below it at this much of the one
+    above, and the embedding below the first (arXiv 2106.08254). 1: all alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartsConfig:
+    """Rates and decays of the parts."""
+
+    __pydantic_config__ = STRICT
+
+    vision: VisionPartConfig = VisionPartConfig()
+    """The vision tower."""
+    connector: PartConfig = PartConfig()
+    """Between the two."""
+    language: PartConfig = PartConfig()
+    """The language model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with linear warm-up, then decay."""
 
@@ -32,6 +70,8 @@ class OptimizerConfig:
     """Added to the denominator."""
     clip_grad: float = 1.0
     """Greatest global gradient norm; 0 turns clipping off."""
+    parts: PartsConfig = PartsConfig()
+    """What vision, connector or language learn by instead."""
 
     def __post_init__(self) -> None:
         require_positive("optimizer", lr=self.lr, epsilon=self.epsilon)
@@ -58,3 +98,41 @@ class OptimizerConfig:
             f"optimizer.clip_grad is {self.clip_grad} and optimizer.weight_decay is "
             f"{self.weight_decay}; neither may be negative.",
         )
+        for name, part in self._parts().items():
+            given = {"lr": part.lr} if part.lr is not None else {}
+            require_positive(f"optimizer.parts.{name}", **given)
+            require(
+                part.weight_decay is None or part.weight_decay >= 0,
+                f"optimizer.parts.{name}.weight_decay is {part.weight_decay}; it may not be "
+                "negative.",
+            )
+        decay = self.parts.vision.layer_decay
+        require(
+            0 < decay <= 1,
+            f"optimizer.parts.vision.layer_decay is {decay}; it must be greater than 0 and at most "
+            "1.",
+        )
+
+    def rate_of(self, piece: str, tower_layers: int) -> float:
+        """The greatest learning rate of a piece, see ``config.trainable``.
+
+        Args:
+            piece: its name.
+            tower_layers: layers of the vision tower that run.
+        """
+        part, *within = piece.split(".")
+        own = self._parts()[part].lr
+        rate = self.lr if own is None else own
+        if part != "vision":
+            return rate
+        below_the_last = tower_layers - (1 + int(within[-1]) if within[0] == "layers" else 0)
+        return rate * self.parts.vision.layer_decay**below_the_last
+
+    def weight_decay_of(self, piece: str) -> float:
+        """The weight decay of a piece, but for norms and biases."""
+        own = self._parts()[piece.split(".")[0]].weight_decay
+        return self.weight_decay if own is None else own
+
+    def _parts(self) -> dict[str, PartConfig]:
+        parts = self.parts
+        return {"vision": parts.vision, "connector": parts.connector, "language": parts.language}

@@ -69,6 +69,14 @@ _USUAL_NAMES = {
     "optimizer.epsilon": "adam_eps adam_epsilon eps",
     "optimizer.lr": "base_lr init_lr initial_lr learning_rate lr_max max_lr peak_lr",
     "optimizer.min_lr": "lr_end lr_min min_learning_rate min_lr_rate",
+    "optimizer.parts.connector.lr": "connector_lr mm_projector_lr projector_lr",
+    "optimizer.parts.language.lr": "language_lr language_model_lr llm_lr",
+    "optimizer.parts.vision.layer_decay": (
+        "layer_lr_decay layer_wise_lr_decay layerwise_lr_decay llrd lr_layer_decay vit_layer_decay"
+    ),
+    "optimizer.parts.vision.lr": (
+        "backbone_lr mm_vision_tower_lr tower_lr vision_lr vision_tower_lr vit_lr"
+    ),
     "optimizer.warmup_fraction": (
         "lr_warmup_fraction lr_warmup_iters lr_warmup_samples lr_warmup_steps "
         "num_warmup_steps warmup warmup_iters warmup_ratio "
@@ -139,7 +147,6 @@ _ABSENT = {
     "storage of weights in FP8": "param parameters params",
     "dropout": "dropout",
     "optimizer but AdamW": "optim",
-    "rate of its own for a part": "projector_lr tower_lr",
     "sampling, answers are greedy": "temperature top_p top_k num_beams",
     "sink of figures but metrics.jsonl": "tensorboard wandb report_to",
 }

@@ -1,7 +1,7 @@
 """Which parts of a model learn, and where a gradient need not go."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -19,10 +19,15 @@ def freeze_all_but(stage: VilaModel, learning: Collection[str]) -> None:
     Frozen parameters get no gradient buffer and no optimizer state, so this must come before the
     model is wrapped for data parallelism.
     """
+    for piece, weight in weights_by_piece(stage):
+        weight.requires_grad_(piece in learning)
+
+
+def weights_by_piece(stage: VilaModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Every parameter of a stage and the piece it belongs to, see ``config.trainable``."""
     first = stage.plan.layers.start
     for name, weight in stage.named_parameters():
-        whole_name = _LAYER.sub(lambda layer: str(first + int(layer[0])), name)
-        weight.requires_grad_(piece_of(whole_name) in learning)
+        yield piece_of(_LAYER.sub(lambda layer: str(first + int(layer[0])), name)), weight
 
 
 def end_backward_where_nothing_learns(stages: Sequence[VilaModel], ranks: Ranks) -> None:

@@ -1,17 +1,22 @@
 """The distributed optimizer and its learning-rate schedule."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
+from megatron.core.utils import get_attr_wrapped_model
 
 from vila_mc.config.run import RunConfig
+from vila_mc.model.freeze import weights_by_piece
 from vila_mc.model.megatron_config import DTYPES
 
 _FIRST_LOSS_SCALE = 2.0**16
@@ -51,8 +56,48 @@ def build_optimizer(
             use_distributed_optimizer=True,
         ),
         list(stages),
+        _groups(config, stages),
     )
     return optimizer, _schedule(config, optimizer)
+
+
+def _groups(
+    config: RunConfig, stages: Sequence[DistributedDataParallel]
+) -> dict[ParamKey, ParamGroupOverride]:
+    """What differs from the optimizer's own settings, and for which parameters.
+
+    Megatron-Core makes a group of those that differ alike, and the same groups on every rank.
+    """
+    overrides: dict[tuple[tuple[str, float], ...], list[int]] = {}
+    for stage in stages:
+        for piece, weight in weights_by_piece(
+            get_attr_wrapped_model(stage, "plan", return_model_obj=True)
+        ):
+            override = _override(config, piece, is_matrix=weight.dim() > 1)
+            overrides.setdefault(tuple(override.items()), []).append(id(weight))
+    return {
+        ParamKey(predicate=ParamPredicate(str(items), partial(_is_among, frozenset(chosen)))): (
+            ParamGroupOverride(**dict(items))  # type: ignore[typeddict-item]
+        )
+        for items, chosen in overrides.items()
+        if items
+    }
+
+
+def _override(config: RunConfig, piece: str, *, is_matrix: bool) -> dict[str, float]:
+    settings = config.optimizer
+    rate = settings.rate_of(piece, config.model.vision.built_layers())
+    decay = settings.weight_decay_of(piece)
+    override: dict[str, float] = {}
+    if rate != settings.lr:
+        override |= {"max_lr": rate, "min_lr": settings.min_lr * rate / settings.lr}
+    if decay != settings.weight_decay:
+        override |= {"start_wd": decay, "end_wd": decay}
+    return override if is_matrix else override | {"wd_mult": 0.0}
+
+
+def _is_among(chosen: Collection[int], weight: torch.nn.Parameter) -> bool:
+    return id(weight) in chosen
 
 
 def rate_of(config: RunConfig, step: int) -> float:

@@ -225,7 +225,7 @@ def test_usual_flags_lead_to_options() -> None:
             ("train", "--train.optim", "lion"),
             "--train.optim is not an option: there is no optimizer but AdamW.",
         ),
-        (("train", "--mm_projector_lr", "1"), "there is no rate of its own for a part."),
+        (("train", "--mm_projector_lr", "1"), "Did you mean --optimizer.parts.connector.lr?"),
     ],
 )
 def test_odd_values(arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
