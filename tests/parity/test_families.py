@@ -52,7 +52,12 @@ def imported(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for name in NAMES:
         family, folder = families.make(name), tmp_path_factory.mktemp("family")
         family.save(folder)
-        source = combine_parts(folder / "llm", folder / "vision", family.connector)
+        source = combine_parts(
+            folder / "llm",
+            folder / "vision",
+            family.connector,
+            select_layer=family.select_layer,
+        )
         import_checkpoint(source, folder / "ours")
         result[name] = Imported(family, source, folder / "ours", tokenizer)
     return result
@@ -83,7 +88,8 @@ def test_training_computes_what_was_published(name: str, imported: dict[str, Imp
             images, torch.float32, vision.resolved_channel_mean(), vision.resolved_channel_std()
         )
         states = case.family.vision_model()(pixels, output_hidden_states=True).hidden_states
-        assert _largest_difference(ours.patch_features(images), states[-2]) < TOLERANCE
+        expected = states[case.family.select_layer]
+        assert _largest_difference(ours.patch_features(images), expected) < TOLERANCE
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,8 @@ class Family:
     connector: ConnectorKind
     formats: tuple[FormatName, ...]
     """What it can be exported to."""
+    select_layer: int = -2
+    """The layer of the tower that features come from."""
 
     def save(self, folder: Path) -> None:
         """Write ``folder/llm`` and ``folder/vision``."""
@@ -101,13 +103,14 @@ def _llama_3_on_clip() -> Family:
 
 
 def _vicuna_16k_on_clip() -> Family:
-    """Linearly stretched positions, one key/value head per query head, an odd grid."""
+    """Linearly stretched positions, one key/value head per query head, an odd grid; features of
+    the tower's first layer."""
     sizes = {**_SIZES, "num_key_value_heads": 4}
     rope = dict(rope_type="linear", factor=4.0, rope_theta=10000.0)
     language = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope))
     clip = CLIPVisionModel(CLIPVisionConfig(**_TOWER, image_size=3 * PATCH))
     formats: tuple[FormatName, ...] = ("hf-vila", "vila", "llm")
-    return Family(randomised(language), randomised(clip), "mlp_downsample", formats)
+    return Family(randomised(language), randomised(clip), "mlp_downsample", formats, -3)
 
 
 def _mistral_on_clip() -> Family:
@@ -135,25 +138,27 @@ def _qwen3_on_siglip() -> Family:
 
 
 def _tied_llama_on_siglip() -> Family:
-    """Tied embeddings without biases; the connector of the paper's ablation."""
+    """Tied embeddings without biases; the connector of the paper's ablation; the last layer."""
     language = LlamaForCausalLM(LlamaConfig(**_SIZES, tie_word_embeddings=True))
     siglip = SiglipVisionModel(SiglipVisionConfig(**_TOWER, image_size=4 * PATCH))
-    return Family(randomised(language), randomised(siglip), "downsample_linear", ("hf-vila",))
+    return Family(randomised(language), randomised(siglip), "downsample_linear", ("hf-vila",), -1)
 
 
 def _wide_heads_on_clip() -> Family:
-    """Heads that are wider together than the model."""
+    """Heads that are wider together than the model; features of the tower's last layer."""
     language = LlamaForCausalLM(LlamaConfig(**_SIZES, head_dim=24))
     clip = CLIPVisionModel(CLIPVisionConfig(**_TOWER, image_size=4 * PATCH))
     formats: tuple[FormatName, ...] = ("hf-vila", "hf-llava", "vila", "llm")
-    return Family(randomised(language), randomised(clip), "mlp2x_gelu", formats)
+    return Family(randomised(language), randomised(clip), "mlp2x_gelu", formats, -1)
 
 
 def _qwen2_llava() -> Family:
-    """A SigLIP tower inside LlavaForConditionalGeneration, which keeps every patch."""
+    """A SigLIP tower inside LlavaForConditionalGeneration, which keeps every patch; its last."""
     language = Qwen2ForCausalLM(Qwen2Config(**_SIZES, tie_word_embeddings=False))
     siglip = SiglipVisionModel(SiglipVisionConfig(**_TOWER, image_size=4 * PATCH))
-    return Family(randomised(language), randomised(siglip), "mlp2x_gelu", ("hf-vila", "hf-llava"))
+    return Family(
+        randomised(language), randomised(siglip), "mlp2x_gelu", ("hf-vila", "hf-llava"), -1
+    )
 
 
 _MAKERS = {

@@ -37,7 +37,14 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         {"train.epochs": 2, "data.blend": [{"path": "a"}, {"path": "b"}]},
         "a blend by weights has no end. Give each of its entries epochs",
     ),
-    ({"model.vision.layers": 1}, "model.vision.layers is 1; features come from the last but one"),
+    ({"model.vision.layers": 1}, "model.vision.layers is 1; features come from layer -2"),
+    (
+        {"model.vision.select_layer": -4, "model.vision.layers": 3},
+        "model.vision.layers is 3; features come from layer -4 (model.vision.select_layer), so at "
+        "least 4 are needed",
+    ),
+    ({"model.vision.select_layer": 0}, "model.vision.select_layer is 0; it counts from the end"),
+    ({"model.vision.select_layer": 22}, "select_layer is 22; it counts from the end"),
     ({"model.vision.image_size": 337}, "is not a multiple of model.vision.patch_size 14"),
     (
         {"model.vision.max_tiles": 4},

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from vila_mc.checkpoint.adapters import require_same_adapters
 from vila_mc.checkpoint.fp8_state import FP8, put_fp8_state, that_are_kept
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.positions import POSITIONS, positions_stretch, stretched_positions
 from vila_mc.checkpoint.require_intact import require_intact, require_same_names, stored_shapes
 from vila_mc.checkpoint.safe_index import nothing_foreign_unpickled
 from vila_mc.checkpoint.state import (
@@ -80,7 +81,8 @@ def load_weights(
 ) -> Manifest:
     """Restore the weights alone, as a new phase of training starts from the previous one.
 
-    A model with more tokens than the checkpoint's gets the mean of the known ones for each new one.
+    A model with more tokens than the checkpoint's gets the mean of the known ones for each new one;
+    with ``train.interpolate_positions`` a tower may have another image size.
 
     Args:
         path: a step-* directory, or a directory of them (the newest is taken).
@@ -102,15 +104,20 @@ def load_weights(
         for stage, weights in weights_state(stages).items()
     }
     others = tuple(f"{part}." for part in MODEL_PARTS if part not in parts)
-    growing = TABLES if vocabulary_grows(manifest, stages[0].run_config, parts) else ()
+    config = stages[0].run_config
+    growing = TABLES if vocabulary_grows(manifest, config, parts) else ()
+    stretched = (POSITIONS,) if positions_stretch(manifest, config, parts) else ()
     tables = {stage: _taken_out(weights, growing) for stage, weights in state.items()}
-    require_same_names(directory, state, ignored=(*_NOT_WEIGHTS, *others, *growing))
+    positions = {stage: _taken_out(weights, stretched) for stage, weights in state.items()}
+    changed = (*growing, *stretched)
+    require_same_names(directory, state, ignored=(*_NOT_WEIGHTS, *others, *changed))
     loaded = _load(state, directory)
     source = manifest.config.model
-    tensors = open_checkpoint(directory, source) if growing else {}
+    tensors = open_checkpoint(directory, source) if changed else {}
     for name, stage in named(stages):
-        shards = grown_shards(tensors, source.language.vocab_size, tables[name])
-        weights = loaded.get(name, {}) | shards
+        weights = loaded.get(name, {})
+        weights |= grown_shards(tensors, source.language.vocab_size, tables[name])
+        weights |= stretched_positions(tensors, config, positions[name])
         is_whole = len(parts) == len(MODEL_PARTS) and (has_adapters or not stage.has_adapters())
         put_weights(stage, weights, is_whole=is_whole)
     return manifest

@@ -143,7 +143,8 @@ class Manifest:
         """Refuse to load ``parts`` of ``directory`` into a run of another model.
 
         With ``may_grow``, which is for ``train.load``, the run may have more tokens, and begin or
-        cease to cut images into tiles, or cut them otherwise.
+        cease to cut images into tiles, or cut them otherwise; with ``train.interpolate_positions``
+        it may have images of another size.
 
         Raises:
             CheckpointError: it names every option of the model section that differs.
@@ -154,6 +155,8 @@ class Manifest:
             theirs[_VOCABULARY] = ours[_VOCABULARY]
         if may_grow and "tiles" in (theirs[_IMAGE_MODE], ours[_IMAGE_MODE]):
             theirs |= {name: ours[name] for name in (_IMAGE_MODE, *_OF_TILES)}
+        if may_grow and config.train.interpolate_positions:
+            theirs[_IMAGE_SIZE] = ours[_IMAGE_SIZE]
         differ = [
             name
             for name in ours | theirs
@@ -163,11 +166,15 @@ class Manifest:
             differences = "; ".join(
                 f"{name}: checkpoint {theirs.get(name)}, run {ours.get(name)}" for name in differ
             )
-            grows = "; a vocabulary grows with train.load alone, and never shrinks"
+            more = ""
+            if _VOCABULARY in differ:
+                more = "; a vocabulary grows with train.load alone, and never shrinks"
+            elif _IMAGE_SIZE in differ:
+                more = "; train.interpolate_positions lets train.load stretch a tower"
             raise CheckpointError(
                 f"{directory} holds another model: {differences}. Use the model section it was "
                 f"trained with, {_other_parts(differ, parts) if may_grow else ''}or another "
-                f"checkpoint{grows if _VOCABULARY in differ else ''}."
+                f"checkpoint{more}."
             )
 
     @staticmethod
@@ -241,6 +248,7 @@ def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 _VOCABULARY = "model.language.vocab_size"
 _IMAGE_MODE = "model.vision.image_mode"
 _OF_TILES = ("model.vision.max_tiles", "model.vision.thumbnail", "model.vision.tile_newline")
+_IMAGE_SIZE = "model.vision.image_size"
 _SHAPE_THE_CONNECTOR = ("model.vision.width", "model.language.width")
 
 

@@ -42,6 +42,12 @@ class ImportOptions:
     """Directory to write."""
     image_mode: ImageMode | None = None
     """How an image becomes square (default: as the source says)."""
+    select_layer: int | None = None
+    """Layer of --vision that features come from, counted from the end; those above it are not
+    imported (default: -2, the last but one; of --model as it says)."""
+    image_size: int | None = None
+    """Side of the images in pixels; the position embeddings of --vision are interpolated (default:
+    that of --vision)."""
     dtype: Dtype | None = None
     """Number format of the weights (default: what loses nothing)."""
     seed: int = 42
@@ -130,6 +136,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 def import_command(options: ImportOptions) -> int:
     """Write a checkpoint of step 0. Raises VilaError."""
     from vila_mc.convert.combine_parts import combine_parts
+    from vila_mc.convert.families.vision import DEFAULT_LAYER
     from vila_mc.convert.formats.whole_directory import read_whole
     from vila_mc.convert.import_checkpoint import RECIPE_NAME, import_checkpoint
     from vila_mc.convert.proof.compare_source import compare_source
@@ -137,10 +144,20 @@ def import_command(options: ImportOptions) -> int:
     trust, mode = options.trust_pickle, options.image_mode
     llm, vision = options.llm, options.vision
     if options.model is not None and llm is None and vision is None:
+        _refuse_unused(options, ("select_layer",), "--model says it itself")
+        reason = "only --vision is stretched; train.interpolate_positions is for what is imported"
+        _refuse_unused(options, ("image_size",), reason)
         source = read_whole(options.model, mode, trust_pickle=trust)
     elif options.model is None and llm is not None and vision is not None:
         source = combine_parts(
-            llm, vision, options.connector, mode, seed=options.seed, trust_pickle=trust
+            llm,
+            vision,
+            options.connector,
+            mode,
+            select_layer=DEFAULT_LAYER if options.select_layer is None else options.select_layer,
+            image_size=options.image_size,
+            seed=options.seed,
+            trust_pickle=trust,
         )
     else:
         raise ConfigError("give either --model, or both --llm and --vision.")
@@ -217,9 +234,11 @@ def _require_askable(options: ProofOptions, format: "Format") -> None:
         )
 
 
-def _refuse_unused(options: ProofOptions, names: Sequence[str], reason: str) -> None:
+def _refuse_unused(
+    options: ProofOptions | ImportOptions, names: Sequence[str], reason: str
+) -> None:
     for name in names:
-        if getattr(options, name):
+        if getattr(options, name) not in (None, ()):
             raise ConfigError(f"{flag(name)} is given, but {reason}. Leave it out.")
 
 

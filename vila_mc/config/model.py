@@ -27,7 +27,7 @@ _MOST_TILES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
-    """A vision transformer, read one layer before its last."""
+    """A vision transformer, read after one of its last layers."""
 
     __pydantic_config__ = STRICT
 
@@ -42,8 +42,11 @@ class VisionConfig:
     width: int = 1024
     """Width of the transformer (e); the default is CLIP ViT-L's."""
     layers: int = 24
-    """Layers of the checkpoint. Features come from the last but one, so one less is built; the
-    default is CLIP ViT-L's."""
+    """Layers of the checkpoint, of which those above select_layer are not built; the default is
+    CLIP ViT-L's."""
+    select_layer: int = -2
+    """Layer whose output the features are, counted from the end as Hugging Face does: -1 is the
+    last, before the norm behind it; -2 the last but one, as in VILA and LLaVA-1.5."""
     heads: int = 16
     """Attention heads; the default is CLIP ViT-L's."""
     ffn: int = 4096
@@ -75,9 +78,14 @@ class VisionConfig:
             ffn=self.ffn,
         )
         require(
-            self.layers >= 2,
-            f"model.vision.layers is {self.layers}; features come from the last but one layer, "
-            "so at least 2 are needed.",
+            self.select_layer < 0,
+            f"model.vision.select_layer is {self.select_layer}; it counts from the end: -1 is the "
+            "last layer, -2 the last but one.",
+        )
+        require(
+            self.built_layers() > 0,
+            f"model.vision.layers is {self.layers}; features come from layer {self.select_layer} "
+            f"(model.vision.select_layer), so at least {-self.select_layer} are needed.",
         )
         require(
             self.facts().partial_patches or self.image_size % self.patch_size == 0,
@@ -142,8 +150,8 @@ class VisionConfig:
         return self.facts().class_tokens + self.grid() ** 2
 
     def built_layers(self) -> int:
-        """Layers that run: everything up to the last but one."""
-        return self.layers - 1
+        """Layers that run: everything up to ``select_layer``."""
+        return self.layers + 1 + self.select_layer
 
     def _check_tiles(self) -> None:
         require(

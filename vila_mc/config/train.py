@@ -68,6 +68,9 @@ class TrainConfig:
     load_parts: tuple[ModelPart, ...] = MODEL_PARTS
     """Parts whose weights train.load gives: any of vision, connector, language. The others start
     from train.seed."""
+    interpolate_positions: bool = False
+    """Whether train.load may take a tower that was trained at another model.vision.image_size; its
+    position embeddings are stretched to this one."""
     save_every: int = 500
     """Steps between checkpoints; one is always kept at the end and on Ctrl-C."""
     validate_every: int = DEFAULT_VALIDATE_EVERY

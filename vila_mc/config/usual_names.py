@@ -23,6 +23,9 @@ _USUAL_NAMES = {
     "model.vision.max_tiles": "max_dynamic_patch max_num max_patches",
     "model.vision.patch_size": "patch_dim",
     "model.vision.thumbnail": "use_thumbnail",
+    "model.vision.select_layer": (
+        "mm_vision_select_layer vision_feature_layer vision_select_layer"
+    ),
     "data.blend": (
         "data_mixture data_path data_paths dataset dataset_name dataset_path datasets "
         "train_data train_data_path train_dataset train_file train_files"

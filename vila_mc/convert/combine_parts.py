@@ -8,10 +8,11 @@ from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.connectors import ConnectorConfig, ConnectorKind
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ModelConfig
+from vila_mc.convert.families.vision import DEFAULT_LAYER
 from vila_mc.convert.formats.format import ForeignModel, Origin
 from vila_mc.convert.formats.hf_vila import FORMAT as HF_VILA
 from vila_mc.convert.names import connector_table
-from vila_mc.convert.read_parts import read_language, read_vision
+from vila_mc.convert.read_parts import at_image_size, read_language, read_vision
 
 
 def combine_parts(
@@ -20,6 +21,8 @@ def combine_parts(
     connector: ConnectorKind,
     image_mode: ImageMode | None = None,
     *,
+    select_layer: int = DEFAULT_LAYER,
+    image_size: int | None = None,
     seed: int = 42,
     trust_pickle: bool = False,
 ) -> ForeignModel:
@@ -30,14 +33,28 @@ def combine_parts(
         vision: directory of a CLIP or SigLIP.
         connector: what to put between them.
         image_mode: how images become square; as the tower's makers do it if None.
+        select_layer: the layer of the tower that features come from, counted from the end.
+        image_size: side of the images, in pixels; that of the tower if None. Its position
+            embeddings are interpolated to another.
         seed: decides the weights of the connector.
         trust_pickle: whether weights may be read from ``.bin`` files.
 
     Raises:
         CheckpointError: something is missing, damaged, or not supported.
+        ConfigError: the tower cannot see images of that size.
     """
     language_config, language = read_language(llm, trust_pickle=trust_pickle)
-    vision_config, tower = read_vision(vision, image_mode, trust_pickle=trust_pickle)
+    vision_config, tower = read_vision(
+        vision, image_mode, select_layer=select_layer, trust_pickle=trust_pickle
+    )
+    origin = Origin(
+        {"llm": llm, "tower": vision},
+        vision,
+        image_size=vision_config.image_size,
+        trust_pickle=trust_pickle,
+    )
+    if image_size is not None:
+        vision_config, tower = at_image_size(vision_config, tower, image_size)
     model = ModelConfig(
         vision=vision_config,
         connector=ConnectorConfig(kind=connector),
@@ -48,7 +65,6 @@ def combine_parts(
     is_bf16 = all(tensor.dtype == torch.bfloat16 for tensor in parts.values())
     fresh = lazily(_fresh_connector(model, seed, torch.bfloat16 if is_bf16 else torch.float32))
     kind = f"{language_config.family} + {vision_config.family} + a new {connector}"
-    origin = Origin({"llm": llm, "tower": vision}, vision, trust_pickle=trust_pickle)
     return ForeignModel(model, tower | fresh | language, llm, kind, origin)
 
 

@@ -67,6 +67,13 @@ class ConfigValues:
             raise self.refusal(key, f"a whole number from 1 to {most:,} is needed. {_RESTORE}")
         return value
 
+    def from_the_end(self, key: str, most: int) -> int:
+        """A layer counted from the end, from -1 to -``most``. Raises CheckpointError."""
+        value = self.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not -most <= value < 0:
+            raise self.refusal(key, f"a layer from -1, the last, to -{most} is needed.")
+        return value
+
     def side(self, key: str) -> int:
         """The side of a square, which may also be a pair of equal sides. Raises CheckpointError."""
         value = self.get(key)

@@ -113,7 +113,7 @@ def language_table(
 
 
 def vision_table(config: VisionConfig, prefix: str = "") -> Table:
-    """Rows of the vision tower, without the last layer, which no feature comes from."""
+    """Rows of the vision tower, without the layers that no feature comes from."""
     sizes = {
         "e": config.width,
         "f": config.ffn,
@@ -160,21 +160,21 @@ def tables(
 
 
 def unread_shapes(config: VisionConfig, prefix: str = "") -> dict[str, Shape]:
-    """Tensors of a complete tower that no feature passes through: its last layer and final norm.
+    """Tensors of a complete tower that no feature passes through: its last layers and final norm.
 
     Training leaves them out. A format whose reader builds the complete tower is given them by
     ``ExportSource.write_weights``.
     """
-    last = config.built_layers()
     table = vision_table(config)
-    layer = {
+    layers = {
         name: shape
+        for layer in range(config.built_layers(), config.layers)
         for row in TOWERS[config.family].rows
         if "{i}" in row.ours
-        for name, shape in row.at(last).under(prefix).their_shapes(table.sizes).items()
+        for name, shape in row.at(layer).under(prefix).their_shapes(table.sizes).items()
     }
     norm = {f"{prefix}post_layernorm.{part}": (config.width,) for part in ("weight", "bias")}
-    return layer | norm
+    return layers | norm
 
 
 def _expand(rows: tuple[Row, ...], layers: int, prefix: str) -> tuple[Row, ...]:

@@ -10,15 +10,18 @@ from pathlib import Path
 import torch
 
 from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
+from vila_mc.checkpoint.positions import POSITIONS, interpolation_line
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import LanguageConfig, VisionConfig
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.pixels import read_pixels
 from vila_mc.convert.families.registry import language_from_hf, vision_from_hf
+from vila_mc.convert.families.vision import DEFAULT_LAYER
 from vila_mc.convert.names import language_table, vision_table
 from vila_mc.convert.rename_tensors import from_hf
 from vila_mc.convert.weights import open_weights, read_json
 from vila_mc.errors import say
+from vila_mc.model.positions import interpolate_positions
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _COMPUTED = (".rotary_emb.inv_freq", "embeddings.position_ids")
@@ -55,26 +58,57 @@ def read_language(
 
 
 def read_vision(
-    directory: Path, image_mode: ImageMode | None = None, *, trust_pickle: bool = False
+    directory: Path,
+    image_mode: ImageMode | None = None,
+    *,
+    select_layer: int = DEFAULT_LAYER,
+    trust_pickle: bool = False,
 ) -> tuple[VisionConfig, dict[str, LazyTensor]]:
     """A vision tower, as the ``vision.*`` part of a training state.
 
-    Its last layer, final norm and heads are left out, and so is the text side: features come from
-    the output of the last layer but one.
+    Layers above the one that features come from are left out, and so are its final norm, its heads
+    and the text side.
 
     Args:
         directory: of a CLIP or SigLIP, whole or its vision model.
         image_mode: how images become square; as the image processor in it does if None.
+        select_layer: the layer that features come from, counted from the end.
         trust_pickle: whether weights may be read from ``.bin`` files.
 
     Raises:
         CheckpointError: something is missing, damaged, or not supported.
     """
     where = directory / "config.json"
-    config = vision_from_hf(ConfigValues(read_json(where), where))
+    config = vision_from_hf(ConfigValues(read_json(where), where), select_layer)
     config = read_pixels(directory, config, image_mode)
     tensors = open_weights(directory, trust_pickle=trust_pickle)
     return config, join_vision(tensors, config, str(directory))
+
+
+def at_image_size(
+    theirs: VisionConfig, tower: dict[str, LazyTensor], image_size: int
+) -> tuple[VisionConfig, dict[str, LazyTensor]]:
+    """A tower for images of another size: position embeddings are interpolated, and it is said.
+
+    Args:
+        theirs: as ``read_vision`` read it.
+        tower: its training tensors.
+        image_size: side of the images, in pixels.
+
+    Raises:
+        ConfigError: the tower cannot see images of that size.
+    """
+    ours = replace(theirs, image_size=image_size)
+    if ours.grid() == theirs.grid():
+        return ours, tower
+    say(interpolation_line(theirs, ours))
+    table = tower[POSITIONS]
+    stretched = LazyTensor(
+        (ours.positions(), ours.width),
+        table.dtype,
+        lambda: interpolate_positions(table.read(), ours.facts().class_tokens, ours.grid()),
+    )
+    return ours, tower | {POSITIONS: stretched}
 
 
 def settle_head(tensors: LazyTensors, config: LanguageConfig, where: str) -> LanguageConfig:
@@ -121,7 +155,8 @@ def join_language(
 
 def join_vision(tensors: LazyTensors, config: VisionConfig, where: str) -> dict[str, LazyTensor]:
     """Tensors named as in a CLIP or SigLIP -> training tensors. Raises CheckpointError."""
-    unused = (*_BESIDE_THE_TOWER, f"encoder.layers.{config.built_layers()}.")
+    above = range(config.built_layers(), config.layers)
+    unused = (*_BESIDE_THE_TOWER, *(f"encoder.layers.{layer}." for layer in above))
     named = {name.removeprefix("vision_model."): tensor for name, tensor in tensors.items()}
     kept = {
         name: tensor

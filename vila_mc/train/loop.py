@@ -13,6 +13,7 @@ from vila_mc.checkpoint.manifest import (
     resolve_checkpoint,
     versions,
 )
+from vila_mc.checkpoint.positions import stretching_line
 from vila_mc.checkpoint.retention import checkpoint_bytes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.checkpoint.trained_template import another_template, recorded_template, template_of
@@ -302,6 +303,7 @@ class TrainingLoop:
         manifest = load_weights(directory, stages, config.train.load_parts)
         self._say(loaded_parts(manifest, directory, config))
         self._say(growth_line(manifest, config, config.train.load_parts))
+        self._say(stretching_line(manifest, config, config.train.load_parts))
         knows_words = "language" in config.train.load_parts
         if knows_words:
             self.template = template_of(manifest)

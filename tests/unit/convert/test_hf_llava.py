@@ -121,14 +121,16 @@ def test_sparse_configs_mean_the_defaults_of_transformers(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("vision_feature_layer", -1),
+        ("vision_feature_layer", 0),
+        ("vision_feature_layer", [-1, -2]),
+        ("vision_feature_layer", -1001),
         ("vision_feature_select_strategy", "full"),
         ("projector_hidden_act", "relu"),
         ("multimodal_projector_bias", False),
     ],
 )
 def test_what_we_do_not_compute_is_refused_by_key(
-    key: str, value: bool | int | str, published: tuple[Any, Path], tmp_path: Path
+    key: str, value: bool | int | str | list[int], published: tuple[Any, Path], tmp_path: Path
 ) -> None:
     _, folder = published
     shutil.copytree(folder, tmp_path / "other")

@@ -140,6 +140,11 @@ def _read_pixels_with_another_mean(parts: Path) -> None:
     _edit(parts / "vision" / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
 
 
+def _read_another_layer(parts: Path) -> None:
+    config = json.loads((parts / "vision" / "config.json").read_text())
+    _edit(parts / "vision" / "config.json", num_hidden_layers=config["num_hidden_layers"] - 1)
+
+
 def _stretch_images(parts: Path) -> None:
     square = {"height": 28, "width": 28}
     _edit(parts / "vision" / "preprocessor_config.json", do_center_crop=False, size=square)
@@ -160,6 +165,7 @@ def _take_another_token_for_the_end(parts: Path) -> None:
         (_rotate_by_another_base, "the logits of .*llm differ"),
         (_normalise_with_another_epsilon, "the logits of .*llm differ"),
         (_swap_key_and_value_of_the_tower, "the features of .*vision differ"),
+        (_read_another_layer, "the features of .*vision differ"),
         (_read_pixels_with_another_mean, "pixels: .* other pixels of an image of"),
         (_stretch_images, "pixels: .* other pixels of an image of"),
         (_take_another_token_for_the_end, "tokens: .* ends them with"),
@@ -189,7 +195,12 @@ def test_what_does_not_load_is_not_called_proven(parts: Path, in_process: None) 
 def test_parts_of_every_family(name: str, tmp_path: Path, in_process: None) -> None:
     family = families.make(name)
     family.save(tmp_path)
-    source = combine_parts(tmp_path / "llm", tmp_path / "vision", family.connector)
+    source = combine_parts(
+        tmp_path / "llm",
+        tmp_path / "vision",
+        family.connector,
+        select_layer=family.select_layer,
+    )
     if source.model.vision.family == "siglip":
         side = source.model.vision.image_size
         SiglipImageProcessor(size={"height": side, "width": side}).save_pretrained(

@@ -184,7 +184,9 @@ def test_what_another_reader_of_images_made_is_refused(
     path = tmp_path / "other" / "config.json"
     config = json.loads(path.read_text())
     for key, value in (
-        ("mm_vision_select_layer", -1),
+        ("mm_vision_select_layer", 0),
+        ("mm_vision_select_layer", -1001),
+        ("mm_vision_select_layer", None),
         ("mm_vision_select_feature", "cls_patch"),
         ("s2", True),
         ("image_aspect_ratio", "dynamic"),

@@ -14,7 +14,9 @@ _DEFAULTS = dict(
 )
 """What transformers takes in every family where a config.json says nothing."""
 
-_MOST_LAYERS = 1000
+DEFAULT_LAYER = VisionConfig().select_layer
+"""Where nothing says which layer features come from."""
+MOST_LAYERS = 1000
 _HARMLESS = ("num_image_tokens", "projection_dim", "tie_word_embeddings", "vocab_size")
 """Keys about what stands behind the tower in the model that it was taken from."""
 _BESIDE_THE_TOWER = ("logit_scale_init_value", "text_config", "text_config_dict")
@@ -63,13 +65,16 @@ class HfVision:
         """``model_type`` of the tower alone."""
         return f"{self.name}_vision_model"
 
-    def read(self, config: ConfigValues, left_out: int = 0) -> VisionConfig:
+    def read(
+        self, config: ConfigValues, select_layer: int = DEFAULT_LAYER, *, is_cut: bool = False
+    ) -> VisionConfig:
         """The tower that a config.json describes.
 
         Args:
             config: of the whole model, or of its tower alone. It does not say how images become
                 square: as the tower's makers do it, until an image processor says otherwise.
-            left_out: layers at the end that the files do not hold.
+            select_layer: the layer whose output the features are, counted from the end.
+            is_cut: whether the files hold no layer above it.
 
         Raises:
             CheckpointError: a key is missing, has a value of another type, or asks for what this
@@ -93,7 +98,9 @@ class HfVision:
                 image_size=config.side("image_size"),
                 patch_size=config.side("patch_size"),
                 width=config.size("hidden_size"),
-                layers=config.size("num_hidden_layers", _MOST_LAYERS) + left_out,
+                layers=config.size("num_hidden_layers", MOST_LAYERS)
+                - (select_layer + 1 if is_cut else 0),
+                select_layer=select_layer,
                 heads=config.size("num_attention_heads"),
                 ffn=config.size("intermediate_size"),
                 image_mode=family.image_mode,

@@ -30,6 +30,8 @@ class Origin:
     """Holds the image processor."""
     squares_first: ImageMode | None = None
     """How its users make an image square before that processor sees it, where they do."""
+    image_size: int | None = None
+    """Side of the images that it was made for; the import's if None."""
     trust_pickle: bool = False
     """Whether weights are read from ``.bin`` files."""
 

@@ -13,6 +13,7 @@ from vila_mc.convert.families.pixels import preprocessor_json, read_pixels
 from vila_mc.convert.families.registry import (
     language_from_hf,
     language_json,
+    selected_layer,
     vision_from_hf,
     vision_json,
 )
@@ -92,7 +93,7 @@ class _HfLlava:
             "image_seq_length": model.visual_tokens(),
             "projector_hidden_act": "linear" if model.connector.kind == "linear" else "gelu",
             "multimodal_projector_bias": True,
-            "vision_feature_layer": -2,
+            "vision_feature_layer": model.vision.select_layer,
             "vision_feature_select_strategy": _selection(model),
             "tie_word_embeddings": model.language.tied_embeddings,
             **token_ids,
@@ -117,9 +118,9 @@ class _HfLlava:
             # The last row is the placeholder's, which is never looked up: not one of our tokens.
             with config.describing():
                 language = dataclasses.replace(language, vocab_size=rows - 1)
-        vision = vision_from_hf(config.part("vision_config"))
+        select_layer = selected_layer(config, "vision_feature_layer")
+        vision = vision_from_hf(config.part("vision_config"), select_layer)
         vision = read_pixels(directory, vision, image_mode)
-        config.require("vision_feature_layer", -2, None)
         config.require(
             "vision_feature_select_strategy",
             *(("default", None) if vision.facts().class_tokens else ("full",)),

@@ -13,6 +13,7 @@ from vila_mc.convert.families.pixels import preprocessor_json, read_pixels, tile
 from vila_mc.convert.families.registry import (
     language_from_hf,
     language_json,
+    selected_layer,
     vision_from_hf,
     vision_json,
 )
@@ -83,6 +84,7 @@ class _HfVila:
             "dtype": source.dtype_name(),
             "class_tokens": model.vision.facts().class_tokens,
             "connector_kind": model.connector.kind,
+            "vision_select_layer": model.vision.select_layer,
             "image_token_id": model.language.vocab_size,
             "tie_word_embeddings": model.language.tied_embeddings,
             **token_ids,
@@ -99,8 +101,9 @@ class _HfVila:
         trust_pickle: bool,
     ) -> ForeignModel:
         language = language_from_hf(config.part("text_config"))
-        # An export leaves out the layer that nobody reads.
-        vision = vision_from_hf(config.part("vision_config"), left_out=1)
+        select_layer = selected_layer(config, "vision_select_layer")
+        # An export leaves out the layers that nobody reads.
+        vision = vision_from_hf(config.part("vision_config"), select_layer, is_cut=True)
         vision = read_pixels(directory, vision, image_mode)
         tensors = open_weights(directory, trust_pickle=trust_pickle)
         kind = connector_kind(config, "connector_kind", self.naming)

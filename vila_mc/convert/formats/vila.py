@@ -21,6 +21,7 @@ from vila_mc.convert.chat_template import jinja_of
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.pixels import preprocessor_json
 from vila_mc.convert.families.registry import TOWERS, vision_json
+from vila_mc.convert.families.vision import MOST_LAYERS
 from vila_mc.convert.formats.export_source import ExportSource
 from vila_mc.convert.formats.format import ForeignModel, Format, Origin
 from vila_mc.convert.formats.llm import FORMAT as LLM
@@ -104,7 +105,7 @@ class _Vila:
             "hidden_size": model.language.width,
             "mm_hidden_size": model.vision.width,
             "image_aspect_ratio": _ASPECTS[model.vision.image_mode],
-            "mm_vision_select_layer": -2,
+            "mm_vision_select_layer": model.vision.select_layer,
             "mm_vision_select_feature": select_feature(model.vision),
             "mm_use_im_start_end": False,
             "mm_use_im_patch_token": False,
@@ -124,7 +125,6 @@ class _Vila:
         *,
         trust_pickle: bool,
     ) -> ForeignModel:
-        config.require("mm_vision_select_layer", -2)
         for switch in _SWITCHES:
             config.require(switch, False, None)
         config.require("num_time_tokens", 0, None)
@@ -134,7 +134,10 @@ class _Vila:
         given: ImageMode = aspect if aspect in ("resize", "pad") else "crop"
         language, language_tensors = read_language(directory / LANGUAGE, trust_pickle=trust_pickle)
         vision, vision_tensors = read_vision(
-            directory / VISION, image_mode or given, trust_pickle=trust_pickle
+            directory / VISION,
+            image_mode or given,
+            select_layer=config.from_the_end("mm_vision_select_layer", MOST_LAYERS),
+            trust_pickle=trust_pickle,
         )
         config.require("mm_vision_select_feature", select_feature(vision))
         config.require("vision_resolution", vision.image_size, -1, None)

@@ -13,7 +13,10 @@ from vila_mc.convert.formats.registry import find_format
 from vila_mc.convert.proof.fresh_request import TENSORS
 from vila_mc.convert.proof.packaged_code import require_packaged_code
 from vila_mc.convert.proof.reloaded import Loading, load_tower, logits_of_vocabulary, normalise
+from vila_mc.convert.weights import open_weights
 from vila_mc.data.image_codec import open_image
+
+_POSITIONS = ".position_embedding.weight"
 
 Check = Callable[[Path, Path, dict[str, Any]], dict[str, Any]]
 
@@ -30,9 +33,29 @@ def _source_features(source: Path, request: Path, wanted: dict[str, Any]) -> dic
     loading = Loading(**wanted["loading"])
     tower = load_tower(source, loading)
     pixels = normalise(reference["images"], loading.preprocessor(source))
-    # The layer that visual tokens are made of, in every family that is imported.
-    features = tower(pixels, output_hidden_states=True).hidden_states[-2]
+    options: dict[str, Any] = {}
+    if wanted["interpolates"]:
+        _round_after_interpolation(tower, source, loading)
+        options["interpolate_pos_encoding"] = True
+    states = tower(pixels, output_hidden_states=True, **options).hidden_states
+    features = states[wanted["select_layer"]]
     return _relative_difference(features, reference["features"])
+
+
+def _round_after_interpolation(tower: Any, source: Path, loading: Loading) -> None:
+    """Have transformers' own interpolation begin from weights as they are in the files, as the
+    import's does, and round what comes of it."""
+    (name,) = (name for name, _ in tower.named_parameters() if name.endswith(_POSITIONS))
+    stored = {
+        key.removeprefix("vision_model."): tensor
+        for key, tensor in open_weights(source, trust_pickle=loading.trust_pickle).items()
+    }
+    embeddings = tower.get_submodule(name.removesuffix(_POSITIONS))
+    tower.get_parameter(name).data = stored[name.removeprefix("vision_model.")].read().float()
+    interpolate = embeddings.interpolate_pos_encoding
+    embeddings.interpolate_pos_encoding = lambda *given: loading.rounded(
+        interpolate(*given)
+    ).float()
 
 
 def _relative_difference(given: Tensor, expected: Tensor) -> dict[str, Any]:

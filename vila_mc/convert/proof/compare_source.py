@@ -8,7 +8,7 @@ source's own image processor, the tokens of its own tokenizer.
 """
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
-from vila_mc.config.model import VisionConfig
-from vila_mc.convert.formats.format import ForeignModel, Origin
+from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.registry import find_format
 from vila_mc.convert.proof.fresh_request import FreshRequest, answers_of_fresh_process
 from vila_mc.convert.proof.reference import (
@@ -96,7 +95,7 @@ def compare_source(
     config = Manifest.read(resolve_checkpoint(checkpoint)).config
     dtype = DTYPES[config.train.precision]
     # What goes in first: where it differs, so does what comes out.
-    requests = {"pixels": _of_pixels(source.origin, source.model.vision, is_image_mode_given)}
+    requests = {"pixels": _of_pixels(source, is_image_mode_given=is_image_mode_given)}
     if config.data.tokenizer is not None:
         requests["tokens"] = _of_tokens(source.tokenizer_dir, config.data.tokenizer)
     with proving_model(checkpoint, dtype, is_streamed=is_streamed) as proving:
@@ -135,7 +134,11 @@ def _of_models(
         if kind == "tower":
             images, features = features_of(proving)
             tensors = {"images": images, "features": features}
-            requests["features"] = FreshRequest("features", directory, values, tensors)
+            asked = values | {
+                "select_layer": vision.select_layer,
+                "interpolates": source.origin.image_size not in (None, vision.image_size),
+            }
+            requests["features"] = FreshRequest("features", directory, asked, tensors)
             continue
         reference = reference_of(
             proving,
@@ -148,8 +151,10 @@ def _of_models(
     return requests
 
 
-def _of_pixels(origin: Origin, vision: VisionConfig, is_image_mode_given: bool) -> FreshRequest:
-    """What its image processor makes of random images."""
+def _of_pixels(source: ForeignModel, *, is_image_mode_given: bool) -> FreshRequest:
+    """What its image processor makes of random images, at the size that it makes."""
+    origin, vision = source.origin, source.model.vision
+    vision = replace(vision, image_size=origin.image_size or vision.image_size)
     generator = np.random.default_rng(_SEED)
     sizes = ((vision.image_size,) * 2,) if is_image_mode_given else _SIZES
     files: dict[str, bytes] = {}
