@@ -32,9 +32,14 @@ def growth_line(manifest: Manifest, config: RunConfig, parts: Sequence[ModelPart
     if not vocabulary_grows(manifest, config, parts):
         return ""
     theirs, ours = manifest.config.model.language, config.model.language
+    return growth(theirs.vocab_size, ours.vocab_size)
+
+
+def growth(before: int, after: int) -> str:
+    """That a vocabulary has more tokens than before."""
     return (
-        f"the vocabulary grows from {theirs.vocab_size:,} to {ours.vocab_size:,} tokens: new rows "
-        "are the mean of the others"
+        f"the vocabulary grows from {before:,} to {after:,} tokens: new rows are the mean of the "
+        "others"
     )
 
 
@@ -60,12 +65,17 @@ def grown_shards(
     }
 
 
-def _grown_shard(real_vh: Tensor, shard: ShardedTensor) -> Tensor:
-    # The same on every rank to the last bit, which a sum over ranks would not promise.
+def mean_row(real_vh: Tensor) -> Tensor:
+    """What a new token begins as: [h] fp64."""
     total_h = torch.zeros(real_vh.size(1), dtype=torch.float64)
     for start in range(0, len(real_vh), _ROWS_AT_ONCE):
         total_h += real_vh[start : start + _ROWS_AT_ONCE].double().sum(0)
-    mean_h = (total_h / len(real_vh)).to(shard.dtype)
+    return total_h / len(real_vh)
+
+
+def _grown_shard(real_vh: Tensor, shard: ShardedTensor) -> Tensor:
+    # The same on every rank to the last bit, which a sum over ranks would not promise.
+    mean_h = mean_row(real_vh).to(shard.dtype)
     num_rows, first = shard.local_shape[0], shard.global_offset[0]
     kept = real_vh[first : first + num_rows]
     grown = mean_h.repeat(num_rows, 1)

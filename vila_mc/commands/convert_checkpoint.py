@@ -38,6 +38,9 @@ class ImportOptions:
     """A CLIP or SigLIP, whole or its vision part, to go with --llm (default: --model)."""
     connector: ConnectorKind = "mlp_downsample"
     """New, between --llm and --vision."""
+    tokenizer: Annotated[Path | None, Argument("DIR")] = None
+    """The model's tokenizer with more tokens, for which the vocabulary grows (default: the one
+    beside the model)."""
     output: Annotated[Path, Argument("DIR")]
     """Directory to write."""
     image_mode: ImageMode | None = None
@@ -138,6 +141,7 @@ def import_command(options: ImportOptions) -> int:
     from vila_mc.convert.combine_parts import combine_parts
     from vila_mc.convert.families.vision import DEFAULT_LAYER
     from vila_mc.convert.formats.whole_directory import read_whole
+    from vila_mc.convert.grow_vocabulary import with_tokenizer
     from vila_mc.convert.import_checkpoint import RECIPE_NAME, import_checkpoint
     from vila_mc.convert.proof.compare_source import compare_source
 
@@ -161,6 +165,8 @@ def import_command(options: ImportOptions) -> int:
         )
     else:
         raise ConfigError("give either --model, or both --llm and --vision.")
+    if options.tokenizer is not None:
+        source = with_tokenizer(source, options.tokenizer)
     path = import_checkpoint(source, options.output, options.dtype)
     recipe = options.output / RECIPE_NAME
     say(f"read {source.kind}: {len(source.tensors)} tensors\nwrote {path}")

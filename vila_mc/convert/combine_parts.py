@@ -11,6 +11,7 @@ from vila_mc.config.model import ModelConfig
 from vila_mc.convert.families.vision import DEFAULT_LAYER
 from vila_mc.convert.formats.format import ForeignModel, Origin
 from vila_mc.convert.formats.hf_vila import FORMAT as HF_VILA
+from vila_mc.convert.grow_vocabulary import grown
 from vila_mc.convert.names import connector_table
 from vila_mc.convert.read_parts import at_image_size, read_language, read_vision
 
@@ -27,6 +28,8 @@ def combine_parts(
     trust_pickle: bool = False,
 ) -> ForeignModel:
     """A language model and a vision tower with a new connector between.
+
+    The vocabulary grows where the tokenizer beside the language model has more tokens.
 
     Args:
         llm: directory of a Llama, Mistral, Qwen2 or Qwen3.
@@ -65,7 +68,7 @@ def combine_parts(
     is_bf16 = all(tensor.dtype == torch.bfloat16 for tensor in parts.values())
     fresh = lazily(_fresh_connector(model, seed, torch.bfloat16 if is_bf16 else torch.float32))
     kind = f"{language_config.family} + {vision_config.family} + a new {connector}"
-    return ForeignModel(model, tower | fresh | language, llm, kind, origin)
+    return grown(ForeignModel(model, tower | fresh | language, llm, kind, origin))
 
 
 def _fresh_connector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:

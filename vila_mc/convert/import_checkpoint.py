@@ -44,7 +44,9 @@ def import_checkpoint(source: ForeignModel, output: Path, precision: str | None 
     output = Path(os.path.abspath(output))  # the recipe is used from other folders, too
     # Written first: what stands there when the checkpoint appears is complete.
     output.mkdir(parents=True, exist_ok=True)
-    tokenizer = copy_tokenizer(source.tokenizer_dir, output / TOKENIZER_NAME)
+    tokenizer = copy_tokenizer(
+        source.tokenizer_dir, output / TOKENIZER_NAME, has_added_tokens=source.has_added_tokens
+    )
     config = run_of(source, precision, output, tokenizer)
     values = run_to_dict(config)
     recipe: dict[str, Any] = {"model": values["model"]}

@@ -191,7 +191,29 @@ def _named_tokens(folder: Path) -> dict[str, str]:
     return named
 
 
-def copy_tokenizer(source: Path, target: Path) -> Path | None:
+def count_tokens(directory: Path, *, has_added_tokens: bool = False) -> int | None:
+    """Tokens of what ``copy_tokenizer`` gives to training; None if there is no tokenizer.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    counts = _counts(directory)
+    if has_added_tokens:
+        return max(counts.values(), default=None)
+    return counts.get(_MODEL, counts.get(_JSON))
+
+
+def _counts(directory: Path) -> dict[str, int]:
+    """Tokens of each tokenizer file of a directory."""
+    counts = {}
+    if (directory / _MODEL).exists():
+        counts[_MODEL] = len(read_sentencepiece(directory / _MODEL).pieces)
+    if (directory / _JSON).exists():
+        counts[_JSON] = _Folder(directory).num_tokens()
+    return counts
+
+
+def copy_tokenizer(source: Path, target: Path, *, has_added_tokens: bool = False) -> Path | None:
     """Copy the tokenizer of a published model, and nothing else that its files hold.
 
     The vocabulary is copied byte for byte, so that datasets made with the published tokenizer fit.
@@ -200,6 +222,8 @@ def copy_tokenizer(source: Path, target: Path) -> Path | None:
     Args:
         source: the published directory.
         target: directory to write.
+        has_added_tokens: whether a tokenizer.json with more tokens is what training takes, and not
+            the SentencePiece model beside it.
 
     Returns:
         What training takes as ``data.tokenizer``; None if there is no tokenizer.
@@ -223,7 +247,9 @@ def copy_tokenizer(source: Path, target: Path) -> Path | None:
         if template is not None:
             config["chat_template"] = template
         write_json(target / _CONFIG, config)
-    return (target / _MODEL if _MODEL in names else target).absolute()
+    counts = _counts(source) if has_added_tokens else {}
+    has_more = counts.get(_JSON, 0) > counts.get(_MODEL, 0)
+    return (target / _MODEL if _MODEL in names and not has_more else target).absolute()
 
 
 def _own_text(file: Path) -> str:

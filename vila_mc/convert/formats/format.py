@@ -32,6 +32,8 @@ class Origin:
     """How its users make an image square before that processor sees it, where they do."""
     image_size: int | None = None
     """Side of the images that it was made for; the import's if None."""
+    vocab_size: int | None = None
+    """Tokens of its vocabulary; the import's if None."""
     trust_pickle: bool = False
     """Whether weights are read from ``.bin`` files."""
 
@@ -48,6 +50,8 @@ class ForeignModel:
     kind: str
     """What it was, for people."""
     origin: Origin
+    has_added_tokens: bool = False
+    """Whether a tokenizer.json with more tokens counts, and not the SentencePiece model beside."""
 
     def is_bf16(self) -> bool:
         """Whether bf16 holds every weight as it is."""

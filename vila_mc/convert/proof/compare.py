@@ -80,16 +80,19 @@ class Reference:
         prompts: tuple[ProofPrompt, ...] = (),
         greedy_ids: Tensor | None = None,
         is_streamed: bool = False,
+        vocab_size: int | None = None,
     ) -> Self:
         """The reference of one microbatch and the logits [b, s, v] that training computes on it.
 
-        Rows must hold one sample each: an exported model does not know where packed samples meet.
+        ``vocab_size`` is that of the other side, where it has fewer tokens. Rows must hold one
+        sample each: an exported model does not know where packed samples meet.
         """
+        vocab_size = vocab_size or model.language.vocab_size
         tokens = batch.tokens.cpu().clone()
         for row, start in batch.image_starts.tolist():
-            tokens[row, start : start + model.visual_tokens()] = model.language.vocab_size
+            tokens[row, start : start + model.visual_tokens()] = vocab_size
         return cls(
-            model.language.vocab_size,
+            vocab_size,
             tokens,
             batch.images.cpu(),
             logits.detach().float().cpu(),

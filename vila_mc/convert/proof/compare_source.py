@@ -145,6 +145,7 @@ def _of_models(
             has_images=kind != "llm",
             has_greedy=False,
             reserved_token=image_token_of(directory),
+            vocab_size=source.origin.vocab_size,
         )
         asked = values | {"format": kind, "vocab_size": reference.vocab_size}
         requests["logits"] = FreshRequest("logits", directory, asked, reference.tensors())

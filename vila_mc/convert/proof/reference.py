@@ -105,6 +105,7 @@ def reference_of(
     has_images: bool = True,
     has_greedy: bool = True,
     reserved_token: int | None = None,
+    vocab_size: int | None = None,
 ) -> Reference:
     """Logits on random tokens around random images, and how each row goes on greedily.
 
@@ -115,15 +116,17 @@ def reference_of(
         has_images: whether the export can see.
         has_greedy: whether it is asked how the rows go on.
         reserved_token: an id that the other side takes for an image, so that no text may hold it.
+        vocab_size: tokens of the other side, where it has fewer.
     """
     model = proving.model
     shape = model.run_config.model
+    known = shape.language.vocab_size if vocab_size is None else vocab_size
     generator = np.random.default_rng(_SEED)
     per_image = _image_positions(shape) if has_images else 0
     length = min(2 * _TEXT_TOKENS + per_image, shape.language.max_positions - _NUM_GREEDY)
     batch = collate(
         [
-            [_random_sample(shape, generator, has_images, length, reserved_token)]
+            [_random_sample(shape, generator, has_images, length, known, reserved_token)]
             for _ in range(_NUM_ROWS)
         ],
         shape,
@@ -135,7 +138,13 @@ def reference_of(
         is_asked = has_greedy and not proving.is_streamed
         greedy = _continue(model, batch) if is_asked else None
     return Reference.of_microbatch(
-        batch, logits_bsv, shape, prompts, greedy, is_streamed=proving.is_streamed
+        batch,
+        logits_bsv,
+        shape,
+        prompts,
+        greedy,
+        is_streamed=proving.is_streamed,
+        vocab_size=known,
     )
 
 
@@ -211,13 +220,14 @@ def _random_sample(
     generator: np.random.Generator,
     has_images: bool,
     length: int,
+    vocab_size: int,
     reserved_token: int | None,
 ) -> list[Piece]:
     """Text, an image, text; or text alone; ``length`` positions."""
     num_text = length - (_image_positions(shape) if has_images else 0)
 
     def text(count: int) -> TextPiece:
-        ids = generator.integers(3, shape.language.vocab_size, count)
+        ids = generator.integers(3, vocab_size, count)
         if reserved_token is not None:
             ids[ids == reserved_token] = 0
         return TextPiece(ids, is_trained=True)
