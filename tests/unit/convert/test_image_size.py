@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.support import families
 from tests.support.families import PATCH
@@ -18,7 +19,6 @@ from vila_mc.convert.proof.compare_source import compare_source
 from vila_mc.convert.proof.fresh_process import answer_requests
 from vila_mc.errors import CheckpointError, ConfigError
 from vila_mc.kernels.reference import normalize_images
-from vila_mc.model import positions
 from vila_mc.model.positions import interpolate_positions
 
 SIZES = {  # larger and smaller; odd and even grids; pixels at the edge that fill no patch
@@ -88,13 +88,13 @@ def test_an_import_is_proven_and_another_interpolation_found(
         proof = compare_source(source, folder / "ours")
         assert {"logits", "features"} <= {text.split()[0] for text in proof.proven}
 
-    interpolate = positions.F.interpolate
+    interpolate = functional.interpolate
 
     def bilinear(tensor: torch.Tensor, size: Any, **_: Any) -> torch.Tensor:
         return interpolate(tensor, size, mode="bilinear")
 
     with monkeypatch.context() as context:
-        context.setattr(positions.F, "interpolate", bilinear)
+        context.setattr(functional, "interpolate", bilinear)
         import_checkpoint(source, tmp_path / "wrong", precision)
     with pytest.raises(CheckpointError, match=r"the features of .*vision differ"):
         compare_source(source, tmp_path / "wrong")
