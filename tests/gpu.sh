@@ -175,7 +175,7 @@ fi
 wait
 # These are about being fast: alone.
 step speed 60 "$python" benchmarks/gpu_kernels.py
-step steps 150 "$python" benchmarks/gpu_training.py --profile
+step steps 200 "$python" benchmarks/gpu_training.py --profile
 step saves 90 "$python" benchmarks/gpu_saves.py
 
 {
