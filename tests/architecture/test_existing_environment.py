@@ -277,6 +277,16 @@ def test_transformer_engine_is_compiled_with_the_toolkit_of_torch(
     assert len(place.calls()) == count
 
 
+def test_the_toolkit_of_torch_is_found_by_itself(place: Place, tmp_path: Path) -> None:
+    """On the PATH, through a link, where CUDA_HOME is another's."""
+    _with_torch(place, "77.0")
+    home, other = (_toolkit(tmp_path / name, f"{name}.1") for name in ("77", "76"))
+    (tmp_path / "bin/nvcc").symlink_to(home / "bin/nvcc")
+    done = place.set_up("--with-te", CUDA_HOME=str(other))
+    assert done.returncode == 0, done.stderr
+    assert place.calls()[-1]["CUDA_HOME"] == str(home)
+
+
 @pytest.mark.parametrize(
     ("cuda", "complaint"), [(None, "built for CUDA"), ("99.0", "nvcc of CUDA 99")]
 )
