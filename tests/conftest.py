@@ -15,7 +15,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is none, and without ``-m gpu``."""
+    """Skip what is marked ``gpu`` where there is none, and ``matrix`` unless it is asked for."""
+    for test in items:
+        if test.get_closest_marker("matrix") and "matrix" not in test.config.option.markexpr:
+            test.add_marker(pytest.mark.skip(reason="one of a matrix: -m matrix runs it"))
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_tests:
         return

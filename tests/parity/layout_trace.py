@@ -1,6 +1,6 @@
 """What a rank does in the layout-parity tests: train a few steps and return the trace."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,23 @@ def trace(
                 _plant_mean_of_means(trainer)
             results = [trainer.step(batches) for _ in range(NUM_STEPS)]
             traces.append([(result.loss, result.grad_norm) for result in results])
+    return traces
+
+
+def traces_of_models(
+    seeds: Path, parallel: dict[str, Any], models: Mapping[str, dict[str, Any]], num_steps: int
+) -> dict[str, Trace]:
+    """The trace of every model by its name, which is also that of its seed checkpoint."""
+    traces = {}
+    with distributed(tiny_run(parallel=parallel).parallel, seed=1, timeout_minutes=2) as ranks:
+        for name, model in models.items():
+            config = tiny_run(parallel=parallel, model=model)
+            stages = build_stages(config, ranks)
+            load_weights(seeds / name, stages)
+            trainer = Trainer(config, ranks, stages)
+            batches = tiny_microbatches(config, ranks.at.data, ranks.layout.data)
+            results = [trainer.step(batches) for _ in range(num_steps)]
+            traces[name] = [(result.loss, result.grad_norm) for result in results]
     return traces
 
 

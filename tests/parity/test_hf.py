@@ -10,10 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from tests.support import hugging_face
+from tests.support.connectors import plain
 from tests.support.hugging_face import GRID, PATCH, VOCABULARY, random_clip, random_llama
 from tests.support.tiny_data import random_sentences
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.connectors import CONNECTORS, ConnectorConfig, ConnectorKind
+from vila_mc.config.connectors import ConnectorConfig
 from vila_mc.config.load import run_from_dict
 from vila_mc.config.model import ModelConfig
 from vila_mc.config.run import RunConfig
@@ -25,8 +26,6 @@ from vila_mc.flow import IGNORE_LABEL, Microbatch
 from vila_mc.kernels.ops import normalize_patchify
 from vila_mc.kernels.reference import normalize_images
 from vila_mc.model.build import build_stages
-from vila_mc.model.connectors.connector import build_connector
-from vila_mc.model.megatron_config import language_config
 from vila_mc.parallel.groups import distributed
 
 TOLERANCE = 1e-5
@@ -129,62 +128,13 @@ def test_whole_model_with_images(pair: Pair) -> None:
     batch = _batch(num_images=3)
     pixels = normalize_images(batch.images, torch.float32)
     features = pair.clip(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    visual = _plain_connector("mlp_downsample", pair.ours.connector, features, GRID)
+    visual = plain(pair.model.connector, dict(pair.ours.connector.named_parameters()), features)
     embeds = pair.llama.get_input_embeddings()(batch.tokens)
     for image, (row, start) in enumerate(batch.image_starts.tolist()):
         embeds[row, start : start + 4] = visual[image]
     theirs = pair.llama(inputs_embeds=embeds).logits
     ours = pair.ours(batch, with_loss=False)[..., :VOCABULARY]
     assert _largest_difference(ours, theirs) < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("grid", [4, 3, 1])
-@pytest.mark.parametrize("kind", tuple(CONNECTORS))
-def test_connector(kind: ConnectorKind, grid: int, pair: Pair) -> None:
-    model = ModelConfig(
-        vision=pair.model.vision,
-        language=pair.model.language,
-        connector=ConnectorConfig(kind=kind),
-    )
-    torch.manual_seed(6)
-    connector = build_connector(language_config(_run(model)), model)
-    for parameter in connector.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.1)
-    patches = torch.randn(2, grid * grid, model.vision.width)
-    theirs = _plain_connector(kind, connector, patches, grid)
-    features = torch.cat([torch.randn(2, 1, model.vision.width), patches], dim=1)
-    assert _largest_difference(connector(features), theirs) < TOLERANCE
-
-
-def _plain_connector(
-    kind: str, connector: torch.nn.Module, patches: torch.Tensor, grid: int
-) -> torch.Tensor:
-    """The table of connectors as formulas; weights are read from ``connector``."""
-    weights = dict(connector.named_parameters())
-    tokens = _concat_2x2(patches, grid) if "downsample" in kind else patches
-    if kind == "mlp_downsample":
-        centred = tokens - tokens.mean(-1, keepdim=True)
-        deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        tokens = centred / deviation * weights["norm.weight"] + weights["norm.bias"]
-    tokens = tokens @ weights["fc1.weight"].T + weights["fc1.bias"]
-    if kind in ("mlp2x_gelu", "mlp_downsample"):
-        tokens = tokens * 0.5 * (1 + torch.erf(tokens / 2**0.5))
-        tokens = tokens @ weights["fc2.weight"].T + weights["fc2.bias"]
-    return tokens
-
-
-def _concat_2x2(patches: torch.Tensor, grid: int) -> torch.Tensor:
-    """Channel ch of patch (row, col) becomes channel (2 * (row % 2) + col % 2) * C + ch."""
-    images, _, width = patches.shape
-    side = (grid + 1) // 2
-    tokens = torch.zeros(images, side * side, 4 * width)
-    for row in range(grid):
-        for col in range(grid):
-            quarter = 2 * (row % 2) + col % 2
-            token = (row // 2) * side + col // 2
-            tokens[:, token, quarter * width : (quarter + 1) * width] = patches[:, row * grid + col]
-    return tokens
 
 
 def test_an_export_computes_the_same(pair: Pair, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from tests.support.connectors import CASES, options_of
 from tests.support.tiny import tiny_run
 from vila_mc.checkpoint.places import Place, empty_objects, model_places
 from vila_mc.checkpoint.state import weights_state
 from vila_mc.checkpoint.whole import weightless_model
-from vila_mc.config.connectors import CONNECTORS
 from vila_mc.config.families import LANGUAGE_FAMILIES, VISION_FAMILIES
 from vila_mc.config.run import RunConfig
 from vila_mc.convert.formats.hf_vila import FORMAT as HF_VILA
@@ -47,13 +47,13 @@ LAYOUTS = [
 FAMILIES = list(itertools.product(VISION_FAMILIES, LANGUAGE_FAMILIES))
 MODELS = [  # every family, connector and either kind of embedding, at least once each
     dict(
-        vision=vision,
-        language=language,
-        connector=tuple(CONNECTORS)[index % len(CONNECTORS)],
+        vision=FAMILIES[index % len(FAMILIES)][0],
+        language=FAMILIES[index % len(FAMILIES)][1],
+        connector=tuple(CASES)[index % len(CASES)],
         tied_embeddings=index % 2 == 1,
         head_width=24 if index % 3 == 0 else None,
     )
-    for index, (vision, language) in enumerate(FAMILIES)
+    for index in range(max(len(FAMILIES), len(CASES)))
 ]
 
 
@@ -69,7 +69,7 @@ def _config(model: dict[str, Any], **parallel: Any) -> RunConfig:
             "vision": dict(
                 family=vision, image_size=28, patch_size=7, width=32, layers=3, heads=4, ffn=64
             ),
-            "connector": dict(kind=connector),
+            "connector": options_of(connector),
             "language": language | dict(vocab_size=131, max_positions=64) | options,
         },
         parallel=parallel,

@@ -382,7 +382,17 @@ def test_interleaving_needs_microbatches_in_multiples_of_the_pipeline() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "tokens"),
-    [("linear", 576), ("mlp2x_gelu", 576), ("downsample_linear", 144), ("mlp_downsample", 144)],
+    [
+        ("linear", 576),
+        ("mlp2x_gelu", 576),
+        ("mlpNx_gelu", 576),
+        ("downsample_linear", 144),
+        ("mlp_downsample", 144),
+        ("mlp_downsample_3x3_fix", 64),
+        ("mlp_downsample_3x3_s2", 64),
+        ("mlp_downsample_3x3_s2_new", 64),
+        ("pooling", 144),
+    ],
 )
 def test_visual_tokens_at_336_pixels_are_the_papers(kind: str, tokens: int) -> None:
     assert load_run([], {"model.connector.kind": kind}).model.visual_tokens() == tokens

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from vila_mc.commands.command import Job, run_one_of
-from vila_mc.config.connectors import ConnectorKind
+from vila_mc.config.connectors import TokenOrder
 from vila_mc.config.families import ImageMode
+from vila_mc.config.load import connector_from_text
 from vila_mc.config.options import Argument, flag
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.errors import ConfigError, run_cli, say
@@ -36,8 +37,12 @@ class ImportOptions:
     """A Llama, Vicuna, Mistral, Qwen2 or Qwen3, to go with --vision (default: --model)."""
     vision: Annotated[Path | None, Argument("DIR")] = None
     """A CLIP or SigLIP, whole or its vision part, to go with --llm (default: --model)."""
-    connector: ConnectorKind = "mlp_downsample"
-    """New, between --llm and --vision."""
+    connector: Annotated[str | None, Argument("KIND")] = None
+    """New, between --llm and --vision: a kind of model.connector, or one with its options, as in
+    '{kind: mlpNx_gelu, layers: 3}' (default: mlp_downsample)."""
+    token_order: TokenOrder | None = None
+    """How the visual tokens of a VILA directory's connector follow each other, which no file says
+    (default: columns where it is of before 2024-12-12, else rows)."""
     tokenizer: Annotated[Path | None, Argument("DIR")] = None
     """The model's tokenizer with more tokens, for which the vocabulary grows (default: the one
     beside the model)."""
@@ -148,15 +153,18 @@ def import_command(options: ImportOptions) -> int:
     trust, mode = options.trust_pickle, options.image_mode
     llm, vision = options.llm, options.vision
     if options.model is not None and llm is None and vision is None:
+        _refuse_unused(options, ("connector",), "--model brings its own")
         _refuse_unused(options, ("select_layer",), "--model says it itself")
         reason = "only --vision is stretched; train.interpolate_positions is for what is imported"
         _refuse_unused(options, ("image_size",), reason)
-        source = read_whole(options.model, mode, trust_pickle=trust)
+        order = options.token_order
+        source = read_whole(options.model, mode, token_order=order, trust_pickle=trust)
     elif options.model is None and llm is not None and vision is not None:
+        _refuse_unused(options, ("token_order",), "a new connector has no order yet")
         source = combine_parts(
             llm,
             vision,
-            options.connector,
+            connector_from_text(options.connector or "mlp_downsample"),
             mode,
             select_layer=DEFAULT_LAYER if options.select_layer is None else options.select_layer,
             image_size=options.image_size,

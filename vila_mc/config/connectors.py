@@ -1,43 +1,46 @@
 """What tells connectors apart: one frozen value each, and nowhere else in the package.
 
-A connector is a value here, a module of its name in ``model/connectors/``, and its formula in the
-modelling file of exports. Names and shapes of its weights follow from the value everywhere.
+A connector is a value here, a module of ``model/connectors/`` that computes it (those that are
+linear layers with GELU between share one), and its formula in the connector file of exports. Its
+options, its visual tokens, and names and shapes of its weights follow from the value everywhere.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
-from vila_mc.config.checks import STRICT
+from vila_mc.config.checks import STRICT, require, require_positive
 
-ConnectorKind = Literal["linear", "mlp2x_gelu", "downsample_linear", "mlp_downsample"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectorFacts:
-    """From patch features to visual tokens."""
-
-    kind: ConnectorKind
-    """As ``model.connector.kind`` has it."""
-    factor: int
-    """Side of the block of patches that becomes one visual token."""
-    layers: Mapping[str, str]
-    """Its layers in order, each with the shape of its weight in letters: c, channels of a block; h,
-    width of the language model. All have a bias, as long as the weight's first axis; a weight of
-    one axis is a LayerNorm's."""
+ConnectorKind = Literal[
+    "linear",
+    "mlp2x_gelu",
+    "mlpNx_gelu",
+    "downsample_linear",
+    "mlp_downsample",
+    "mlp_downsample_3x3_fix",
+    "mlp_downsample_3x3_s2",
+    "mlp_downsample_3x3_s2_new",
+    "pooling",
+]
+TokenOrder = Literal["rows", "columns"]
+Pooling = Literal["average", "bilinear"]
 
 
-CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
-    facts.kind: facts
-    for facts in (
-        ConnectorFacts(kind="linear", factor=1, layers={"fc1": "h c"}),
-        ConnectorFacts(kind="mlp2x_gelu", factor=1, layers={"fc1": "h c", "fc2": "h h"}),
-        ConnectorFacts(kind="downsample_linear", factor=2, layers={"fc1": "h c"}),
-        ConnectorFacts(
-            kind="mlp_downsample", factor=2, layers={"norm": "c", "fc1": "h c", "fc2": "h h"}
-        ),
-    )
-}
+@dataclass(frozen=True, slots=True)
+class ConnectorLayer:
+    """A layer with weights."""
+
+    name: str
+    """Dotted where it is part of a block."""
+    shape: tuple[int, ...]
+    """Of its weight: [width] of a LayerNorm, [outputs, inputs] of a linear layer. Both have a bias
+    as long as the first axis."""
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it is a LayerNorm."""
+        return len(self.shape) == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +50,157 @@ class ConnectorConfig:
     __pydantic_config__ = STRICT
 
     kind: ConnectorKind = "mlp_downsample"
-    """linear, mlp2x_gelu (one token per patch); downsample_linear, mlp_downsample (one per 2x2)."""
+    """linear, mlpNx_gelu (one token per patch; mlp2x_gelu is mlpNx_gelu with 2 layers);
+    downsample_linear, mlp_downsample (one per block of 2x2); mlp_downsample_3x3_fix,
+    mlp_downsample_3x3_s2, mlp_downsample_3x3_s2_new (one per block of 3x3); pooling (patches pooled
+    to side x side, then 2 layers)."""
+    layers: int | None = None
+    """mlpNx_gelu: linear layers (default: 2)."""
+    token_order: TokenOrder = "rows"
+    """How visual tokens follow each other: rows; columns, of kinds with blocks alone, as in the
+    public code before its release of 2024-12-12."""
+    pooling: Pooling | None = None
+    """pooling: how, average or bilinear (default: average)."""
+    side: int | None = None
+    """pooling: visual tokens along one side of an image (default: 12)."""
 
-    def factor(self) -> int:
-        """Side of the block of patches folded into one token."""
-        return CONNECTORS[self.kind].factor
+    def __post_init__(self) -> None:
+        if self.kind == "mlp2x_gelu":
+            require(
+                self.layers in (None, 2),
+                f"model.connector.layers is {self.layers}, but model.connector.kind mlp2x_gelu has "
+                "2. Use the kind mlpNx_gelu.",
+            )
+            object.__setattr__(self, "kind", "mlpNx_gelu")
+        options = self.facts().options
+        require(
+            self.token_order == "rows" or self.facts().block > 1,
+            f"model.connector.token_order is {self.token_order}, but model.connector.kind "
+            f"{self.kind} folds no blocks of patches. Use rows.",
+        )
+        for name in OPTIONS:
+            given = getattr(self, name)
+            require(
+                given is None or name in options,
+                f"model.connector.{name} is {given}, but model.connector.kind {self.kind} has no "
+                f"such option{_those_of(options)}. Leave it out, or use one of "
+                f"{', '.join(facts.kind for facts in CONNECTORS.values() if name in facts.options)}"
+                ".",
+            )
+            if given is None and name in options:
+                object.__setattr__(self, name, options[name])
+        sizes = {name: value for name, value in self.options().items() if isinstance(value, int)}
+        require_positive("model.connector", **sizes)
+
+    def facts(self) -> "ConnectorFacts":
+        """What its kind decides."""
+        return CONNECTORS[self.kind]
+
+    def options(self) -> dict[str, int | str]:
+        """The options that its kind has, by name."""
+        order = {"token_order": self.token_order} if self.facts().block > 1 else {}
+        return order | {name: getattr(self, name) for name in self.facts().options}
+
+    def title(self) -> str:
+        """What it is called in a line for people: its kind, and what is not as by default."""
+        options, defaults = self.options(), {"token_order": "rows", **self.facts().options}
+        name: str = self.kind
+        if "Nx" in name:  # as the public code writes it
+            name = name.replace("Nx", f"{options.pop('layers')}x")
+        others = [f"{key} {value}" for key, value in options.items() if value != defaults[key]]
+        return f"{name} ({', '.join(others)})" if others else name
+
+    def visual_tokens(self, grid: int) -> int:
+        """Visual tokens (q) of an image of ``grid x grid`` patches."""
+        return self.facts().tokens_side(self, grid) ** 2
+
+    def weights(self, vision_width: int, language_width: int) -> tuple[ConnectorLayer, ...]:
+        """Its layers in order, between a tower and a language model of these widths."""
+        return tuple(self.facts().layers(self, vision_width, language_width))
+
+
+def _side_of_blocks(connector: ConnectorConfig, grid: int) -> int:
+    """An odd grid is filled up at the bottom and right."""
+    return -(-grid // connector.facts().block)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorFacts:
+    """From patch features to visual tokens."""
+
+    kind: ConnectorKind
+    """As ``model.connector.kind`` has it."""
+    layers: Callable[[ConnectorConfig, int, int], Iterator[ConnectorLayer]]
+    """Its layers in order, from its options, the tower's width (e) and the language model's (h)."""
+    block: int = 1
+    """Side of the block of patches that is folded into one token."""
+    tokens_side: Callable[[ConnectorConfig, int], int] = _side_of_blocks
+    """Visual tokens along one side, from its options and the patches along one side."""
+    options: Mapping[str, int | str] = field(default_factory=dict)
+    """Options that concern it alone, with their defaults."""
+    module: str = "mlp"
+    """The module of ``model/connectors/`` that computes it."""
+
+
+def _those_of(options: Mapping[str, int | str]) -> str:
+    return f" (it has {', '.join(options)})" if options else ""
+
+
+def _mlp(*widths: int, has_norms: bool = False) -> Iterator[ConnectorLayer]:
+    """Linear layers with GELU between; with ``has_norms`` a LayerNorm before each but the last."""
+    last = len(widths) - 1
+    for number, (inputs, outputs) in enumerate(pairwise(widths), 1):
+        if has_norms and number < last:
+            yield ConnectorLayer("norm" if last == 2 else f"norm{number}", (inputs,))
+        yield ConnectorLayer(f"fc{number}", (outputs, inputs))
+
+
+CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
+    facts.kind: facts
+    for facts in (
+        ConnectorFacts(kind="linear", layers=lambda _, e, h: _mlp(e, h)),
+        ConnectorFacts(
+            kind="mlpNx_gelu",
+            layers=lambda connector, e, h: _mlp(e, *[h] * (connector.layers or 0)),
+            options={"layers": 2},
+        ),
+        ConnectorFacts(
+            kind="downsample_linear",
+            layers=lambda _, e, h: _mlp(4 * e, h),
+            block=2,
+            module="downsample_linear",
+        ),
+        ConnectorFacts(
+            kind="mlp_downsample",
+            layers=lambda _, e, h: _mlp(4 * e, h, h, has_norms=True),
+            block=2,
+            module="mlp_downsample",
+        ),
+        ConnectorFacts(
+            kind="mlp_downsample_3x3_fix",
+            layers=lambda _, e, h: _mlp(9 * e, 3 * e, h, h, has_norms=True),
+            block=3,
+        ),
+        ConnectorFacts(
+            kind="mlp_downsample_3x3_s2",
+            layers=lambda _, e, h: _mlp(9 * e, 3 * e, e, e // 3, h, h, has_norms=True),
+            block=3,
+        ),
+        ConnectorFacts(
+            kind="mlp_downsample_3x3_s2_new",
+            layers=lambda _, e, h: _mlp(9 * e, 4 * e, 2 * e, e, e // 3, h, h, has_norms=True),
+            block=3,
+        ),
+        ConnectorFacts(
+            kind="pooling",
+            layers=lambda _, e, h: _mlp(e, h, h),
+            tokens_side=lambda connector, _: connector.side or 0,
+            options={"pooling": "average", "side": 12},
+            module="pooling",
+        ),
+    )
+}
+OPTIONS: tuple[str, ...] = tuple(
+    dict.fromkeys(name for facts in CONNECTORS.values() for name in facts.options)
+)
+"""Options of some kinds."""

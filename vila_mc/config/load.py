@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from vila_mc.config.checks import require
+from vila_mc.config.connectors import ConnectorConfig
 from vila_mc.config.data import BlendEntry
 from vila_mc.config.model import ModelConfig
 from vila_mc.config.options import build, field_docs, help_text, leaf_options, type_name
@@ -95,6 +97,25 @@ def load_model(files: Sequence[Path]) -> ModelConfig:
         _merge(merged, values)
     alone = {"model": merged.get("model", {})}
     return build(_ModelAlone, alone, known=_names_beside).model
+
+
+def connector_from_text(text: str) -> ConnectorConfig:
+    """A connector written as its kind, or as YAML: ``{kind: pooling, side: 8}``.
+
+    Raises:
+        ConfigError: it is not valid YAML, an option does not exist, or a value is not allowed.
+    """
+    try:
+        given = parse_yaml(text)
+    except ValueError:
+        given = None
+    values = {"kind": given} if isinstance(given, str) else given
+    require(
+        isinstance(values, dict),
+        f"connector is {text}; give a kind, or its options such as {{kind: pooling, side: 8}}.",
+    )
+    known = [field.name for field in dataclasses.fields(ConnectorConfig)]
+    return build(ConnectorConfig, values, "model.connector.{}".format, lambda _: known)
 
 
 def run_from_dict(values: Mapping[str, Any]) -> RunConfig:

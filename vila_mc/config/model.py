@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vila_mc.config.checks import STRICT, require, require_known, require_positive
-from vila_mc.config.connectors import CONNECTORS, ConnectorConfig
+from vila_mc.config.connectors import ConnectorConfig, ConnectorLayer
 from vila_mc.config.families import (
     LANGUAGE_FAMILIES,
     VISION_FAMILIES,
@@ -305,12 +305,16 @@ class ModelConfig:
             f"model.vision.tile_newline is {newline}; it must be a token of the language model, 0 "
             f"to {vocabulary - 1}.",
         )
+        side, grid = self.connector.side, self.vision.grid()
+        require(
+            side is None or side <= grid,
+            f"model.connector.side is {side}, but an image has only {grid} x {grid} patches. Use "
+            f"at most {grid}.",
+        )
 
     def visual_tokens(self) -> int:
-        """Visual tokens per square that the tower sees (q). An odd grid is padded at the bottom and
-        right."""
-        side = -(-self.vision.grid() // self.connector.factor())
-        return side * side
+        """Visual tokens per square that the tower sees (q)."""
+        return self.connector.visual_tokens(self.vision.grid())
 
     def tile_positions(self) -> int:
         """Positions that a square takes in the sequence, with the newline behind a tile."""
@@ -320,10 +324,6 @@ class ModelConfig:
         """Positions that one image takes at most."""
         return self.vision.most_tiles() * self.tile_positions()
 
-    def connector_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The weight of each layer of the connector, in order; biases have its first axis."""
-        sizes = {"c": self.vision.width * self.connector.factor() ** 2, "h": self.language.width}
-        layers = CONNECTORS[self.connector.kind].layers
-        return {
-            name: tuple(sizes[axis] for axis in shape.split()) for name, shape in layers.items()
-        }
+    def connector_layers(self) -> tuple[ConnectorLayer, ...]:
+        """The layers of the connector that have weights, in order."""
+        return self.connector.weights(self.vision.width, self.language.width)

@@ -10,16 +10,14 @@ from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.families.vision import DEFAULT_LAYER
 from vila_mc.convert.formats.format import ForeignModel, Origin
-from vila_mc.convert.formats.hf_vila import FORMAT as HF_VILA
 from vila_mc.convert.grow_vocabulary import grown
-from vila_mc.convert.names import connector_table
 from vila_mc.convert.read_parts import at_image_size, read_language, read_vision
 
 
 def combine_parts(
     llm: Path,
     vision: Path,
-    connector: ConnectorKind,
+    connector: ConnectorConfig | ConnectorKind,
     image_mode: ImageMode | None = None,
     *,
     select_layer: int = DEFAULT_LAYER,
@@ -34,7 +32,7 @@ def combine_parts(
     Args:
         llm: directory of a Llama, Mistral, Qwen2 or Qwen3.
         vision: directory of a CLIP or SigLIP.
-        connector: what to put between them.
+        connector: what to put between them; a kind stands for it with its default options.
         image_mode: how images become square; as the tower's makers do it if None.
         select_layer: the layer of the tower that features come from, counted from the end.
         image_size: side of the images, in pixels; that of the tower if None. Its position
@@ -58,16 +56,14 @@ def combine_parts(
     )
     if image_size is not None:
         vision_config, tower = at_image_size(vision_config, tower, image_size)
-    model = ModelConfig(
-        vision=vision_config,
-        connector=ConnectorConfig(kind=connector),
-        language=language_config,
-    )
+    if isinstance(connector, str):
+        connector = ConnectorConfig(kind=connector)
+    model = ModelConfig(vision=vision_config, connector=connector, language=language_config)
     # bf16 parts make a bf16 model; other formats are widened to fp32 when they are stored.
     parts = tower | language
     is_bf16 = all(tensor.dtype == torch.bfloat16 for tensor in parts.values())
     fresh = lazily(_fresh_connector(model, seed, torch.bfloat16 if is_bf16 else torch.float32))
-    kind = f"{language_config.family} + {vision_config.family} + a new {connector}"
+    kind = f"{language_config.family} + {vision_config.family} + a new {connector.title()}"
     return grown(ForeignModel(model, tower | fresh | language, llm, kind, origin))
 
 
@@ -75,12 +71,12 @@ def _fresh_connector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[
     """Linear layers as torch starts them, norms that change nothing."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, torch.Tensor] = {}
-    fan_in = 1
-    for name, shape in connector_table(model, HF_VILA.naming).our_shapes().items():
-        if ".norm." in name:
-            state[name] = torch.full(shape, float(name.endswith("weight")), dtype=dtype)
-            continue
-        fan_in = shape[1] if len(shape) == 2 else fan_in  # a bias follows its weight
-        drawn = torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
-        state[name] = drawn.to(dtype)
+    for layer in model.connector_layers():
+        at, bound = f"connector.{layer.name}", layer.shape[-1] ** -0.5
+        for part, shape in (("weight", layer.shape), ("bias", layer.shape[:1])):
+            if layer.is_norm:
+                values = torch.full(shape, float(part == "weight"))
+            else:
+                values = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+            state[f"{at}.{part}"] = values.to(dtype)
     return state

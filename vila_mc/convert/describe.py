@@ -92,7 +92,7 @@ def _template_beside(directory: Path) -> str:
 
 def _model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     yield "vision", _vision(model.vision)
-    yield "connector", f"{model.connector.kind}, {model.visual_tokens()} visual tokens per image"
+    yield "connector", f"{model.connector.title()}, {model.visual_tokens()} visual tokens per image"
     yield "language", _language(model.language)
 
 

@@ -7,10 +7,10 @@ format spells it, where its rows stand. A ``Naming`` says where a format puts th
 towers and language models stand with their families.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from vila_mc.config.connectors import CONNECTORS, ConnectorKind
+from vila_mc.config.connectors import ConnectorKind
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.convert.families.language import HEAD
 from vila_mc.convert.families.registry import LANGUAGES, TOWERS
@@ -19,17 +19,26 @@ from vila_mc.convert.transforms import Row, Sizes, affine
 from vila_mc.errors import CheckpointError
 from vila_mc.topology.shapes import Shape
 
+ConnectorRows = Callable[[ModelConfig], tuple[Row, ...] | None]
+"""Rows of the connector of a model; None where a format cannot hold it with these options."""
 
-def connector_rows(kind: ConnectorKind, names: Mapping[str, str] | None = None) -> tuple[Row, ...]:
+
+def connector_rows(called: Callable[[ModelConfig, str], str] | None = None) -> ConnectorRows:
     """Rows of a connector, given what a format calls its layers: the same as we do if None."""
-    layers = CONNECTORS[kind].layers
-    return tuple(
-        row
-        for layer, shape in layers.items()
-        for row in affine(
-            f"connector.{layer}", names[layer] if names else layer, shape, shape.split()[0]
+
+    def rows(model: ModelConfig) -> tuple[Row, ...]:
+        return tuple(
+            row
+            for layer in model.connector_layers()
+            for row in affine(
+                f"connector.{layer.name}",
+                layer.name if called is None else called(model, layer.name),
+                " ".join(map(str, layer.shape)),
+                str(layer.shape[0]),
+            )
         )
-    )
+
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +53,8 @@ class Naming:
     """In front of the names of the connector."""
     language: str
     """In front of the names of the language model."""
-    connectors: Mapping[ConnectorKind, tuple[Row, ...]]
-    """Rows of each connector."""
+    connectors: Mapping[ConnectorKind, ConnectorRows]
+    """Rows of each connector that it knows."""
 
     def within_parts(self) -> "Naming":
         """The same for names within a part."""
@@ -132,14 +141,16 @@ def connector_table(model: ModelConfig, naming: Naming) -> Table:
     Raises:
         CheckpointError: the format has no such connector.
     """
-    connector = model.connector
-    if connector.kind not in naming.connectors:
+    known = naming.connectors.get(model.connector.kind)
+    rows = None if known is None else known(model)
+    if rows is None:
         raise CheckpointError(
-            f"the format {naming.format} cannot hold the connector {connector.kind}; it knows "
-            f"{', '.join(naming.connectors) or 'none'}. hf-vila holds every connector."
+            f"the format {naming.format} cannot hold the connector {model.connector.title()}; it "
+            f"knows {', '.join(naming.connectors) or 'none'}"
+            f"{'' if known is None else ', with other options'}. hf-vila holds every connector."
         )
-    sizes = {"c": model.vision.width * connector.factor() ** 2, "h": model.language.width}
-    return Table(_expand(naming.connectors[connector.kind], 0, naming.connector), sizes)
+    sizes = {"e": model.vision.width, "h": model.language.width}
+    return Table(_expand(rows, 0, naming.connector), sizes)
 
 
 def tables(

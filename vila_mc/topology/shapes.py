@@ -84,8 +84,8 @@ def _vision(vision: VisionConfig, lora: LoraConfig) -> Iterator[Parameter]:
 
 def _connector(model: ModelConfig) -> Iterator[Parameter]:
     """Every tensor-parallel rank holds all of it."""
-    for name, shape in model.connector_shapes().items():
-        yield from _affine(f"connector.{name}", shape)
+    for layer in model.connector_layers():
+        yield from _affine(f"connector.{layer.name}", layer.shape)
 
 
 def _language(language: LanguageConfig, plan: StagePlan, lora: LoraConfig) -> Iterator[Parameter]:

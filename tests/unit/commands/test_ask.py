@@ -53,13 +53,12 @@ def askable(tmp_path_factory: pytest.TempPathFactory) -> Askable:
         Image.new("RGB", (28, 28), colour).save(folder / f"{name}.png")
     language = dict(layers=2, width=64, ffn=96, heads=4, kv_heads=2, max_positions=200)
     config = tiny_run(
-        model={"language": language | {"vocab_size": VOCABULARY}},
+        model={
+            "language": language | {"vocab_size": VOCABULARY},
+            "connector": {"kind": "mlp2x_gelu"},
+        },
         data={"tokenizer": str(folder / "t.model")},
         train={"output": str(folder / "run")},
-    )
-    connector = dataclasses.replace(config.model.connector, kind="mlp2x_gelu")
-    config = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, connector=connector)
     )
     with distributed(config.parallel, seed=1) as ranks:
         (model,) = build_stages(config, ranks)

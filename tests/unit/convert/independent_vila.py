@@ -1,17 +1,16 @@
 """A tiny VILA put together from transformers' own classes, without any code of the exporter.
 
-Random Llama and full CLIP tower (features from ``hidden_states[-2]``) and the connector as a loop
-over blocks, with the training layout of their weights written out tensor by tensor.
+Random Llama and full CLIP tower (features from ``hidden_states[-2]``) and the connector in plain
+torch, with the training layout of their weights written out tensor by tensor.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from vila_mc.config.connectors import ConnectorConfig, ConnectorKind
+from tests.support.connectors import connector_of, plain
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 
@@ -28,12 +27,14 @@ SENTENCES = (
 
 
 def tiny_model(
-    kind: ConnectorKind = "mlp_downsample",
+    connector: str = "mlp_downsample",
     grid: int = 4,
     image_mode: ImageMode = "crop",
     vocab_size: int = VOCABULARY,
 ) -> ModelConfig:
-    """Two query heads per key/value head; the language model has another width than the tower."""
+    """Two query heads per key/value head; the language model has another width than the tower.
+
+    ``connector`` is a case of ``tests.support.connectors``."""
     return ModelConfig(
         vision=VisionConfig(
             image_size=grid * PATCH,
@@ -44,7 +45,7 @@ def tiny_model(
             ffn=48,
             image_mode=image_mode,
         ),
-        connector=ConnectorConfig(kind=kind),
+        connector=connector_of(connector),
         language=LanguageConfig(
             layers=2,
             width=64,
@@ -64,7 +65,7 @@ class IndependentVila:
     model: ModelConfig
     llama: LlamaForCausalLM
     clip: CLIPVisionModel
-    connector: nn.ModuleDict
+    connector: dict[str, Tensor]
 
     def logits(self, token_ids: Tensor, pixels: Tensor) -> Tensor:
         """[b, s] with placeholders, [n, 3, y, x] normalised -> [b, s, v]."""
@@ -76,39 +77,13 @@ class IndependentVila:
         return self.llama(inputs_embeds=embeds).logits
 
     def _connect(self, patches: Tensor) -> Tensor:
-        kind = self.model.connector.kind
-        if "downsample" in kind:
-            patches = self._merge(patches)
-        if kind == "mlp_downsample":
-            patches = self.connector["norm"](patches)
-        patches = self.connector["fc1"](patches)
-        if "mlp" in kind:
-            patches = self.connector["fc2"](F.gelu(patches))
-        return patches
-
-    def _merge(self, patches: Tensor) -> Tensor:
-        """Block by block: upper left, upper right, lower left, lower right; outside is zero."""
-        grid = self.model.vision.grid()
-        rows = patches.unflatten(1, (grid, grid))
-        blank = torch.zeros_like(rows[:, 0, 0])
-
-        def at(y: int, x: int) -> Tensor:
-            return rows[:, y, x] if y < grid and x < grid else blank
-
-        return torch.stack(
-            [
-                torch.cat([at(y, x), at(y, x + 1), at(y + 1, x), at(y + 1, x + 1)], dim=-1)
-                for y in range(0, grid, 2)
-                for x in range(0, grid, 2)
-            ],
-            dim=1,
-        )
+        return plain(self.model.connector, self.connector, patches)
 
     def canonical(self) -> dict[str, Tensor]:
         """The weights under training names and in training layouts."""
         state = _language_state(self.llama.state_dict(), self.model)
         state |= _vision_state(self.clip.state_dict(), self.model)
-        return state | {f"connector.{name}": t for name, t in self.connector.state_dict().items()}
+        return state | {f"connector.{name}": t for name, t in self.connector.items()}
 
 
 def build(model: ModelConfig, seed: int = 0) -> IndependentVila:
@@ -137,18 +112,20 @@ def build(model: ModelConfig, seed: int = 0) -> IndependentVila:
             patch_size=vision.patch_size,
         )
     )
-    width = vision.width * model.connector.factor() ** 2
-    connector = nn.ModuleDict({"fc1": nn.Linear(width, language.width)})
-    if "mlp" in model.connector.kind:
-        connector["fc2"] = nn.Linear(language.width, language.width)
-    if model.connector.kind == "mlp_downsample":
-        connector["norm"] = nn.LayerNorm(width)
-    parts = IndependentVila(model, llama.eval(), clip.eval(), connector.eval())
     with torch.no_grad():
-        for part in (llama, clip, connector):
+        for part in (llama, clip):
             for parameter in part.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return parts
+    return IndependentVila(model, llama.eval(), clip.eval(), _connector_weights(model))
+
+
+def _connector_weights(model: ModelConfig) -> dict[str, Tensor]:
+    weights = {}
+    for layer in model.connector_layers():
+        scale = 0.1 if layer.is_norm else layer.shape[-1] ** -0.5
+        weights[f"{layer.name}.weight"] = torch.randn(layer.shape) * scale + float(layer.is_norm)
+        weights[f"{layer.name}.bias"] = torch.randn(layer.shape[:1]) * 0.1
+    return weights
 
 
 def _interleave(q: Tensor, k: Tensor, v: Tensor, groups: int) -> Tensor:

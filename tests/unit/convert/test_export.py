@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.connectors import CASES
 from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.connectors import CONNECTORS
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.formats import hf_vila
 from vila_mc.convert.formats.whole_directory import read_whole
@@ -36,7 +36,7 @@ def _inputs(model: ModelConfig, seed: int = 1) -> tuple[torch.Tensor, torch.Tens
 
 
 @pytest.mark.parametrize("grid", [4, 3])
-@pytest.mark.parametrize("kind", tuple(CONNECTORS))
+@pytest.mark.parametrize("kind", CASES)
 def test_logits_equal_an_independent_construction(
     kind: str, grid: int, tokenizer_path: Path, load_export: Callable[..., Any], tmp_path: Path
 ) -> None:

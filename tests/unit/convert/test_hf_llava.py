@@ -49,7 +49,7 @@ def test_there_and_back_every_tensor_keeps_its_name_and_bits(
 ) -> None:
     llava, folder = published
     whole = read_whole(folder)
-    assert whole.model.connector.kind == "mlp2x_gelu"
+    assert whole.model.connector.title() == "mlp2x_gelu"
     assert whole.model.language.vocab_size == ROWS
     output = tmp_path / "out"
     write_export(

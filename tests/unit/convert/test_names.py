@@ -3,16 +3,14 @@
 import pytest
 import torch
 
+from tests.support.connectors import CASES
 from tests.unit.convert.independent_vila import PADDED, VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.connectors import CONNECTORS
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.formats.registry import find_format
 from vila_mc.convert.names import Table, connector_table, tables
 from vila_mc.convert.rename_tensors import from_hf, to_hf, vocabulary_rows
 from vila_mc.errors import CheckpointError
-
-KINDS = tuple(CONNECTORS)
 
 
 def _parts(model: ModelConfig, padded: int = PADDED) -> tuple[Table, Table, Table]:
@@ -31,7 +29,7 @@ def _from_hf(
     return {name: tensor.read() for name, tensor in joined.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 def test_every_parameter_has_exactly_one_row(kind: str) -> None:
     model = tiny_model(kind)
     state = build(model).canonical()
@@ -41,7 +39,7 @@ def test_every_parameter_has_exactly_one_row(kind: str) -> None:
     assert len(theirs) == len(set(theirs))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 def test_there_and_back_is_bit_equal(kind: str) -> None:
     model = tiny_model(kind)
     state = build(model).canonical()
@@ -142,3 +140,8 @@ def test_a_format_refuses_the_connectors_it_cannot_hold() -> None:
         connector_table(tiny_model(), find_format("hf-llava").naming)
     with pytest.raises(CheckpointError, match="cannot hold the connector downsample_linear"):
         connector_table(tiny_model("downsample_linear"), find_format("vila").naming)
+    others = r"knows linear, .*, with other options\. hf-vila holds every connector"
+    with pytest.raises(CheckpointError, match=f"cannot hold the connector mlp3x_gelu; it {others}"):
+        connector_table(tiny_model("mlp3x_gelu"), find_format("hf-llava").naming)
+    with pytest.raises(CheckpointError, match=rf"\(token_order columns\); it {others}"):
+        connector_table(tiny_model("mlp_downsample by columns"), find_format("vila").naming)

@@ -265,3 +265,21 @@ def test_formats_without_a_place_for_tiles(kind: str, tokenizer_path: Path, tmp_
     state = lazily(build(model).canonical())
     with pytest.raises(CheckpointError, match=f"{kind} has no place for images cut into tiles"):
         write_export(state, model, tokenizer_path, tmp_path / "hf", torch.float32, format=kind)
+
+
+@pytest.mark.parametrize("given", [None, "rows", "columns"])
+def test_the_order_of_visual_tokens_is_proven_with_the_rest(
+    given: Any, tokenizer_path: Path, tmp_path: Path, in_process: None
+) -> None:
+    """Of a directory that code of before 2024-12-12 wrote."""
+    model = tiny_model("mlp_downsample", grid=3)
+    state = lazily(build(model).canonical())
+    write_export(state, model, tokenizer_path, tmp_path / "hf", torch.float32, format="vila")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config["image_encoder"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    source = read_whole(tmp_path / "hf", token_order=given)
+    assert source.model.connector.token_order == (given or "columns")
+    import_checkpoint(source, tmp_path / "ours")
+    proof = compare_source(source, tmp_path / "ours")
+    assert "logits" in [text.split()[0] for text in proof.proven]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
+from tests.support.connectors import plain
 from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.model import RopeConfig
@@ -22,19 +23,32 @@ from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.formats.write_export import write_export
 from vila_mc.errors import CheckpointError
 
-KINDS = ("linear", "mlp2x_gelu", "mlp_downsample")
+KINDS = (
+    "linear",
+    "mlp2x_gelu",
+    "mlp3x_gelu",
+    "mlp_downsample",
+    "mlp_downsample_3x3_fix",
+    "mlp_downsample_3x3_s2",
+    "mlp_downsample_3x3_s2_new",
+)
 KEYS = {
     "linear": {"layers"},
     "mlp2x_gelu": {"layers.0", "layers.2"},
+    "mlp3x_gelu": {"layers.0", "layers.2", "layers.4"},
     "mlp_downsample": {"layers.1", "layers.2", "layers.4"},
+    "mlp_downsample_3x3_fix": {f"layers.{i}" for i in (1, 2, 4, 5, 7)},
+    "mlp_downsample_3x3_s2": {f"layers.{i}" for i in (1, 2, 4, 5, 7, 8, 10, 11, 13)},
+    "mlp_downsample_3x3_s2_new": {f"layers.{i}" for i in (1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16)},
 }
+"""Places of layers with weights in the public code's ``nn.Sequential``."""
 
 
 @pytest.fixture(scope="module")
 def exported(
     tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Any, Path]]:
-    """Three connectors on an odd grid, and what they must compute."""
+    """Its connectors on an odd grid, and what they must compute."""
     result = {}
     for kind in KINDS:
         model = tiny_model(kind, grid=3, image_mode="pad")
@@ -58,16 +72,16 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _blocks(patches: torch.Tensor, side: int) -> torch.Tensor:
-    """[1, side * side, e] -> 2 x 2 blocks, row by row; outside the grid is zero."""
-    width = patches.shape[-1]
-    grid = torch.zeros(side + side % 2, side + side % 2, width)
+def _blocks(patches: torch.Tensor, side: int, factor: int) -> torch.Tensor:
+    """[1, side * side, e] -> factor x factor blocks, row by row; outside the grid is zero."""
+    width, missing = patches.shape[-1], -side % factor
+    grid = torch.zeros(side + missing, side + missing, width)
     grid[:side, :side] = patches[0].view(side, side, width)
     tokens = []
-    for row in range(0, grid.shape[0], 2):
-        for column in range(0, grid.shape[1], 2):
-            block = grid[row : row + 2, column : column + 2]
-            tokens.append(torch.cat([block[0, 0], block[0, 1], block[1, 0], block[1, 1]]))
+    for row in range(0, grid.shape[0], factor):
+        for column in range(0, grid.shape[1], factor):
+            block = grid[row : row + factor, column : column + factor]
+            tokens.append(block.reshape(-1))
     return torch.stack(tokens)[None]
 
 
@@ -76,13 +90,19 @@ def _connect(directory: Path, patches: torch.Tensor, side: int) -> torch.Tensor:
     w = _weights(directory)
     if kind == "linear":
         return patches @ w["layers.weight"].T + w["layers.bias"]
-    first, second, x = "layers.0", "layers.2", patches
-    if kind == "mlp_downsample":
-        first, second, x = "layers.2", "layers.4", _blocks(patches, side)
-        x = F.layer_norm(x, x.shape[-1:], w["layers.1.weight"], w["layers.1.bias"], 1e-5)
-    x = x @ w[f"{first}.weight"].T + w[f"{first}.bias"]
-    x = x * 0.5 * (1 + torch.erf(x / 2**0.5))
-    return x @ w[f"{second}.weight"].T + w[f"{second}.bias"]
+    x = patches
+    if "downsample" in kind:
+        x = _blocks(patches, side, 3 if "3x3" in kind else 2)
+    places = sorted(int(name.split(".")[1]) for name in w if name.endswith("weight"))
+    for place in places:
+        weight, bias = w[f"layers.{place}.weight"], w[f"layers.{place}.bias"]
+        if weight.dim() == 1:
+            x = F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
+            continue
+        x = x @ weight.T + bias
+        if place != places[-1]:
+            x = x * 0.5 * (1 + torch.erf(x / 2**0.5))
+    return x
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,6 +194,60 @@ def test_a_newline_after_every_image_is_said(
     del config["image_encoder"]
     path.write_text(json.dumps(config))
     assert "newline" not in read_whole(tmp_path / "other").kind
+
+
+def _copied(exported: dict[str, tuple[Any, Path]], kind: str, to: Path) -> tuple[Path, Path]:
+    """A copy of an export, and its projector's config."""
+    shutil.copytree(exported[kind][1], to)
+    return to, to / "mm_projector" / "config.json"
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def test_the_order_of_tokens_follows_the_age_of_the_directory(
+    exported: dict[str, tuple[Any, Path]], tmp_path: Path
+) -> None:
+    """The release that turned it also brought image encoders into the config."""
+    other, projector = _copied(exported, "mlp_downsample", tmp_path / "other")
+    today = read_whole(other)
+    assert today.model.connector.token_order == "rows"
+    assert "visual tokens by rows, as the public code since 2024-12-12" in today.kind
+    _edit(other / "config.json", image_encoder=None)
+    old = read_whole(other)
+    assert old.model.connector.token_order == "columns"
+    assert "visual tokens by columns, as the public code before 2024-12-12" in old.kind
+    assert read_whole(other, token_order="rows").model == today.model
+    _edit(projector, mm_projector_type="mlp_downsample_2x2_fix")  # that code knew no such name
+    assert read_whole(other).model == today.model
+
+
+def test_columns_compute_what_the_code_of_then_computes(
+    exported: dict[str, tuple[Any, Path]], tmp_path: Path
+) -> None:
+    other, _ = _copied(exported, "mlp_downsample", tmp_path / "other")
+    _edit(other / "config.json", image_encoder=None)
+    source = read_whole(other)
+    weights = {n.removeprefix("connector."): t.read() for n, t in source.tensors.items()}
+    patches = torch.randn(1, 9, source.model.vision.width)
+    then = _connect(other / "mm_projector", patches, 3)[:, [0, 2, 1, 3]]  # of 2 x 2, by columns
+    assert (plain(source.model.connector, weights, patches) - then).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp_downsample"])
+def test_an_order_that_a_directory_says_itself_is_refused(
+    kind: str, exported: dict[str, tuple[Any, Path]], tmp_path: Path, tokenizer_path: Path
+) -> None:
+    model = tiny_model(kind)
+    state = lazily(build(model).canonical())
+    write_export(state, model, tokenizer_path, tmp_path / "hf", torch.float32, 60_000, "hf-vila")
+    with pytest.raises(CheckpointError, match="format hf-vila says it itself"):
+        read_whole(tmp_path / "hf", token_order="columns")
+    if kind == "linear":
+        with pytest.raises(CheckpointError, match="linear keeps the order of the patches"):
+            read_whole(exported[kind][1], token_order="columns")
 
 
 def test_what_another_reader_of_images_made_is_refused(

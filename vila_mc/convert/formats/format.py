@@ -81,6 +81,10 @@ class Format(Protocol):
     def has_own_code(self) -> bool:
         """Whether it comes with our own modelling file and processor, so that it can be asked."""
 
+    @property
+    def says_token_order(self) -> bool:
+        """Whether its files say how the visual tokens of a connector with blocks are ordered."""
+
     def write(self, source: ExportSource, directory: Path) -> None:
         """Write weights, configs, tokenizer, and what else the format has.
 

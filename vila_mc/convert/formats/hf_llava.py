@@ -31,11 +31,26 @@ from vila_mc.convert.names import (
 )
 from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
 from vila_mc.convert.rename_tensors import their_shapes
-from vila_mc.convert.transforms import BeforeIdentity
+from vila_mc.convert.transforms import BeforeIdentity, Row
 from vila_mc.convert.weights import open_weights
 from vila_mc.files import write_json
 
 _HARMLESS = ("ignore_index", "image_seq_length", "tie_word_embeddings", "vocab_size")
+
+
+_LAYERS = {"fc1": "linear_1", "fc2": "linear_2"}
+
+
+def _before_identity(_: ModelConfig) -> tuple[Row, ...]:
+    return (
+        BeforeIdentity("connector.fc1.weight", "linear_1.weight", "h e", "linear_2.weight"),
+        BeforeIdentity("connector.fc1.bias", "linear_1.bias", "h", "linear_2.bias"),
+    )
+
+
+def _two_layers(model: ModelConfig) -> tuple[Row, ...] | None:
+    has_two = model.connector.layers == len(_LAYERS)
+    return connector_rows(lambda _, name: _LAYERS[name])(model) if has_two else None
 
 
 class _HfLlava:
@@ -43,6 +58,7 @@ class _HfLlava:
     model_type = "llava"
     sees_images = True
     has_own_code = False
+    says_token_order = True
     # As published checkpoints name it.
     naming = Naming(
         name,
@@ -50,11 +66,8 @@ class _HfLlava:
         "multi_modal_projector.",
         "language_model.",
         {
-            "linear": (
-                BeforeIdentity("connector.fc1.weight", "linear_1.weight", "h c", "linear_2.weight"),
-                BeforeIdentity("connector.fc1.bias", "linear_1.bias", "h", "linear_2.bias"),
-            ),
-            "mlp2x_gelu": connector_rows("mlp2x_gelu", {"fc1": "linear_1", "fc2": "linear_2"}),
+            "linear": _before_identity,
+            "mlpNx_gelu": _two_layers,
         },
     )
 
@@ -129,7 +142,7 @@ class _HfLlava:
         config.require("projector_hidden_act", "gelu", "linear", None)
         is_linear = config.get("projector_hidden_act") == "linear"
         config.refuse_others(_HARMLESS)
-        connector = ConnectorConfig(kind="linear" if is_linear else "mlp2x_gelu")
+        connector = ConnectorConfig(kind="linear" if is_linear else "mlpNx_gelu")
         model = ModelConfig(vision=vision, connector=connector, language=language)
         tensors = {
             _published_name(name): tensor

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from vila_mc.config.connectors import CONNECTORS, ConnectorConfig
+from vila_mc.config.connectors import CONNECTORS, OPTIONS, ConnectorConfig, ConnectorKind
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ModelConfig
+from vila_mc.config.options import build
 from vila_mc.convert.chat_template import FILE, jinja_of
 from vila_mc.convert.config_values import ConfigValues
 from vila_mc.convert.families.pixels import preprocessor_json, read_pixels, tiles_json
@@ -21,7 +22,7 @@ from vila_mc.convert.formats.export_source import ExportSource, write_packaged
 from vila_mc.convert.formats.format import ForeignModel, Format
 from vila_mc.convert.formats.model_card import model_card
 from vila_mc.convert.formats.registry import FormatName
-from vila_mc.convert.formats.whole_directory import assemble_whole, connector_kind
+from vila_mc.convert.formats.whole_directory import assemble_whole
 from vila_mc.convert.names import Naming, connector_rows, tables
 from vila_mc.convert.proof.packaged_code import require_packaged_code
 from vila_mc.convert.proof.reloaded import LoadedModel, Loading, TransformersModel, load_model
@@ -32,6 +33,7 @@ from vila_mc.files import write_json
 
 _PACKAGED = (
     "configuration_vila.py",
+    "connector_vila.py",
     "modeling_vila.py",
     "image_processing_vila.py",
     "processing_vila.py",
@@ -43,12 +45,13 @@ class _HfVila:
     model_type = "vila_mc"
     sees_images = True
     has_own_code = True
+    says_token_order = True
     naming = Naming(
         name,
         "vision_tower.",
         "connector.",
         "language_model.",
-        {kind: connector_rows(kind) for kind in CONNECTORS},
+        dict.fromkeys(CONNECTORS, connector_rows()),
     )
 
     def write(self, source: ExportSource, directory: Path) -> None:
@@ -84,6 +87,7 @@ class _HfVila:
             "dtype": source.dtype_name(),
             "class_tokens": model.vision.facts().class_tokens,
             "connector_kind": model.connector.kind,
+            "connector_options": model.connector.options(),
             "vision_select_layer": model.vision.select_layer,
             "image_token_id": model.language.vocab_size,
             "tie_word_embeddings": model.language.tied_embeddings,
@@ -106,12 +110,11 @@ class _HfVila:
         vision = vision_from_hf(config.part("vision_config"), select_layer, is_cut=True)
         vision = read_pixels(directory, vision, image_mode)
         tensors = open_weights(directory, trust_pickle=trust_pickle)
-        kind = connector_kind(config, "connector_kind", self.naming)
+        connector = _read_connector(config)
         config.require("class_tokens", vision.facts().class_tokens, None)
         config.require("image_token_id", language.vocab_size, None)
         config.refuse_others(("auto_map", "tie_word_embeddings"))
         with config.describing():
-            connector = ConnectorConfig(kind=kind)
             model = ModelConfig(vision=vision, connector=connector, language=language)
         return assemble_whole(directory, model, tensors, self.naming, trust_pickle=trust_pickle)
 
@@ -126,6 +129,15 @@ class _HfVila:
         image_token = model.config.image_token_id
         preprocessor = loading.preprocessor(directory)
         return TransformersModel(model, vocab_size, image_token, preprocessor, processor)
+
+
+def _read_connector(config: ConfigValues) -> ConnectorConfig:
+    config.require("connector_kind", *get_args(ConnectorKind))
+    options = config.part("connector_options")
+    values = {name: options.get(name) for name in ("token_order", *OPTIONS) if options.has(name)}
+    options.refuse_others()
+    with config.describing():
+        return build(ConnectorConfig, {"kind": config.get("connector_kind"), **values})
 
 
 def _processor_json(model: ModelConfig) -> dict[str, Any]:

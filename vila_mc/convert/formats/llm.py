@@ -19,6 +19,7 @@ class _Llm:
     model_type = None
     sees_images = False
     has_own_code = False
+    says_token_order = True
     naming = Naming(name, "", "", "", {})
 
     def write(self, source: ExportSource, directory: Path) -> None:

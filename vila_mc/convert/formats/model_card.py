@@ -30,7 +30,7 @@ tags: [vila]
 
 A vision-language model after VILA (arXiv 2312.07533), {parameters:,} parameters: a {tower} tower
 ({vision.built_layers()} layers, {vision.image_size} px, images {vision.images_become()}), a
-`{model.connector.kind}` connector with {model.visual_tokens()} visual tokens per {square}, and a
+`{model.connector.title()}` connector with {model.visual_tokens()} visual tokens per {square}, and a
 {family} ({language.layers} layers, width {language.width}).
 
 ```python

@@ -6,7 +6,9 @@ formulas of its own.
 
 import json
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vila_mc.config.connectors import ConnectorConfig, ConnectorKind
+from vila_mc.config.connectors import ConnectorConfig, ConnectorKind, TokenOrder
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ModelConfig, VisionConfig
 from vila_mc.convert.chat_template import jinja_of
@@ -26,9 +28,9 @@ from vila_mc.convert.formats.export_source import ExportSource
 from vila_mc.convert.formats.format import ForeignModel, Format, Origin
 from vila_mc.convert.formats.llm import FORMAT as LLM
 from vila_mc.convert.formats.registry import FormatName
-from vila_mc.convert.formats.whole_directory import connector_kind
 from vila_mc.convert.names import (
     Naming,
+    Table,
     connector_rows,
     connector_table,
     unread_shapes,
@@ -50,14 +52,33 @@ from vila_mc.files import write_json
 
 LANGUAGE, VISION, CONNECTOR = "llm", "vision_tower", "mm_projector"
 _ASPECTS: Mapping[ImageMode, str] = {"crop": "square", "pad": "pad", "resize": "resize"}
-_CONNECTORS: Mapping[ConnectorKind, tuple[Row, ...]] = {
-    "linear": connector_rows("linear", {"fc1": "layers"}),
-    "mlp2x_gelu": connector_rows("mlp2x_gelu", {"fc1": "layers.0", "fc2": "layers.2"}),
-    "mlp_downsample": connector_rows(
-        "mlp_downsample", {"norm": "layers.1", "fc1": "layers.2", "fc2": "layers.4"}
-    ),
-}
-"""The public code has no name for the paper's downsample_linear."""
+_CONNECTORS: tuple[ConnectorKind, ...] = (
+    "linear",
+    "mlpNx_gelu",
+    "mlp_downsample",
+    "mlp_downsample_3x3_fix",
+    "mlp_downsample_3x3_s2",
+    "mlp_downsample_3x3_s2_new",
+)
+"""Those that the public code has a name for."""
+_OTHER_NAMES: Mapping[str, ConnectorKind] = {"mlp_downsample_2x2_fix": "mlp_downsample"}
+
+
+def _rows(model: ModelConfig) -> tuple[Row, ...] | None:
+    """Of its connector, which today's code computes row by row."""
+    return connector_rows(_layer_of)(model) if model.connector.token_order == "rows" else None
+
+
+def _layer_of(model: ModelConfig, name: str) -> str:
+    """What the public code calls a layer: its place among all, those without weights too."""
+    if model.connector.kind == "linear":
+        return "layers"
+    place = int(model.connector.facts().block > 1)  # folding comes first
+    for layer in model.connector_layers():
+        if layer.name == name:
+            break
+        place += 1 if layer.is_norm else 2  # GELU follows a linear layer
+    return f"layers.{place}"
 
 
 class _Vila:
@@ -65,7 +86,8 @@ class _Vila:
     model_type = "llava_llama"
     sees_images = True
     has_own_code = False
-    naming = Naming(name, "vision_model.", "", "", _CONNECTORS)
+    says_token_order = False
+    naming = Naming(name, "vision_model.", "", "", dict.fromkeys(_CONNECTORS, _rows))
 
     def write(self, source: ExportSource, directory: Path) -> None:
         model = source.model
@@ -88,7 +110,7 @@ class _Vila:
         configs[CONNECTOR] = {
             "architectures": ["MultimodalProjector"],
             "model_type": "v2l_projector",
-            "mm_projector_type": model.connector.kind,
+            "mm_projector_type": _projector_type(model.connector),
             "dtype": source.dtype_name(),
         }
         write_json(directory / CONNECTOR / "config.json", configs[CONNECTOR])
@@ -145,13 +167,12 @@ class _Vila:
         projector = directory / CONNECTOR
         where = projector / "config.json"
         projector_config = ConfigValues(read_json(where), where)
-        kind = connector_kind(projector_config, "mm_projector_type", self.naming)
-        model = ModelConfig(vision=vision, connector=ConnectorConfig(kind=kind), language=language)
+        connector = _read_connector(projector_config, is_old=not config.has("image_encoder"))
+        model = ModelConfig(vision=vision, connector=connector, language=language)
         projector_tensors = open_weights(projector, trust_pickle=trust_pickle)
-        table = connector_table(model, self.naming)
-        joined = from_hf(projector_tensors, [table], str(projector))
+        joined = from_hf(projector_tensors, [_table(model)], str(projector))
         projector_config.refuse_others()
-        found = self.name + (_TOKEN_ORDER if "downsample" in kind else "") + newline
+        found = self.name + _said_of_order(connector) + newline
         origin = Origin(
             {self.name: directory},
             directory / VISION,
@@ -165,8 +186,43 @@ class _Vila:
         return _LoadedParts(directory, loading, vocab_size)
 
 
-_TOKEN_ORDER = " (tokens row by row; weights from before late 2024 expect them by columns)"
-"""Said because no file says which; see docs/checkpoints.md."""
+def _projector_type(connector: ConnectorConfig) -> str:
+    return connector.kind.replace("Nx", f"{connector.layers}x")
+
+
+def _read_connector(config: ConfigValues, *, is_old: bool) -> ConnectorConfig:
+    """The connector that ``mm_projector_type`` names.
+
+    The release of 2024-12-12 turned the order of mlp_downsample's tokens, under the same name, and
+    brought image encoders: a config without one is of earlier code.
+
+    Raises:
+        CheckpointError: there is no such one.
+    """
+    key = "mm_projector_type"
+    given = config.get(key)
+    if isinstance(given, str) and (match := _MLP.fullmatch(given)):
+        return ConnectorConfig(kind="mlpNx_gelu", layers=int(match["layers"]))
+    named = [kind for kind in _CONNECTORS if kind != "mlpNx_gelu"]
+    config.require(key, *named, *_OTHER_NAMES)
+    order: TokenOrder = "columns" if given == "mlp_downsample" and is_old else "rows"
+    return ConnectorConfig(kind=_OTHER_NAMES.get(given, given), token_order=order)
+
+
+_MLP = re.compile(r"mlp(?P<layers>[1-9]\d?)x_gelu")
+
+
+def _table(model: ModelConfig) -> Table:
+    """Rows of the connector of a directory that is read, of either age."""
+    connector = replace(model.connector, token_order="rows")
+    return connector_table(replace(model, connector=connector), FORMAT.naming)
+
+
+def _said_of_order(connector: ConnectorConfig) -> str:
+    if connector.kind != "mlp_downsample":
+        return ""
+    age = "before" if connector.token_order == "columns" else "since"
+    return f" (visual tokens by {connector.token_order}, as the public code {age} 2024-12-12)"
 
 
 _NEWLINE = " (its code puts a newline after every image: so must prompts)"
@@ -245,6 +301,8 @@ class _LoadedParts:
         self._first_patch = 1 if config["mm_vision_select_feature"] == "patch" else 0
         projector = directory / CONNECTOR
         self._kind = read_json(projector / "config.json")["mm_projector_type"]
+        is_old = self._kind == "mlp_downsample" and config.get("image_encoder") is None
+        self._order = loading.token_order or ("columns" if is_old else "rows")
         self._layers = {
             name: loading.rounded(tensor.read()).float()
             for name, tensor in open_weights(projector, trust_pickle=loading.trust_pickle).items()
@@ -268,28 +326,33 @@ class _LoadedParts:
         return embeds
 
     def _connect(self, patches: Tensor) -> Tensor:
-        layers = self._layers
+        """Weights of one axis are a LayerNorm's; after every linear layer but the last is GELU."""
+        x = patches
+        if "downsample" in self._kind:
+            x = _blocks(patches, 3 if "3x3" in self._kind else 2)
+        names = {name.rpartition(".")[0] for name in self._layers}
+        *others, last = sorted(names, key=lambda name: int(name.partition(".")[2] or 0))
+        for name in (*others, last):
+            weight, bias = self._layers[f"{name}.weight"], self._layers[f"{name}.bias"]
+            if weight.dim() == 1:
+                x = F.layer_norm(x, weight.shape, weight, bias)
+            else:
+                x = F.linear(x, weight, bias)
+                x = x if name == last else F.gelu(x)
+        if self._order == "columns":
+            side = math.isqrt(x.shape[1])
+            x = x.reshape(len(x), side, side, -1).transpose(1, 2).flatten(1, 2)
+        return x
 
-        def linear(x: Tensor, name: str) -> Tensor:
-            return F.linear(x, layers[f"{name}.weight"], layers[f"{name}.bias"])
 
-        if self._kind == "linear":
-            return linear(patches, "layers")
-        if self._kind == "mlp2x_gelu":
-            return linear(F.gelu(linear(patches, "layers.0")), "layers.2")
-        x = _blocks_of_two(patches)
-        x = F.layer_norm(x, x.shape[-1:], layers["layers.1.weight"], layers["layers.1.bias"])
-        return linear(F.gelu(linear(x, "layers.2")), "layers.4")
-
-
-def _blocks_of_two(patches: Tensor) -> Tensor:
-    """2 x 2 patches side by side: upper left, upper right, lower left, lower right."""
+def _blocks(patches: Tensor, factor: int) -> Tensor:
+    """Blocks of patches side by side, each row by row; outside the grid are zeros."""
     side = math.isqrt(patches.shape[1])
     grid = patches.reshape(len(patches), side, side, -1)
-    if side % 2:
-        grid = F.pad(grid, (0, 0, 0, 1, 0, 1))
-    corners = [grid[:, y::2, x::2] for y in (0, 1) for x in (0, 1)]
-    return torch.cat(corners, dim=-1).flatten(1, 2)
+    missing = -side % factor
+    grid = F.pad(grid, (0, 0, 0, missing, 0, missing))
+    places = [grid[:, y::factor, x::factor] for y in range(factor) for x in range(factor)]
+    return torch.cat(places, dim=-1).flatten(1, 2)
 
 
 FORMAT: Format = _Vila()

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vila_mc.checkpoint.lazy import LazyTensors
-from vila_mc.config.connectors import ConnectorKind
+from vila_mc.config.connectors import TokenOrder
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.config_values import ConfigValues
@@ -18,17 +18,24 @@ from vila_mc.errors import CheckpointError
 
 
 def read_whole(
-    directory: Path, image_mode: ImageMode | None = None, *, trust_pickle: bool = False
+    directory: Path,
+    image_mode: ImageMode | None = None,
+    *,
+    token_order: TokenOrder | None = None,
+    trust_pickle: bool = False,
 ) -> ForeignModel:
     """A whole model in any format that holds one.
 
     Args:
         directory: holds a config.json that says which.
         image_mode: how images become square; as the directory says if None.
+        token_order: how the visual tokens of a connector with blocks follow each other, where no
+            file says so; by the age of the directory if None.
         trust_pickle: whether weights may be read from ``.bin`` files.
 
     Raises:
-        CheckpointError: something is missing, damaged, or not supported.
+        CheckpointError: something is missing, damaged, or not supported, or ``token_order`` is
+            given of a directory that says it.
     """
     where = directory / "config.json"
     config = ConfigValues(read_json(where), where)
@@ -39,7 +46,24 @@ def read_whole(
             f"{where}: model_type is {config.get('model_type')}; a whole model is one of {known}. "
             "Give a language model and a vision tower each on its own to put them together."
         )
-    return format.read(directory, config, image_mode, trust_pickle=trust_pickle)
+    found = format.read(directory, config, image_mode, trust_pickle=trust_pickle)
+    return found if token_order is None else _with_token_order(found, token_order, format)
+
+
+def _with_token_order(found: ForeignModel, order: TokenOrder, format: Format) -> ForeignModel:
+    connector = found.model.connector
+    if format.says_token_order or connector.facts().block == 1:
+        raise CheckpointError(
+            f"token_order is {order}, but "
+            + (
+                f"a directory of the format {format.name} says it itself"
+                if format.says_token_order
+                else f"the connector {connector.title()} keeps the order of the patches"
+            )
+            + ". Leave it out."
+        )
+    model = replace(found.model, connector=replace(connector, token_order=order))
+    return replace(found, model=model)
 
 
 def whole_format(config: ConfigValues) -> Format | None:
@@ -88,10 +112,3 @@ def assemble_whole(
     joined |= join_language(language, model.language, f"{directory} (language)", placed_vocab)
     origin = Origin({naming.format: directory}, directory, trust_pickle=trust_pickle)
     return ForeignModel(model, joined, directory, naming.format, origin)
-
-
-def connector_kind(config: ConfigValues, key: str, naming: Naming) -> ConnectorKind:
-    """The connector that a config names. Raises CheckpointError if the format has no such one."""
-    config.require(key, *naming.connectors)
-    kind: ConnectorKind = config.get(key)
-    return kind

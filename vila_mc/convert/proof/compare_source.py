@@ -127,6 +127,7 @@ def _of_models(
         rounds_to_bf16=rounds_to_bf16,
         trust_pickle=source.origin.trust_pickle,
         pixel_statistics=statistics,
+        token_order=source.model.connector.token_order,
     )
     values: dict[str, Any] = {"loading": asdict(loading)}
     requests = {}

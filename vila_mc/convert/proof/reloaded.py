@@ -54,6 +54,9 @@ class Loading:
     pixel_statistics: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """``image_mean`` and ``image_std``, where the directory does not say."""
 
+    token_order: str | None = None
+    """How a connector's visual tokens follow each other, where the directory does not say."""
+
     def rounded(self, weight: Tensor) -> Tensor:
         """A weight as the other side of the proof has it."""
         return weight.to(torch.bfloat16) if self.rounds_to_bf16 else weight

@@ -6,14 +6,16 @@ import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from vila_mc.config.connectors import ConnectorLayer
 from vila_mc.config.model import ModelConfig
 
 NORM_EPSILON = 1e-5
 
 
 class Connector(MegatronModule):  # type: ignore[misc]
-    """Patch features to visual tokens in the language model's width, by ``forward``.
+    """Patch features to visual tokens in the language model's width.
 
     Every tensor-parallel rank holds all of it. Its layers are those of ``config.connectors``.
 
@@ -24,42 +26,80 @@ class Connector(MegatronModule):  # type: ignore[misc]
             as wide as torch has it, which VILA and LLaVA keep.
     """
 
-    norm: nn.LayerNorm
-    fc1: nn.Linear
-    fc2: nn.Linear
-
     def __init__(
         self, config: TransformerConfig, model: ModelConfig, *, is_narrow: bool = False
     ) -> None:
         super().__init__(config=config)
-        self.factor = model.connector.factor()
+        self.settings = model.connector
+        self.block = model.connector.facts().block
         self.class_tokens = model.vision.facts().class_tokens
-        for name, shape in model.connector_shapes().items():
-            layer = _layer(shape, config.params_dtype)
-            if is_narrow and isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            self.add_module(name, layer)
+        self.layers = model.connector_layers()
+        for layer in self.layers:
+            _put(self, layer.name, _built(layer, config.params_dtype, is_narrow=is_narrow))
 
     def forward(self, features_npe: Tensor) -> Tensor:
         """The tower's features [n, class tokens + p, e] -> visual tokens [n, q, h]."""
+        visual_nqh = self.tokens_by_rows(features_npe)
+        if self.settings.token_order != "columns":
+            return visual_nqh
+        n, q, h = visual_nqh.shape
+        side = round(q**0.5)
+        return visual_nqh.reshape(n, side, side, h).transpose(1, 2).flatten(1, 2)
+
+    def tokens_by_rows(self, features_npe: Tensor) -> Tensor:
+        """``forward`` with the visual tokens row by row, which is what a kind computes."""
         raise NotImplementedError
 
     def patches(self, features_npe: Tensor) -> Tensor:
         """Features without class tokens: [n, p, e]."""
         return features_npe[:, self.class_tokens :]
 
+    def apply_linear(self, name: str, inputs: Tensor) -> Tensor:
+        """The linear layer ``name``: [..., inputs] -> [..., outputs]."""
+        outputs: Tensor = self.get_submodule(name)(inputs)
+        return outputs
+
+    def apply_norm(self, name: str, inputs: Tensor) -> Tensor:
+        """The LayerNorm ``name``, over the last axis."""
+        outputs: Tensor = self.get_submodule(name)(inputs)
+        return outputs
+
+    def mlp(self, tokens: Tensor) -> Tensor:
+        """All of its layers one after the other, with GELU (exact) between linear ones."""
+        last = self.layers[-1]
+        for layer in self.layers:
+            if layer.is_norm:
+                tokens = self.apply_norm(layer.name, tokens)
+            else:
+                tokens = self.apply_linear(layer.name, tokens)
+                tokens = tokens if layer == last else F.gelu(tokens)
+        return tokens
+
 
 def build_connector(
     config: TransformerConfig, model: ModelConfig, *, is_narrow: bool = False
 ) -> Connector:
-    """The connector of ``model.connector.kind``; see ``Connector``."""
-    module = import_module(f"vila_mc.model.connectors.{model.connector.kind}")
+    """The connector of ``model.connector``; see ``Connector``."""
+    module = import_module(f"vila_mc.model.connectors.{model.connector.facts().module}")
     kind: type[Connector] = module.CONNECTOR
     return kind(config, model, is_narrow=is_narrow)
 
 
-def _layer(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Module:
-    if len(shape) == 1:
-        return nn.LayerNorm(shape, eps=NORM_EPSILON, dtype=dtype)
-    width, channels = shape
-    return nn.Linear(channels, width, dtype=dtype)
+def _built(layer: ConnectorLayer, dtype: torch.dtype, *, is_narrow: bool) -> nn.Module:
+    if layer.is_norm:
+        return nn.LayerNorm(layer.shape, eps=NORM_EPSILON, dtype=dtype)
+    outputs, inputs = layer.shape
+    linear = nn.Linear(inputs, outputs, dtype=dtype)
+    if is_narrow:
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+    return linear
+
+
+def _put(parent: nn.Module, name: str, layer: nn.Module) -> None:
+    """Make ``layer`` the submodule of this dotted name."""
+    *path, last = name.split(".")
+    for step in path:
+        if not hasattr(parent, step):
+            parent.add_module(step, nn.Module())
+        parent = parent.get_submodule(step)
+    parent.add_module(last, layer)

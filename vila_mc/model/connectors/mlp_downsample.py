@@ -10,11 +10,11 @@ from vila_mc.model.connectors.connector import Connector
 
 
 class _MlpDownsample(Connector):
-    def forward(self, features_npe: Tensor) -> Tensor:
+    def tokens_by_rows(self, features_npe: Tensor) -> Tensor:
         norm, fc1, fc2 = self.norm, self.fc1, self.fc2
         weights = norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias
         has_cls = self.class_tokens > 0
-        return mlp_downsample(features_npe, *weights, self.factor, has_cls=has_cls, eps=norm.eps)
+        return mlp_downsample(features_npe, *weights, self.block, has_cls=has_cls, eps=norm.eps)
 
 
 CONNECTOR = _MlpDownsample

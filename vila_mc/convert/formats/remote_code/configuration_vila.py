@@ -16,7 +16,8 @@ class VilaConfig(PreTrainedConfig):
         vision_config: the vision tower: a config of transformers, or its dict. It counts the
             layers that run: the layer after the one whose output is read does not exist.
         class_tokens: how many of the tower's tokens stand in front of the patches.
-        connector_kind: which connector; the modelling file knows them.
+        connector_kind: which connector; connector_vila.py knows them.
+        connector_options: its options by name, such as ``layers`` of mlpNx_gelu.
         image_token_id: placeholder of one visual token in ``input_ids``. It lies outside the
             vocabulary, so that no text contains it and the model never generates it.
     """
@@ -30,6 +31,7 @@ class VilaConfig(PreTrainedConfig):
         vision_config: PreTrainedConfig | dict[str, Any] | None = None,
         class_tokens: int = 1,
         connector_kind: str = "mlp_downsample",
+        connector_options: dict[str, Any] | None = None,
         image_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -37,6 +39,7 @@ class VilaConfig(PreTrainedConfig):
         self.vision_config = _as_config(vision_config, "clip_vision_model")
         self.class_tokens = class_tokens
         self.connector_kind = connector_kind
+        self.connector_options = dict(connector_options or {})
         vocab_size = self.text_config.vocab_size
         self.image_token_id = vocab_size if image_token_id is None else image_token_id
         if self.image_token_id < vocab_size:

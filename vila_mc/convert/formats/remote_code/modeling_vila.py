@@ -10,66 +10,14 @@ tokens per image.
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.generation import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_vila import VilaConfig
+from .connector_vila import VilaConnector
 
 IGNORE_LABEL = -100
-_BLOCK_SIDE = {"linear": 1, "mlp2x_gelu": 1, "downsample_linear": 2, "mlp_downsample": 2}
-
-
-def downsample_gather(patches_npe: Tensor, factor: int) -> Tensor:
-    """Fold each ``factor x factor`` block of patches into one token.
-
-    A grid that ``factor`` does not divide gets zeros at the bottom and right.
-
-    Args:
-        patches_npe: [n, p, e], p = g * g patches in row-major order.
-        factor: side of a block.
-
-    Returns:
-        [n, ceil(g / factor)**2, factor**2 * e], row-major; channels ordered (dy, dx, e).
-    """
-    n, p, e = patches_npe.shape
-    grid = round(p**0.5)
-    side = -(-grid // factor)
-    gap = side * factor - grid
-    padded = F.pad(patches_npe.reshape(n, grid, grid, e), (0, 0, 0, gap, 0, gap))
-    blocks = padded.reshape(n, side, factor, side, factor, e)
-    return blocks.permute(0, 1, 3, 2, 4, 5).reshape(n, side * side, factor * factor * e)
-
-
-class VilaConnector(nn.Module):
-    """Patch features [n, p, e] -> visual tokens [n, q, h].
-
-    linear: e -> h. mlp2x_gelu: e -> h -> GELU -> h. The downsample kinds first fold 2 x 2
-    patches: downsample_linear: 4e -> h. mlp_downsample: LayerNorm -> 4e -> h -> GELU -> h.
-    """
-
-    def __init__(self, kind: str, tower_width: int, language_width: int) -> None:
-        super().__init__()
-        if kind not in _BLOCK_SIDE:
-            raise ValueError(
-                f"connector_kind is {kind!r}; it must be one of {', '.join(_BLOCK_SIDE)}."
-            )
-        self.factor = _BLOCK_SIDE[kind]
-        width = tower_width * self.factor**2
-        self.norm = nn.LayerNorm(width, eps=1e-5) if kind == "mlp_downsample" else None
-        self.fc1 = nn.Linear(width, language_width)
-        is_mlp = kind in ("mlp2x_gelu", "mlp_downsample")
-        self.fc2 = nn.Linear(language_width, language_width) if is_mlp else None
-
-    def forward(self, patches_npe: Tensor) -> Tensor:
-        tokens = downsample_gather(patches_npe, self.factor) if self.factor > 1 else patches_npe
-        if self.norm is not None:
-            tokens = self.norm(tokens)
-        tokens = self.fc1(tokens)
-        if self.fc2 is not None:
-            tokens = self.fc2(F.gelu(tokens))
-        return tokens
 
 
 class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -91,7 +39,12 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_tower = AutoModel.from_config(vision)
         # Features are patch states before any final norm, so the tower has none.
         self.vision_tower.post_layernorm = nn.Identity()
-        self.connector = VilaConnector(config.connector_kind, vision.hidden_size, text.hidden_size)
+        self.connector = VilaConnector(
+            config.connector_kind,
+            config.connector_options,
+            vision.hidden_size,
+            text.hidden_size,
+        )
         self.language_model = AutoModelForCausalLM.from_config(text)
         self.post_init()
 
