@@ -12,6 +12,11 @@ from tests.parity.compare import assert_every_rank_matches
 from tests.parity.layout_trace import Trace, traces_of_models, write_seed_checkpoint
 from tests.support.connectors import CASES, options_of
 from tests.support.ranks import run_ranks
+from tests.support.tiny import tiny_microbatches, tiny_run
+from vila_mc.config.parallel import ParallelConfig
+from vila_mc.model.build import build_stages
+from vila_mc.parallel.groups import distributed
+from vila_mc.train.step import Trainer
 
 NUM_STEPS = 2
 TINY = {
@@ -81,3 +86,30 @@ def test_every_connector_learns_what_one_rank_learns(
     for name in NAMES:
         traces = [by_name[name] for by_name in by_rank]
         assert_every_rank_matches(traces, expected[name], f"{layout} {name}")
+
+
+def test_a_qformer_learns_with_any_number_of_queries() -> None:
+    """Of a Q-Former in a tutorial's ablation."""
+    (losses,) = run_ranks(1, _losses_by_queries)
+    assert list(losses) == list(QUERIES)
+    for first, *_, last in losses.values():
+        assert last < first * 0.99
+
+
+QUERIES = (16, 32, 64, 144)
+
+
+def _losses_by_queries() -> dict[int, list[float]]:
+    losses = {}
+    with distributed(ParallelConfig(), seed=1) as ranks:
+        for queries in QUERIES:
+            connector = {**options_of("qformer"), "queries": queries}
+            language = TINY["language"] | {"max_positions": 320}
+            config = tiny_run(
+                model=TINY | {"connector": connector, "language": language},
+                data={"sequence_length": 320},
+            )
+            trainer = Trainer(config, ranks, build_stages(config, ranks))
+            batches = tiny_microbatches(config, 0, 1)
+            losses[queries] = [trainer.step(batches).loss for _ in range(4)]
+    return losses

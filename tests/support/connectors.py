@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from vila_mc.config.connectors import ConnectorConfig
 
@@ -28,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "pooling": dict(side=2),
     "pooling bilinear": dict(kind="pooling", pooling="bilinear", side=2),
+    "transformer": dict(layers=2, heads=4),
+    "qformer": dict(queries=4, width=24, heads=3, layers=3, cross_attention_every=2),
 }
 """Options by name, which is the kind where none is given."""
 
@@ -58,6 +61,9 @@ def options_of(name: str) -> dict[str, Any]:
 def plain(connector: ConnectorConfig, weights: Mapping[str, Tensor], patches: Tensor) -> Tensor:
     """Patches [n, p, e] -> visual tokens [n, q, h], with weights by their names."""
     tokens, kind = patches, connector.kind
+    if kind in ("transformer", "qformer"):
+        through = _transformer if kind == "transformer" else _qformer
+        return through(connector, weights, patches) @ weights["fc.weight"].T + weights["fc.bias"]
     if "downsample" in kind:
         tokens = _concatenated(patches, 3 if "3x3" in kind else 2)
     if kind == "pooling":
@@ -114,3 +120,76 @@ def _pooled(patches: Tensor, connector: ConnectorConfig) -> Tensor:
     else:
         pooled = torch.nn.functional.interpolate(square, (side, side), mode="bilinear")
     return pooled.flatten(2).transpose(1, 2)
+
+
+def _transformer(
+    connector: ConnectorConfig, weights: Mapping[str, Tensor], patches: Tensor
+) -> Tensor:
+    """torch's own layers."""
+    width, heads = patches.shape[-1], connector.heads or 0
+    layer = torch.nn.TransformerEncoderLayer(
+        width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+    )
+    names = {"norm1": "norm1", "norm2": "norm2", "linear1": "fc1", "linear2": "fc2"}
+    names["self_attn.out_proj"] = "attention.out"
+    for number in range(connector.layers or 0):
+        own = _renamed(weights, {their: f"blocks.{number}.{our}" for their, our in names.items()})
+        for part in ("weight", "bias"):
+            own[f"self_attn.in_proj_{part}"] = torch.cat(
+                [weights[f"blocks.{number}.attention.{each}.{part}"] for each in _ASKED]
+            )
+        assert own.keys() == layer.state_dict().keys()
+        patches = functional_call(layer, own, (patches,))
+    return patches
+
+
+def _qformer(connector: ConnectorConfig, weights: Mapping[str, Tensor], patches: Tensor) -> Tensor:
+    """The Q-Former of BLIP-2, as transformers has it."""
+    model = blip2_qformer(connector, patches.shape[-1])
+    names = {"layernorm": "norm"}
+    for number in range(connector.layers or 0):
+        their, our = f"encoder.layer.{number}", f"blocks.{number}"
+        names |= {f"{their}.intermediate_query.dense": f"{our}.fc1"}
+        names |= {f"{their}.output_query.dense": f"{our}.fc2"}
+        names |= {f"{their}.output_query.LayerNorm": f"{our}.norm"}
+        for theirs, ours in (("attention", "attention"), ("crossattention", "cross")):
+            if f"{our}.{ours}.out.weight" in weights:
+                names |= {f"{their}.{theirs}.attention.{x}": f"{our}.{ours}.{x}" for x in _ASKED}
+                names |= {f"{their}.{theirs}.output.dense": f"{our}.{ours}.out"}
+                names |= {f"{their}.{theirs}.output.LayerNorm": f"{our}.{ours}.norm"}
+    own = _renamed(weights, names)
+    assert own.keys() == model.state_dict().keys()
+    queries = weights["queries.weight"].expand(len(patches), -1, -1)
+    inputs = {"query_embeds": queries, "encoder_hidden_states": patches}
+    tokens: Tensor = functional_call(model, own, (), inputs).last_hidden_state
+    return tokens
+
+
+_ASKED = ("query", "key", "value")
+
+
+def blip2_qformer(connector: ConnectorConfig, seen_width: int) -> Any:
+    """transformers' class, without dropout, with random weights."""
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel  # slow to import
+
+    width = connector.width or 0
+    return Blip2QFormerModel(
+        Blip2QFormerConfig(
+            hidden_size=width,
+            num_hidden_layers=connector.layers,
+            num_attention_heads=connector.heads,
+            intermediate_size=4 * width,
+            cross_attention_frequency=connector.cross_attention_every,
+            encoder_hidden_size=seen_width,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+def _renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    return {
+        f"{theirs}.{part}": weights[f"{ours}.{part}"]
+        for theirs, ours in names.items()
+        for part in ("weight", "bias")
+    }

@@ -392,6 +392,8 @@ def test_interleaving_needs_microbatches_in_multiples_of_the_pipeline() -> None:
         ("mlp_downsample_3x3_s2", 64),
         ("mlp_downsample_3x3_s2_new", 64),
         ("pooling", 144),
+        ("transformer", 576),
+        ("qformer", 32),
     ],
 )
 def test_visual_tokens_at_336_pixels_are_the_papers(kind: str, tokens: int) -> None:

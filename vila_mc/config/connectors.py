@@ -22,9 +22,14 @@ ConnectorKind = Literal[
     "mlp_downsample_3x3_s2",
     "mlp_downsample_3x3_s2_new",
     "pooling",
+    "transformer",
+    "qformer",
 ]
 TokenOrder = Literal["rows", "columns"]
 Pooling = Literal["average", "bilinear"]
+
+TABLE_STD = 0.02
+"""Standard deviation that tables start with: that of BLIP-2, arXiv 2301.12597."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +39,21 @@ class ConnectorLayer:
     name: str
     """Dotted where it is part of a block."""
     shape: tuple[int, ...]
-    """Of its weight: [width] of a LayerNorm, [outputs, inputs] of a linear layer. Both have a bias
-    as long as the first axis."""
+    """Of its weight: [width] of a LayerNorm, [outputs, inputs] of a linear layer, which both have a
+    bias as long as the first axis; [rows, width] of a table."""
+    is_table: bool = False
+    """Whether it is rows that are learned as they are, without a bias."""
+    epsilon: float = 1e-5
+    """What a LayerNorm adds to the variance."""
 
     @property
     def is_norm(self) -> bool:
         """Whether it is a LayerNorm."""
         return len(self.shape) == 1
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of its weight and bias, by these names."""
+        return {"weight": self.shape} | ({} if self.is_table else {"bias": self.shape[:1]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +66,11 @@ class ConnectorConfig:
     """linear, mlpNx_gelu (one token per patch; mlp2x_gelu is mlpNx_gelu with 2 layers);
     downsample_linear, mlp_downsample (one per block of 2x2); mlp_downsample_3x3_fix,
     mlp_downsample_3x3_s2, mlp_downsample_3x3_s2_new (one per block of 3x3); pooling (patches pooled
-    to side x side, then 2 layers)."""
+    to side x side, then 2 layers); transformer (layers over the patches); qformer (learned queries
+    that look at the patches)."""
     layers: int | None = None
-    """mlpNx_gelu: linear layers (default: 2)."""
+    """mlpNx_gelu: linear layers (default: 2). transformer, qformer: transformer layers (default: 1,
+    12)."""
     token_order: TokenOrder = "rows"
     """How visual tokens follow each other: rows; columns, of kinds with blocks alone, as in the
     public code before its release of 2024-12-12."""
@@ -63,6 +78,15 @@ class ConnectorConfig:
     """pooling: how, average or bilinear (default: average)."""
     side: int | None = None
     """pooling: visual tokens along one side of an image (default: 12)."""
+    queries: int | None = None
+    """qformer: queries, which become the visual tokens (default: 32)."""
+    width: int | None = None
+    """qformer: width of the queries (default: 768)."""
+    heads: int | None = None
+    """transformer, qformer: attention heads (default: 16, 12)."""
+    cross_attention_every: int | None = None
+    """qformer: in every how many layers, from the first on, queries look at the patches (default:
+    2)."""
 
     def __post_init__(self) -> None:
         if self.kind == "mlp2x_gelu":
@@ -91,6 +115,11 @@ class ConnectorConfig:
                 object.__setattr__(self, name, options[name])
         sizes = {name: value for name, value in self.options().items() if isinstance(value, int)}
         require_positive("model.connector", **sizes)
+        require(
+            self.width is None or self.width % (self.heads or 1) == 0,
+            f"model.connector.width {self.width} is not a multiple of model.connector.heads "
+            f"{self.heads}. Change one of them.",
+        )
 
     def facts(self) -> "ConnectorFacts":
         """What its kind decides."""
@@ -112,16 +141,17 @@ class ConnectorConfig:
 
     def visual_tokens(self, grid: int) -> int:
         """Visual tokens (q) of an image of ``grid x grid`` patches."""
-        return self.facts().tokens_side(self, grid) ** 2
+        return self.facts().num_tokens(self, grid)
 
     def weights(self, vision_width: int, language_width: int) -> tuple[ConnectorLayer, ...]:
         """Its layers in order, between a tower and a language model of these widths."""
         return tuple(self.facts().layers(self, vision_width, language_width))
 
 
-def _side_of_blocks(connector: ConnectorConfig, grid: int) -> int:
+def _one_per_block(connector: ConnectorConfig, grid: int) -> int:
     """An odd grid is filled up at the bottom and right."""
-    return -(-grid // connector.facts().block)
+    side = -(-grid // connector.facts().block)
+    return side * side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +164,8 @@ class ConnectorFacts:
     """Its layers in order, from its options, the tower's width (e) and the language model's (h)."""
     block: int = 1
     """Side of the block of patches that is folded into one token."""
-    tokens_side: Callable[[ConnectorConfig, int], int] = _side_of_blocks
-    """Visual tokens along one side, from its options and the patches along one side."""
+    num_tokens: Callable[[ConnectorConfig, int], int] = _one_per_block
+    """Visual tokens of an image, from its options and the patches along one side."""
     options: Mapping[str, int | str] = field(default_factory=dict)
     """Options that concern it alone, with their defaults."""
     module: str = "mlp"
@@ -153,6 +183,51 @@ def _mlp(*widths: int, has_norms: bool = False) -> Iterator[ConnectorLayer]:
         if has_norms and number < last:
             yield ConnectorLayer("norm" if last == 2 else f"norm{number}", (inputs,))
         yield ConnectorLayer(f"fc{number}", (outputs, inputs))
+
+
+def _transformer(connector: ConnectorConfig, e: int, h: int) -> Iterator[ConnectorLayer]:
+    """Layers that normalise what they read, as the tower's own."""
+    for number in range(connector.layers or 0):
+        at = f"blocks.{number}"
+        yield ConnectorLayer(f"{at}.norm1", (e,))
+        yield from _attention(f"{at}.attention", e, e)
+        yield ConnectorLayer(f"{at}.norm2", (e,))
+        yield from _feed_forward(at, e)
+    yield ConnectorLayer("fc", (h, e))
+
+
+def _qformer(connector: ConnectorConfig, e: int, h: int) -> Iterator[ConnectorLayer]:
+    """Layers that normalise what they write, with BLIP-2's epsilon."""
+    width, every = connector.width or 0, connector.cross_attention_every or 1
+
+    def norm(name: str) -> ConnectorLayer:
+        return ConnectorLayer(name, (width,), epsilon=1e-12)
+
+    yield ConnectorLayer("queries", (connector.queries or 0, width), is_table=True)
+    yield norm("norm")
+    for number in range(connector.layers or 0):
+        at = f"blocks.{number}"
+        yield from _attention(f"{at}.attention", width, width)
+        yield norm(f"{at}.attention.norm")
+        if number % every == 0:
+            yield from _attention(f"{at}.cross", width, e)
+            yield norm(f"{at}.cross.norm")
+        yield from _feed_forward(at, width)
+        yield norm(f"{at}.norm")
+    yield ConnectorLayer("fc", (h, width))
+
+
+def _attention(at: str, width: int, seen: int) -> Iterator[ConnectorLayer]:
+    """Of ``width`` to what is ``seen`` wide."""
+    yield ConnectorLayer(f"{at}.query", (width, width))
+    yield ConnectorLayer(f"{at}.key", (width, seen))
+    yield ConnectorLayer(f"{at}.value", (width, seen))
+    yield ConnectorLayer(f"{at}.out", (width, width))
+
+
+def _feed_forward(at: str, width: int) -> Iterator[ConnectorLayer]:
+    yield ConnectorLayer(f"{at}.fc1", (4 * width, width))
+    yield ConnectorLayer(f"{at}.fc2", (width, 4 * width))
 
 
 CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
@@ -194,9 +269,28 @@ CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
         ConnectorFacts(
             kind="pooling",
             layers=lambda _, e, h: _mlp(e, h, h),
-            tokens_side=lambda connector, _: connector.side or 0,
+            num_tokens=lambda connector, _: (connector.side or 0) ** 2,
             options={"pooling": "average", "side": 12},
             module="pooling",
+        ),
+        ConnectorFacts(
+            kind="transformer",
+            layers=_transformer,
+            options={"layers": 1, "heads": 16},
+            module="transformer",
+        ),
+        ConnectorFacts(
+            kind="qformer",
+            layers=_qformer,
+            num_tokens=lambda connector, _: connector.queries or 0,
+            options={
+                "layers": 12,
+                "queries": 32,
+                "width": 768,
+                "heads": 12,
+                "cross_attention_every": 2,
+            },
+            module="qformer",
         ),
     )
 }

@@ -311,6 +311,12 @@ class ModelConfig:
             f"model.connector.side is {side}, but an image has only {grid} x {grid} patches. Use "
             f"at most {grid}.",
         )
+        heads, width = self.connector.heads or 1, self.connector.width or self.vision.width
+        require(
+            width % heads == 0,
+            f"model.vision.width {width} is not a multiple of model.connector.heads {heads}. "
+            "Change one of them.",
+        )
 
     def visual_tokens(self) -> int:
         """Visual tokens per square that the tower sees (q)."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from vila_mc.checkpoint.lazy import lazily
-from vila_mc.config.connectors import ConnectorConfig, ConnectorKind
+from vila_mc.config.connectors import TABLE_STD, ConnectorConfig, ConnectorKind
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.families.vision import DEFAULT_LAYER
@@ -68,13 +68,15 @@ def combine_parts(
 
 
 def _fresh_connector(model: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Linear layers as torch starts them, norms that change nothing."""
+    """Linear layers as torch starts them, norms that change nothing, tables as BLIP-2's."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, torch.Tensor] = {}
     for layer in model.connector_layers():
         at, bound = f"connector.{layer.name}", layer.shape[-1] ** -0.5
-        for part, shape in (("weight", layer.shape), ("bias", layer.shape[:1])):
-            if layer.is_norm:
+        for part, shape in layer.parameters().items():
+            if layer.is_table:
+                values = torch.empty(shape).normal_(std=TABLE_STD, generator=generator)
+            elif layer.is_norm:
                 values = torch.full(shape, float(part == "weight"))
             else:
                 values = torch.empty(shape).uniform_(-bound, bound, generator=generator)

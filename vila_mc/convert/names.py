@@ -15,7 +15,7 @@ from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.convert.families.language import HEAD
 from vila_mc.convert.families.registry import LANGUAGES, TOWERS
 from vila_mc.convert.formats.registry import FormatName
-from vila_mc.convert.transforms import Row, Sizes, affine
+from vila_mc.convert.transforms import Rename, Row, Sizes
 from vila_mc.errors import CheckpointError
 from vila_mc.topology.shapes import Shape
 
@@ -27,16 +27,13 @@ def connector_rows(called: Callable[[ModelConfig, str], str] | None = None) -> C
     """Rows of a connector, given what a format calls its layers: the same as we do if None."""
 
     def rows(model: ModelConfig) -> tuple[Row, ...]:
-        return tuple(
-            row
-            for layer in model.connector_layers()
-            for row in affine(
-                f"connector.{layer.name}",
-                layer.name if called is None else called(model, layer.name),
-                " ".join(map(str, layer.shape)),
-                str(layer.shape[0]),
-            )
-        )
+        found = []
+        for layer in model.connector_layers():
+            theirs = layer.name if called is None else called(model, layer.name)
+            for part, shape in layer.parameters().items():
+                letters = " ".join(map(str, shape))
+                found.append(Rename(f"connector.{layer.name}.{part}", f"{theirs}.{part}", letters))
+        return tuple(found)
 
     return rows
 

@@ -82,7 +82,11 @@ def _kept_by_vision(config: RunConfig, kept: Collection[str]) -> int:
     squares = _length(config) // config.model.tile_positions()
     layers = _layers_at_once(kept, "vision", range(vision.built_layers()))
     layer = 4 * vision.width + (4 * vision.width + 2 * vision.ffn) // tensor
-    return squares * vision.positions() * layers * layer
+    numbers = squares * vision.positions() * layers * layer
+    if "connector" in kept:  # what the layers of its blocks take in, if it has any
+        blocks = [each for each in config.model.connector_layers() if "." in each.name]
+        numbers += squares * config.model.visual_tokens() * sum(each.shape[-1] for each in blocks)
+    return numbers
 
 
 def _length(config: RunConfig) -> int:

@@ -85,7 +85,8 @@ def _vision(vision: VisionConfig, lora: LoraConfig) -> Iterator[Parameter]:
 def _connector(model: ModelConfig) -> Iterator[Parameter]:
     """Every tensor-parallel rank holds all of it."""
     for layer in model.connector_layers():
-        yield from _affine(f"connector.{layer.name}", layer.shape)
+        for part, shape in layer.parameters().items():
+            yield Parameter(f"connector.{layer.name}.{part}", shape)
 
 
 def _language(language: LanguageConfig, plan: StagePlan, lora: LoraConfig) -> Iterator[Parameter]:

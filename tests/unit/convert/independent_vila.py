@@ -122,9 +122,10 @@ def build(model: ModelConfig, seed: int = 0) -> IndependentVila:
 def _connector_weights(model: ModelConfig) -> dict[str, Tensor]:
     weights = {}
     for layer in model.connector_layers():
-        scale = 0.1 if layer.is_norm else layer.shape[-1] ** -0.5
-        weights[f"{layer.name}.weight"] = torch.randn(layer.shape) * scale + float(layer.is_norm)
-        weights[f"{layer.name}.bias"] = torch.randn(layer.shape[:1]) * 0.1
+        scales = {"weight": 0.1 if layer.is_norm else layer.shape[-1] ** -0.5, "bias": 0.1}
+        for part, shape in layer.parameters().items():
+            start = float(layer.is_norm and part == "weight")
+            weights[f"{layer.name}.{part}"] = start + torch.randn(shape) * scales[part]
     return weights
 
 

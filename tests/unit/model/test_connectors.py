@@ -1,5 +1,6 @@
 """Connectors compute what their formulas say, forward and backward, and are known everywhere."""
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.connectors import CASES, connector_of, options_of, plain
+from tests.support.connectors import CASES, blip2_qformer, connector_of, options_of, plain
 from tests.support.tiny import tiny_run
 from vila_mc.config import connectors
 from vila_mc.config.connectors import (
@@ -128,6 +129,15 @@ def test_widths_are_those_of_the_public_code(name: str) -> None:
     assert "-".join(map(str, [layers[0][1], *(shape[0] for shape in layers)])) == WIDTHS[name]
 
 
+def test_a_qformer_is_as_large_as_blip_2s() -> None:
+    connector = ConnectorConfig(kind="qformer")
+    with torch.device("meta"):
+        theirs = blip2_qformer(connector, 1408)
+    inner = [each for each in connector.weights(1408, 10) if each.name not in ("queries", "fc")]
+    count = sum(math.prod(shape) for each in inner for shape in each.parameters().values())
+    assert count == sum(weight.numel() for weight in theirs.parameters())
+
+
 def test_a_kind_of_the_public_code_is_one_of_ours() -> None:
     assert ConnectorConfig(kind="mlp2x_gelu") == ConnectorConfig(kind="mlpNx_gelu", layers=2)
     assert ConnectorConfig(kind="mlpNx_gelu", layers=4).title() == "mlp4x_gelu"
@@ -143,6 +153,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (dict(kind="linear", token_order="columns"), "kind linear folds no blocks of patches"),
     (dict(kind="pooling", side=5), "side is 5, but an image has only 4 x 4 patches"),
     (dict(kind="pooling", side=0), "side is 0; it must be greater than 0"),
+    (dict(kind="qformer", width=10, heads=3), "connector.width 10 is not a multiple of model.conn"),
+    (dict(kind="transformer", heads=5), "vision.width 32 is not a multiple of model.connector.hea"),
+    (dict(kind="transformer", width=64), "width is 64, .* no such option .* use one of qformer"),
+    (dict(kind="qformer", queries=32), "one image takes 32 positions, but data.sequence_length is"),
     (dict(kind="pooling", pooling="largest"), "pooling is largest; it must be"),
     (dict(kind="mlp4x_gelu"), "kind is mlp4x_gelu; it must be"),
 ]

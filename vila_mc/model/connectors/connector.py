@@ -8,10 +8,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vila_mc.config.connectors import ConnectorLayer
+from vila_mc.config.connectors import TABLE_STD, ConnectorLayer
 from vila_mc.config.model import ModelConfig
-
-NORM_EPSILON = 1e-5
 
 
 class Connector(MegatronModule):  # type: ignore[misc]
@@ -75,6 +73,27 @@ class Connector(MegatronModule):  # type: ignore[misc]
                 tokens = tokens if layer == last else F.gelu(tokens)
         return tokens
 
+    def attend(self, at: str, queries_nqw: Tensor, seen_npw: Tensor) -> Tensor:
+        """Attention of ``queries`` to what is ``seen``, by the layers below ``at``: [n, q, w]."""
+        assert self.settings.heads is not None
+        width = queries_nqw.shape[-1] // self.settings.heads
+        query, key, value = (
+            self._by_head(self.apply_linear(f"{at}.{name}", inputs), width)
+            for name, inputs in (("query", queries_nqw), ("key", seen_npw), ("value", seen_npw))
+        )
+        context_naqd = F.scaled_dot_product_attention(query, key, value)
+        return self.apply_linear(f"{at}.out", context_naqd.transpose(1, 2).flatten(2))
+
+    def feed_forward(self, at: str, tokens: Tensor) -> Tensor:
+        """Two layers below ``at`` with GELU between: [n, q, w]."""
+        return self.apply_linear(f"{at}.fc2", F.gelu(self.apply_linear(f"{at}.fc1", tokens)))
+
+    @staticmethod
+    def _by_head(states_nsw: Tensor, width: int) -> Tensor:
+        """[n, s, w] -> [n, heads, s, width]."""
+        n, s, w = states_nsw.shape
+        return states_nsw.reshape(n, s, w // width, width).transpose(1, 2)
+
 
 def build_connector(
     config: TransformerConfig, model: ModelConfig, *, is_narrow: bool = False
@@ -87,7 +106,11 @@ def build_connector(
 
 def _built(layer: ConnectorLayer, dtype: torch.dtype, *, is_narrow: bool) -> nn.Module:
     if layer.is_norm:
-        return nn.LayerNorm(layer.shape, eps=NORM_EPSILON, dtype=dtype)
+        return nn.LayerNorm(layer.shape, eps=layer.epsilon, dtype=dtype)
+    if layer.is_table:
+        table = nn.Embedding(layer.shape[0], layer.shape[1], dtype=dtype)
+        nn.init.normal_(table.weight, std=TABLE_STD)
+        return table
     outputs, inputs = layer.shape
     linear = nn.Linear(inputs, outputs, dtype=dtype)
     if is_narrow:

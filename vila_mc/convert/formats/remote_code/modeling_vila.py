@@ -15,7 +15,7 @@ from transformers.generation import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_vila import VilaConfig
-from .connector_vila import VilaConnector
+from .connector_vila import build_connector
 
 IGNORE_LABEL = -100
 
@@ -39,7 +39,7 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_tower = AutoModel.from_config(vision)
         # Features are patch states before any final norm, so the tower has none.
         self.vision_tower.post_layernorm = nn.Identity()
-        self.connector = VilaConnector(
+        self.connector = build_connector(
             config.connector_kind,
             config.connector_options,
             vision.hidden_size,
