@@ -29,7 +29,10 @@ TINY = {
 ALIKE = ("mlp1x_gelu", "mlp2x_gelu", "mlp_downsample_3x3_s2_new by columns")
 """Cases that compute what another does: names for one thing, and one token in any order."""
 NAMES = tuple(name for name in CASES if name not in ALIKE)
+SPLIT = dict(connector="split")
+"""Tensor-parallel ranks share its matrices; connectors as small as these are whole by default."""
 LAYOUTS = {
+    "tp2-split": (2, dict(tensor=2, **SPLIT)),
     "tp2-sp": (2, dict(tensor=2, sequence=True)),
     "pp2-dedicated": (2, dict(pipeline=2, vision_placement="dedicated")),
 }
@@ -38,6 +41,9 @@ MATRIX = {
     "dp2-overlap": (2, dict(overlap_grad_reduce=True)),
     "pp2-shared": (2, dict(pipeline=2)),
     "tp2-pp2-sp-shared": (4, dict(tensor=2, pipeline=2, sequence=True)),
+    "tp2-sp-split": (2, dict(tensor=2, sequence=True, **SPLIT)),
+    "dp2-tp2-split-overlap": (4, dict(tensor=2, overlap_grad_reduce=True, **SPLIT)),
+    "tp2-pp2-sp-split": (4, dict(tensor=2, pipeline=2, sequence=True, **SPLIT)),
     "tp2-pp2-dedicated": (4, dict(tensor=2, pipeline=2, vision_placement="dedicated")),
     "pp2-virtual2-dedicated": (
         2,

@@ -38,7 +38,7 @@ from vila_mc.topology.stage_plan import StagePlan, plan_stages, stages_of_rank
 LAYOUTS = [
     dict(),
     dict(tensor=2),
-    dict(tensor=2, sequence=True),
+    dict(tensor=2, sequence=True, connector="split"),
     dict(pipeline=2),
     dict(pipeline=3, vision_placement="dedicated"),
     dict(tensor=2, pipeline=2, virtual=2),
@@ -120,7 +120,12 @@ def test_every_rank_holds_what_the_arithmetic_says(
                 with torch.device("meta"):
                     stage = VilaModel(config, plan, groups, virtual)
                 built = {_over_all_layers(n, plan): w for n, w in stage.named_parameters()}
-                planned = stage_parameters(config.model, plan, config.lora)
+                planned = stage_parameters(
+                    config.model,
+                    plan,
+                    config.lora,
+                    splits_connector=config.splits_connector(),
+                )
                 assert [each.name for each in planned] == list(built)
                 for each in planned:
                     weight = built[each.name]

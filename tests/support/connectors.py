@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pooling": dict(side=2),
     "pooling bilinear": dict(kind="pooling", pooling="bilinear", side=2),
     "transformer": dict(layers=2, heads=4),
-    "qformer": dict(queries=4, width=24, heads=3, layers=3, cross_attention_every=2),
+    "qformer": dict(queries=4, width=24, heads=4, layers=3, cross_attention_every=2),
 }
 """Options by name, which is the kind where none is given."""
 

@@ -400,6 +400,28 @@ def test_visual_tokens_at_336_pixels_are_the_papers(kind: str, tokens: int) -> N
     assert load_run([], {"model.connector.kind": kind}).model.visual_tokens() == tokens
 
 
+@pytest.mark.parametrize(
+    ("options", "is_split"),
+    [
+        ({}, False),  # 33.6 million weights
+        ({"model.connector.kind": "qformer"}, True),  # 105 million
+        ({"model.connector.kind": "qformer", "parallel.tensor": 8}, False),  # heads do not divide
+        ({"model.connector.kind": "qformer", "parallel.tensor": 1}, False),
+        ({"model.connector.kind": "qformer", "parallel.connector": "replicated"}, False),
+        ({"parallel.connector": "split"}, True),
+        ({"parallel.connector": "split", "parallel.tensor": 1}, False),
+    ],
+)
+def test_large_connectors_are_split(options: dict[str, Any], is_split: bool) -> None:
+    assert load_run([], {"parallel.tensor": 4, **options}).splits_connector() == is_split
+
+
+def test_a_connector_that_does_not_divide_is_not_split() -> None:
+    options = {"model.connector.kind": "qformer", "parallel.tensor": 8}
+    with pytest.raises(ConfigError, match=r"qformer do not divide by parallel\.tensor 8. Use repl"):
+        load_run([], options | {"parallel.connector": "split"})
+
+
 def test_an_odd_grid_is_padded() -> None:
     config = load_run([], {"model.vision.image_size": 27 * 14})
     assert config.model.visual_tokens() == 14 * 14

@@ -27,6 +27,7 @@ ConnectorKind = Literal[
 ]
 TokenOrder = Literal["rows", "columns"]
 Pooling = Literal["average", "bilinear"]
+Split = Literal["whole", "outputs", "gathered", "inputs"]
 
 TABLE_STD = 0.02
 """Standard deviation that tables start with: that of BLIP-2, arXiv 2301.12597."""
@@ -45,11 +46,20 @@ class ConnectorLayer:
     """Whether it is rows that are learned as they are, without a bias."""
     epsilon: float = 1e-5
     """What a LayerNorm adds to the variance."""
+    split: Split = "whole"
+    """What tensor-parallel ranks share of a linear layer, where they share the connector: outputs,
+    which the next layer takes so; outputs that are gathered; inputs, as the one before gives."""
 
     @property
     def is_norm(self) -> bool:
         """Whether it is a LayerNorm."""
         return len(self.shape) == 1
+
+    def split_axis(self, part: str) -> int | None:
+        """The axis of its weight or bias that ranks share."""
+        if part == "bias":
+            return 0 if self.split in ("outputs", "gathered") else None
+        return {"whole": None, "outputs": 0, "gathered": 0, "inputs": 1}[self.split]
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Shapes of its weight and bias, by these names."""
@@ -179,10 +189,13 @@ def _those_of(options: Mapping[str, int | str]) -> str:
 def _mlp(*widths: int, has_norms: bool = False) -> Iterator[ConnectorLayer]:
     """Linear layers with GELU between; with ``has_norms`` a LayerNorm before each but the last."""
     last = len(widths) - 1
+    split: Split = "whole"
     for number, (inputs, outputs) in enumerate(pairwise(widths), 1):
         if has_norms and number < last:
             yield ConnectorLayer("norm" if last == 2 else f"norm{number}", (inputs,))
-        yield ConnectorLayer(f"fc{number}", (outputs, inputs))
+        is_before_another = number < last and not (has_norms and number + 1 < last)
+        split = "inputs" if split == "outputs" else "outputs" if is_before_another else "gathered"
+        yield ConnectorLayer(f"fc{number}", (outputs, inputs), split=split)
 
 
 def _transformer(connector: ConnectorConfig, e: int, h: int) -> Iterator[ConnectorLayer]:
@@ -193,7 +206,7 @@ def _transformer(connector: ConnectorConfig, e: int, h: int) -> Iterator[Connect
         yield from _attention(f"{at}.attention", e, e)
         yield ConnectorLayer(f"{at}.norm2", (e,))
         yield from _feed_forward(at, e)
-    yield ConnectorLayer("fc", (h, e))
+    yield ConnectorLayer("fc", (h, e), split="gathered")
 
 
 def _qformer(connector: ConnectorConfig, e: int, h: int) -> Iterator[ConnectorLayer]:
@@ -214,20 +227,20 @@ def _qformer(connector: ConnectorConfig, e: int, h: int) -> Iterator[ConnectorLa
             yield norm(f"{at}.cross.norm")
         yield from _feed_forward(at, width)
         yield norm(f"{at}.norm")
-    yield ConnectorLayer("fc", (h, width))
+    yield ConnectorLayer("fc", (h, width), split="gathered")
 
 
 def _attention(at: str, width: int, seen: int) -> Iterator[ConnectorLayer]:
     """Of ``width`` to what is ``seen`` wide."""
-    yield ConnectorLayer(f"{at}.query", (width, width))
-    yield ConnectorLayer(f"{at}.key", (width, seen))
-    yield ConnectorLayer(f"{at}.value", (width, seen))
-    yield ConnectorLayer(f"{at}.out", (width, width))
+    yield ConnectorLayer(f"{at}.query", (width, width), split="outputs")
+    yield ConnectorLayer(f"{at}.key", (width, seen), split="outputs")
+    yield ConnectorLayer(f"{at}.value", (width, seen), split="outputs")
+    yield ConnectorLayer(f"{at}.out", (width, width), split="inputs")
 
 
 def _feed_forward(at: str, width: int) -> Iterator[ConnectorLayer]:
-    yield ConnectorLayer(f"{at}.fc1", (4 * width, width))
-    yield ConnectorLayer(f"{at}.fc2", (width, 4 * width))
+    yield ConnectorLayer(f"{at}.fc1", (4 * width, width), split="outputs")
+    yield ConnectorLayer(f"{at}.fc2", (width, 4 * width), split="inputs")
 
 
 CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {

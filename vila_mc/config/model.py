@@ -333,3 +333,11 @@ class ModelConfig:
     def connector_layers(self) -> tuple[ConnectorLayer, ...]:
         """The layers of the connector that have weights, in order."""
         return self.connector.weights(self.vision.width, self.language.width)
+
+    def connector_divides(self, ranks: int) -> bool:
+        """Whether tensor-parallel ranks could share the connector's matrices equally."""
+        sizes = [self.connector.heads or ranks]
+        for layer in self.connector_layers():
+            axis = layer.split_axis("weight")
+            sizes += [] if axis is None else [layer.shape[axis]]
+        return all(size % ranks == 0 for size in sizes)

@@ -7,6 +7,7 @@ from vila_mc.config.checks import STRICT, require, require_positive
 from vila_mc.errors import ConfigError
 
 VisionPlacement = Literal["shared", "dedicated"]
+ConnectorParallel = Literal["auto", "replicated", "split"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,9 @@ class ParallelConfig:
     vision_placement: VisionPlacement = "shared"
     """shared: vision runs on the first stage beside LLM layers. dedicated: the first stage holds
     vision, connector and embedding, and no LLM layer."""
+    connector: ConnectorParallel = "auto"
+    """Whether tensor-parallel ranks share the connector's matrices. replicated: each rank holds all
+    of it. split: they share. auto: split where it has more than 64 Mi weights, and these divide."""
     context: int = 1
     """Ranks that share one long sequence. Only 1 works today."""
     schedule: Literal["1f1b"] = "1f1b"

@@ -1,5 +1,6 @@
 """A run: its sections together, and the rules between them."""
 
+import math
 from dataclasses import dataclass
 
 from vila_mc.config.checks import STRICT, require
@@ -10,6 +11,9 @@ from vila_mc.config.optimizer import OptimizerConfig
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.config.train import DEFAULT_VALIDATE_EVERY, MODEL_PARTS, TrainConfig
 from vila_mc.config.trainable import learning_pieces, pieces
+
+_LARGE_CONNECTOR = 2**26
+"""Weights from which on a copy on every rank costs more memory than sharing costs messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +77,25 @@ class RunConfig:
         )
         self.learning_pieces()
         self._check_what_learns()
+        require(
+            not self.splits_connector() or self.model.connector_divides(tensor),
+            f"parallel.connector is split, but the matrices or heads of the connector "
+            f"{self.model.connector.title()} do not divide by parallel.tensor {tensor}. Use "
+            "replicated.",
+        )
         self._check_fp8()
 
     def learning_pieces(self) -> frozenset[str]:
         """The pieces that ``train.trainable`` names, see ``config.trainable``."""
         return learning_pieces(self.train.trainable, self.model)
+
+    def splits_connector(self) -> bool:
+        """Whether tensor-parallel ranks share the connector's matrices."""
+        tensor, how = self.parallel.tensor, self.parallel.connector
+        if tensor == 1 or how != "auto":
+            return tensor > 1 and how == "split"
+        weights = sum(math.prod(layer.shape) for layer in self.model.connector_layers())
+        return weights > _LARGE_CONNECTOR and self.model.connector_divides(tensor)
 
     def validates(self) -> bool:
         """Whether the loss on ``data.validation`` is measured at all."""

@@ -56,7 +56,12 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         if plan.has_vision:
             self.vision = build_vision_tower(config, groups)
             is_narrow = config.train.init_std is None
-            self.connector = build_connector(self.config, config.model, is_narrow=is_narrow)
+            self.connector = build_connector(
+                self.config,
+                config.model,
+                is_narrow=is_narrow,
+                shared_by=groups.tp if config.splits_connector() else None,
+            )
         self.language = LanguageModel(
             self.config, config.model.language, plan, groups, virtual_stage, config.lora
         )

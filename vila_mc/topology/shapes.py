@@ -40,10 +40,22 @@ NO_ADAPTERS = LoraConfig()
 
 
 def stage_parameters(
-    model: ModelConfig, plan: StagePlan, lora: LoraConfig = NO_ADAPTERS
+    model: ModelConfig,
+    plan: StagePlan,
+    lora: LoraConfig = NO_ADAPTERS,
+    *,
+    splits_connector: bool = False,
 ) -> tuple[Parameter, ...]:
-    """The parameters of one (virtual) pipeline stage, in the order in which it holds them."""
-    vision = (*_vision(model.vision, lora), *_connector(model)) if plan.has_vision else ()
+    """The parameters of one (virtual) pipeline stage, in the order in which it holds them.
+
+    Args:
+        model: the whole model's shape.
+        plan: what the stage holds.
+        lora: the adapters beside its layers.
+        splits_connector: as ``RunConfig.splits_connector`` says.
+    """
+    connector = _connector(model, is_split=splits_connector)
+    vision = (*_vision(model.vision, lora), *connector) if plan.has_vision else ()
     return (*vision, *_language(model.language, plan, lora))
 
 
@@ -82,11 +94,11 @@ def _vision(vision: VisionConfig, lora: LoraConfig) -> Iterator[Parameter]:
         yield from adapters.row(f"{at}.mlp.linear_fc2", vision.ffn, {"fc2": width})
 
 
-def _connector(model: ModelConfig) -> Iterator[Parameter]:
-    """Every tensor-parallel rank holds all of it."""
+def _connector(model: ModelConfig, *, is_split: bool) -> Iterator[Parameter]:
     for layer in model.connector_layers():
         for part, shape in layer.parameters().items():
-            yield Parameter(f"connector.{layer.name}.{part}", shape)
+            axis = layer.split_axis(part) if is_split else None
+            yield Parameter(f"connector.{layer.name}.{part}", shape, axis)
 
 
 def _language(language: LanguageConfig, plan: StagePlan, lora: LoraConfig) -> Iterator[Parameter]:

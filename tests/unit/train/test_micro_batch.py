@@ -49,6 +49,17 @@ def test_rows_that_fit(
     assert f"about {kept:,} each" in line
 
 
+def test_blocks_of_a_connector_keep_what_they_take_in() -> None:
+    kept = [
+        numbers_kept(config, Layout.of(config.parallel, 1), 0)
+        for layers in (1, 3)
+        for config in [
+            load_run([], {"model.connector.kind": "transformer", "model.connector.layers": layers})
+        ]
+    ]
+    assert kept[1] - kept[0] == 2 * (576 * 7) * 11 * 1024  # rows of 4096 hold 7 such images
+
+
 def test_one_row_of_a_large_model_is_enough() -> None:
     config = load_run([EXAMPLES / "pretrain_7b.yaml"], {"train.micro_batch": "none"})
     rows, why = choose_micro_batch(config, Layout.of(config.parallel, 128))

@@ -9,7 +9,8 @@ from vila_mc.model.connectors.connector import Connector
 class _DownsampleLinear(Connector):
     def tokens_by_rows(self, features_npe: Tensor) -> Tensor:
         weights, has_cls = (self.fc1.weight, self.fc1.bias), self.class_tokens > 0
-        return downsample_linear(features_npe, *weights, self.block, has_cls=has_cls)
+        features = self.to_all(features_npe)
+        return self.gathered(downsample_linear(features, *weights, self.block, has_cls=has_cls))
 
 
 CONNECTOR = _DownsampleLinear
