@@ -65,9 +65,14 @@ def shrink_image(
         (max(side, round(width * scale)), max(side, round(height * scale))),
         Image.Resampling.BICUBIC,
     )
+    return as_jpeg(small), small.size
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """A JPEG file of quality 95, its colours at full resolution."""
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue(), small.size
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
 
 
 def _checked(data: bytes, name: str, max_pixels: int) -> Image.Image:

@@ -10,6 +10,7 @@ import pytest
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.records import Rejected, read
+from vila_mc.data.sources.video import FramePolicy
 from vila_mc.flow import RawImage, RawSample, RawText
 
 Write = Callable[..., Path]
@@ -118,14 +119,14 @@ def test_frames_of_a_video(write_lines: Write, tmp_path: Path) -> None:
         {"video": ["x.jpg", "y.jpg"], "conversations": said("<video>\nQ", "A")},
         {"video": "clip", "conversations": said("Q <video>", "A")},
     ]
-    found = talks(write_lines, *records, images=ImageFolder(tmp_path), most_frames=3)
+    found = talks(write_lines, *records, images=ImageFolder(tmp_path), frames=FramePolicy(3))
     listed, folder, others = found
     assert (others.place, others.reason) == (2, "not read")
     assert others.detail == "1 files among the frames are no images: clip/notes.txt"
     assert words(listed) == "<x.jpg>\n <y.jpg>\nQ ASSISTANT:{ A}"
     assert words(folder) == "Q <clip/00.jpg>\n <clip/10.jpg>\n <clip/19.jpg> ASSISTANT:{ A}"
     one, _, _ = talks(
-        write_lines, records[1], records[0], images=ImageFolder(tmp_path), most_frames=1
+        write_lines, records[1], records[0], images=ImageFolder(tmp_path), frames=FramePolicy(1)
     )
     assert "<clip/10.jpg>" in words(one)
 
@@ -133,7 +134,7 @@ def test_frames_of_a_video(write_lines: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"video": "a.mp4", "conversations": said("<video>", "A")}, "video file"),
+        ({"video": "a.avi", "conversations": said("<video>", "A")}, "video file"),
         ({"video": "none", "conversations": said("<video>", "A")}, "missing image"),
         ({"video": "../up", "conversations": said("<video>", "A")}, "bad image name"),
         ({"video": [], "conversations": said("<video>", "A")}, "bad conversation"),

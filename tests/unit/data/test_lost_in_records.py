@@ -17,6 +17,7 @@ from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.record_files import decode
 from vila_mc.data.sources.records import Rejected, RejectionError, Source, read
 from vila_mc.data.sources.text import TextSource
+from vila_mc.data.sources.video import FramePolicy
 from vila_mc.errors import DataError
 from vila_mc.flow import RawImage, RawSample
 
@@ -113,7 +114,7 @@ def test_frames_of_a_folder_come_in_the_order_of_their_numbers(
     file = tmp_path / "a.jsonl"
     asked = {"from": "human", "value": "<video>\nWhat happens?"}
     file.write_text(json.dumps({"video": "video", "conversations": [asked, ANSWERED]}))
-    source = ConversationSource([file], ImageFolder(tmp_path), most_frames=12)
+    source = ConversationSource([file], ImageFolder(tmp_path), frames=FramePolicy(12))
     sample = first(source)
     assert isinstance(sample, RawSample)
     shown = [piece.name for piece in sample.pieces if isinstance(piece, RawImage)]

@@ -9,8 +9,8 @@ record                                                     who wrote it
 =========================================================  ====================================
 
 Images are named under ``image`` (one) or ``images`` (a list), with one ``<image>`` marker in the
-user's turns per image. ``video`` names the frames of a video, as a list of images or as a folder of
-them; ``<video>`` in a user's turn stands for all of them. A content may also be a list of
+user's turns per image. ``video`` names a video file, or its frames, as a list of images or as a
+folder of them; ``<video>`` in a user's turn stands for all of them. A content may also be a list of
 ``{type: text, text}`` and ``{type: image}``, where no text is ever a marker.
 """
 
@@ -45,18 +45,26 @@ from vila_mc.data.sources.records import (
     require_string,
 )
 from vila_mc.data.sources.said import SYSTEM, Said, content_text, entry_of, user_text
+from vila_mc.data.sources.video import (
+    CONTAINERS,
+    DEFAULT_MAX_SECONDS,
+    MOST_FRAMES,
+    Frame,
+    FramePolicy,
+    is_video,
+    read_frames,
+    spread,
+)
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.data.turns import IMAGE_MARKER, Turn
 from vila_mc.errors import DataError
-from vila_mc.flow import RawSample
+from vila_mc.flow import RawImage, RawSample
 
 VIDEO_MARKER = "<video>"
-MOST_FRAMES = 8
-"""Frames of a video that VILA looks at."""
 
 _NOT_READ = ("tools", "functions", "videos", "audio", "audios", "objects")
 """Keys with a part of the conversation that no template writes here."""
-_VIDEO_FILES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
+_OTHER_VIDEOS = (".avi", ".gif", ".flv", ".wmv", ".mpg", ".mpeg", ".ts")
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,14 @@ class ConversationSource(ImageRecordSource):
 
     template: AnyTemplate = field(default_factory=lambda: find_template(DEFAULT_TEMPLATE))
     """How turns become text."""
-    most_frames: int = MOST_FRAMES
-    """Frames of a video that are kept, spread evenly from the first to the last."""
+    frames: FramePolicy = field(default_factory=FramePolicy)
+    """Which frames of a video are kept."""
     skips_leading_answers: bool = False
     """Whether what is said before the user says anything is left out."""
     places_images_first: bool = False
     """Whether images stand in front where no turn says where they do."""
+    writes_times: bool = False
+    """Whether the time of each frame of a video file stands in front of it."""
 
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample | Rejected]:
         """See ``RecordSource.parse``."""
@@ -78,8 +88,9 @@ class ConversationSource(ImageRecordSource):
             raise RejectionError("not supported", f"{not_read[0]!r} is not read, and would be lost")
         frames, others = self._frames(record)
         system, turns, names = _turns(record)
-        turns = self._arranged(turns, len(names), len(frames))
-        shown = [find_image(self.images, name) for name in (*names, *frames)]
+        turns = self._arranged(turns, len(names), [mark for mark, _ in frames])
+        shown = [find_image(self.images, name) for name in names]
+        shown += [frame for _, frame in frames]
         try:
             pieces = conversation_pieces(self.template, turns, shown, system)
             own = template_words(self.template, pieces, turns, system)
@@ -90,11 +101,11 @@ class ConversationSource(ImageRecordSource):
             detail = f"{len(others):,} files among the frames are no images: {', '.join(others)}"
             yield RejectionError(NOT_READ, detail).at(file, place)
 
-    def _arranged(self, turns: list[Turn], num_images: int, num_frames: int) -> list[Turn]:
+    def _arranged(self, turns: list[Turn], num_images: int, frames: list[str]) -> list[Turn]:
         if self.skips_leading_answers:
             turns = list(dropwhile(lambda turn: turn.role == "assistant", turns))
-        if num_frames:
-            return _with_frames(turns, num_frames)
+        if frames:
+            return _with_frames(turns, frames)
         asked = [turn for turn in turns if turn.role != "assistant"]
         if self.places_images_first and asked and not any(IMAGE_MARKER in t.text for t in asked):
             first = turns.index(asked[0])
@@ -102,31 +113,39 @@ class ConversationSource(ImageRecordSource):
             turns[first] = asked[0].with_images_first(num_images)
         return turns
 
-    def _frames(self, record: Record) -> tuple[list[Any], list[str]]:
-        """Names of the frames that are kept, and of files in their folder that are none."""
+    def _frames(self, record: Record) -> tuple[list[tuple[str, RawImage]], list[str]]:
+        """The frames that are kept, each behind its marker; names of files in their folder that are
+        none."""
         value = record.get("video")
         if value is None or (value in ("", []) and VIDEO_MARKER not in str(record)):
             return [], []
         others: list[str] = []
         if isinstance(value, str):
-            if value.lower().endswith((*_VIDEO_FILES, ".gif")):
+            if is_video(value):
+                kept = read_frames(self.images.find(value), self.frames)
+                return [(self._marker(frame), frame.image) for frame in kept], []
+            if value.lower().endswith(_OTHER_VIDEOS):
                 raise RejectionError(
-                    "video file", f"{value[:80]}: give its frames as images, or their folder"
+                    "video file",
+                    f"{value[:80]}: give {', '.join(CONTAINERS)}, or frames as images, or their "
+                    "folder",
                 )
             names = self.images.folder(value)
             value = [name for name in names if name.lower().endswith(ENDINGS)]
             others = [name for name in names if not name.lower().endswith(ENDINGS)]
         if not isinstance(value, list) or not value:
             raise RejectionError("bad conversation", "'video' names no frames")
-        return _spread(value, self.most_frames), others
+        if self.writes_times or self.frames.fps is not None:
+            raise RejectionError(
+                "bad conversation",
+                "'video' names images, of which nobody knows when they are shown (the options fps "
+                "and frame_times)",
+            )
+        kept = spread(value, self.frames.most)
+        return [(IMAGE_MARKER, find_image(self.images, name)) for name in kept], others
 
-
-def _spread(frames: list[Any], most: int) -> list[Any]:
-    if len(frames) <= most:
-        return frames
-    if most == 1:
-        return [frames[len(frames) // 2]]
-    return [frames[round(n * (len(frames) - 1) / (most - 1))] for n in range(most)]
+    def _marker(self, frame: Frame) -> str:
+        return f"<{frame.seconds:.1f} seconds>{IMAGE_MARKER}" if self.writes_times else IMAGE_MARKER
 
 
 def _named(record: Record) -> list[object]:
@@ -192,8 +211,8 @@ def _listed(record: Record, key: str) -> list[Said]:
     return [entry_of(entry) for entry in entries]
 
 
-def _with_frames(turns: Sequence[Turn], num_frames: int) -> list[Turn]:
-    """Put a marker per frame in place of ``<video>``; images and a video do not mix."""
+def _with_frames(turns: Sequence[Turn], frames: Sequence[str]) -> list[Turn]:
+    """Put the marker of each frame in place of ``<video>``; images and a video do not mix."""
     markers = sum(turn.text.count(VIDEO_MARKER) for turn in turns if turn.role == "user")
     images = sum(turn.text.count(IMAGE_MARKER) for turn in turns if turn.role == "user")
     if markers != 1 or images:
@@ -202,7 +221,7 @@ def _with_frames(turns: Sequence[Turn], num_frames: int) -> list[Turn]:
             f"a 'video' takes one {VIDEO_MARKER} and no {IMAGE_MARKER} in the user's turns; "
             f"there are {markers} and {images}",
         )
-    expanded = "\n".join([IMAGE_MARKER] * num_frames)
+    expanded = "\n".join(frames)
     return [
         replace(turn, text=turn.text.replace(VIDEO_MARKER, expanded))
         if turn.role == "user"
@@ -219,6 +238,12 @@ class ConversationsOptions(ImageOptions):
     """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file."""
     max_frames: PositiveInt = MOST_FRAMES
     """Frames of a video that are kept, evenly spread."""
+    fps: Annotated[float | None, Argument("FPS")] = None
+    """Of a video file, frames of a second that max_frames are spread over (default: all)."""
+    max_seconds: Annotated[float, Argument("SECONDS")] = DEFAULT_MAX_SECONDS
+    """Longest video file that is accepted."""
+    frame_times: bool = False
+    """Write in front of each frame of a video file when it is shown, as <3.0 seconds>."""
     skip_leading_answers: bool = False
     """Leave out what is said before the user says anything (default: reject the conversation)."""
     place_images_first: bool = False
@@ -229,16 +254,20 @@ class ConversationsOptions(ImageOptions):
         return ConversationSource(
             *self.files_and_images(),
             self._template(),
-            self.max_frames,
+            FramePolicy(self.max_frames, self.fps, self.max_seconds, self.max_pixels),
             self.skip_leading_answers,
             self.place_images_first,
+            self.frame_times,
         )
 
     def facts(self) -> dict[str, Any]:
         """See ``RawOptions.facts``."""
         is_name = self.template in TEMPLATES and self.template != "tokenizer"
         template = self.template if is_name else self._template().describe()
-        return super().facts() | {"template": template}
+        facts = super().facts() | {"template": template}
+        # What sets of before they were there were made with.
+        unsaid = {"fps": None, "max_seconds": DEFAULT_MAX_SECONDS, "frame_times": False}
+        return {name: value for name, value in facts.items() if unsaid.get(name, ...) != value}
 
     def _template(self) -> AnyTemplate:
         return find_template(self.template, Tokenizer(self.tokenizer))
