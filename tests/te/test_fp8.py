@@ -18,6 +18,8 @@ STOP_AFTER = 2
 NEAR_BF16 = 1e-3
 """Relative, of the loss of five steps; 4e-4 is what was seen."""
 DELAYED = {"recipe": "delayed", "amax_history": 16}
+UPPER = ["language.layers[2:]"]
+"""What learns above frozen layers."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,16 @@ def test_mxfp8_trains_near_bf16_on_blackwell(
 def test_recompute_changes_nothing(seed_checkpoint: Path, delayed: Trace, h100: Emulated) -> None:
     trace = h100(f"{IN_FP8}:train", seed_checkpoint, {}, DELAYED, recompute="full")
     assert trace == delayed
+
+
+def test_recompute_above_frozen_layers_changes_nothing(
+    seed_checkpoint: Path, h100: Emulated
+) -> None:
+    plain, recomputed = (
+        h100(f"{IN_FP8}:train", seed_checkpoint, {}, DELAYED, recompute=recompute, trainable=UPPER)
+        for recompute in ("none", "full")
+    )
+    assert recomputed == plain
 
 
 def test_stages_change_nothing(seed_checkpoint: Path, delayed: Trace, h100: Emulated) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.parity.compare import assert_every_rank_matches
-from tests.parity.layout_trace import NUM_STEPS, Trace, seed_and_trace
+from tests.parity.layout_trace import NUM_STEPS, Trace, seed_and_trace, trace
 from tests.parity.packed_trace import trace_of_samples
 from tests.support.emulated import Emulated
 from tests.support.ranks import run_ranks
@@ -47,6 +47,17 @@ def test_norms_of_queries_and_keys_learn_as_torchs_do(tmp_path: Path, h100: Emul
         2, "tests.parity.layout_trace:trace", tmp_path, dict(tensor=2), train=train, model=QWEN3
     )
     assert_every_rank_matches([traces[0] for traces in by_rank], expected)
+
+
+def test_single_layers_learn_as_torchs_do(seed_checkpoint: Path, h100: Emulated) -> None:
+    """Of two stages, with recomputation; the first has nothing to learn in the second case."""
+    cases = [("vision.layers[-1:]", "language.layers[::2]"), ("language.layers[2:]",)]
+    (expected,) = run_ranks(1, trace, seed_checkpoint, {}, cases)
+    train = dict(layers="transformer_engine", recompute="full")
+    call = ("tests.parity.layout_trace:trace", seed_checkpoint, dict(pipeline=2), cases, train)
+    by_rank = h100.ranks(2, *call)
+    for case, names in enumerate(cases):
+        assert_every_rank_matches([traces[case] for traces in by_rank], expected[case], str(names))
 
 
 def test_its_own_attention_would_let_samples_see_each_other(
