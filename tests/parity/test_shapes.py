@@ -52,6 +52,7 @@ MODELS = [  # every family, connector and either kind of embedding, at least onc
         connector=tuple(CASES)[index % len(CASES)],
         tied_embeddings=index % 2 == 1,
         head_width=24 if index % 3 == 0 else None,
+        select_layer=-1 - index % 3,
     )
     for index in range(max(len(FAMILIES), len(CASES)))
 ]
@@ -61,13 +62,20 @@ def _config(model: dict[str, Any], **parallel: Any) -> RunConfig:
     options = dict(model)
     vision, connector = options.pop("vision"), options.pop("connector")
     language = dict(family=options.pop("language"), layers=5, width=64, ffn=96, heads=4, kv_heads=2)
-    lora = options.pop("lora", {})
+    lora, select_layer = options.pop("lora", {}), options.pop("select_layer")
     return tiny_run(
         lora=lora,
         train={"trainable": ["connector"]},
         model={
             "vision": dict(
-                family=vision, image_size=28, patch_size=7, width=32, layers=3, heads=4, ffn=64
+                family=vision,
+                image_size=28,
+                patch_size=7,
+                width=32,
+                layers=3,
+                select_layer=select_layer,
+                heads=4,
+                ffn=64,
             ),
             "connector": options_of(connector),
             "language": language | dict(vocab_size=131, max_positions=64) | options,

@@ -321,7 +321,7 @@ def test_a_bad_recipe_is_named(content: bytes, message: str, tmp_path: Path) -> 
 def test_a_missing_recipe_and_a_directory_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no recipe .*absent\.yaml"):
         load_run([tmp_path / "absent.yaml"])
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is a folder, pipe or device"):
         load_run([tmp_path])
 
 

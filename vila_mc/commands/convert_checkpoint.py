@@ -152,6 +152,12 @@ def import_command(options: ImportOptions) -> int:
 
     trust, mode = options.trust_pickle, options.image_mode
     llm, vision = options.llm, options.vision
+    select_layer = DEFAULT_LAYER if options.select_layer is None else options.select_layer
+    if select_layer >= 0:
+        raise ConfigError(
+            f"--select-layer is {select_layer}; it counts from the end: -1 is the last layer, -2 "
+            "the last but one."
+        )
     if options.model is not None and llm is None and vision is None:
         _refuse_unused(options, ("connector",), "--model brings its own")
         _refuse_unused(options, ("select_layer",), "--model says it itself")
@@ -166,7 +172,7 @@ def import_command(options: ImportOptions) -> int:
             vision,
             connector_from_text(options.connector or "mlp_downsample"),
             mode,
-            select_layer=DEFAULT_LAYER if options.select_layer is None else options.select_layer,
+            select_layer=select_layer,
             image_size=options.image_size,
             seed=options.seed,
             trust_pickle=trust,

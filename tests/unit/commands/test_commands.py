@@ -162,6 +162,27 @@ def test_a_question_that_no_proof_puts_is_refused(more: list[str], message: str)
     assert message in str(caught.value)
 
 
+PARTS = ["--llm", "x", "--vision", "y"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--model", "x", "--select-layer", "-1"], "--select-layer is given, but --model says it"),
+        (["--model", "x", "--image-size", "28"], "--image-size is given, but only --vision is"),
+        ([*PARTS, "--select-layer", "0"], "--select-layer is 0; it counts from the end: -1 is the"),
+        ([*PARTS, "--model", "z"], "give either --model, or both --llm and --vision."),
+    ],
+)
+def test_an_import_takes_options_where_they_mean_something(
+    given: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert_checkpoint.main(["import", *given, "--output", str(tmp_path / "out")], "tool")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_lists_what_the_package_knows() -> None:
     for options in (ask.AskOptions, evaluate.EvaluateOptions, KINDS["conversations"]):
         shown = field_docs(options)["template"].replace(" (its own)", "")
