@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from tests.parity.layout_trace import NUM_STEPS, Trace
 from tests.parity.packed_trace import MICRO_BATCH, NUM_ROWS, microbatches
 from tests.support.tiny import tiny_microbatches, tiny_run
+from vila_mc.checkpoint.base import base_of_run
 from vila_mc.checkpoint.load import load_weights
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, versions
+from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.lora import is_adapter
 from vila_mc.config.run import RunConfig
 from vila_mc.flow import Microbatch
@@ -56,6 +59,40 @@ def traces(seed: Path, parallel: dict[str, Any], variants: Sequence[Sections]) -
             results = [trainer.step(batches) for _ in range(NUM_STEPS)]
             found.append([(result.loss, result.grad_norm) for result in results])
     return found
+
+
+def train_and_save(
+    directory: Path, source: Path, parallel: dict[str, Any], variant: Sections, steps: int
+) -> Trace:
+    """Train from the weights of ``source``, or go on from its adapters where it is ``directory``;
+    save as a run does, without what is in the base."""
+    config = lora_run(parallel, variant | {"train": {"output": str(directory)}})
+    with distributed(config.parallel, seed=1, timeout_minutes=2) as ranks:
+        stages = build_stages(config, ranks)
+        is_resumed = source == directory
+        if not is_resumed:
+            load_weights(source, stages)
+            for stage in stages:
+                make_adapters_matter(stage, ranks)
+        trainer = Trainer(config, ranks, stages)
+        before = resolve_checkpoint(source)
+        manifest = trainer.resume(before) if is_resumed else Manifest.read(before)
+        base = base_of_run(before, manifest, stages, directory)
+        batches = batches_of(config, ranks)
+        results = [trainer.step(batches) for _ in range(steps)]
+        done = steps + (manifest.step if is_resumed else 0)
+        saved = Manifest(
+            step=done,
+            samples_seen=8 * done,
+            config=config,
+            layout=ranks.layout,
+            versions=versions(),
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        PendingSave(
+            saved, ranks, stages, trainer.optimizer, base=base, in_background=False
+        ).finish()
+        return [(result.loss, result.grad_norm) for result in results]
 
 
 def lora_run(parallel: dict[str, Any], variant: Sections) -> RunConfig:

@@ -7,10 +7,12 @@ from typing import Any
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
 from vila_mc.checkpoint.adapters import require_same_adapters
+from vila_mc.checkpoint.base import base_directory, open_whole
 from vila_mc.checkpoint.fp8_state import FP8, put_fp8_state, that_are_kept
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.positions import POSITIONS, positions_stretch, stretched_positions
@@ -25,7 +27,6 @@ from vila_mc.checkpoint.state import (
     run_state,
     weights_state,
 )
-from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.checkpoint.vocabulary import TABLES, grown_shards, vocabulary_grows
 from vila_mc.config.lora import is_adapter
 from vila_mc.config.train import MODEL_PARTS, ModelPart
@@ -59,6 +60,7 @@ def load_checkpoint(
     """
     directory, manifest = _open(path, stages, MODEL_PARTS)
     state = run_state(ranks, stages, optimizer, is_loading=True)
+    elsewhere = _take_out_of_base(state, stages, directory, manifest)
     has_same_ranks = manifest.layout == ranks.layout
     if has_same_ranks:
         state["random"] = random_state(ranks)
@@ -67,8 +69,9 @@ def load_checkpoint(
     require_same_names(directory, state, ignored=("common_state/", f"{RANDOM}/", f"{FP8}."))
     scales = [(entry.data, name, stage) for stage in asked for name, entry in asked[stage].items()]
     loaded = _load(state, directory)
+    others = _load_from_base(elsewhere, directory, manifest)
     for name, stage in named(stages):
-        put_weights(stage, loaded[name])
+        put_weights(stage, loaded[name] | others.get(name, {}))
     put_fp8_state((tensor, loaded[FP8][stage][name]) for tensor, name, stage in scales)
     _load_moments(optimizer, loaded["optimizer"])
     if has_same_ranks:
@@ -110,13 +113,15 @@ def load_weights(
     tables = {stage: _taken_out(weights, growing) for stage, weights in state.items()}
     positions = {stage: _taken_out(weights, stretched) for stage, weights in state.items()}
     changed = (*growing, *stretched)
+    elsewhere = _take_out_of_base(state, stages, directory, manifest)
     require_same_names(directory, state, ignored=(*_NOT_WEIGHTS, *others, *changed))
     loaded = _load(state, directory)
-    source = manifest.config.model
-    tensors = open_checkpoint(directory, source) if changed else {}
+    beside = _load_from_base(elsewhere, directory, manifest)
+    num_real = manifest.config.model.language.vocab_size
+    tensors = open_whole(directory, manifest) if changed else {}
     for name, stage in named(stages):
-        weights = loaded.get(name, {})
-        weights |= grown_shards(tensors, source.language.vocab_size, tables[name])
+        weights = loaded.get(name, {}) | beside.get(name, {})
+        weights |= grown_shards(tensors, num_real, tables[name])
         weights |= stretched_positions(tensors, config, positions[name])
         is_whole = len(parts) == len(MODEL_PARTS) and (has_adapters or not stage.has_adapters())
         put_weights(stage, weights, is_whole=is_whole)
@@ -127,6 +132,38 @@ def _known_fp8(state: dict[str, Any], directory: Path) -> dict[str, Any]:
     """What of FP8's scales a checkpoint has; a run of another recipe or history has none."""
     stored = stored_shapes(directory) if state else {}
     return {stage: that_are_kept(theirs, stored) for stage, theirs in state.items()}
+
+
+def _take_out_of_base(
+    state: dict[str, Any], stages: Sequence[VilaModel], directory: Path, manifest: Manifest
+) -> dict[str, dict[str, Any]]:
+    """The weights of each stage that a checkpoint leaves in its base; no longer in ``state``."""
+    if manifest.base is None:
+        return {}
+    stored = stored_shapes(directory)
+    return {
+        name: _taken_out(
+            state[name],
+            [
+                entry.key
+                for entry in state[name].values()
+                if not isinstance(entry, ShardedObject) and entry.key not in stored
+            ],
+        )
+        for name, _ in named(stages)
+    }
+
+
+def _load_from_base(
+    state: dict[str, dict[str, Any]], directory: Path, manifest: Manifest
+) -> dict[str, Any]:
+    """What ``_take_out_of_base`` has found, read from there; every rank must call this."""
+    base = base_directory(directory, manifest)
+    if base is None:
+        return {}
+    require_intact(base, Manifest.read(base))
+    require_same_names(base, state, ignored=("",))
+    return _load(state, base)
 
 
 def _taken_out(weights: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

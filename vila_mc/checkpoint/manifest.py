@@ -5,6 +5,7 @@ DIRECTORY/.step-00000120.partial/   being written, or left by a run that died; n
 """
 
 import dataclasses
+import hashlib
 import json
 import platform
 import re
@@ -81,6 +82,20 @@ class DatasetRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaseRecord:
+    """The checkpoint that the weights beside adapters are in, which are not kept again."""
+
+    __pydantic_config__ = _STRICT
+
+    path: str
+    """Its step-* directory."""
+    relative: str
+    """The same, seen from the directory that names it: where both have moved."""
+    fingerprint: str
+    """What its own manifest's ``fingerprint`` was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything besides the tensors."""
 
@@ -108,6 +123,8 @@ class Manifest:
     template: TemplateRecord | None = None
     """Chat template of the weights that training began from, where it is known. Those of
     ``datasets`` come before it."""
+    base: BaseRecord | None = None
+    """Where the weights are that this checkpoint does not hold, see ``vila_mc.checkpoint.base``."""
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     """Every other file of the directory; known only once all are written."""
 
@@ -125,6 +142,14 @@ class Manifest:
         layers = ", ".join(f"{part} {kind}" for part, kind in self.layers.items())
         numbers = f"{train.precision}, {train.fp8.said()}"
         return f"{numbers}; layers: {layers}" if layers else numbers
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the checkpoint holds: names, lengths and checksums of its files."""
+        contents = [
+            f"{name} {record.num_bytes} {record.sha256}"
+            for name, record in sorted(self.files.items())
+        ]
+        return hashlib.sha256("\n".join(contents).encode()).hexdigest()
 
     def write(self, directory: Path) -> None:
         """Write the manifest into a checkpoint directory and flush it to disk."""

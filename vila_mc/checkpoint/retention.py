@@ -61,7 +61,7 @@ def checkpoint_bytes(
     """What one checkpoint takes on disk, rounded up.
 
     Args:
-        num_weights: parameters of the whole model.
+        num_weights: parameters that it holds, of the whole model but under adapters.
         num_trained: those that the optimizer keeps a state of.
         num_tensors: tensors they make up, over all ranks.
         weight_bytes: bytes of one weight.

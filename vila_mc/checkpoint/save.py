@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
+from vila_mc.checkpoint.base import Base
 from vila_mc.checkpoint.disk import lost_output, on_first_rank, raise_on_every_rank
 from vila_mc.checkpoint.manifest import FileRecord, Manifest, checkpoint_name
 from vila_mc.checkpoint.retention import delete_superseded
 from vila_mc.checkpoint.shard_writer import BackgroundWrite, Written, plan_shards
-from vila_mc.checkpoint.state import random_state, run_state
+from vila_mc.checkpoint.state import named, random_state, run_state
 from vila_mc.files import new_partial_directory, partial_path, put_in_place
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
@@ -32,6 +33,7 @@ class PendingSave:
         ranks: this rank and its groups.
         stages: this rank's stages.
         optimizer: Megatron-Core's optimizer.
+        base: what is not written, because it is in the checkpoint that ``manifest.base`` names.
         in_background: write in a process of its own. Training may go on as soon as this returns:
             what is written is the state of now.
 
@@ -46,13 +48,18 @@ class PendingSave:
         stages: Sequence[VilaModel],
         optimizer: Any,
         *,
+        base: Base | None = None,
         in_background: bool,
     ) -> None:
+        if base is not None:
+            manifest = dataclasses.replace(manifest, base=base.record)
         self._manifest, self._ranks, self._in_background = manifest, ranks, in_background
         self._final = manifest.config.train.output / checkpoint_name(manifest.step)
         self._partial = partial_path(self._final)
         self._on_first_rank(self._start_directory)
         state = run_state(ranks, stages, optimizer, is_loading=False)
+        if base is not None:
+            state |= {name: base.without(state[name]) for name, _ in named(stages)}
         state["random"] = random_state(ranks)
         self._plan = plan_shards(state, self._partial, ranks)
         self._plan.copy_to_host()

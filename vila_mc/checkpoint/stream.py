@@ -28,10 +28,11 @@ from torch.distributed.checkpoint.metadata import (
 from vila_mc.checkpoint.lazy import LazyTensor
 from vila_mc.checkpoint.places import Place, model_places
 from vila_mc.checkpoint.safe_index import read_index
+from vila_mc.config.lora import LoraConfig
 from vila_mc.config.model import ModelConfig
 from vila_mc.errors import CheckpointError
 from vila_mc.foreign_files import ForeignFileError, open_foreign
-from vila_mc.topology.shapes import Shape
+from vila_mc.topology.shapes import NO_ADAPTERS, Shape
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """What is read of the header of a zip archive's entry: the lengths of its name and extra field."""
@@ -39,33 +40,41 @@ _READ_AT_ONCE = 2**21
 """Few enough bytes that their checksum finds them in the processor's cache."""
 
 
-def open_checkpoint(directory: Path, model: ModelConfig) -> dict[str, LazyTensor]:
+def open_checkpoint(
+    directory: Path,
+    model: ModelConfig,
+    lora: LoraConfig = NO_ADAPTERS,
+    base: Path | None = None,
+) -> dict[str, LazyTensor]:
     """Every parameter of a whole model, to be read from a checkpoint of any layout.
 
     Args:
         directory: a whole checkpoint (step-*).
         model: as the checkpoint's own manifest has it.
+        lora: likewise.
+        base: the checkpoint that holds the weights that are not in ``directory``, if any are not.
 
     Raises:
         CheckpointError: a parameter is missing or has another shape; when it is read, its bytes
             are not those that were written.
     """
-    index = read_index(directory)
+    own = _Shards(directory, read_index(directory))
+    others = own if base is None else _Shards(base, read_index(base))
     tensors: dict[str, LazyTensor] = {}
-    shards = _Shards(directory, index)
-    for name, (shape, places) in model_places(model).items():
-        entries = [index.state_dict_metadata.get(place.key) for place in places]
+    for name, (shape, places) in model_places(model, lora).items():
+        shards = own if own.has(places[0].key) else others
+        entries = [shards.index.state_dict_metadata.get(place.key) for place in places]
         fits = all(_holds(entry, place) for entry, place in zip(entries, places, strict=True))
         first = entries[0]
         if not fits or not isinstance(first, TensorStorageMetadata):
             raise CheckpointError(
-                f"{directory} does not hold {name} of its own model. It is damaged; use an older "
-                "step-* directory."
+                f"{shards.directory} does not hold {name} of its own model. It is damaged; use an "
+                "older step-* directory."
             )
         tensors[name] = LazyTensor(
             shape,
             first.properties.dtype,
-            lambda places=places, shape=shape: shards.read(places, shape),  # type: ignore[misc]
+            lambda shards=shards, places=places, shape=shape: shards.read(places, shape),  # type: ignore[misc]
         )
     return tensors
 
@@ -86,9 +95,13 @@ class _Shards:
     """The shard files of one checkpoint."""
 
     def __init__(self, directory: Path, index: Metadata) -> None:
-        self._directory = directory
-        self._index = index
+        self.directory = directory
+        self.index = index
         self._open = cache(self._opened)
+
+    def has(self, key: str) -> bool:
+        """Whether there is anything of that key."""
+        return key in self.index.state_dict_metadata
 
     def read(self, places: list[Place], shape: Shape) -> Tensor:
         """The pieces of a parameter, put together."""
@@ -102,7 +115,7 @@ class _Shards:
 
     def _region(self, place: Place) -> Tensor:
         """A box of a global tensor: one chunk as it is, or copied from those that overlap it."""
-        entry = self._index.state_dict_metadata[place.key]
+        entry = self.index.state_dict_metadata[place.key]
         assert isinstance(entry, TensorStorageMetadata)
         whole = torch.zeros(0)
         numbers = 0
@@ -119,7 +132,7 @@ class _Shards:
             numbers += whole[target].numel()
         if numbers != math.prod(place.size):
             raise CheckpointError(
-                f"{self._directory} holds but parts of {place.key}. Use an older step-* directory."
+                f"{self.directory} holds but parts of {place.key}. Use an older step-* directory."
             )
         return whole
 
@@ -131,20 +144,20 @@ class _Shards:
             values = _stored_values(archive, size)
         except (zipfile.BadZipFile, struct.error, StopIteration, EOFError):
             raise CheckpointError(
-                f"{self._directory / info.relative_path} is damaged: {key} is not the tensor that "
+                f"{self.directory / info.relative_path} is damaged: {key} is not the tensor that "
                 "was written. Use an older step-* directory."
             ) from None
         return torch.from_numpy(values).view(dtype).reshape(tuple(chunk.sizes))
 
     def _find(self, key: str, chunk: ChunkStorageMetadata) -> Any:
         # The number of a chunk does not take part in comparisons.
-        found = self._index.storage_data.get(MetadataIndex(key, chunk.offsets))
+        found = self.index.storage_data.get(MetadataIndex(key, chunk.offsets))
         if found is None:
-            raise CheckpointError(f"{self._directory}: the index is damaged at {key}.")
+            raise CheckpointError(f"{self.directory}: the index is damaged at {key}.")
         return found
 
     def _opened(self, name: str) -> BinaryIO:
-        path = self._directory / name
+        path = self.directory / name
         try:
             return open_foreign(path)
         except (OSError, ForeignFileError) as error:

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vila_mc.config.run import RunConfig
+from vila_mc.config.train import MODEL_PARTS
 from vila_mc.model.build import count_weights
 from vila_mc.train.step import Trainer
 
@@ -36,6 +38,13 @@ def adapters_line(trainer: Trainer) -> str:
         f"lora.rank {lora.rank} on {', '.join(targets)}: {learning:,} weights learn; gradients "
         f"take {gradient_mib:,.2f} MiB and the optimizer {optimizer_mib:,.2f} MiB over all ranks"
     )
+
+
+def leaves_a_base(config: RunConfig) -> bool:
+    """Whether checkpoints of a run will hold what learns alone."""
+    train = config.train
+    loads_all = train.load is not None and set(train.load_parts) == set(MODEL_PARTS)
+    return bool(config.lora.parts()) and loads_all
 
 
 def _optimizer_bytes(trainer: Trainer) -> int:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vila_mc.checkpoint.base import Base, base_of_run
 from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import (
@@ -35,7 +36,7 @@ from vila_mc.parallel.groups import Ranks
 from vila_mc.parallel.installed import accelerator_versions
 from vila_mc.topology.layout import Coordinates, Layout
 from vila_mc.topology.stage_plan import plan_stages, stages_of_rank
-from vila_mc.train.adapters import adapters_line
+from vila_mc.train.adapters import adapters_line, leaves_a_base
 from vila_mc.train.faults import StopRequest
 from vila_mc.train.learning import need_images, what_will_not_learn
 from vila_mc.train.optimizer import jump_of_the_rate, rate_of
@@ -125,6 +126,7 @@ class TrainingLoop:
             self._say(validation_line(config, data.validation_readers))
             self._warn(seen_in_training(data.readers, data.validation_readers))
         self.saving: PendingSave | None = None
+        self.base: Base | None = None  # of its adapters
         self.steps_without_images = 0
         self.trainer, self.state = self._restore_or_start(stages)
         if self.state.step == config.train.steps - 1 and not rate_of(config, config.train.steps):
@@ -275,6 +277,7 @@ class TrainingLoop:
                 )
             return trainer, TrainState(step=0, samples_seen=0)
         manifest = trainer.resume(earlier)
+        self.base = base_of_run(earlier, manifest, stages, train.output)
         self._say(f"resuming after step {manifest.step} from {earlier}")
         self._warn(unread_load(manifest, self.config))
         is_same_blend = manifest.datasets == self.datasets
@@ -301,6 +304,7 @@ class TrainingLoop:
             return
         directory = resolve_checkpoint(config.train.load)
         manifest = load_weights(directory, stages, config.train.load_parts)
+        self.base = base_of_run(directory, manifest, stages, config.train.output)
         self._say(loaded_parts(manifest, directory, config))
         self._say(growth_line(manifest, config, config.train.load_parts))
         self._say(stretching_line(manifest, config, config.train.load_parts))
@@ -322,7 +326,8 @@ class TrainingLoop:
         num_trained = count_weights(stages, self.ranks, trained_only=True)
         num_tensors = sum(1 for stage in stages for _ in stage.parameters()) * layout.world_size()
         weight_bytes = DTYPES[train.precision].itemsize
-        one = checkpoint_bytes(num_weights, num_trained, num_tensors, weight_bytes)
+        num_kept = num_trained if leaves_a_base(self.config) else num_weights
+        one = checkpoint_bytes(num_kept, num_trained, num_tensors, weight_bytes)
         output = OwnOutput(train, self.ranks, one)
         learn = f", of which {num_trained:,} learn" if num_trained < num_weights else ""
         self._say(f"{num_weights:,} weights{learn}, {layout}")
@@ -369,6 +374,7 @@ class TrainingLoop:
             self.ranks,
             self.trainer.stages,
             self.trainer.optimizer,
+            base=self.base,
             in_background=in_background,
         )
         self._finish_saving(wait=not in_background)
