@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from vila_mc.checkpoint.base import base_directory, open_whole
 from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
-from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.checkpoint.trained_template import shown, template_of
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.config.train import MODEL_PARTS
@@ -78,9 +78,20 @@ def _ours(path: Path) -> Iterator[tuple[str, str]]:
     yield from _model(manifest.config.model)
     recorded = template_of(manifest)
     yield "chat template", "not recorded" if recorded is None else shown(recorded)
-    yield from _tensors(open_checkpoint(directory, manifest.config.model))
+    yield from _adapters(directory, manifest)
+    yield from _tensors(open_whole(directory, manifest))
     size = sum(file.stat().st_size for file in directory.iterdir())
     yield "on disk", f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
+
+
+def _adapters(directory: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    lora = manifest.config.lora
+    for part in lora.parts():
+        targets = ", ".join(lora.targets_of(part))
+        yield f"{part} adapters", f"rank {lora.rank}, alpha {lora.resolved_alpha():g}, on {targets}"
+    base = base_directory(directory, manifest)
+    if base is not None:
+        yield "beside", f"the weights of {base}, which are not kept again"
 
 
 def _template_beside(directory: Path) -> str:

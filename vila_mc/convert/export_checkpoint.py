@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from vila_mc.checkpoint.base import open_whole
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
-from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.checkpoint.trained_template import DEFAULT_NAME, template_of, trained_template
 from vila_mc.convert.formats.registry import FormatName, find_format
 from vila_mc.convert.formats.write_export import (
@@ -15,6 +15,7 @@ from vila_mc.convert.formats.write_export import (
     write_export,
     written_format,
 )
+from vila_mc.convert.merge_adapters import merged
 from vila_mc.convert.proof.compare import (
     Differences,
     ProofPrompt,
@@ -62,7 +63,7 @@ def export_checkpoint(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
-    """Write an export of a checkpoint of any layout, tensor by tensor.
+    """Write an export of a checkpoint of any layout, tensor by tensor, adapters merged.
 
     Args:
         checkpoint: a step-* directory, or a directory of them.
@@ -96,7 +97,7 @@ def export_checkpoint(
             f"the processor of {format} cannot apply to images. Other formats hold it.",
         )
     write_export(
-        open_checkpoint(directory, config.model),
+        merged(open_whole(directory, manifest), config.model, config.lora),
         config.model,
         tokenizer,
         output,

@@ -84,6 +84,14 @@ def start_adapters(stage: "VilaModel", seed: int) -> None:
             module.start(f"{seed} {_in_whole_model(name, stage)}")
 
 
+@torch.no_grad()
+def fold_adapters(stage: "VilaModel") -> None:
+    """Add to every weight what its adapters compute, and have them compute nothing, on one rank."""
+    for module in stage.modules():
+        if isinstance(module, AdaptedLinear):
+            module.fold()
+
+
 def _in_whole_model(name: str, stage: "VilaModel") -> str:
     """The name of a module with layers counted over all stages."""
     prefix = "language.decoder.layers."
@@ -116,7 +124,7 @@ class AdaptedLinear(nn.Module):
         rows = _rows_of_targets(adaptable, config, output_size)
         self._groups = config.num_query_groups // ranks if len(rows) == 3 else 1
         self._rows = [count // ranks // self._groups for count in rows.values()]
-        # Transformer Engine has the norm in front of these in the same layer, see docs/gpu.md.
+        # Transformer Engine has the norm in front of such a layer within it.
         self._is_behind_its_norm = hasattr(self, "layer_norm_weight")
         if self._is_behind_its_norm:
             self.return_layernorm_output = True
@@ -137,6 +145,8 @@ class AdaptedLinear(nn.Module):
             self.register_parameter(a_name, a)
             self.register_parameter(b_name, b)
 
+    weight: nn.Parameter
+
     @torch.no_grad()
     def start(self, where: str) -> None:
         """First values, which follow from ``where`` alone; from now on the adapters learn."""
@@ -155,17 +165,28 @@ class AdaptedLinear(nn.Module):
             a.requires_grad_()
             b.requires_grad_()
 
+    def fold(self) -> None:
+        """Add to the weight what the adapters make of every single input, and set B to zero."""
+        one_by_one = torch.eye(self._inputs).unsqueeze(1)
+        nothing = torch.zeros(self._inputs, 1, self.weight.size(0))
+        self.weight.data += self._sum(nothing, self._added(one_by_one)).squeeze(1).T
+        for target in self._targets:
+            self._factors(target)[1].zero_()
+
     def forward(self, input_sbi: Tensor) -> tuple[Tensor, Tensor | None]:
         """[s, b, inputs], split as the layer takes them -> its outputs with the adapters', bias."""
         output, bias, seen = self._base(input_sbi)
+        return self._sum(output, self._added(self._dropped(seen))), bias
+
+    def _added(self, seen: Tensor) -> dict[str, Tensor]:
+        """What is added to the outputs of each projection."""
         a = torch.cat([self._factors(target)[0] for target in self._targets])
-        low = self._lora.scale() * F.linear(self._dropped(seen), a)  # [s, b, targets * rank]
+        low = self._lora.scale() * F.linear(seen, a)  # [s, b, targets * rank]
         parts = self._across_ranks(low).chunk(len(self._targets), dim=-1)
-        added = {
+        return {
             target: F.linear(part, self._factors(target)[1])
             for target, part in zip(self._targets, parts, strict=True)
         }
-        return self._sum(output, added), bias
 
     def _base(self, input_sbi: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Outputs and bias of the layer itself, and what its weight has been multiplied with."""

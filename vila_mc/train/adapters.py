@@ -8,7 +8,6 @@ from torch import Tensor
 
 from vila_mc.config.run import RunConfig
 from vila_mc.config.train import MODEL_PARTS
-from vila_mc.model.build import count_weights
 from vila_mc.train.step import Trainer
 
 _MIB = 2**20
@@ -17,14 +16,13 @@ _BYTES_OF_MOMENTS, _BYTES_OF_MASTER = 8, 4
 
 
 def adapters_line(trainer: Trainer) -> str:
-    """One line about the adapters and what learning them takes; every rank must call this.
+    """One line about the adapters and what learning takes; every rank must call this.
 
-    ``lora.rank 8 on q_proj, v_proj: 12,288 weights learn; gradients take 0.05 MiB and the optimizer
+    ``lora.rank 8 on q_proj, v_proj; gradients of all that learns take 0.05 MiB and the optimizer
     0.09 MiB over all ranks``
     """
     lora = trainer.config.lora
     targets = [*lora.targets, *(f"vision {target}" for target in lora.vision_targets)]
-    learning = count_weights(trainer.stages, trainer.ranks, trained_only=True)
     gradients = sum(
         buffer.grad_data.numel() * buffer.grad_data.element_size()
         for stage in trainer.wrapped
@@ -35,8 +33,8 @@ def adapters_line(trainer: Trainer) -> str:
     dist.all_reduce(taken)
     gradient_mib, optimizer_mib = (count / _MIB for count in taken.tolist())
     return (
-        f"lora.rank {lora.rank} on {', '.join(targets)}: {learning:,} weights learn; gradients "
-        f"take {gradient_mib:,.2f} MiB and the optimizer {optimizer_mib:,.2f} MiB over all ranks"
+        f"lora.rank {lora.rank} on {', '.join(targets)}; gradients of all that learns take "
+        f"{gradient_mib:,.2f} MiB and the optimizer {optimizer_mib:,.2f} MiB over all ranks"
     )
 
 

@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vila_mc.checkpoint.base import open_whole
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
-from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.checkpoint.streamed_module import stream_weights
 from vila_mc.checkpoint.whole import weightless_model, whole_model
 from vila_mc.config.model import ModelConfig
+from vila_mc.config.run import RunConfig
+from vila_mc.config.train import MODEL_PARTS
 from vila_mc.convert.families.language import WORD_EMBEDDINGS
+from vila_mc.convert.merge_adapters import merged
 from vila_mc.convert.proof.compare import ProofPrompt, Reference
 from vila_mc.convert.weights import read_json
 from vila_mc.data.batches.collate import collate, positions_of
@@ -30,7 +33,9 @@ from vila_mc.evaluation.answer_end import AnswerEnd
 from vila_mc.evaluation.generate import generate
 from vila_mc.flow import ImagePiece, Microbatch, Piece, RawImage, TextPiece
 from vila_mc.foreign_files import ForeignFileError, read_foreign
+from vila_mc.model.lora import fold_adapters
 from vila_mc.model.vila_model import VilaModel
+from vila_mc.topology.shapes import NO_ADAPTERS
 
 _NUM_ROWS = 2
 _TEXT_TOKENS = 24
@@ -57,6 +62,9 @@ def proving_model(
 ) -> Iterator[ProvingModel]:
     """The model of a checkpoint in fp32, its weights rounded as an export in ``dtype`` is.
 
+    Adapters are in the weights: by what they compute, unless it is streamed, which takes the merge
+    of the export for granted.
+
     Args:
         checkpoint: of any layout.
         dtype: number format of the export.
@@ -67,13 +75,14 @@ def proving_model(
         CheckpointError: it is missing or damaged.
     """
     directory = resolve_checkpoint(checkpoint)
-    config = Manifest.read(directory).config
-    tensors = open_checkpoint(directory, config.model)
+    manifest = Manifest.read(directory)
+    config = manifest.config
+    tensors = merged(open_whole(directory, manifest), config.model, config.lora)
     if is_streamed is None:
         num_bytes = sum(math.prod(tensor.shape) for tensor in tensors.values()) * _FP32_BYTES
         is_streamed = num_bytes > _SHARE_OF_MEMORY * psutil.virtual_memory().available
     if is_streamed:
-        with weightless_model(config) as model:
+        with weightless_model(_without_adapters(config)) as model:
             stream_weights(
                 model,
                 lambda name: tensors[name].read().to(dtype),
@@ -82,10 +91,16 @@ def proving_model(
             yield ProvingModel(model, is_streamed)
         return
     with whole_model(directory) as (model, _):
+        fold_adapters(model)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.copy_(weight.to(dtype))
         yield ProvingModel(model, is_streamed)
+
+
+def _without_adapters(config: RunConfig) -> RunConfig:
+    train = replace(config.train, trainable=MODEL_PARTS)  # adapters alone may have learned
+    return replace(config, lora=NO_ADAPTERS, train=train)
 
 
 def _read_by_others(model: VilaModel) -> list[str]:

@@ -1,0 +1,146 @@
+"""Checkpoints of adapters: what they leave in their base, and when that is another."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.parity.lora_trace import make_adapters_matter
+from tests.support.tiny import tiny_microbatches, tiny_run
+from tests.unit.checkpoint.conftest import trainer
+from vila_mc.checkpoint.base import base_directory, base_of_run, open_whole
+from vila_mc.checkpoint.load import load_weights
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest, resolve_checkpoint, versions
+from vila_mc.checkpoint.require_intact import stored_shapes
+from vila_mc.checkpoint.save import PendingSave
+from vila_mc.checkpoint.whole import whole_model
+from vila_mc.config.lora import is_adapter
+from vila_mc.errors import CheckpointError
+from vila_mc.model.vila_model import VilaModel
+
+LORA = dict(rank=2, vision_targets=["fc1"])
+
+
+def _sections(output: Path) -> dict[str, dict[str, object]]:
+    return {"train": {"output": str(output), "trainable": ["connector"]}, "lora": LORA}
+
+
+def _loss(model: VilaModel) -> torch.Tensor:
+    with torch.no_grad():
+        loss: torch.Tensor = model.eval()(tiny_microbatches(tiny_run(), 0, 1)[1])
+        return loss
+
+
+@pytest.fixture
+def adapted(checkpoint: Path, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """A checkpoint of adapters beside ``checkpoint``, and what its model computes."""
+    with trainer(**_sections(tmp_path / "adapted")) as made:
+        (stage,) = made.stages
+        base = base_of_run(
+            checkpoint, load_weights(checkpoint, [stage]), [stage], tmp_path / "adapted"
+        )
+        make_adapters_matter(stage, made.ranks)
+        manifest = Manifest(
+            step=0, samples_seen=0, config=made.config, layout=None, versions=versions()
+        )
+        (tmp_path / "adapted").mkdir()
+        path = PendingSave(
+            manifest, made.ranks, [stage], made.optimizer, base=base, in_background=False
+        ).finish()
+        return path, _loss(stage)
+
+
+def test_it_holds_what_learns_and_the_whole_model_is_found(
+    adapted: tuple[Path, torch.Tensor], checkpoint: Path
+) -> None:
+    path, expected = adapted
+    weights = {key for key in stored_shapes(path) if key.split(".")[0] in ("vision", "language")}
+    tensors = {key for key in weights if "_extra_state" not in key}
+    assert tensors
+    assert all(is_adapter(key) for key in tensors)
+    manifest = Manifest.read(path)
+    assert base_directory(path, manifest) == checkpoint
+    assert sum(map(is_adapter, open_whole(path, manifest))) == 2 * (4 * 7 + 2)
+    with whole_model(path) as (model, _):
+        assert _loss(model).equal(expected)
+    with whole_model(checkpoint) as (model, _):
+        assert not _loss(model).allclose(expected, rtol=1e-3)
+
+
+def test_a_base_that_is_another_is_refused(
+    adapted: tuple[Path, torch.Tensor], checkpoint: Path
+) -> None:
+    path, _ = adapted
+    manifest = json.loads((checkpoint / MANIFEST_NAME).read_text())
+    name = next(iter(manifest["files"]))
+    manifest["files"][name]["sha256"] = "0" * 64
+    (checkpoint / MANIFEST_NAME).write_text(json.dumps(manifest))
+    with (
+        pytest.raises(CheckpointError, match=r"beside other weights .* \(fingerprint .*, now "),
+        whole_model(path),
+    ):
+        pass
+
+
+def test_damage_in_the_base_is_noticed(
+    adapted: tuple[Path, torch.Tensor], checkpoint: Path
+) -> None:
+    with open(next(checkpoint.glob("*.distcp")), "r+b") as file:
+        file.seek(9000)
+        file.write(b"X")
+    with pytest.raises(CheckpointError, match="has other bytes"), whole_model(adapted[0]):
+        pass
+
+
+def test_a_base_that_is_gone_is_named_and_one_that_moved_along_is_found(
+    adapted: tuple[Path, torch.Tensor], checkpoint: Path, tmp_path: Path
+) -> None:
+    path, expected = adapted
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint.parent, moved / checkpoint.parent.name)
+    shutil.copytree(path.parent, moved / path.parent.name)
+    shutil.rmtree(checkpoint)
+    with (
+        pytest.raises(CheckpointError, match=rf"those of {checkpoint}, which is not there"),
+        whole_model(path),
+    ):
+        pass
+    with whole_model(moved / path.parent.name) as (model, _):
+        assert _loss(model).equal(expected)
+
+
+def test_a_next_phase_goes_on_from_adapters_beside_the_same_base(
+    adapted: tuple[Path, torch.Tensor], checkpoint: Path, tmp_path: Path
+) -> None:
+    path, expected = adapted
+    with trainer(**_sections(tmp_path / "next")) as made:
+        (stage,) = made.stages
+        manifest = load_weights(path, [stage])
+        assert _loss(stage).equal(expected)
+        base = base_of_run(path, manifest, [stage], tmp_path / "next")
+        assert base is not None
+        assert base.record.path == str(checkpoint)
+        assert "language.embedding.word_embeddings.weight" in base.keys
+        assert not any(is_adapter(key) or key.startswith("connector.") for key in base.keys)
+
+
+def test_adapters_are_not_left_out_without_a_word(adapted: tuple[Path, torch.Tensor]) -> None:
+    with trainer() as plain:
+        with pytest.raises(
+            CheckpointError, match=r"lora\.rank: checkpoint 2, run none.* an export"
+        ):
+            load_weights(adapted[0], plain.stages)
+        load_weights(adapted[0], plain.stages, ["connector"])
+
+
+def test_what_is_not_loaded_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    sections = _sections(tmp_path)
+    sections["train"]["load_parts"] = ["language"]
+    with trainer(**sections) as made:
+        manifest = load_weights(checkpoint, made.stages, ["language"])
+        base = base_of_run(checkpoint, manifest, made.stages, tmp_path)
+        assert base is not None
+        assert all(key.startswith("language.") for key in base.keys)
+    assert resolve_checkpoint(checkpoint) == checkpoint
