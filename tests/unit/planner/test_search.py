@@ -1,0 +1,142 @@
+"""Which layouts are found, which are rejected and why, and what is said of them."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vila_mc.commands.plan_cluster import main
+from vila_mc.config.load import load_run
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import ConfigError
+from vila_mc.planner.constants import FITTED
+from vila_mc.planner.named_layout import with_layout
+from vila_mc.planner.plan import ALLOWANCE, plan_of
+from vila_mc.planner.report import timeline
+from vila_mc.planner.search import TOO_FULL, search
+from vila_mc.planner.step import quick_step_time, step_time
+from vila_mc.topology.hardware import GPUS, Gpu
+
+A100 = GPUS["a100-80g"]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> RunConfig:
+    """VILA-7B's second phase, which the defaults are, of few layers to be quick."""
+    return load_run([], {"train.global_batch": "64", "model.language.layers": "8"})
+
+
+def test_the_fastest_comes_first_and_all_fit(recipe: RunConfig) -> None:
+    found = search(recipe, 8, A100, FITTED)
+    seconds = [plan.time.total for plan in found.plans]
+    assert seconds == sorted(seconds)
+    assert all(plan.fits() for plan in found.plans)
+    assert {plan.layout.world_size() for plan in found.plans} == {8}
+
+
+def test_what_does_not_fit_is_counted_and_the_nearest_named(recipe: RunConfig) -> None:
+    small = replace(A100, memory=ALLOWANCE + 2**30)
+    found = search(recipe, 8, small, FITTED)
+    assert found.plans == ()
+    assert found.rejected[TOO_FULL] > 0
+    assert re.search(r"tensor \d.* needs least: \d+ GiB", found.nearest)
+
+
+def test_less_memory_rejects_more(recipe: RunConfig) -> None:
+    small = replace(A100, memory=20 * 2**30)
+    rejected = [search(recipe, 4, gpu, FITTED).rejected.get(TOO_FULL, 0) for gpu in (A100, small)]
+    assert rejected[0] < rejected[1]
+
+
+@pytest.mark.parametrize("layout", ["tensor=2", "pipeline=4,virtual=2", "tensor=2,pipeline=2"])
+def test_the_quick_estimate_is_near_the_simulation(recipe: RunConfig, layout: str) -> None:
+    plan = plan_of(with_layout(recipe, layout), 8, A100, FITTED, 4)
+    quick = quick_step_time(plan.job, A100, FITTED)
+    assert quick == pytest.approx(step_time(plan.job, A100, FITTED).total, rel=0.15)
+
+
+def test_more_of_anything_good_is_faster(recipe: RunConfig) -> None:
+    def seconds(text: str, world: int = 8, gpu: Gpu = A100, images: float = 1) -> float:
+        return plan_of(with_layout(recipe, text), world, gpu, FITTED, images).time.total
+
+    assert seconds("tensor=1", 16) < seconds("tensor=1", 8)
+    assert seconds("tensor=1", gpu=GPUS["h100-80g"]) < seconds("tensor=1")
+    assert seconds("tensor=1") < seconds("tensor=1,recompute=full")
+    assert seconds("tensor=1") < seconds("tensor=8")
+    assert seconds("tensor=1", images=0) < seconds("tensor=1", images=20)
+    slow = replace(A100, network=A100.network / 100)
+    assert seconds("tensor=1", 16) < seconds("tensor=1", 16, slow)
+
+
+@pytest.mark.parametrize("text", ["tensor", "tensor=0", "tensor=-2", "depth=3", "", "tensor=2,,"])
+def test_a_layout_that_is_none(recipe: RunConfig, text: str) -> None:
+    with pytest.raises(ConfigError, match="is no part of a layout"):
+        with_layout(recipe, text)
+
+
+def test_a_timeline_shows_every_rank(recipe: RunConfig) -> None:
+    plan = plan_of(with_layout(recipe, "pipeline=4"), 8, A100, FITTED, 1)
+    lines = timeline(plan.time.events, 4)
+    assert len(lines) == 4
+    assert [line.split("  ", 1)[1][0] for line in lines] == ["/", ".", ".", "."]
+    assert lines[0].endswith("\\")
+
+
+CASE = ["--gpus", "8", "--gpu", "a100-80g", "--train.global_batch", "64"]
+CASE += ["--model.language.layers", "4"]
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {name: tmp_path / f"plan.{name}" for name in ("json", "html", "trace", "write")}
+    options = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    asked = [*CASE, "--price", "2", "--explain", "tensor=2,pipeline=2", *options]
+    assert main([*asked, "--what-if", "--gpus 16", "--top", "3"]) == 0
+    told = capsys.readouterr().out
+    assert "100 steps of 64 rows of 4,096 positions" in told
+    assert re.search(r"tensor 2 x pipeline 2 x data 2, micro-batch 1: fits", told)
+    assert re.search(r"--gpus 16 +tensor", told)
+    plans = json.loads(files["json"].read_text())
+    best = plans[0]
+    parts = {name: held for name, held in best["memory_bytes_by_stage"][0].items() if name != "all"}
+    assert best["memory_bytes_by_stage"][0]["all"] == pytest.approx(sum(parts.values()))
+    events = json.loads(files["trace"].read_text())["traceEvents"]
+    assert {one["ph"] for one in events} == {"M", "X"}
+    page = files["html"].read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page.lower().replace("charset", "")
+    again = load_run([files["write"]])
+    assert again.parallel.tensor == best["layout"]["tensor"]
+    assert again.train.micro_batch == best["micro_batch"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--gpu", "v100"], "--gpu is v100; it must be one of a100-40g"),
+        (["--gpus", "0"], "--gpus is 0; it must be from 1"),
+        (["--price", "-1"], "--price is -1.0; it must be 0 or greater"),
+        (["--explain", "tensor=3"], "not a multiple of parallel.tensor 3"),
+        (["--explain", "pipeline=3"], "8 ranks do not divide"),
+    ],
+)
+def test_mistakes_are_told(options: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        main([*CASE, *options])
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--gpus", "1", "--gpu", "a100-40g"]) == 1
+    assert "no layout fits." in capsys.readouterr().out
+
+
+def test_planning_needs_no_torch() -> None:
+    code = (
+        "import sys; from vila_mc.commands.plan_cluster import main; "
+        f"main({CASE!r}); sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()

@@ -1,0 +1,163 @@
+"""FLOPs, bytes and weights against figures computed by hand, and against what a model has."""
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+
+from vila_mc.config.load import load_run
+from vila_mc.config.lora import is_adapter
+from vila_mc.config.trainable import learning_pieces, piece_of
+from vila_mc.planner.constants import FITTED
+from vila_mc.planner.from_recipe import job_of
+from vila_mc.planner.held import rank_learnt, rank_weights
+from vila_mc.planner.job import Decoder, Engine, Job, Learns, Share, Stage, Tower
+from vila_mc.planner.memory import layer_activations, rank_memory, under_way
+from vila_mc.planner.work import decoder_layer, head, model_flops, tower_layer
+from vila_mc.topology.layout import Layout
+from vila_mc.topology.shapes import stage_parameters
+from vila_mc.topology.stage_plan import plan_stages
+
+LLAMA = Decoder(
+    layers=32, width=4096, heads=32, kv_heads=32, head_width=128, ffn=11008, vocab=32000
+)
+CLIP = Tower(layers=23, width=1024, heads=16, ffn=4096, positions=577, visual_tokens=144)
+JOB = Job(
+    decoder=LLAMA, tower=None, length=4096, attended=4096, rows=8, micro_batch=1, learns=Learns()
+)
+
+
+def test_flops_of_llama_7b() -> None:
+    # 6 x weights of matrices x tokens, and 6 x layers x length x width for causal attention.
+    matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096
+    tokens = 8 * 4096
+    attention = 6 * 32 * 4096 * 4096 * tokens
+    assert model_flops(JOB) == pytest.approx(6 * matrices * tokens + attention)
+
+
+def test_flops_do_not_depend_on_the_layout() -> None:
+    split = replace(JOB, share=Share(tensor=4, pipeline=2, data=2))
+    assert model_flops(split) == model_flops(JOB)
+
+
+def test_what_is_frozen_has_no_gradient_of_its_own() -> None:
+    align = replace(JOB, tower=CLIP, images=2, learns=Learns(language=False, tables=False))
+    learns_all = replace(align, learns=Learns(vision=True))
+    per_token = 32 * LLAMA.layer_weights() + LLAMA.table_weights()
+    tokens = 8 * 4096
+    vision = 2 * 8 * 577 * 23 * (2 * CLIP.layer_weights() + 4 * 577 * 1024)
+    attention = 2 * 32 * 4096 * 4096 * tokens  # forward, causal; 3 times with its backward pass
+    assert model_flops(align) == pytest.approx(4 * per_token * tokens + 3 * attention + vision)
+    # Everything learns: matrices take 3 passes, of the tower as well.
+    tower_products = 2 * 8 * 577 * 23 * 2 * CLIP.layer_weights()
+    tower_attention = vision - tower_products
+    assert model_flops(learns_all) == pytest.approx(
+        6 * per_token * tokens + 3 * attention + 3 * tower_products + 3 * tower_attention
+    )
+
+
+def test_a_layer_by_hand() -> None:
+    job = replace(JOB, share=Share(tensor=2), micro_batch=2)
+    operators = {one.name: one for one in decoder_layer(job).operators}
+    rows = 2 * 4096
+    assert operators["query, key, value"].flops == 2 * rows * 4096 * 3 * 4096 / 2
+    assert operators["feed-forward in"].flops == 2 * rows * 4096 * 2 * 11008 / 2
+    assert operators["attention"].flops == 4 * rows * 2048 * 4096 / 2
+    assert decoder_layer(job).summed == 2 * rows * 4096
+    assert head(job)[0].flops == 2 * rows * 4096 * 32000 / 2
+    seen = replace(job, tower=CLIP, images=3)
+    assert tower_layer(seen, CLIP).summed == 2 * (2 * 3 * 577) * 1024
+
+
+def test_unfused_attention_computes_what_is_masked() -> None:
+    unfused = replace(JOB, engine=Engine(attention="unfused"))
+    flash, whole = (
+        next(one for one in decoder_layer(job).operators if one.kind == "attention")
+        for job in (JOB, unfused)
+    )
+    assert whole.flops == 2 * flash.flops
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {},
+        {"parallel.tensor": "2", "parallel.sequence": "true", "parallel.pipeline": "2"},
+        {"parallel.pipeline": "2", "parallel.virtual": "2"},
+        {"parallel.pipeline": "2", "parallel.vision_placement": "dedicated"},
+    ],
+)
+@pytest.mark.parametrize(
+    "trainable", ["[connector]", "[connector, language]", "['vision.layers[-4:]', language.head]"]
+)
+def test_held_weights_are_those_of_the_shapes(parallel: dict[str, str], trainable: str) -> None:
+    config = load_run([], {**parallel, "train.trainable": trainable})
+    layout = Layout.of(config.parallel, 8)
+    job = job_of(config, layout)
+    plans = plan_stages(config.model, config.parallel)
+    for rank in range(layout.pipeline):
+        mine = [
+            parameter
+            for plan in plans[rank :: layout.pipeline]
+            for parameter in stage_parameters(config.model, plan)
+        ]
+        sizes = {one.name: prod(one.local_shape(layout.tensor)) for one in mine}
+        assert rank_weights(job, rank) == sum(sizes.values())
+        learning = learning_pieces(config.train.trainable, config.model)
+        learnt = [size for name, size in sizes.items() if piece_of(name) in learning]
+        assert rank_learnt(job, rank) == sum(learnt)
+
+
+def test_memory_by_hand() -> None:
+    # arXiv 2205.05198 without scores: 2 bytes of 4 h for norms and products behind them, 3 h + h
+    # around attention, 3 f in the gated feed-forward layer; 4 bytes a head for its softmax.
+    per_position = 2 * (4 * 4096 + 4 * 4096 + 3 * 11008) + 4 * 32
+    assert layer_activations(JOB, True) == 4096 * per_position
+    assert layer_activations(JOB, False) == 4096 * (2 * (2 * 4096 + 4 * 4096 + 2 * 11008) + 4 * 32)
+    stage = Stage(
+        layers=16, has_vision=False, has_embedding=False, has_head=False, weights=1000, learnt=400
+    )
+    last = replace(stage, has_head=False)
+    job = replace(
+        JOB, rows=64, share=Share(pipeline=2, data=4), stages=(stage, last), recompute="full"
+    )
+    held = rank_memory(job, 0, FITTED)
+    assert (held.weights, held.gradients, held.optimizer) == (2000, 1600, 12 * 400 / 4)
+    assert held.activations == 2 * 16 * 4096 * 2 * 4096  # two microbatches under way
+    assert held.passing == layer_activations(JOB, True)
+
+
+def test_microbatches_under_way() -> None:
+    job = replace(JOB, rows=64, share=Share(pipeline=4))
+    assert [under_way(job, rank, 0) for rank in range(4)] == [4, 3, 2, 1]
+    virtual = replace(job, share=Share(pipeline=2, virtual=2))
+    # Rank 0 runs (2 - 0 - 1) * 2 + (2 - 1) * 2 = 4 ahead and one more: chunk 0 thrice at most.
+    assert [under_way(virtual, 0, chunk) for chunk in range(2)] == [3, 2]
+    assert [under_way(virtual, 1, chunk) for chunk in range(2)] == [2, 1]
+    assert under_way(replace(job, rows=2), 0, 0) == 2
+
+
+def test_adapters_are_held_and_learn() -> None:
+    config = load_run([], {"lora.rank": "16", "train.trainable": "[]"})
+    layout = Layout.of(config.parallel, 1)
+    job = job_of(config, layout)
+    (plan,) = plan_stages(config.model, config.parallel)
+    sizes = {one.name: prod(one.shape) for one in stage_parameters(config.model, plan, config.lora)}
+    adapters = sum(size for name, size in sizes.items() if is_adapter(name))
+    assert rank_weights(job, 0) == sum(sizes.values())
+    assert rank_learnt(job, 0) == adapters
+    (stage,) = job.stages
+    assert (job.learning_layers(stage), job.backward_layers(stage)) == (0, 32)
+
+
+def test_nothing_goes_back_below_what_learns() -> None:
+    config = load_run([], {"train.trainable": "['language.layers[16:]']"})
+    job = job_of(config, Layout.of(config.parallel, 1))
+    (stage,) = job.stages
+    assert (job.learning_layers(stage), job.backward_layers(stage)) == (16, 16)
+    assert job.learning_tower() == 0
+    lower = load_run([], {"train.trainable": "['vision.layers[-4:]', 'language.layers[:2]']"})
+    job = job_of(lower, Layout.of(lower.parallel, 1))
+    (stage,) = job.stages
+    assert (job.learning_layers(stage), job.backward_layers(stage)) == (2, 32)
+    assert job.learning_tower() == 4

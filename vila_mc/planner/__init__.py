@@ -1,0 +1,1 @@
+"""How long a step takes, what it holds and which layout is best: arithmetic, without torch."""

@@ -1,0 +1,126 @@
+"""What a rank holds at the peak of a step, in bytes, by kind."""
+
+from dataclasses import dataclass
+
+from vila_mc.planner.constants import Constants
+from vila_mc.planner.held import rank_learnt, rank_weights
+from vila_mc.planner.job import Job, Stage, Tower
+from vila_mc.planner.work import HALF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of one rank at the peak."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    """Kept for backward passes, of all microbatches under way."""
+    passing: float
+    """What one pass needs beside them: logits and their gradients, a layer that is recomputed."""
+
+    def total(self) -> float:
+        """All of it."""
+        beside = self.activations + self.passing
+        return self.weights + self.gradients + self.optimizer + beside
+
+
+def rank_memory(job: Job, rank: int, constants: Constants) -> Memory:
+    """What a pipeline rank holds at the peak of a step."""
+    weights, learnt = rank_weights(job, rank), rank_learnt(job, rank)
+    share, engine = job.share, job.engine
+    members = share.data * share.context
+    kept = members if engine.sharding == "weights" else 1
+    graded = members if engine.sharding in ("gradients", "weights") else 1
+    state = 1 if engine.sharding == "none" else members
+    chunks = job.chunks()[rank :: share.pipeline]
+    activations = sum(
+        under_way(job, rank, number) * chunk_activations(job, chunk)
+        for number, chunk in enumerate(chunks)
+    )
+    return Memory(
+        weights=HALF * weights / kept,
+        gradients=(engine.gradient_bytes + engine.kept_gradients) * learnt / graded,
+        optimizer=12 * learnt / state,
+        activations=activations * constants.kept[job.engine.name],
+        passing=max(_passing(job, chunk) for chunk in chunks),
+    )
+
+
+def peak_memory(job: Job, constants: Constants) -> Memory:
+    """Of the rank that holds most."""
+    return max(
+        (rank_memory(job, rank, constants) for rank in range(job.share.pipeline)), key=Memory.total
+    )
+
+
+def under_way(job: Job, rank: int, number: int) -> int:
+    """Microbatches whose activations a rank's chunk ``number`` holds at most."""
+    pipeline, virtual = job.share.pipeline, job.share.virtual
+    if pipeline == 1:
+        return 1
+    ahead = (
+        pipeline - rank
+        if virtual == 1
+        else (pipeline - rank - 1) * 2 + (virtual - 1) * pipeline + 1
+    )
+    full, rest = divmod(ahead, pipeline * virtual)
+    within = min(max(rest - number * pipeline, 0), pipeline)
+    return (
+        min(full * pipeline + within, job.microbatches())
+        if virtual > 1
+        else min(ahead, job.microbatches())
+    )
+
+
+def chunk_activations(job: Job, chunk: Stage) -> float:
+    """Bytes that one microbatch keeps in a chunk for its backward pass."""
+    total = 0.0
+    if chunk.has_vision and job.tower is not None:
+        total += job.learning_tower() * tower_activations(job, job.tower)
+    learning, backward = job.learning_layers(chunk), job.backward_layers(chunk)
+    again = job.recomputed if job.recompute == "full" else 0.0
+    whole = job.share.tensor if job.engine.sequence else 1
+    inputs = HALF * job.positions() * job.decoder.width / whole
+    adapted = bool(job.learns.adapters)
+    for layers, learns in ((learning, True), (backward - learning, adapted)):
+        total += layers * ((1 - again) * layer_activations(job, learns) + again * inputs)
+    if chunk.has_head:
+        total += (HALF + 4) * job.positions() * job.decoder.vocab / job.share.tensor
+        total += 2 * inputs
+    return total
+
+
+def layer_activations(job: Job, learns: bool) -> float:
+    """Bytes that a layer keeps of one microbatch (arXiv 2205.05198, section 4, with attention that
+    keeps no scores): inputs of norms and attention, and where weights learn of products."""
+    decoder, tensor, rows = job.decoder, job.share.tensor, job.positions()
+    whole = tensor if job.engine.sequence else 1
+    wide = (2 + 2 * learns) * decoder.width / whole
+    heads = (decoder.qkv_width() + decoder.query_width()) / tensor
+    ffn = (1 + decoder.gated + learns) * decoder.ffn / tensor
+    kept = HALF * (wide + heads + ffn) * rows
+    if job.engine.attention == "unfused" and job.recompute != "attention":
+        kept += 5 * rows * job.length * decoder.heads / tensor
+    return kept + 4 * rows * decoder.heads / tensor
+
+
+def tower_activations(job: Job, tower: Tower) -> float:
+    """Bytes that a layer of the tower keeps of one microbatch."""
+    tensor = job.share.tensor
+    rows = job.micro_batch * job.images * tower.positions / job.share.context
+    if job.recompute_vision:
+        return HALF * rows * tower.width
+    ffn = (2 + tower.gated) * tower.ffn / tensor
+    return HALF * rows * (4 * tower.width + 4 * tower.width / tensor + ffn)
+
+
+def _passing(job: Job, chunk: Stage) -> float:
+    rows, tensor = job.positions(), job.share.tensor
+    most = 0.0
+    if chunk.has_head:  # the gradient of the logits beside them
+        most = (HALF + 4) * rows * job.decoder.vocab / tensor
+    if job.recompute == "full" and chunk.layers:
+        most = max(most, layer_activations(job, job.learning_layers(chunk) > 0))
+    return most

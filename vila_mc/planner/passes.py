@@ -1,0 +1,125 @@
+"""A microbatch's time in one chunk of the pipeline, and what it is made of."""
+
+from dataclasses import dataclass, fields
+
+from vila_mc.planner.clock import Clock
+from vila_mc.planner.job import Job, Stage
+from vila_mc.planner.work import HALF, Layer, connector, decoder_layer, head, tower_layer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """Seconds of a microbatch in one chunk."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    sums: float = 0.0
+    """Of both, what sums over tensor-parallel ranks take."""
+    recomputed: float = 0.0
+    """Of the backward pass, what computes the forward pass again."""
+    vision: float = 0.0
+    """Of both, what tower and connector take."""
+    launch: float = 0.0
+    """Of both, what waits for the host."""
+
+    def __add__(self, other: "Passes") -> "Passes":
+        sums = {one.name: getattr(self, one.name) + getattr(other, one.name) for one in _FIELDS}
+        return Passes(**sums)
+
+    def __mul__(self, times: float) -> "Passes":
+        return Passes(**{one.name: getattr(self, one.name) * times for one in _FIELDS})
+
+
+_FIELDS = fields(Passes)
+
+
+def chunk_passes(job: Job, chunk: Stage, clock: Clock) -> Passes:
+    """A microbatch's time in a chunk."""
+    total = Passes()
+    if chunk.has_vision and job.tower is not None:
+        seen = _vision(job, clock)
+        total += seen + Passes(vision=seen.forward + seen.backward)
+    learning, backward = job.learning_layers(chunk), job.backward_layers(chunk)
+    for layers, learns, goes_back in (
+        (learning, True, True),
+        (backward - learning, False, True),
+        (chunk.layers - backward, False, False),
+    ):
+        if layers:
+            total += _decoder(job, clock, learns, goes_back) * layers
+    if chunk.has_head:
+        operators = head(job)
+        total += Passes(
+            forward=clock.forward(operators), backward=clock.backward(operators, job.learns.tables)
+        )
+    return total
+
+
+def _decoder(job: Job, clock: Clock, learns: bool, goes_back: bool) -> Passes:
+    """One layer of the language model."""
+    layer = decoder_layer(job)
+    passes = _layer(job, clock, layer, learns, goes_back)
+    again = 0.0
+    if goes_back and job.recompute == "full":
+        again = passes.forward * job.recomputed
+    elif goes_back and job.recompute == "attention":
+        core = (one for one in layer.operators if one.kind == "attention" or one.name == "scores")
+        again = clock.forward(tuple(core)) * job.recomputed
+    return passes + Passes(backward=again, recomputed=again)
+
+
+def _vision(job: Job, clock: Clock) -> Passes:
+    tower, learns = job.tower, job.learns
+    assert tower is not None
+    learning = job.learning_tower()
+    layer = tower_layer(job, tower)
+    frozen = _layer(job, clock, layer, False, False)
+    learnt = _layer(job, clock, layer, True, True)
+    total = frozen * (tower.layers - learning) + learnt * learning
+    if job.recompute_vision:
+        again = learnt.forward * learning
+        total += Passes(backward=again, recomputed=again)
+    operators = connector(job, tower)
+    back = 0.0
+    if learns.connector or learns.vision:
+        back = clock.backward(operators, learns.connector)
+    return total + Passes(forward=clock.forward(operators), backward=back)
+
+
+def _layer(job: Job, clock: Clock, layer: Layer, learns: bool, goes_back: bool) -> Passes:
+    """A layer with its tensor-parallel sums, and its recomputation left aside."""
+    constants, tensor = clock.constants, job.share.tensor
+    sums = 2 * clock.summed(layer.summed, tensor)
+    if job.engine.overlap_tensor:
+        sums *= 1 - constants.tensor_hidden
+    ring = _context_exchange(job, clock, layer)
+    launch = constants.launch * constants.software[job.engine.name]
+    computed = clock.forward(layer.operators) + sums + ring
+    forward = max(computed, launch)
+    if not goes_back:
+        return Passes(forward=forward, sums=sums, launch=forward - computed)
+    # With sequence parallelism inputs are gathered once more for the gradients of weights.
+    back_sums = sums * (1.5 if job.engine.sequence and learns else 1.0)
+    back = clock.backward(layer.operators, learns) + back_sums + 2 * ring
+    backward = max(back, 2 * launch)
+    return Passes(
+        forward=forward,
+        backward=backward,
+        sums=sums + back_sums,
+        launch=forward - computed + backward - back,
+    )
+
+
+def _context_exchange(job: Job, clock: Clock, layer: Layer) -> float:
+    """What context-parallel ranks wait for: keys and values go round behind attention."""
+    context = job.share.context
+    if context == 1:
+        return 0.0
+    decoder, rows = job.decoder, job.positions()
+    near = context * job.share.tensor <= clock.gpu.domain
+    if job.engine.ulysses:  # queries, keys, values there, outputs back
+        sent = HALF * rows * (decoder.qkv_width() + decoder.query_width()) / job.share.tensor
+        return clock.sent(sent * (context - 1) / context, near)
+    sent = HALF * rows * 2 * decoder.kv_heads * decoder.head_width / job.share.tensor
+    behind = sum(clock.forward((one,)) for one in layer.operators if one.kind == "attention")
+    return max(0.0, clock.sent(sent * (context - 1), near) - behind)

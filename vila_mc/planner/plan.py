@@ -1,0 +1,101 @@
+"""What is foretold of one layout of one recipe."""
+
+from dataclasses import dataclass
+
+from vila_mc.config.run import RunConfig
+from vila_mc.planner.constants import Constants
+from vila_mc.planner.from_recipe import job_of
+from vila_mc.planner.job import Job
+from vila_mc.planner.memory import Memory, rank_memory
+from vila_mc.planner.step import StepTime, step_time
+from vila_mc.planner.work import model_flops
+from vila_mc.topology.hardware import Gpu
+from vila_mc.topology.layout import Layout
+
+ALLOWANCE = 6 * 2**30
+"""Bytes beside the tensors of a step: CUDA's context and libraries (about 1 GiB), NCCL's buffers
+(1-2 GiB), kernels' own scratch, and what allocation leaves in pieces."""
+
+NOTICED = 0.02
+"""Share of a step that is worth a word."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One layout: how long a step takes, what each pipeline rank holds."""
+
+    config: RunConfig
+    layout: Layout
+    gpu: Gpu
+    job: Job
+    time: StepTime
+    memory: tuple[Memory, ...]
+    """Of each pipeline rank."""
+
+    def fits(self) -> bool:
+        """Whether the fullest rank leaves the allowance free."""
+        return self.fullest() + ALLOWANCE <= self.gpu.memory
+
+    def fullest(self) -> float:
+        """Bytes of tensors on the fullest rank."""
+        return max(one.total() for one in self.memory)
+
+    def tokens_per_gpu(self) -> float:
+        """Positions that a GPU gets through in a second."""
+        return self.job.rows * self.job.length / (self.time.total * self.layout.world_size())
+
+    def flops_per_gpu(self) -> float:
+        """FLOP/s of a GPU that the mathematics asks for."""
+        return model_flops(self.job) / (self.time.total * self.layout.world_size())
+
+    def utilisation(self) -> float:
+        """Share of the GPU's bf16 peak that they are (MFU)."""
+        return self.flops_per_gpu() / self.gpu.peak["bf16"]
+
+    def gpu_hours(self) -> float:
+        """Of the whole phase."""
+        seconds = self.time.total * self.config.train.steps
+        return seconds * self.layout.world_size() / 3600
+
+    def limits(self) -> str:
+        """What takes most of the time beside arithmetic, in words."""
+        time, busiest = self.time, self.time.busiest
+        losses = {
+            "the pipeline's bubble": time.pipeline - time.busy,
+            "sums over tensor-parallel ranks": busiest.sums,
+            "recomputation": busiest.recomputed,
+            "vision": busiest.vision,
+            "sums of gradients over data-parallel ranks": time.gradients,
+            "a host that starts kernels too slowly": busiest.launch,
+            "the optimizer": time.optimizer,
+        }
+        name, seconds = max(losses.items(), key=lambda item: item[1])
+        share = seconds / time.total
+        return f"{name}, {share:.0%} of a step" if share >= NOTICED else "arithmetic"
+
+
+def plan_of(
+    config: RunConfig, world: int, gpu: Gpu, constants: Constants, images: float | None
+) -> Plan:
+    """Foretell one layout.
+
+    Args:
+        config: the recipe with the layout in its ``parallel`` section.
+        world: GPUs in all.
+        gpu: their kind.
+        constants: fitted.
+        images: of a row on average; as many as have room if none.
+
+    Raises:
+        ConfigError: the GPUs do not divide into the layout.
+    """
+    layout = Layout.of(config.parallel, world)
+    job = job_of(config, layout, images)
+    return Plan(
+        config=config,
+        layout=layout,
+        gpu=gpu,
+        job=job,
+        time=step_time(job, gpu, constants),
+        memory=tuple(rank_memory(job, rank, constants) for rank in range(layout.pipeline)),
+    )

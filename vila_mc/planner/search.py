@@ -1,0 +1,130 @@
+"""Every layout that a recipe may take on some GPUs: pruned by memory, ranked by time."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from vila_mc.config.parallel import ParallelConfig, VisionPlacement
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import ConfigError
+from vila_mc.planner.constants import Constants
+from vila_mc.planner.from_recipe import job_of
+from vila_mc.planner.memory import rank_memory
+from vila_mc.planner.plan import ALLOWANCE, Plan, plan_of
+from vila_mc.planner.step import quick_step_time
+from vila_mc.topology.hardware import Gpu
+from vila_mc.topology.layout import Layout
+
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+PLACEMENTS: tuple[VisionPlacement, ...] = ("shared", "dedicated")
+SIMULATED = 40
+"""Layouts whose schedule is simulated: the best by arithmetic alone."""
+TOO_FULL = "does not fit the memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search has found."""
+
+    plans: tuple[Plan, ...]
+    """From the fastest."""
+    rejected: dict[str, int]
+    """Layouts that cannot be, by reason."""
+    nearest: str
+    """If nothing fits: which layout needs least, and how much."""
+
+
+def search(
+    config: RunConfig, world: int, gpu: Gpu, constants: Constants, images: float | None = None
+) -> Search:
+    """Rank the layouts of a recipe on ``world`` GPUs, and count what was rejected and why."""
+    rejected: Counter[str] = Counter()
+    quick: list[tuple[float, int, RunConfig]] = []
+    least, nearest = float("inf"), ""
+    for candidate in candidates(config, world, gpu, rejected):
+        layout = Layout.of(candidate.parallel, world)
+        job = job_of(candidate, layout, images)
+        ranks = (rank_memory(job, rank, constants) for rank in range(layout.pipeline))
+        fullest = max(rank.total() for rank in ranks)
+        if fullest < least:
+            least, nearest = fullest, f"{layout}, micro-batch {job.micro_batch}"
+        if fullest + ALLOWANCE > gpu.memory:
+            rejected[TOO_FULL] += 1
+            continue
+        quick.append((quick_step_time(job, gpu, constants), len(quick), candidate))
+    best = [candidate for _, _, candidate in sorted(quick)[:SIMULATED]]
+    plans = [plan_of(candidate, world, gpu, constants, images) for candidate in best]
+    plans.sort(key=lambda plan: plan.time.total)
+    if not plans and nearest:
+        nearest = f"{nearest} needs least: {(least + ALLOWANCE) / 2**30:.0f} GiB"
+    return Search(tuple(plans), dict(rejected), nearest)
+
+
+def candidates(
+    config: RunConfig, world: int, gpu: Gpu, rejected: Counter[str]
+) -> Iterator[RunConfig]:
+    """Every layout that the recipe's rules allow; the others are counted by their reason."""
+    for parallel in _layouts(config, world, gpu):
+        try:
+            data = parallel.data(world)
+            placed = replace(config, parallel=parallel)
+            Layout.of(parallel, world)
+        except ConfigError as error:
+            rejected[_reason(error)] += 1
+            continue
+        for micro_batch in MICRO_BATCHES:
+            for recompute in ("none", "full"):
+                train = replace(config.train, micro_batch=micro_batch, recompute=recompute)
+                try:
+                    microbatches = train.microbatches(data)
+                    candidate = replace(placed, train=train)
+                except ConfigError:
+                    rejected["the global batch does not divide"] += 1
+                    continue
+                if parallel.virtual > 1 and microbatches % parallel.pipeline:
+                    rejected["virtual stages need whole groups of microbatches"] += 1
+                    continue
+                yield candidate
+
+
+def _layouts(config: RunConfig, world: int, gpu: Gpu) -> Iterator[ParallelConfig]:
+    layers = config.model.language.layers
+    for tensor in _powers(min(world, gpu.domain, 8)):
+        if world % tensor:
+            continue
+        for pipeline in _divisors(world // tensor):
+            if pipeline > layers:
+                break
+            for virtual in _virtual(layers, pipeline):
+                for placement in PLACEMENTS if pipeline > 1 else PLACEMENTS[:1]:
+                    yield replace(
+                        config.parallel,
+                        tensor=tensor,
+                        sequence=tensor > 1,
+                        pipeline=pipeline,
+                        virtual=virtual,
+                        vision_placement=placement,
+                    )
+
+
+def _virtual(layers: int, pipeline: int) -> Sequence[int]:
+    if pipeline == 1:
+        return (1,)
+    return [virtual for virtual in (1, 2, 4, 8) if pipeline * virtual <= layers + 1]
+
+
+def _powers(most: int) -> Iterator[int]:
+    power = 1
+    while power <= most:
+        yield power
+        power *= 2
+
+
+def _divisors(number: int) -> list[int]:
+    return [one for one in range(1, number + 1) if number % one == 0]
+
+
+def _reason(error: ConfigError) -> str:
+    """A refusal without its figures, so that refusals of one kind count together."""
+    words = str(error).split(". ", 1)[0].split()
+    return " ".join(word for word in words if not word.strip(",.").isdigit())
