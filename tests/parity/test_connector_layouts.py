@@ -29,7 +29,7 @@ TINY = {
 ALIKE = ("mlp1x_gelu", "mlp2x_gelu", "mlp_downsample_3x3_s2_new by columns")
 """Cases that compute what another does: names for one thing, and one token in any order."""
 NAMES = tuple(name for name in CASES if name not in ALIKE)
-SPLIT = dict(connector="split")
+SPLIT = dict(connector_placement="split")
 """Tensor-parallel ranks share its matrices; connectors as small as these are whole by default."""
 LAYOUTS = {
     "tp2-split": (2, dict(tensor=2, **SPLIT)),

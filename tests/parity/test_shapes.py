@@ -38,7 +38,7 @@ from vila_mc.topology.stage_plan import StagePlan, plan_stages, stages_of_rank
 LAYOUTS = [
     dict(),
     dict(tensor=2),
-    dict(tensor=2, sequence=True, connector="split"),
+    dict(tensor=2, sequence=True, connector_placement="split"),
     dict(pipeline=2),
     dict(pipeline=3, vision_placement="dedicated"),
     dict(tensor=2, pipeline=2, virtual=2),

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from vila_mc.config.connectors import ConnectorConfig
 from vila_mc.config.load import (
     add_config_options,
+    connector_from_text,
     load_model,
     load_run,
     load_run_from_args,
@@ -400,6 +402,29 @@ def test_visual_tokens_at_336_pixels_are_the_papers(kind: str, tokens: int) -> N
     assert load_run([], {"model.connector.kind": kind}).model.visual_tokens() == tokens
 
 
+def test_a_connector_is_its_kind_or_a_mapping() -> None:
+    assert connector_from_text("linear") == ConnectorConfig(kind="linear")
+    pooling = connector_from_text("{kind: pooling, side: 8}")
+    assert pooling == ConnectorConfig(kind="pooling", side=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("liner", "model.connector.kind is liner; it must be 'linear'"),
+        ("{kind: pooling, sid: 8}", "sid is not an option. Did you mean side"),
+        ("{kind: linear, side: 8}", "kind linear has no such option"),
+        ("[linear]", r"connector is \[linear\]; give a kind, or its options such as {kind: pool"),
+        ("{kind: [", "give a kind, or its options"),
+        ("", "give a kind, or its options"),
+    ],
+)
+def test_what_is_no_connector_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        connector_from_text(text)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("options", "is_split"),
     [
@@ -407,9 +432,9 @@ def test_visual_tokens_at_336_pixels_are_the_papers(kind: str, tokens: int) -> N
         ({"model.connector.kind": "qformer"}, True),  # 105 million
         ({"model.connector.kind": "qformer", "parallel.tensor": 8}, False),  # heads do not divide
         ({"model.connector.kind": "qformer", "parallel.tensor": 1}, False),
-        ({"model.connector.kind": "qformer", "parallel.connector": "replicated"}, False),
-        ({"parallel.connector": "split"}, True),
-        ({"parallel.connector": "split", "parallel.tensor": 1}, False),
+        ({"model.connector.kind": "qformer", "parallel.connector_placement": "replicated"}, False),
+        ({"parallel.connector_placement": "split"}, True),
+        ({"parallel.connector_placement": "split", "parallel.tensor": 1}, False),
     ],
 )
 def test_large_connectors_are_split(options: dict[str, Any], is_split: bool) -> None:
@@ -419,7 +444,7 @@ def test_large_connectors_are_split(options: dict[str, Any], is_split: bool) -> 
 def test_a_connector_that_does_not_divide_is_not_split() -> None:
     options = {"model.connector.kind": "qformer", "parallel.tensor": 8}
     with pytest.raises(ConfigError, match=r"qformer do not divide by parallel\.tensor 8. Use repl"):
-        load_run([], options | {"parallel.connector": "split"})
+        load_run([], options | {"parallel.connector_placement": "split"})
 
 
 def test_an_odd_grid_is_padded() -> None:

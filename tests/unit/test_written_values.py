@@ -252,6 +252,8 @@ MEANT = {
     "model.vision.image_size": "vision_resolution img-h",
     "model.vision.image_mode": "image_aspect_ratio",
     "model.connector.kind": "mm_projector_type",
+    "model.connector.queries": "num_query_tokens model.connector.num_queries",
+    "model.connector.cross_attention_every": "cross_attention_frequency",
     "data.blend": "data_path data-path data_mixture train_file",
     "data.sequence_length": "data.seq_len seq-length model_max_length cutoff_len",
     "data.tokenizer": "tokenizer-model tokenizer_name",

@@ -7,7 +7,7 @@ from vila_mc.config.checks import STRICT, require, require_positive
 from vila_mc.errors import ConfigError
 
 VisionPlacement = Literal["shared", "dedicated"]
-ConnectorParallel = Literal["auto", "replicated", "split"]
+ConnectorPlacement = Literal["auto", "replicated", "split"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class ParallelConfig:
     vision_placement: VisionPlacement = "shared"
     """shared: vision runs on the first stage beside LLM layers. dedicated: the first stage holds
     vision, connector and embedding, and no LLM layer."""
-    connector: ConnectorParallel = "auto"
+    connector_placement: ConnectorPlacement = "auto"
     """Whether tensor-parallel ranks share the connector's matrices. replicated: each rank holds all
     of it. split: they share. auto: split where it has more than 64 Mi weights, and these divide."""
     context: int = 1

@@ -79,7 +79,7 @@ class RunConfig:
         self._check_what_learns()
         require(
             not self.splits_connector() or self.model.connector_divides(tensor),
-            f"parallel.connector is split, but the matrices or heads of the connector "
+            f"parallel.connector_placement is split, but the matrices or heads of the connector "
             f"{self.model.connector.title()} do not divide by parallel.tensor {tensor}. Use "
             "replicated.",
         )
@@ -91,7 +91,7 @@ class RunConfig:
 
     def splits_connector(self) -> bool:
         """Whether tensor-parallel ranks share the connector's matrices."""
-        tensor, how = self.parallel.tensor, self.parallel.connector
+        tensor, how = self.parallel.tensor, self.parallel.connector_placement
         if tensor == 1 or how != "auto":
             return tensor > 1 and how == "split"
         weights = sum(math.prod(layer.shape) for layer in self.model.connector_layers())

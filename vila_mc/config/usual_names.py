@@ -4,6 +4,9 @@ from collections.abc import Container
 
 _USUAL_NAMES = {
     "model.connector.kind": ("connector connector_type mm_projector mm_projector_type projector"),
+    "model.connector.cross_attention_every": "cross_attention_freq cross_attention_frequency",
+    "model.connector.queries": "num_queries num_query_tokens",
+    "parallel.connector_placement": "connector_parallel",
     "model.language.ffn": "ffn_hidden_size intermediate_size mlp_dim",
     "model.language.heads": "attention_heads n_head n_heads num_attention_heads num_heads",
     "model.language.kv_heads": "n_kv_heads num_key_value_heads num_query_groups",
