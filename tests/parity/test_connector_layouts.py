@@ -7,12 +7,16 @@ One start of ranks tries all connectors of a layout. Two layouts by default; the
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.parity.compare import assert_every_rank_matches
+from tests.parity.import_ranks import load_and_save
 from tests.parity.layout_trace import Trace, traces_of_models, write_seed_checkpoint
 from tests.support.connectors import CASES, options_of
 from tests.support.ranks import run_ranks
 from tests.support.tiny import tiny_microbatches, tiny_run
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
@@ -92,6 +96,18 @@ def test_every_connector_learns_what_one_rank_learns(
     for name in NAMES:
         traces = [by_name[name] for by_name in by_rank]
         assert_every_rank_matches(traces, expected[name], f"{layout} {name}")
+
+
+@pytest.mark.parametrize("name", ["qformer", "mlp_downsample_3x3_fix"])
+def test_ranks_that_share_a_connector_save_it_whole(name: str, seeds: Path, tmp_path: Path) -> None:
+    run_ranks(2, load_and_save, seeds / name, tmp_path, dict(tensor=2, **SPLIT))
+    before, after = (
+        open_checkpoint(directory, Manifest.read(directory).config.model)
+        for directory in (resolve_checkpoint(seeds / name), resolve_checkpoint(tmp_path))
+    )
+    assert before.keys() == after.keys()
+    for weight, values in before.items():
+        assert torch.equal(after[weight].read(), values.read()), weight
 
 
 def test_a_qformer_learns_with_any_number_of_queries() -> None:
