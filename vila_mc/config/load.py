@@ -140,7 +140,7 @@ def _read_word(name: str, value: Any) -> Any:
         return parse_yaml(value)
     except ValueError:
         raise ConfigError(
-            f"{name} is {value}, which is not valid YAML. Put double quotes around a path that "
+            f"{name} is {value}, which is not valid YAML. Put double quotes around text that "
             """holds ' " # , : or brackets, as in [{path: "/data/it's"}]."""
         ) from None
 
