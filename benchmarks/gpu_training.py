@@ -8,9 +8,11 @@ import gc
 import statistics
 import time
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from gpu_kernels import Ceilings, table
@@ -19,12 +21,14 @@ from vila_mc.config.load import run_from_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.flow import IGNORE_LABEL, Microbatch
 from vila_mc.kernels import native
+from vila_mc.model import megatron_config
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import Ranks, distributed
 from vila_mc.train.step import Trainer
 
 SEQUENCE = 4096
 IMAGES = 8
+TE = "transformer_engine"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ class Case:
     new_lengths: bool = False
     """Packed samples of another length in every microbatch, as real ones have."""
     with_kernels: bool = True
+    made_of: str = "torch"
+    """What ``train.layers`` is."""
+    fp8: str = "none"
+    """Recipe of the language model's products."""
+    is_fused: bool = True
+    """SwiGLU and cross entropy."""
 
     def run(self, tiny: bool) -> RunConfig:
         model: dict[str, Any] = {"language": {"layers": self.layers}}
@@ -64,6 +74,8 @@ class Case:
                     "global_batch": self.rows,
                     "micro_batch": 1,
                     "precision": "bf16",
+                    "layers": self.made_of,
+                    "fp8": {"recipe": self.fp8},
                     "recompute": self.recompute,
                     "steps": 100,
                 },
@@ -76,7 +88,11 @@ CASES = [
     Case("rows of 8 packed samples", 4, samples_per_row=8),
     Case("rows of 8 packed samples, new lengths", 4, samples_per_row=8, new_lengths=True),
     Case("rows of 1 sample, twins in plain torch", 4, with_kernels=False),
+    Case("rows of 1 sample, nothing fused", 4, is_fused=False),
     Case("rows of 1 sample, recompute full", 4, recompute="full"),
+    Case("rows of 1 sample, layers of Transformer Engine", 4, made_of=TE),
+    Case("rows of 1 sample, FP8 by current scales", 4, made_of=TE, fp8="current"),
+    Case("rows of 1 sample, FP8 by delayed scales", 4, made_of=TE, fp8="delayed"),
     Case("every part trained", 4, trainable=("vision", "connector", "language")),
     Case("the whole 7B, align", 32, trainable=("connector",), sequence=2048, images=4),
 ]
@@ -142,22 +158,33 @@ def training_figures(
     ]
     for case in cases:
         run = case.run(tiny)
-        original = native.loaded
-        if not case.with_kernels:
-            native.loaded = frozenset  # type: ignore[assignment]
         try:
-            with distributed(run.parallel, seed=1) as ranks:
+            with _as_asked(case), distributed(run.parallel, seed=1) as ranks:
                 rows.append(_one_case(case, run, ranks, product, profile, steps))
         except Exception as error:  # one case that does not fit spares the others
             rows.append((case.name, f"failed: {type(error).__name__}: {error}"[:200]))
         finally:
-            native.loaded = original
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         print(" | ".join(rows[-1]), flush=True)
     print()
     table(*rows)
+
+
+def _nothing(*_: Any) -> dict[str, bool]:
+    return {}
+
+
+@contextmanager
+def _as_asked(case: Case) -> Iterator[None]:
+    """Without kernels or fusions where a case has none."""
+    with ExitStack() as changes:
+        if not case.with_kernels:
+            changes.enter_context(mock.patch.object(native, "loaded", frozenset))
+        if not case.is_fused:
+            changes.enter_context(mock.patch.object(megatron_config, "fusion_options", _nothing))
+        yield
 
 
 def _one_case(

@@ -6,8 +6,8 @@
 # Needs torch 2.11 or newer with CUDA, numpy and pytest. .venv of this checkout is used where it is set
 # up, otherwise python3 (VILA_MC_PYTHON or PYTHON names another). Without a GPU it says so and ends.
 #
-# --only STEPS    some of: kernels engine runs memcheck racecheck speed steps saves. The library is built
-#                 for all of them, where it is missing.
+# --only STEPS    some of: kernels attention engine layers runs memcheck racecheck speed steps saves. The
+#                 library is built for all of them, where it is missing.
 # --minutes N     what is not done by then is stopped (default: 8).
 # --wheels DIR    what a machine without network lacks. If DIR has no wheels, they are downloaded and
 #                 nothing else happens: do that where there is a network, with the same version of
@@ -18,7 +18,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-all="kernels engine runs memcheck racecheck speed steps saves"
+all="kernels attention engine layers runs memcheck racecheck speed steps saves"
 only="" minutes=8 wheels="" out="${OUT:-}"
 while (($#)); do
     case "$1" in
@@ -139,7 +139,7 @@ sanitizer() {
     done
     return 1
 }
-pytest=("$python" -m pytest -m gpu -s -p no:cacheprovider)
+pytest=("$python" -m pytest -m gpu -s -rs -p no:cacheprovider)
 
 # Whole runs mostly wait for processes that start: each test in a process of its own, all at once.
 runs() {
@@ -162,7 +162,9 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 step build 240 bash -c build
 # All of these are about being right, not fast: at once.
 step kernels 120 "${pytest[@]}" tests/kernels/test_gpu.py &
+step attention 120 "${pytest[@]}" tests/kernels/test_gpu_attention.py &
 step engine 240 "${pytest[@]}" tests/parity/test_gpu.py &
+step layers 240 "${pytest[@]}" tests/parity/test_gpu_layers.py &
 [[ -n $only && ",$only," != *,runs,* ]] || runs &
 if checker="$(sanitizer)"; then
     for tool in memcheck racecheck; do
@@ -173,7 +175,7 @@ fi
 wait
 # These are about being fast: alone.
 step speed 60 "$python" benchmarks/gpu_kernels.py
-step steps 150 "$python" benchmarks/gpu_training.py --profile
+step steps 200 "$python" benchmarks/gpu_training.py --profile
 step saves 90 "$python" benchmarks/gpu_saves.py
 
 {
@@ -183,7 +185,7 @@ step saves 90 "$python" benchmarks/gpu_saves.py
     echo
     echo '| on the GPU | |'
     echo '|---|---|'
-    grep -ha '^| ' "$work"/{build,engine,runs*}.log 2>/dev/null | sort -u
+    grep -ha '^| ' "$work"/{build,attention,engine,layers,runs*}.log 2>/dev/null | sort -u
     echo
     cat "$work"/{speed,steps,saves}.log 2>/dev/null
 } >"$out/table.md"
@@ -192,6 +194,6 @@ rm -f "$work"/runs-*.log
 cp "$work"/*.log "$out"
 echo
 cat "$out/table.md"
-grep -haE '^(FAILED|ERROR) ' "$out"/*.log
+grep -haE '^(FAILED|ERROR|SKIPPED) ' "$out"/*.log
 echo "$((SECONDS - started)) s; logs and table.md are in $out"
 ! grep -qhE 'FAILED|stopped after' "$work"/*.done

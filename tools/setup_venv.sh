@@ -152,10 +152,10 @@ print(*said["build-system"]["requires"], *said["project"]["dependencies"], *sum(
 PYTHON
 }
 
-# Transformer Engine's pure Python wheel (1 MB), which emulation executes. In a folder of its own: on
-# the path Megatron-Core would take it for a whole one, and fail.
+# _setup_emulation FOLDER PIP...: Transformer Engine's pure Python wheel (1 MB), which emulation executes.
+# In a folder of its own: on the path Megatron-Core would take it for a whole one, and fail.
 _setup_emulation() {
-    local pip=("$@" --no-deps --no-compile --upgrade --target "$_setup_venv/transformer_engine_wheel")
+    local pip=("${@:2}" --no-deps --no-compile --upgrade --target "$1")
     if [[ ${LOCK:-yes} != no ]]; then
         "${pip[@]}" --require-hashes -r transformer_engine.lock
     elif ! "${pip[@]}" -r <(sed -E 's/ *\\$//; /--hash/d' transformer_engine.lock); then
@@ -171,7 +171,7 @@ _setup_pip() {
     else
         "${pip[@]}" --require-hashes -r requirements.lock || return
     fi
-    _setup_emulation "${pip[@]}" || return
+    _setup_emulation "$_setup_venv/transformer_engine_wheel" "${pip[@]}" || return
     echo "Building csrc"
     "${pip[@]}" --no-build-isolation --no-deps -v -e .
 }

@@ -29,8 +29,11 @@ names = ("CUDA_HOME", "CPATH", "NVTE_FRAMEWORK")
 call = dict(arguments=arguments, constraints=constraints, **{n: os.environ.get(n) for n in names})
 with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps(call) + "\\n")
-if os.environ.get("PIP_FAILS"):
+if os.environ.get("PIP_FAILS") in ("1", *arguments):
     sys.exit("no network")
+if "--target" in arguments:
+    target = pathlib.Path(arguments[arguments.index("--target") + 1])
+    (target / "transformer_engine").mkdir(parents=True)
 if "-e" in arguments:
     (site / "vila_mc.pth").write_text(os.getcwd())
     (pathlib.Path.cwd() / "vila_mc/kernels/libvila_mc_cpu.so").touch()
@@ -56,8 +59,14 @@ class Place:
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         )
 
+    @property
+    def wheel(self) -> Path:
+        """Where emulation looks for Transformer Engine's."""
+        return self.site.parents[2] / "transformer_engine_wheel"
+
     def has_all(self) -> None:
         """Whatever is wanted, in a version that will do."""
+        (self.wheel / "transformer_engine").mkdir(parents=True)
         said = tomllib.loads((self.checkout / "pyproject.toml").read_text())
         extras = said["project"]["optional-dependencies"]
         lines = [*said["build-system"]["requires"], *said["project"]["dependencies"]]
@@ -93,7 +102,8 @@ def place(tmp_path: Path) -> Place:
         (checkout / folder).mkdir(parents=True)
     shutil.copy(ROOT / "tools/setup_venv.sh", checkout / "tools")
     shutil.copytree(ROOT / "tools/setup", checkout / "tools/setup")
-    shutil.copy(ROOT / "pyproject.toml", checkout)
+    for name in ("pyproject.toml", "transformer_engine.lock"):
+        shutil.copy(ROOT / name, checkout)
     (checkout / "setup.py").write_text(SETUP)
     (checkout / "csrc/ops.cpp").touch()
     (checkout / "vila_mc/__init__.py").touch()
@@ -127,14 +137,34 @@ def test_what_is_missing_is_installed_and_torch_is_left_alone(place: Place) -> N
     place.has("pillow", "12.0.0")
     done = place.set_up()
     assert done.returncode == 0, done.stderr
-    missing, itself = place.calls()
+    missing, itself, wheel = place.calls()
     assert missing["constraints"] == f"torch=={CONTAINER_TORCH}\n"
     asked = {Requirement(line).name for line in missing["arguments"] if ">=" in line}
     assert {"numpy", "megatron-core", "transformers", "setuptools", "scikit-learn"} <= asked
     assert not {"torch", "pillow", "ruff", "transformer-engine"} & asked
     assert itself["arguments"][-2:] == ["-e", "."]
     assert {"--no-deps", "--no-build-isolation"} <= set(itself["arguments"])
+    assert wheel["arguments"][-3:] == ["--require-hashes", "-r", "transformer_engine.lock"]
+    assert ["--target", str(place.wheel)] == wheel["arguments"][-5:-3]
+    assert "--no-deps" in wheel["arguments"]
     assert not (place.checkout / ".venv").exists()
+
+
+def test_what_emulation_executes_is_not_fetched_twice_nor_needed(place: Place) -> None:
+    place.has("torch", "2.14.1")
+    place.has_all()
+    shutil.rmtree(place.wheel)
+    done = place.set_up(PIP_FAILS="--target")
+    assert done.returncode == 0, done.stderr
+    assert f"was not fetched into {place.wheel}" in done.stdout.replace("\n", " ")
+    (place.site / "vila_mc.pth").unlink()
+    named = place.set_up(VILA_MC_TE_FOLDER="/elsewhere")
+    assert (named.returncode, named.stderr) == (0, "")
+    assert [call["arguments"][-1] for call in place.calls()] == [
+        ".",
+        "transformer_engine.lock",
+        ".",
+    ]
 
 
 def test_nothing_is_done_where_nothing_is_missing(place: Place) -> None:
@@ -199,6 +229,7 @@ def test_an_interpreter_that_is_none_is_refused(place: Place) -> None:
 def test_a_container_of_nvidia_is_used_as_it_is(place: Place) -> None:
     python = place.environment.pop("VILA_MC_PYTHON")
     place.has("torch", CONTAINER_TORCH)
+    place.has("transformer-engine-torch", "2.14.1")  # whose wheel is then of no use
     place.environment["PATH"] = f"{Path(python).parent}:{place.environment['PATH']}"
     done = place.set_up(NVIDIA_PYTORCH_VERSION="26.02")
     assert done.returncode == 0, done.stderr
@@ -244,6 +275,16 @@ def test_transformer_engine_is_compiled_with_the_toolkit_of_torch(
     again = place.set_up("--with-te", CUDA_HOME=str(home))
     assert (again.returncode, again.stdout) == (0, "Transformer Engine is there.\n")
     assert len(place.calls()) == count
+
+
+def test_the_toolkit_of_torch_is_found_by_itself(place: Place, tmp_path: Path) -> None:
+    """On the PATH, through a link, where CUDA_HOME is another's."""
+    _with_torch(place, "77.0")
+    home, other = (_toolkit(tmp_path / name, f"{name}.1") for name in ("77", "76"))
+    (tmp_path / "bin/nvcc").symlink_to(home / "bin/nvcc")
+    done = place.set_up("--with-te", CUDA_HOME=str(other))
+    assert done.returncode == 0, done.stderr
+    assert place.calls()[-1]["CUDA_HOME"] == str(home)
 
 
 @pytest.mark.parametrize(

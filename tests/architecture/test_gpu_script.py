@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "gpu.sh"
-STEPS = ["kernels", "engine", "runs", "memcheck", "racecheck", "speed", "steps", "saves"]
+TESTS = ["kernels", "attention", "engine", "layers", "runs"]
+STEPS = [*TESTS, "memcheck", "racecheck", "speed", "steps", "saves"]
 PYTHON = """#!/bin/bash
 [[ $1 == - ]] && exit 0
 echo "$*" >>"$CALLS"
@@ -17,7 +18,10 @@ case "$*" in
     *--collect-only*) [[ -n $NO_TESTS ]] && exit 5
         printf 'tests/e2e/test_gpu.py::test_%s\\n' 'one[a b]' two ;;
     *gpu_kernels*) exit 3 ;;
-    *parity*) echo '| a figure | 1e-7 |' ;;
+    *parity/test_gpu.py*) echo '| a figure | 1e-7 |' ;;
+    *test_gpu_layers*) printf '| another | 1e-3 |\\nSKIPPED [4] no Transformer Engine here\\n'
+        echo '===== 4 skipped in 0.1s =====' ;;
+    *test_gpu_attention*) echo '| attention | 1e-5 |' ;;
 esac
 """
 TOOL = "#!/bin/bash\necho ERROR SUMMARY: 0 errors\n"
@@ -61,7 +65,11 @@ def test_every_step_is_run_and_one_that_fails_spares_the_others(machine: dict[st
     whole_runs = {"runs-one_a_b_": "passed", "runs-two": "passed"}
     passed = dict.fromkeys(["build", *STEPS], "passed") | whole_runs | {"speed": "FAILED"}
     assert ended == {name: how for name, how in passed.items() if name != "runs"}
-    assert "| a figure | 1e-7 |" in Path(machine["OUT"], "table.md").read_text()
+    table = Path(machine["OUT"], "table.md").read_text()
+    for figure in ("a figure | 1e-7", "another | 1e-3", "attention | 1e-5"):
+        assert f"| {figure} |" in table
+    assert re.search(r"\| layers \| passed \| \d+ s \| 4 skipped in 0\.1s \|", table)
+    assert "\nSKIPPED [4] no Transformer Engine here\n" in done.stdout, "what is not there is named"
     assert "::test_one[a b]" in Path(machine["CALLS"]).read_text()
 
 

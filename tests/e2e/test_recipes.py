@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from tests.support.launching import REPOSITORY, kill_all, python_path, steps_done, wait_until
+from tests.support.ranks import run_ranks
+from tests.support.recipe_smoke import config_of, train, words_of_smoke
 from vila_mc.checkpoint.manifest import whole_checkpoints
 
 SRUN = """#!/bin/bash
@@ -133,6 +135,15 @@ def test_three_phases_the_second_as_a_job(
     assert "tensor 2 x pipeline 2 x data 1" in said
     assert "random weights" not in said
     assert whole_checkpoints(tmp_path / "sft" / "checkpoints")
+
+
+@pytest.mark.slow
+def test_the_second_phase_at_13b(tmp_path: Path) -> None:
+    words = words_of_smoke("examples/pretrain_13b.sh", tmp_path)
+    ranks, _ = config_of(words)
+    done = run_ranks(ranks, train, words)
+    assert done == [(3, "tensor 4 x pipeline 2 x data 1")] * 8
+    assert whole_checkpoints(tmp_path / "out" / "checkpoints")
 
 
 def test_a_job_in_a_container_names_image_and_mounts(slurm: dict[str, object]) -> None:

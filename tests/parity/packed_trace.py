@@ -38,9 +38,11 @@ def trace_of_samples(
         return [(result.loss, result.grad_norm) for result in results]
 
 
-def gradients_of_samples(seed_checkpoint: Path, packed: bool) -> dict[str, np.ndarray]:
+def gradients_of_samples(
+    seed_checkpoint: Path, packed: bool, **train: Any
+) -> dict[str, np.ndarray]:
     """The gradient of every weight for the fixed samples, on one rank."""
-    config = _run({})
+    config = _run({}, train)
     with distributed(config.parallel, seed=1) as ranks:
         stages = build_stages(config, ranks)
         load_weights(seed_checkpoint, stages)

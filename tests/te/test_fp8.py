@@ -9,6 +9,8 @@ import pytest
 from tests.parity.compare import assert_every_rank_matches
 from tests.parity.layout_trace import NUM_STEPS, Trace
 from tests.support.emulated import Emulated
+from tests.support.recipe_smoke import config_of, words_of_smoke
+from vila_mc.checkpoint.manifest import Manifest, newest_checkpoint
 
 IN_FP8, RANKS = "tests.te.in_fp8", "tests.te.trained"
 BOTH = ["vision", "language"]
@@ -176,3 +178,16 @@ def test_a_gpu_without_it_is_told_what_to_choose(
     refusal = h100(f"{IN_FP8}:refusal", dict(recipe=recipe, format="e4m3"), capability)
     assert said in refusal
     assert bool(said) == bool(refusal)
+
+
+def test_the_recipe_of_7b_in_fp8(h100: Emulated, tmp_path: Path) -> None:
+    laid_over = ("--config", "examples/pretrain_7b_h100_fp8.yaml")
+    words = words_of_smoke("examples/pretrain_7b.sh", tmp_path, *laid_over)
+    ranks, run = config_of(words)
+    assert run.train.fp8.recipe == "current"
+    assert run.train.fp8.emulation, "there is no GPU"
+    done = h100.ranks(ranks, "tests.support.recipe_smoke:train", words)
+    assert done == [(3, "tensor 2 x pipeline 2 x data 1")] * 4
+    newest = newest_checkpoint(tmp_path / "out" / "checkpoints")
+    assert newest is not None
+    assert Manifest.read(newest).layers["language"] == "transformer_engine"

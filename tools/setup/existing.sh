@@ -77,6 +77,27 @@ _setup_quietly() {
     return "$status"
 }
 
+# Where emulation looks for Transformer Engine's wheel: nowhere, if a whole one is there.
+_setup_wheel_folder() {
+    (cd / && "$VENV_PYTHON" -) <<'PYTHON'
+import importlib.metadata, pathlib, sys
+try:
+    importlib.metadata.version("transformer-engine-torch")
+except importlib.metadata.PackageNotFoundError:
+    print(pathlib.Path(sys.prefix, "transformer_engine_wheel"))
+PYTHON
+}
+
+# Asked for once, when vila_mc is installed: training can do without, and there may be no network.
+_setup_existing_emulation() {
+    local folder
+    [[ -z ${VILA_MC_TE_FOLDER:-} ]] || return 0
+    folder="$(_setup_wheel_folder)"
+    [[ -n $folder && ! -d $folder/transformer_engine ]] || return 0
+    _setup_quietly _setup_emulation "$folder" "$@" 2>/dev/null || echo "Transformer Engine's wheel was not \
+fetched into $folder, so FP8 cannot be emulated here; docs/gpu.md says how to do that by hand."
+}
+
 _setup_existing() {
     local said lines pip status=0
     if ! _setup_suits "$VENV_PYTHON"; then
@@ -101,7 +122,10 @@ a layer above it: python3 -m venv --without-pip --system-site-packages DIR, and 
     fi
     if ! _setup_is_installed; then
         echo "Installing vila_mc from $_setup_root into the environment of $VENV_PYTHON ..."
-        _setup_quietly "${pip[@]}" --no-build-isolation --no-deps -v -e . && return
+        if _setup_quietly "${pip[@]}" --no-build-isolation --no-deps -v -e .; then
+            _setup_existing_emulation "${pip[@]}"
+            return
+        fi
     elif _setup_wants_build; then
         echo "Building csrc for $VENV_PYTHON ..."
         _setup_quietly "$VENV_PYTHON" setup.py build_ext --inplace && return
