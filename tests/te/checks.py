@@ -202,8 +202,11 @@ def padding() -> float:
 
 def master_weights() -> float:
     """FP8 parameters from fp32 masters, as a distributed optimizer casts them."""
-    recipes_of = {recipe.Float8BlockScaling: recipes.by_squares}
-    recipes_of[recipe.Float8CurrentScaling] = recipes.by_tensor
+    recipes_of: dict[Any, Callable[[Tensor, torch.dtype], Tensor]] = {
+        recipe.DelayedScaling: lambda values, kind: recipes.cast(values, kind, 1.0),
+        recipe.Float8CurrentScaling: recipes.by_tensor,
+        recipe.Float8BlockScaling: recipes.by_squares,
+    }
     return worst((_of_masters(*each) for each in recipes_of.items()), FP32)
 
 

@@ -140,6 +140,7 @@ FAULTS: dict[str, Fault] = {
     "margin forgotten": Fault(
         "fused_amax_and_scale_update_after_reduction", _argument(5, lambda _: 0.0), "delayed scales"
     ),
+    "masters cast by no scale": Fault("quantize", _argument(0, lambda x: x / 2), "master weights"),
     "shard cast elsewhere": Fault(
         "fp8_block_scaling_partial_cast", _argument(0, _last_row), "master weights"
     ),

@@ -72,16 +72,17 @@ def by_thirty_twos(values: Tensor, kind: torch.dtype) -> Tensor:
 
 
 class Delayed:
-    """Scales from the amaxes of earlier steps."""
+    """Scales from the amaxes of earlier steps: the greatest, or the last of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, depth: int = HISTORY, margin: int = 0) -> None:
+        self.depth, self.headroom = depth, 2.0**margin
         self.past: dict[str, list[float]] = {"x": [], "weight": [], "grad": []}
 
     def __call__(self, x: Tensor, weight: Tensor, grad: Tensor) -> Operands:
         q = {}
         for name, values, kind in (("x", x, E4M3), ("weight", weight, E4M3), ("grad", grad, E5M2)):
-            past = self.past[name][-HISTORY:]
-            q[name] = cast(values, kind, LARGEST[kind] / max(past) if past else 1.0)
+            past = self.past[name][-self.depth :]
+            q[name] = cast(values, kind, LARGEST[kind] / max(past) / self.headroom if past else 1.0)
             self.past[name].append(float(values.float().abs().max()))
         return q["x"], q["weight"], q["grad"], q["weight"], q["grad"], q["x"]
 
@@ -133,6 +134,12 @@ class Case:
 CASES = {
     "delayed": Case(
         lambda: recipe.DelayedScaling(amax_history_len=HISTORY, amax_compute_algo="max"), Delayed
+    ),
+    "delayed, most recent": Case(
+        lambda: recipe.DelayedScaling(
+            amax_history_len=HISTORY, amax_compute_algo="most_recent", margin=2
+        ),
+        lambda: Delayed(depth=1, margin=2),
     ),
     "current": Case(recipe.Float8CurrentScaling, lambda: current),
     "blockwise": Case(recipe.Float8BlockScaling, lambda: blockwise),

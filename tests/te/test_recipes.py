@@ -9,7 +9,7 @@ BF16_ROUNDING = 2.5e-3
 ON_HOPPER = ("delayed", "current", "blockwise")
 
 
-@pytest.mark.parametrize("recipe", ON_HOPPER)
+@pytest.mark.parametrize("recipe", [*ON_HOPPER, "delayed, most recent"])
 def test_a_linear_in_fp8_is_a_product_of_dequantized_matrices(recipe: str, h100: Emulated) -> None:
     for step, found in enumerate(h100("tests.te.recipes:linear_differences", recipe)):
         for part, difference in found.items():

@@ -146,7 +146,41 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         },
         "model.vision.ffn is 4100 on one rank",
     ),
-    ({"train.fp8.param_gather": True}, "there is no storage of weights in FP8"),
+    ({"train.fp8.param_gather": True}, "Did you mean train.fp8.primary_weights?"),
+    ({"train.fp8.primary_weights": True}, "train.fp8.recipe is none, so that nothing is in FP8"),
+    (
+        {
+            "train.fp8.recipe": "current",
+            "train.fp8.primary_weights": True,
+            "train.trainable": ["connector", "language.head"],
+        },
+        "no layer that computes in FP8 does: train.trainable is [connector, language.head]",
+    ),
+    (
+        {
+            "train.fp8.recipe": "current",
+            "train.fp8.primary_weights": True,
+            "train.fp8.last_layers_bf16": 2,
+            "train.trainable": ["language.layers[-2:]"],
+        },
+        "no layer that computes in FP8 does: train.trainable is [language.layers[-2:]]",
+    ),
+    (
+        {
+            "train.fp8.recipe": "current",
+            "train.fp8.first_layers_bf16": 30,
+            "train.fp8.last_layers_bf16": 2,
+        },
+        "first_layers_bf16 30 and last_layers_bf16 2 leave none of the 32 layers of language to",
+    ),
+    (
+        {
+            "train.fp8.recipe": "current",
+            "train.fp8.parts": ["vision", "language"],
+            "train.fp8.first_layers_bf16": 23,
+        },
+        "first_layers_bf16 23 and last_layers_bf16 0 leave none of the 23 layers of vision to FP8",
+    ),
     ({"train.init_std": 0}, "train.init_std is 0.0; it must be greater than 0"),
     ({"train.trainable": []}, "name at least one of vision, connector, language"),
     ({"train.trainable": ["vision", "vision"]}, "names a part twice: vision, vision"),

@@ -70,9 +70,10 @@ def load_checkpoint(
     scales = [(entry.data, name, stage) for stage in asked for name, entry in asked[stage].items()]
     loaded = _load(state, directory)
     others = _load_from_base(elsewhere, directory, manifest)
+    # First: by these scales weights that are kept in FP8 are cast.
+    put_fp8_state((tensor, loaded[FP8][stage][name]) for tensor, name, stage in scales)
     for name, stage in named(stages):
         put_weights(stage, loaded[name] | others.get(name, {}))
-    put_fp8_state((tensor, loaded[FP8][stage][name]) for tensor, name, stage in scales)
     _load_moments(optimizer, loaded["optimizer"])
     if has_same_ranks:
         restore_random_state(loaded["random"])

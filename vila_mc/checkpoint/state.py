@@ -10,11 +10,13 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch import Tensor
 
 from vila_mc.checkpoint.fp8_state import FP8, fp8_state
 from vila_mc.checkpoint.host_copy import use_host_copy
 from vila_mc.checkpoint.learning_layers import with_learning_layers_alone
 from vila_mc.checkpoint.places import is_empty_object, key_of
+from vila_mc.model.primary_weights import in_high_precision, is_primary
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks
 
@@ -27,6 +29,8 @@ def run_state(
 ) -> dict[str, Any]:
     """Weights, optimizer and what FP8 remembers, which any layout can read."""
     metadata = {**content_metadata(), "dp_cp_group": ranks.groups.dp_cp}
+    if not is_loading:
+        high = in_high_precision(optimizer)
     described = {name: stage.sharded_state_dict(metadata=metadata) for name, stage in named(stages)}
     fp8 = {name: fp8_state(stage, described[name]) for name, stage in named(stages)}
     weights = {name: _weights(described[name]) for name in described}
@@ -47,7 +51,17 @@ def run_state(
         )
     finally:
         gc.unfreeze()
+    for stage_weights in weights.values():  # last, for the optimizer knows weights by identity
+        for entry in stage_weights.values():
+            if isinstance(entry.data, Tensor) and is_primary(entry.data):
+                weight = entry.data
+                entry.data = _room(weight) if is_loading else high[id(weight)]
     return state
+
+
+def _room(weight: Tensor) -> Tensor:
+    """For what a weight that is kept in FP8 is read as."""
+    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
 
 
 def weights_state(stages: Sequence[VilaModel]) -> dict[str, Any]:

@@ -33,6 +33,9 @@ class Fp8Config:
     """Layers at the beginning of each part that stay in bf16."""
     last_layers_bf16: int = 0
     """Layers at its end that do."""
+    primary_weights: bool = False
+    """Keep the weights that these layers learn in FP8, cast from the optimizer's fp32 ones after
+    each step: no copy in bf16, and half the bytes that data-parallel ranks gather."""
     emulation: bool = False
     """Compute on a CPU what a GPU would, slowly, to see what a recipe does to the loss."""
 
@@ -58,6 +61,11 @@ class Fp8Config:
             self.recipe != "none" or not self.emulation,
             "train.fp8.emulation is true, and train.fp8.recipe is none, so there is nothing to "
             "emulate. Set the recipe to delayed, current, blockwise or mxfp8.",
+        )
+        require(
+            self.recipe != "none" or not self.primary_weights,
+            "train.fp8.primary_weights is true, and train.fp8.recipe is none, so that nothing is "
+            "in FP8. Set the recipe to delayed, current, blockwise or mxfp8.",
         )
         if self.recipe == "delayed":
             # Transformer Engine reduces all of them when the tower is done, and a rank whose
@@ -85,7 +93,9 @@ class Fp8Config:
             return {"recipe": "none"}
         values = {field.name: str(getattr(self, field.name)) for field in fields(self)}
         values["parts"] = f"[{', '.join(sorted(self.parts))}]"
-        unread = ("emulation",) if self.recipe == "delayed" else ("emulation", *_DELAYED_ALONE)
+        unread = {"emulation", "primary_weights"}
+        if self.recipe != "delayed":
+            unread |= set(_DELAYED_ALONE)
         return {name: value for name, value in values.items() if name not in unread}
 
     def said(self) -> str:
@@ -94,6 +104,11 @@ class Fp8Config:
             return "no FP8"
         emulated = ", emulated" if self.emulation else ""
         return f"FP8 {self.recipe} ({self.format}) in {' and '.join(self.parts)}{emulated}"
+
+    def gathers_in_bf16(self) -> bool:
+        """Whether weights in FP8 are gathered in bf16, as those of mxfp8 are: each copy of theirs,
+        for rows and for columns, has scales of its own."""
+        return self.primary_weights and self.recipe == "mxfp8"
 
     def alignment(self) -> int:
         """Tokens and channels of its matrix products come in multiples of this."""

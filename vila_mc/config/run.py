@@ -159,6 +159,29 @@ class RunConfig:
                 f"of {multiple}. Change it or parallel.tensor, or take that part out of "
                 "train.fp8.parts.",
             )
+        self._check_fp8_layers()
+
+    def _check_fp8_layers(self) -> None:
+        """What is asked of FP8 must reach some layer."""
+        fp8, layers = self.train.fp8, set[str]()
+        first, last = fp8.first_layers_bf16, fp8.last_layers_bf16
+        depths = {
+            "vision": self.model.vision.built_layers(),
+            "language": self.model.language.layers,
+        }
+        for part in filter(fp8.concerns, fp8.parts):
+            require(
+                first + last < depths[part],
+                f"train.fp8.first_layers_bf16 {first} and last_layers_bf16 {last} leave none of "
+                f"the {depths[part]} layers of {part} to FP8. Lower them, or take that part out of "
+                "train.fp8.parts.",
+            )
+            layers |= {f"{part}.layers.{each}" for each in range(first, depths[part] - last)}
+        require(
+            not fp8.primary_weights or not layers.isdisjoint(self.learning_pieces()),
+            "train.fp8.primary_weights keeps weights in FP8 that learn, and no layer that computes "
+            f"in FP8 does: train.trainable is [{', '.join(self.train.trainable)}]. Leave it out.",
+        )
 
     def check_world(self, world_size: int) -> None:
         """Refuse a number of ranks that this run cannot use. Raises ConfigError."""

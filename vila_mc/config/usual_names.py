@@ -101,6 +101,9 @@ _USUAL_NAMES = {
     "train.fp8.format": "fp8_format",
     "train.fp8.margin": "fp8_margin",
     "train.fp8.recipe": "fp8 fp8_recipe",
+    "train.fp8.primary_weights": (
+        "fp8_param fp8_param_gather fp8_params fp8_weights param_gather params"
+    ),
     "train.global_batch": (
         "accumulate_grad_batches batch batch_size effective_batch_size global_batch_size "
         "grad_accum grad_accumulation_steps gradient_accumulation_steps total_batch_size "
@@ -150,7 +153,6 @@ _USUAL_NAMES = {
 _ABSENT = {
     "QLoRA": "bits load_in_4bit load_in_8bit qlora",
     "DeepSpeed or FSDP": "deepspeed fsdp",
-    "storage of weights in FP8": "param parameters params",
     "dropout": "dropout",
     "optimizer but AdamW": "optim",
     "sampling, answers are greedy": "temperature top_p top_k num_beams",

@@ -208,10 +208,13 @@ def _tensor_attributes() -> tuple[Any, ...]:
         return bool(is_on_cuda(tensor)) or asker.startswith(_ASSERT_CUDA)
 
     def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        is_move = bool(args and is_cuda(args[0])) or is_cuda(kwargs.get("device"))
         if args and is_cuda(args[0]):
             args = (CPU, *args[1:])
         if is_cuda(kwargs.get("device")):
             kwargs["device"] = CPU
+        if is_move and tensor.device == CPU and len(args) + len(kwargs) == 1:
+            return tensor  # a quantized one would be made anew
         return move(tensor, *args, **kwargs)
 
     return property(says_cuda), to, lambda tensor, *_, **__: tensor

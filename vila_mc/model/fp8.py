@@ -8,7 +8,7 @@ import torch
 from megatron.core.enums import Fp8Recipe
 from torch import Tensor, nn
 
-from vila_mc.config.fp8 import Fp8Part
+from vila_mc.config.fp8 import Fp8Config, Fp8Part
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import SetupError
 
@@ -20,6 +20,11 @@ _RECIPES = {
 }
 _NEEDS = {"delayed": (8, 9), "current": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
 """Least compute capability of each recipe, as Transformer Engine 2.20 asks for it."""
+
+
+def megatron_recipe(fp8: Fp8Config) -> Fp8Recipe | None:
+    """What Megatron-Core calls a recipe; None without one."""
+    return _RECIPES.get(fp8.recipe)
 
 
 def fp8_options(config: RunConfig, part: Fp8Part) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vila_mc.model.attention import PackedRows
 from vila_mc.model.connectors.connector import Connector, build_connector
 from vila_mc.model.language import LanguageModel
 from vila_mc.model.megatron_config import language_config
+from vila_mc.model.primary_weights import quantize_weights
 from vila_mc.model.vision_tower import build_vision_tower
 from vila_mc.topology.stage_plan import StagePlan
 
@@ -96,6 +97,14 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         for part in parts:
             if part is not None:
                 part.set_is_first_microbatch()
+
+    def quantize_primary_weights(self) -> None:
+        """Keep the weights in FP8 that ``train.fp8.primary_weights`` names, from now on."""
+        fp8 = self.run_config.train.fp8
+        if fp8.primary_weights and self.vision is not None and fp8.concerns("vision"):
+            quantize_weights(self.vision)
+        if fp8.primary_weights and fp8.concerns("language"):
+            quantize_weights(self.language)
 
     def shared_embedding_or_output_weight(self) -> Tensor | None:
         """The embedding's weight where it must be kept in step with the output layer's."""

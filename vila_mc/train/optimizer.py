@@ -16,6 +16,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, Par
 from megatron.core.utils import get_attr_wrapped_model
 
 from vila_mc.config.run import RunConfig
+from vila_mc.model.fp8 import megatron_recipe
 from vila_mc.model.freeze import weights_by_piece
 from vila_mc.model.megatron_config import DTYPES
 
@@ -54,6 +55,8 @@ def build_optimizer(
             hysteresis=1,
             params_dtype=DTYPES[config.train.precision],
             use_distributed_optimizer=True,
+            fp8_recipe=megatron_recipe(config.train.fp8),
+            reuse_grad_buf_for_mxfp8_param_ag=config.train.fp8.gathers_in_bf16(),
         ),
         list(stages),
         _groups(config, stages),

@@ -20,6 +20,7 @@ from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import TrainingError
 from vila_mc.flow import IGNORE_LABEL, Microbatch, StepResult
+from vila_mc.model.primary_weights import masters
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.frozen_layers import NoGradientFromAbove
 from vila_mc.parallel.groups import Ranks
@@ -114,7 +115,12 @@ class Trainer:
 
     def weights_are_finite(self) -> bool:
         """Whether every weight is; every rank must call this together."""
-        finite = [w.isfinite().all() for stage in self.stages for w in stage.parameters()]
+        finite = [
+            values.isfinite().all()
+            for stage in self.stages
+            # A cast to FP8 may make the greatest number of what is not finite.
+            for values in (*stage.parameters(), *masters(stage))
+        ]
         bad = torch.stack(finite).logical_not().sum()
         dist.all_reduce(bad)
         return int(bad) == 0
@@ -331,7 +337,10 @@ def _wrap(config: RunConfig, stage: VilaModel, index: int) -> DistributedDataPar
         use_distributed_optimizer=True,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         grad_reduce_in_fp32=True,
+        fp8_param_gather=config.train.fp8.primary_weights,
+        reuse_grad_buf_for_mxfp8_param_ag=config.train.fp8.gathers_in_bf16(),
     )
     module = stage if config.train.precision == "fp32" else Float16Module(stage.config, stage)
+    stage.quantize_primary_weights()  # which Float16Module would undo
     # Only the first chunk of a rank reduces in buckets: the others' backward passes come earlier.
     return DistributedDataParallel(stage.config, reduction, module, disable_bucketing=index > 0)

@@ -116,7 +116,7 @@ def _write(quantizer: Any, tensor: Any, values: Tensor, scale: Tensor) -> None:
     if tensor._transpose is not None:
         rows = data.reshape(-1, data.shape[-1])
         tensor._transpose.copy_(rows.t().reshape(tensor._transpose.shape))
-    tensor._scale_inv.copy_(1.0 / scale)
+    tensor._scale_inv.copy_((1.0 / scale).view(tensor._scale_inv.shape))
 
 
 def _transposed(shape: Sequence[int]) -> tuple[int, ...]:
