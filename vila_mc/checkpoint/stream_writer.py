@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 from vila_mc.checkpoint.direct_file import DirectFile
 from vila_mc.checkpoint.lazy import LazyTensors, Reading, ahead
 from vila_mc.checkpoint.manifest import (
+    BaseRecord,
     FileRecord,
     Manifest,
     TemplateRecord,
@@ -52,15 +53,17 @@ def write_weights_checkpoint(
     origin: str,
     *,
     template: TemplateRecord | None = None,
+    base: BaseRecord | None = None,
 ) -> Path:
     """Write a checkpoint that any run of the same model can start from, at any layout.
 
     Args:
         config: what the manifest says; its ``train.output`` is where the checkpoint goes and its
             ``train.precision`` the number format of the weights.
-        tensors: every parameter of a whole model.
+        tensors: every parameter of a whole model, or those that ``base`` has not.
         origin: where they come from, for messages.
         template: the chat template that they were trained with, where it is known.
+        base: the checkpoint that has the others.
 
     Returns:
         The directory of the checkpoint, of step 0.
@@ -73,7 +76,11 @@ def write_weights_checkpoint(
         raise CheckpointError(f"{final} exists. Remove it, or choose another output.")
     with whole_directory(final) as partial:
         state, dtype = Reading(tensors, origin), DTYPES[config.train.precision]
-        places = model_places(config.model)
+        places = {
+            name: place
+            for name, place in model_places(config.model, config.lora).items()
+            if base is None or name in tensors
+        }
         arriving = ahead((where, state[name].to(dtype)) for name, (_, where) in places.items())
         numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
         with _Shard(partial / _SHARD_NAME, numbers * dtype.itemsize) as shard:
@@ -96,6 +103,7 @@ def write_weights_checkpoint(
             layout=None,
             versions=versions(),
             template=template,
+            base=base,
             files=files,
         ).write(partial)
     return final

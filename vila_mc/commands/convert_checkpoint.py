@@ -46,6 +46,10 @@ class ImportOptions:
     tokenizer: Annotated[Path | None, Argument("DIR")] = None
     """The model's tokenizer with more tokens, for which the vocabulary grows (default: the one
     beside the model)."""
+    adapters: Annotated[Path | None, Argument("DIR")] = None
+    """Adapters in PEFT's format, to go with --base alone (default: a model is imported)."""
+    base: Annotated[Path | None, Argument("DIR")] = None
+    """The checkpoint that --adapters were trained beside, imported before."""
     output: Annotated[Path, Argument("DIR")]
     """Directory to write."""
     image_mode: ImageMode | None = None
@@ -101,6 +105,11 @@ class ExportOptions(ProofOptions):
     """Most in one weight file."""
     no_verify: bool = False
     """Write only; prove nothing."""
+    merge_lora: bool = False
+    """Merge LoRA adapters into the weights, which is the default where there are any."""
+    adapters: bool = False
+    """Write LoRA adapters alone, in PEFT's format, beside an export of what they were trained
+    beside (hf-vila and llm). Their proof needs peft."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +159,8 @@ def import_command(options: ImportOptions) -> int:
     from vila_mc.convert.import_checkpoint import RECIPE_NAME, import_checkpoint
     from vila_mc.convert.proof.compare_source import compare_source
 
+    if options.adapters is not None or options.base is not None:
+        return _import_adapters(options)
     trust, mode = options.trust_pickle, options.image_mode
     llm, vision = options.llm, options.vision
     select_layer = DEFAULT_LAYER if options.select_layer is None else options.select_layer
@@ -201,8 +212,49 @@ def import_command(options: ImportOptions) -> int:
     return 0
 
 
+def _import_adapters(options: ImportOptions) -> int:
+    from vila_mc.convert.import_adapters import import_adapters
+    from vila_mc.convert.import_checkpoint import RECIPE_NAME
+
+    if options.adapters is None or options.base is None:
+        raise ConfigError("give --adapters and --base together.")
+    of_a_model = ("model", "llm", "vision", "connector", "token_order", "tokenizer", "image_mode")
+    of_its_weights = ("select_layer", "image_size", "dtype", "trust_pickle", "streamed")
+    unused = (*of_a_model, *of_its_weights)
+    _refuse_unused(options, unused, "adapters are imported alone, beside --base")
+    path = import_adapters(options.adapters, options.base, options.output)
+    recipe = options.output / RECIPE_NAME
+    say(f"wrote {path}, which stands beside {options.base}")
+    say("every tensor has its place; not compared with peft")
+    say(f"train from it with --config {recipe} --train.load {options.output}")
+    return 0
+
+
+def _export_adapters(options: ExportOptions) -> int:
+    from vila_mc.convert.export_adapters import export_adapters, prove_adapters
+    from vila_mc.model.megatron_config import DTYPES
+
+    unused = ("merge_lora", "question", "image", "result", "streamed")
+    _refuse_unused(options, unused, "--adapters writes and compares adapters alone")
+    dtype = None if options.dtype is None else DTYPES[options.dtype]
+    export_adapters(options.checkpoint, options.output, options.format, dtype=dtype)
+    say(f"wrote {options.output}")
+    if options.no_verify:
+        print("not verified: run without --no-verify before relying on it")
+        return 0
+    result = prove_adapters(options.checkpoint, options.output, options.format, options.tokenizer)
+    say(
+        "verified with peft in a fresh process, beside an export of the base: greatest logit "
+        f"difference {result.max_difference:.2e}, mean {result.mean_difference:.2e}, greedy tokens "
+        "equal"
+    )
+    return 0
+
+
 def export_command(options: ExportOptions) -> int:
     """Write an export and prove it. Raises VilaError."""
+    if options.adapters:
+        return _export_adapters(options)
     from vila_mc.convert.export_checkpoint import export_checkpoint
     from vila_mc.convert.formats.registry import find_format
     from vila_mc.model.megatron_config import DTYPES
@@ -218,6 +270,7 @@ def export_command(options: ExportOptions) -> int:
         tokenizer=options.tokenizer,
         dtype=None if options.dtype is None else DTYPES[options.dtype],
         max_shard_bytes=_num_bytes(options.shard_size),
+        needs_adapters=options.merge_lora,
     )
     say(f"wrote {options.output}")
     if options.no_verify:
@@ -258,7 +311,8 @@ def _refuse_unused(
     options: ProofOptions | ImportOptions, names: Sequence[str], reason: str
 ) -> None:
     for name in names:
-        if getattr(options, name) not in (None, ()):
+        given = getattr(options, name)
+        if given is not None and given is not False and given != ():
             raise ConfigError(f"{flag(name)} is given, but {reason}. Leave it out.")
 
 

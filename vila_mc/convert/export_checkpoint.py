@@ -62,6 +62,7 @@ def export_checkpoint(
     tokenizer: Path | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    needs_adapters: bool = False,
 ) -> None:
     """Write an export of a checkpoint of any layout, tensor by tensor, adapters merged.
 
@@ -72,6 +73,7 @@ def export_checkpoint(
         tokenizer: the one that the checkpoint was trained with if None.
         dtype: as it was trained if None.
         max_shard_bytes: most bytes in one weight file.
+        needs_adapters: whether a checkpoint without any is refused.
 
     Raises:
         ConfigError: no tokenizer is known.
@@ -80,6 +82,11 @@ def export_checkpoint(
     directory = resolve_checkpoint(checkpoint)
     manifest = Manifest.read(directory)
     config = manifest.config
+    if needs_adapters and not config.lora.parts():
+        raise CheckpointError(
+            f"{directory} holds no adapters to merge, as it was trained without lora.rank.",
+            option="merge_lora",
+        )
     tokenizer = tokenizer or config.data.tokenizer
     if tokenizer is None:
         raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")

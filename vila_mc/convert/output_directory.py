@@ -17,6 +17,7 @@ _WRITTEN = re.compile(
     r"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|README\.md|"
     r"((generation_|preprocessor_|processor_|tokenizer_)?config|tokenizer|special_tokens_map|"
     r"added_tokens|vocab|chat_template|vila_export)\.json|merges\.txt|tokenizer\.model|"
+    r"adapter_(config\.json|model\.safetensors)|"
     r"chat_template\.jinja|(configuration|connector|modeling|processing|image_processing)_vila\.py)"
 )
 """Every file that an export of this version or an earlier one holds. The list in a directory may be

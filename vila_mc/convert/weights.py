@@ -81,10 +81,10 @@ def open_weights(directory: Path, *, trust_pickle: bool = False) -> dict[str, La
     if (directory / _ADAPTER).exists():
         raise CheckpointError(
             f"{directory} holds an adapter ({_ADAPTER}) that is not merged into the weights. Merge "
-            "it first."
+            "it first; or import the model alone, and the adapter beside what that gives."
         )
     files = _weight_files(directory, WEIGHTS, INDEX)
-    open_file = _open_safetensors
+    open_file = open_safetensors
     if not files and trust_pickle:
         files = _weight_files(directory, *_PICKLES)
         open_file = _open_pickle
@@ -184,7 +184,12 @@ def _require_promised(path: Path, found: LazyTensors, promised: set[str]) -> Non
             raise CheckpointError(f"{path} {fault}. Fetch all files again.")
 
 
-def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
+def open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of one file, not read yet.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or holds numbers of a kind that is not read.
+    """
     try:
         open_foreign(path).close()
         shard: Any = safe_open(path, framework="pt")

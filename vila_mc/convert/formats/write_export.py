@@ -19,6 +19,8 @@ from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import CheckpointError, VilaError
 from vila_mc.evaluation.answer_end import AnswerEnd
 
+ADAPTERS = "adapters"
+"""What a manifest says of adapters that are not merged, by ``kind``."""
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
@@ -87,7 +89,13 @@ def written_format(directory: Path) -> Format:
             f"there is no {directory / MANIFEST}, so {directory} is no export of vila_mc. Give "
             "what tools/convert_checkpoint.py export wrote."
         )
-    name = read_json(directory / MANIFEST).get("format")
+    about = read_json(directory / MANIFEST)
+    if about.get("kind") == ADAPTERS:
+        raise CheckpointError(
+            f"{directory} holds adapters, which compute nothing alone; they are compared when they "
+            "are exported. Export them again."
+        )
+    name = about.get("format")
     if name not in FORMATS:
         raise CheckpointError(
             f"{directory / MANIFEST} names the format {name}; it is one of "

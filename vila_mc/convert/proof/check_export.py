@@ -15,6 +15,7 @@ from vila_mc.convert.proof.reloaded import (
     Loading,
     ModelFaultError,
     logits_of_vocabulary,
+    with_peft_adapters,
 )
 from vila_mc.data.image_codec import open_image
 
@@ -31,6 +32,8 @@ def check_export(export: Path, request: Path, wanted: dict[str, Any]) -> dict[st
     reference = load_file(request / TENSORS)
     loading = Loading(**wanted["loading"])
     loaded = find_format(wanted["format"]).load(export, loading, wanted["vocab_size"])
+    if "adapters" in wanted:
+        loaded.model = with_peft_adapters(loaded.model, Path(wanted["adapters"]))
     output = _compare_logits(loaded, reference)
     output["greedy_faults"] = _compare_greedy(loaded, reference)
     return output | _answer(loaded, export, request, wanted)

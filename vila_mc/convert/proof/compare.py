@@ -195,6 +195,25 @@ def export_request(
     return FreshRequest("export", export_dir, values, reference.tensors(), files)
 
 
+def compare_adapters(
+    base_export: Path,
+    adapters: Path,
+    reference: Reference,
+    tolerance: float = DEFAULT_TOLERANCE,
+    timeout_s: float = 3600.0,
+) -> Differences:
+    """Load adapters beside an export of their base, with PEFT in a fresh process, and compare.
+
+    Raises:
+        CheckpointError: they do not load cleanly, or compute something else.
+    """
+    _check_reference(reference)
+    request = export_request(base_export, reference)
+    values = {**request.values, "adapters": str(adapters.absolute())}
+    (answer,) = answers_of_fresh_process([dataclasses.replace(request, values=values)], timeout_s)
+    return _judge(adapters, answer, tolerance)
+
+
 def _judge(export_dir: Path, output: dict[str, Any], tolerance: float) -> Differences:
     """Refuse what differs too much."""
     if fault := output.get("fault"):

@@ -18,6 +18,8 @@ from vila_mc.convert.proof.reloaded import ModelFaultError
 CHECKS = {"export": check_export, **SOURCE_CHECKS}
 """Each takes the directory, the folder of the request and its values, and gives a result."""
 
+_INSTALLED_BY = {"transformers": "pip install 'vila_mc[hf]'", "peft": "pip install peft"}
+
 
 def main() -> None:
     """Entry point."""
@@ -35,10 +37,10 @@ def answer_requests(folder: Path) -> None:
             with torch.inference_mode():
                 result = CHECKS[wanted["check"]](Path(wanted["directory"]), request, wanted)
         except ImportError as error:
-            if error.name != "transformers":
+            if error.name not in _INSTALLED_BY:
                 raise
-            fault = "transformers is not installed. Install it: pip install 'vila_mc[hf]'."
-            result = {"fault": fault}
+            advice = _INSTALLED_BY[error.name]
+            result = {"fault": f"{error.name} is not installed. Install it: {advice}."}
         except ModelFaultError as fault:
             result = {"fault": str(fault)}
         (request / RESULT).write_text(json.dumps(result), encoding="utf-8")

@@ -58,7 +58,11 @@ class ProvingModel:
 
 @contextmanager
 def proving_model(
-    checkpoint: Path, dtype: torch.dtype, *, is_streamed: bool | None = None
+    checkpoint: Path,
+    dtype: torch.dtype,
+    *,
+    is_streamed: bool | None = None,
+    is_folded: bool = True,
 ) -> Iterator[ProvingModel]:
     """The model of a checkpoint in fp32, its weights rounded as an export in ``dtype`` is.
 
@@ -70,6 +74,7 @@ def proving_model(
         dtype: number format of the export.
         is_streamed: whether to read weights as they are used; if None, when the model in fp32 takes
             more than 30 % of the memory that is free.
+        is_folded: whether adapters are in the weights; else they stand beside them, rounded too.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -91,7 +96,8 @@ def proving_model(
             yield ProvingModel(model, is_streamed)
         return
     with whole_model(directory) as (model, _):
-        fold_adapters(model)
+        if is_folded:
+            fold_adapters(model)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.copy_(weight.to(dtype))

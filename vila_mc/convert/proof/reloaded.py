@@ -5,6 +5,7 @@ Each format loads its own directories with what stands here, in the fresh proces
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,6 +104,22 @@ def load_model(
     for weight in model.parameters():
         weight.data = loading.rounded(weight.data).float()
     return model.eval()
+
+
+def with_peft_adapters(model: Any, adapters: Path) -> Any:
+    """A model of transformers with the adapters of a directory of PEFT, as their users load them.
+
+    Raises:
+        ModelFaultError: the directory holds others than those that the model then has.
+    """
+    from safetensors.torch import load_file
+
+    peft: Any = import_module("peft")
+    adapted = peft.PeftModel.from_pretrained(model, adapters, low_cpu_mem_usage=False)
+    given = load_file(adapters / "adapter_model.safetensors").keys()
+    if faults := sorted(given ^ peft.get_peft_model_state_dict(adapted).keys()):
+        raise ModelFaultError(f"PEFT does not find a place for each of the adapters: {faults[:3]}")
+    return adapted.eval()
 
 
 def load_tower(directory: Path, loading: Loading) -> Any:

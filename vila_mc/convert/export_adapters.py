@@ -1,0 +1,162 @@
+"""Export the adapters of a checkpoint in PEFT's format, and prove them beside their base."""
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vila_mc.checkpoint.base import base_directory, open_whole
+from vila_mc.checkpoint.lazy import Reading
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.places import places_of
+from vila_mc.checkpoint.require_intact import stored_shapes
+from vila_mc.checkpoint.stream import open_checkpoint
+from vila_mc.config.lora import is_adapter
+from vila_mc.config.run import RunConfig
+from vila_mc.convert.formats.registry import FormatName, find_format
+from vila_mc.convert.formats.write_export import ADAPTERS, write_export
+from vila_mc.convert.names import Table, connector_table
+from vila_mc.convert.output_directory import output_directory
+from vila_mc.convert.peft_format import (
+    CONFIG,
+    IN_FRONT,
+    WEIGHTS,
+    config_json,
+    factors,
+    require_known_format,
+)
+from vila_mc.convert.proof.compare import Differences, compare_adapters
+from vila_mc.convert.proof.reference import image_token_of, proving_model, reference_of
+from vila_mc.convert.safetensors_writer import SafetensorsWriter
+from vila_mc.convert.weights import open_safetensors
+from vila_mc.errors import CheckpointError, ConfigError
+from vila_mc.files import write_json
+from vila_mc.model.megatron_config import DTYPES
+from vila_mc.topology.shapes import Shape, model_parameters
+
+_MOST_NAMES = 3
+
+
+def export_adapters(
+    checkpoint: Path,
+    output: Path,
+    format: FormatName = "hf-vila",
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the adapters of a checkpoint, and the connector where it learned, for PEFT.
+
+    Args:
+        checkpoint: a step-* directory, or a directory of them.
+        output: directory to write.
+        format: of the export of the base that they will be beside.
+        dtype: as it was trained if None.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, holds no adapters, or more than PEFT's files
+            hold; adapters are not written for the format.
+    """
+    require_known_format(format)
+    directory = resolve_checkpoint(checkpoint)
+    manifest = Manifest.read(directory)
+    config = manifest.config
+    wanted = list(factors(config.model, config.lora, format))
+    if not wanted:
+        raise CheckpointError(
+            f"{directory} holds no adapters that {format} has a place for. Export its weights.",
+            option="adapters",
+        )
+    has_connector = _learned_connector(directory, config, format)
+    dtype = dtype or DTYPES[config.train.precision]
+    tensors = open_whole(directory, manifest)
+    table = connector_table(config.model, find_format("hf-vila").naming) if has_connector else None
+    shapes: dict[str, Shape] = {factor.theirs: factor.shape for factor in wanted}
+    if table is not None:
+        shapes |= {f"{IN_FRONT}{name}": shape for name, shape in table.their_shapes().items()}
+    state = Reading(tensors, str(directory))
+    arriving = ((factor.theirs, state[factor.ours]) for factor in wanted)
+    with output_directory(output, {"format": format, "kind": ADAPTERS}) as partial:
+        with SafetensorsWriter(partial / WEIGHTS, shapes, dtype) as file:
+            for name, tensor in itertools.chain(arriving, _connector(state, table)):
+                file.write(name, tensor)
+        names = [factor.theirs for factor in wanted]
+        values = config_json(config.lora, format, names, has_connector=has_connector)
+        write_json(partial / CONFIG, values)
+
+
+def prove_adapters(
+    checkpoint: Path, adapters: Path, format: FormatName, tokenizer: Path | None = None
+) -> Differences:
+    """Load the base's export and the adapters with PEFT in a fresh process, and compare.
+
+    The export of the base is written beside ``adapters`` for as long as it takes.
+
+    Args:
+        checkpoint: what was exported.
+        adapters: what was written.
+        format: of the export of the base.
+        tokenizer: the one that the checkpoint was trained with if None.
+
+    Raises:
+        ConfigError: no tokenizer is known.
+        CheckpointError: they compute something else, or do not load.
+    """
+    directory = resolve_checkpoint(checkpoint)
+    manifest = Manifest.read(directory)
+    base = base_directory(directory, manifest)
+    assert base is not None, "export_adapters has looked"
+    tokenizer = tokenizer or manifest.config.data.tokenizer
+    if tokenizer is None:
+        raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
+    dtype = _dtype_of(adapters)
+    model = Manifest.read(base).config.model
+    with tempfile.TemporaryDirectory(dir=adapters.absolute().parent, prefix=".base-") as folder:
+        export = Path(folder) / "base"
+        write_export(open_checkpoint(base, model), model, tokenizer, export, dtype, format=format)
+        with proving_model(checkpoint, dtype, is_streamed=False, is_folded=False) as proving:
+            reference = reference_of(
+                proving,
+                has_images=find_format(format).sees_images,
+                reserved_token=image_token_of(export),
+            )
+        return compare_adapters(export, adapters, reference)
+
+
+def _learned_connector(directory: Path, config: RunConfig, format: FormatName) -> bool:
+    """Whether the connector learned, of what is not an adapter; nothing else may have.
+
+    Raises:
+        CheckpointError: something else did, or was not loaded from a base.
+    """
+    stored = stored_shapes(directory)
+    held = {
+        each.name
+        for each in model_parameters(config.model, config.lora)
+        if not is_adapter(each.name) and places_of(each)[0].key in stored
+    }
+    if format == "llm":
+        held = {name for name in held if name.startswith("language.")}
+    others = sorted(name for name in held if not name.startswith("connector."))
+    if others:
+        more = f" and {len(others) - _MOST_NAMES} more" if len(others) > _MOST_NAMES else ""
+        raise CheckpointError(
+            f"{directory} holds more than adapters and a connector: "
+            f"{', '.join(others[:_MOST_NAMES])}{more} learned, or did not come from train.load. "
+            "Merge the adapters into an export of all."
+        )
+    return bool(held)
+
+
+def _connector(state: Reading, table: Table | None) -> Iterator[tuple[str, Tensor]]:
+    if table is None:
+        return
+    for row in table.rows:
+        for name, tensor in row.split(state[row.ours], table.sizes).items():
+            yield f"{IN_FRONT}{name}", tensor
+
+
+def _dtype_of(adapters: Path) -> torch.dtype:
+    return next(iter(open_safetensors(adapters / WEIGHTS).values())).dtype
