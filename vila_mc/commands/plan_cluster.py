@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parsed, config = _read(given, prog)
     if parsed.html is not None:
         require_page(parsed.html)
+    phases = [load_run([file]) for file in parsed.phase]
     found = _search(parsed, config)
     for line in [
         _title(parsed, config),
@@ -43,8 +44,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         return 1
     if parsed.explain:
         _explain(parsed, config)
-    if parsed.phase:
-        _phases(parsed, config, found.plans[0])
+    if phases:
+        _phases(parsed, phases, found.plans[0])
     if parsed.what_if:
         _what_if(parsed, given, prog, found.plans[0])
     _write(parsed, config, found)
@@ -111,7 +112,31 @@ def _read(given: Sequence[str], prog: str | None) -> tuple[argparse.Namespace, R
         value = getattr(parsed, name)
         if value is not None and not 0 <= value < float("inf"):
             raise ConfigError(f"--{name} is {value}; it must be 0 or greater.")
-    return parsed, load_run_from_args(parsed)
+    config = load_run_from_args(parsed)
+    _require_possible(parsed, config)
+    return parsed, config
+
+
+def _require_possible(parsed: argparse.Namespace, config: RunConfig) -> None:
+    """Refuse what the GPU does not compute, and more images than a row holds."""
+    recipe, gpu = config.train.fp8.recipe, GPUS[parsed.gpu]
+    if recipe != "none" and "fp8" not in gpu.peak:
+        raise ConfigError(
+            f"train.fp8.recipe is {recipe}, but an {gpu.title} computes no FP8. Choose another "
+            "--gpu, or set train.fp8.recipe to none."
+        )
+    if recipe == "mxfp8" and "fp4" not in gpu.peak:
+        raise ConfigError(
+            f"train.fp8.recipe is mxfp8, which needs Blackwell, and --gpu is {parsed.gpu}. Choose "
+            "another recipe or --gpu."
+        )
+    length = config.data.sequence_length
+    most = length // config.model.tile_positions()
+    if parsed.images is not None and parsed.images > most:
+        raise ConfigError(
+            f"--images is {parsed.images:g}, but a row of {length:,} positions has room for "
+            f"{most}. Give at most that."
+        )
 
 
 def _search(parsed: argparse.Namespace, config: RunConfig) -> Search:
@@ -136,14 +161,13 @@ def _explain(parsed: argparse.Namespace, config: RunConfig) -> None:
         say(line)
 
 
-def _phases(parsed: argparse.Namespace, config: RunConfig, first: Plan) -> None:
+def _phases(parsed: argparse.Namespace, phases: Sequence[RunConfig], first: Plan) -> None:
     """The best layout of every phase, and all of them together."""
-    plans = [(config.train.phase, first)]
-    for file in parsed.phase:
-        other = load_run([file])
+    plans = [(first.config.train.phase, first)]
+    for other in phases:
         found = search(other, parsed.gpus, GPUS[parsed.gpu], FITTED, parsed.images)
         if not found.plans:
-            raise ConfigError(f"no layout of {file} fits: {found.nearest}.")
+            raise ConfigError(f"no layout of {other.train.phase} fits: {found.nearest}.")
         plans.append((other.train.phase, found.plans[0]))
     rows = [("phase", "layout", "step", "steps", "GPU-hours", "days")]
     for name, plan in plans:
