@@ -9,8 +9,6 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "0")  # or nothing would be compiled without a GPU
-
 import torch
 import torch.distributed as dist
 from gpu_kernels import table
@@ -107,6 +105,7 @@ def main() -> int:
     parser.parse_args()
     import vila_mc.parallel  # noqa: F401  # a quiet import of Megatron-Core
 
+    os.environ["TORCHDYNAMO_DISABLE"] = "0"  # or nothing would be compiled without a GPU
     torch.manual_seed(1)
     has_gpu = torch.cuda.is_available()
     rows: list[Row] = [("operation", "how", "error", "error of its gradient", "both ways")]

@@ -86,6 +86,8 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # torch and Megatron-Core anew, each for as long as its test takes. Here it is kept in one place.
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX="$work/pycache"
+# What training has compiled is compiled in tests, too, and once for all of them.
+export TORCHDYNAMO_DISABLE=0 TORCHINDUCTOR_CACHE_DIR="$work/inductor" TRITON_CACHE_DIR="$work/triton"
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # an image's plugins take seconds to start
 
 # step NAME SECONDS COMMAND...: run if wanted, within what is left; log, and note how it ended.

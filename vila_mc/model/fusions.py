@@ -1,5 +1,6 @@
 """Which of Megatron-Core's fused operations run, from what this machine has."""
 
+import os
 from typing import Literal
 
 import torch
@@ -20,9 +21,10 @@ def fusion_options(config: RunConfig, part: Literal["vision", "language"]) -> di
 
     All ranks of a run must agree: a fused cross entropy makes one collective of two.
     """
-    # On a GPU Megatron-Core has torch compile its SwiGLU and cross entropy. Elsewhere they run as
-    # they are written, and what they keep for the backward pass is the same.
-    is_runnable = not torch.cuda.is_available() or can_compile()
+    # Megatron-Core has torch compile its SwiGLU and cross entropy, or else they run as they are
+    # written; what they keep for the backward pass is the same.
+    is_plain = os.environ.get("TORCHDYNAMO_DISABLE") == "1"
+    is_runnable = is_plain or (torch.cuda.is_available() and can_compile())
     is_language = part == "language"
     return {
         # The tower's activations are not among those that it fuses.

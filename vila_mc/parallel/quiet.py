@@ -19,9 +19,12 @@ def quiet_megatron_import() -> None:
             ``refuse_what_breaks_megatron``.
     """
     refuse_what_breaks_megatron()
-    # torch.compile gains nothing on the CPU here and costs 17 s in the first step.
-    if not _has_gpu_driver():
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # torch.compile gains nothing on the CPU here, costs 17 s in the first step, and fails beside
+    # the CPU backend.
+    if not _has_gpu():
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    # On a GPU a few small kernels are compiled, for which no process is worth starting.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     warnings.filterwarnings("ignore", module=r"megatron\..*")
     # As Megatron-Core does, our AdamW asks views of weights whether they have a gradient.
     warnings.filterwarnings("ignore", module=r"vila_mc\.parallel\.adam")
@@ -33,5 +36,8 @@ def quiet_megatron_import() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _has_gpu_driver() -> bool:
+def _has_gpu() -> bool:
+    """Without asking CUDA, which would then be initialised."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
     return os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidiactl")

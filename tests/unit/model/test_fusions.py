@@ -34,16 +34,19 @@ def test_what_is_fused_follows_from_part_and_precision(
 
 
 @pytest.mark.parametrize(
-    ("has_gpu", "compiles", "line"),
+    ("is_plain", "has_gpu", "compiles", "line"),
     [
-        (True, True, "fused SwiGLU, cross entropy"),
-        (True, False, "fused none"),
-        (False, False, "fused SwiGLU, cross entropy"),
+        (False, True, True, "fused SwiGLU, cross entropy"),
+        (False, True, False, "fused none"),
+        (False, False, True, "fused none"),  # a driver, and a torch that cannot use it
+        (True, False, False, "fused SwiGLU, cross entropy"),
+        (True, True, False, "fused SwiGLU, cross entropy"),
     ],
 )
-def test_a_gpu_must_be_compiled_for(
-    has_gpu: bool, compiles: bool, line: str, monkeypatch: pytest.MonkeyPatch
+def test_what_is_compiled_is_for_a_gpu(
+    is_plain: bool, has_gpu: bool, compiles: bool, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1" if is_plain else "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr(fusions, "can_compile", lambda: compiles)
     assert fusions_line(tiny_run(train={"precision": "bf16"})) == line
