@@ -31,6 +31,7 @@ def test_fp8_is_tried_on_a_cpu(recipe: Path, tmp_path: Path) -> None:
         "layers transformer_engine, optimizer FusedAdam of Transformer Engine; Transformer Engine"
     )
     assert f"{said} 2." in finished.out
+    assert "; fused SwiGLU, cross entropy; device cpu" in finished.out
     first = newest_checkpoint(output)
     assert first is not None
     manifest = Manifest.read(first)

@@ -9,6 +9,7 @@ import torch
 from tests.support.tiny import tiny_run
 from vila_mc.model import fusions
 from vila_mc.model.fusions import fusion_options, fusions_line
+from vila_mc.train.identity import identity
 
 SWIGLU, CROSS_ENTROPY, GRADIENTS = (
     "bias_activation_fusion",
@@ -60,3 +61,10 @@ def test_weight_gradients_are_fused_where_the_kernel_is(
     monkeypatch.setitem(sys.modules, kernel, types.ModuleType(kernel))
     assert fusion_options(tiny_run(), part)[GRADIENTS]
     assert fusions_line(tiny_run()) == "fused SwiGLU, weight gradients"
+
+
+def test_ranks_must_agree_on_it() -> None:
+    """A fused cross entropy makes one collective of two: others would wait for ever."""
+    assert identity(tiny_run(), [])["what is fused"] == "fused SwiGLU"
+    in_bf16 = tiny_run(train={"precision": "bf16"})
+    assert identity(in_bf16, [])["what is fused"] == "fused SwiGLU, cross entropy"
