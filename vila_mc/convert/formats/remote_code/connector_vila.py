@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -168,7 +169,9 @@ class VilaQFormer(nn.Module):
         self.fc = nn.Linear(width, language_width)
 
     def forward(self, patches_npe: Tensor) -> Tensor:
-        tokens = self.norm(self.queries.weight).expand(len(patches_npe), -1, -1)
+        rows = torch.arange(self.queries.num_embeddings, device=patches_npe.device)
+        # Looked up, not read off the layer: weights may come from disk when a layer is called.
+        tokens = self.norm(self.queries(rows)).expand(len(patches_npe), -1, -1)
         for block in self.blocks:
             tokens = block(tokens, patches_npe)
         return self.fc(tokens)
