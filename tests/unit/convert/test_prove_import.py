@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from tests.support import families
+from tests.support.connectors import connector_of
 from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.load import load_run
@@ -31,6 +32,7 @@ from vila_mc.convert.proof import fresh_request
 from vila_mc.convert.proof.compare_source import compare_source
 from vila_mc.convert.proof.fresh_process import answer_requests
 from vila_mc.errors import CheckpointError
+from vila_mc.topology.shapes import model_parameters
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +285,37 @@ def test_the_order_of_visual_tokens_is_proven_with_the_rest(
     import_checkpoint(source, tmp_path / "ours")
     proof = compare_source(source, tmp_path / "ours")
     assert "logits" in [text.split()[0] for text in proof.proven]
+
+
+@pytest.mark.parametrize(
+    ("connector", "format"),
+    [
+        ("mlp3x_gelu", "vila"),
+        ("mlp_downsample_3x3_fix", "vila"),
+        ("mlp_downsample_3x3_s2_new", "vila"),
+        ("mlp_downsample_3x3_s2_new by columns", "hf-vila"),
+        ("pooling bilinear", "hf-vila"),
+        ("transformer", "hf-vila"),
+        ("qformer", "hf-vila"),
+    ],
+)
+def test_connectors_pass_through_the_proofs(
+    connector: str, format: Any, tokenizer_path: Path, tmp_path: Path, in_process: None
+) -> None:
+    model = tiny_model(connector, grid=3)
+    state = lazily(build(model).canonical())
+    write_export(state, model, tokenizer_path, tmp_path / "hf", torch.float32, format=format)
+    source = read_whole(tmp_path / "hf")
+    assert source.model == model
+    import_checkpoint(source, tmp_path / "ours")
+    proof = compare_source(source, tmp_path / "ours", is_streamed=connector == "qformer")
+    assert "logits" in [text.split()[0] for text in proof.proven]
+
+
+def test_a_new_qformer_between_parts_is_whole(parts: Path) -> None:
+    source = combine_parts(parts / "llm", parts / "vision", connector_of("qformer"))
+    shapes = {each.name: each.shape for each in model_parameters(source.model)}
+    assert {name: tensor.shape for name, tensor in source.tensors.items()} == shapes
+    queries = source.tensors["connector.queries.weight"].read()
+    assert 0.01 < queries.std() < 0.03
+    assert (source.tensors["connector.blocks.1.norm.weight"].read() == 1).all()

@@ -109,6 +109,20 @@ def test_a_module_holds_what_the_facts_say(name: str) -> None:
     assert shapes == connector_table(model, FORMAT.naming).our_shapes()
 
 
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_weights_start_as_wide_as_their_inputs_or_their_kind_ask_for(is_narrow: bool) -> None:
+    connector = dict(kind="qformer", queries=60, width=64, heads=4, layers=2)
+    model = tiny_run(model={"connector": connector}, data={"sequence_length": 64}).model
+    torch.manual_seed(1)
+    built = build_connector(language_config(tiny_run()), model, is_narrow=is_narrow)
+    assert built.queries.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    fc1 = built.get_submodule("blocks.1.fc1")
+    wide = (2 if is_narrow else 1 / 3) ** 0.5 / 64**0.5
+    assert fc1.weight.std().item() == pytest.approx(wide, rel=0.1)
+    assert (built.norm.weight == 1).all()
+    assert not built.norm.bias.any()
+
+
 WIDTHS = {
     "linear": "6-10",
     "mlp1x_gelu": "6-10",
