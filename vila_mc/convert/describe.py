@@ -103,7 +103,9 @@ def _template_beside(directory: Path) -> str:
 
 def _model(model: ModelConfig) -> Iterator[tuple[str, str]]:
     yield "vision", _vision(model.vision)
-    yield "connector", f"{model.connector.title()}, {model.visual_tokens()} visual tokens per image"
+    square = "image" if model.vision.most_tiles() == 1 else "tile"
+    tokens = f"{model.visual_tokens()} visual tokens per {square}"
+    yield "connector", f"{model.connector.title()}, {tokens}"
     yield "language", _language(model.language)
 
 

@@ -23,6 +23,7 @@ from tests.unit.convert.independent_vila import VOCABULARY, build, tiny_model
 from vila_mc.checkpoint.lazy import lazily
 from vila_mc.config.load import load_run
 from vila_mc.convert.combine_parts import combine_parts
+from vila_mc.convert.describe import describe
 from vila_mc.convert.export_checkpoint import Question, prove_export
 from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.whole_directory import read_whole
@@ -254,6 +255,9 @@ def test_whole_models(
     assert len(proof.proven) == 3, proof
     if mode == "tiles":  # and back: the export of that import, with a question about several tiles
         assert source.model == model
+        facts = dict(describe(tmp_path / "hf"))
+        assert "cut into at most 5 tiles and a thumbnail, token 13 behind each" in facts["vision"]
+        assert "visual tokens per tile" in facts["connector"]
         exported = prove_export(
             tmp_path / "ours", tmp_path / "hf", Question("Why?"), tokenizer_path
         )

@@ -120,6 +120,7 @@ def test_broken_files(make_video: Callable[..., bytes]) -> None:
     middle = len(mp4) // 2
     assert "a.mp4 is damaged" in refusal(mp4[:middle])
     assert "is cut off: it ends after" in refusal(webm[: len(webm) // 2], "d.webm")
+    assert "a.mp4 is damaged" in refusal(webm)  # the kind that its name says, whatever is in it
     damaged = mp4[:middle] + bytes(60) + mp4[middle + 60 :]
     assert "a.mp4 is damaged" in refusal(damaged, most=100)
     for name in ("a.mp4", "d.webm"):
