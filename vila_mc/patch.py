@@ -1,8 +1,8 @@
 """Replacing attributes of other people's modules, and putting the originals back.
 
-What is replaced stands in registers: ``parallel/megatron_patches.py`` and
-``emulation/te_patches.py``. Nothing else in vila_mc assigns to a module, a class or a method that
-is not its own; a test reads the code for it.
+What is replaced stands in registers: ``parallel/megatron_patches.py``,
+``emulation/te_patches.py`` and ``rehearsal/device_patches.py``. Nothing else in vila_mc assigns to
+a module, a class or a method that is not its own; a test reads the code for it.
 """
 
 import importlib

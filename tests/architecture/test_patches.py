@@ -13,6 +13,7 @@ from vila_mc import patch
 from vila_mc.emulation import te_patches
 from vila_mc.parallel import megatron_patches
 from vila_mc.patch import Patch, owner_and_name
+from vila_mc.rehearsal import device_patches
 
 PACKAGE = Path(patch.__file__).parent
 
@@ -22,7 +23,7 @@ def entries(register: ModuleType) -> dict[str, Patch]:
     return {name: value for name, value in vars(register).items() if type(value) is Patch}
 
 
-PATCHES = entries(megatron_patches) | entries(te_patches)
+PATCHES = entries(megatron_patches) | entries(te_patches) | entries(device_patches)
 PUTS_BACK = {
     "checkpoint/safe_index.py": ["delattr(record, name)", "setattr(record, name, value)"],
 }
@@ -97,7 +98,8 @@ def test_every_entry_is_applied_where_it_says(name: str) -> None:
 
 def test_every_target_exists_in_the_version_it_was_written_against() -> None:
     assert version("megatron-core") == megatron_patches.VERSION
-    for entry in entries(megatron_patches).values():  # tests/te looks for those of te_patches
+    # tests/te looks for those of te_patches
+    for entry in (entries(megatron_patches) | entries(device_patches)).values():
         for target in entry.targets:
             owner, name = owner_and_name(target)
             assert hasattr(owner, name), target

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from vila_mc.commands.list_presets import preset_lines
+from vila_mc.commands.rehearsing import add_rehearsal_options, rehearse_run
 from vila_mc.config.load import add_config_options, load_run_from_args
 from vila_mc.config.options import ErrorRaisingParser
 from vila_mc.errors import ConfigError, SetupError, run_cli, say
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             say(line)
         return 0
     config = load_run_from_args(parsed)
+    if parsed.rehearse:
+        return rehearse_run(config, parsed)
 
     if "RANK" in os.environ:
         from vila_mc.train.rank import train_rank
@@ -65,6 +68,7 @@ def arguments_parser(prog: str | None = None) -> ErrorRaisingParser:
     launching.add_argument(
         "--presets", action="store_true", help="list what --config preset:NAME knows, and end"
     )
+    add_rehearsal_options(parser)
     add_config_options(parser)
     return parser
 

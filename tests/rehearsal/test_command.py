@@ -1,0 +1,72 @@
+"""The command: every distinct rank of a layout in a process of its own, one verdict."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.rehearsal.small import small_run
+from vila_mc.config.load import run_to_dict
+from vila_mc.config.run import RunConfig
+
+
+def start(run: RunConfig, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(run_to_dict(run)), encoding="utf-8")
+    command = [sys.executable, "-m", "vila_mc.commands.train", "--config", str(recipe)]
+    return subprocess.run(
+        [*command, "--rehearse", *options], capture_output=True, text=True, check=False
+    )
+
+
+def test_every_coordinate_is_rehearsed_matched_and_fits(tmp_path: Path) -> None:
+    run = small_run(parallel={"tensor": 2, "sequence": True, "pipeline": 2})
+    done = start(run, tmp_path, "--as-ranks", "16", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(r["rank"], r["tensor"], r["pipeline"]) for r in found["ranks"]] == [
+        (0, 0, 0),
+        (1, 1, 0),
+        (8, 0, 1),
+        (9, 1, 1),
+    ]
+    assert found["matching"]["num_collectives"] > 50
+    assert found["matching"]["differences"] == found["complaints"] == []
+    # Each microbatch of a stage sends [s/tp, b, h] in bf16 to the next one.
+    microbatches = found["microbatches"]
+    assert microbatches == 2
+    assert found["matching"]["num_messages"] == 2 * 2 * microbatches
+    sends = [t for t in found["ranks"][0]["traffic_of_a_step"] if t["op"] == "send"]
+    assert [(t["calls"], t["num_bytes"]) for t in sends] == [
+        (microbatches, microbatches * 32 // 2 * 64 * 2)
+    ]
+    assert all(rank["room"]["fits"] for rank in found["ranks"])
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
+    done = start(small_run(), tmp_path, "--as-ranks", "1", "--gpu-memory", "0.5")
+    assert done.returncode == 1, done.stderr
+    assert "stage 0 fits 0.5 GB (0.5 GiB): NO" in done.stdout
+    assert "peak of a step" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--as-ranks", "0"], "--as-ranks is 0. Say how many ranks to play, 1 or more."),
+        ([], "--as-ranks is not given."),
+        (["--as-ranks", "1", "--gpu-memory", "0"], "--gpu-memory is 0; it must be"),
+        (["--as-ranks", "3", "--parallel.tensor", "2"], "3 ranks do not divide"),
+        (["--as-ranks", "1", "--train.layers", "transformer_engine"], "cannot be rehearsed"),
+        (["--as-ranks", "1", "--train.fp8.recipe", "current"], "cannot be rehearsed"),
+    ],
+)
+def test_refusals_are_one_line(options: list[str], said: str, tmp_path: Path) -> None:
+    done = start(small_run(), tmp_path, *options)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""

@@ -1,0 +1,62 @@
+"""``vila-mc train --rehearse``: one step of a run on GPUs that are not there."""
+
+import json
+import os
+from argparse import ArgumentParser, Namespace
+
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import EXIT_FAULT, EXIT_OK, ConfigError, say
+from vila_mc.rehearsal.refusals import refuse_what_cannot_be_rehearsed
+from vila_mc.topology.layout import Layout
+
+
+def add_rehearsal_options(parser: ArgumentParser) -> None:
+    """Add ``--rehearse`` and what goes with it."""
+    group = parser.add_argument_group("rehearsing")
+    group.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="train nothing: play one step of the run on GPUs that are not there, and say what it "
+        "takes (exit code 1 if it does not fit, or something is wrong)",
+    )
+    group.add_argument(
+        "--as-ranks", type=int, metavar="N", help="ranks to play (default: --ranks x --nodes)"
+    )
+    group.add_argument(
+        "--gpu-memory", type=float, default=80.0, metavar="GB", help="of one GPU (default: 80)"
+    )
+    group.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
+    """Play a step of every distinct rank, here and now.
+
+    Returns:
+        the exit code: 0 if every rank fits, gets to its end and matches the others, else 1.
+
+    Raises:
+        VilaError: the run cannot be rehearsed.
+    """
+    if "RANK" in os.environ:
+        raise ConfigError("--rehearse plays all ranks itself. Start it once, without a launcher.")
+    if not parsed.gpu_memory > 0:
+        raise ConfigError(f"--gpu-memory is {parsed.gpu_memory:g}; it must be greater than 0.")
+    ranks = parsed.as_ranks if parsed.as_ranks is not None else (parsed.ranks or 0) * parsed.nodes
+    if ranks < 1:
+        given = "not given" if parsed.as_ranks is None else parsed.as_ranks
+        raise ConfigError(f"--as-ranks is {given}. Say how many ranks to play, 1 or more.")
+    Layout.of(config.parallel, ranks)
+    refuse_what_cannot_be_rehearsed(config)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # no GPU is touched where there are some
+    from vila_mc.rehearsal.every_rank import rehearse
+    from vila_mc.rehearsal.report import as_dict, as_text, is_good
+    from vila_mc.train.micro_batch import with_micro_batch
+
+    config, micro_batch_line = with_micro_batch(config, Layout.of(config.parallel, ranks))
+    config.check_world(ranks)
+    rehearsal = rehearse(config, ranks)
+    if parsed.json:
+        print(json.dumps(as_dict(rehearsal, parsed.gpu_memory), indent=2))
+    else:
+        say(f"{micro_batch_line}\n{as_text(rehearsal, parsed.gpu_memory)}".lstrip("\n"))
+    return EXIT_OK if is_good(rehearsal, parsed.gpu_memory) else EXIT_FAULT
