@@ -9,6 +9,10 @@ from torch import Tensor
 
 from vila_mc.parallel.megatron_patches import HOST_COPY
 
+_GATHERED = 2**24
+"""Numbers that data-parallel ranks gather at once: 64 MiB of the device's memory. The whole of a
+bucket, which is all that the rank trains, would be the greatest thing that a step has beside it."""
+
 
 class HostCopy:
     """Stands in for ``DistributedOptimizer.get_parameter_state_dp_zero`` of Megatron-Core.
@@ -52,20 +56,23 @@ class HostCopy:
         return copies
 
     def _copy_bucket(self, into: Tensor, bucket: Any, param_map: Any, key: str) -> None:
-        group = self._part.data_parallel_group
+        group, shards = self._part.data_parallel_group, list(self._shards(param_map, key))
         if group.size() == 1:
-            for begin, end, values in self._shards(param_map, key):
+            for begin, end, values in shards:
                 into[begin:end].copy_(values)
             return
-        whole = torch.empty(
-            bucket.grad_data.numel(), dtype=torch.float32, device=bucket.grad_data.device
-        )
-        shares = list(whole.chunk(group.size()))
-        mine = torch.zeros_like(shares[0])
-        for begin, end, values in self._shards(param_map, key):
-            mine[begin:end].copy_(values)
-        dist.all_gather(shares, mine, group=group)
-        into.copy_(whole[: into.numel()])
+        share = bucket.grad_data.numel() // group.size()
+        at_once = max(1, _GATHERED // group.size())
+        for start in range(0, share, at_once):
+            size = min(at_once, share - start)
+            mine = _cut(shards, start, size, bucket.grad_data.device)
+            all_ranks = torch.empty(group.size() * size, dtype=mine.dtype, device=mine.device)
+            dist.all_gather(list(all_ranks.chunk(group.size())), mine, group=group)
+            for rank, theirs in enumerate(all_ranks.chunk(group.size())):
+                begin = rank * share + start
+                end = min(begin + size, into.numel())
+                if begin < end:  # the rest is padding
+                    into[begin:end].copy_(theirs[: end - begin])
 
     def _shards(self, param_map: Any, key: str) -> Iterator[tuple[int, int, Tensor]]:
         """Where each parameter's part of ``key`` stands in this rank's share of a bucket."""
@@ -77,6 +84,18 @@ class HostCopy:
         if (index, key) not in self._memory:
             self._memory[index, key] = torch.zeros(size, dtype=torch.float32)
         return self._memory[index, key]
+
+
+def _cut(
+    shards: list[tuple[int, int, Tensor]], start: int, size: int, device: torch.device
+) -> Tensor:
+    """[size] fp32 of a share from ``start`` on; zeros where no parameter stands."""
+    piece = torch.zeros(size, dtype=torch.float32, device=device)
+    for begin, end, values in shards:
+        low, high = max(begin, start), min(end, start + size)
+        if low < high:
+            piece[low - start : high - start].copy_(values[low - begin : high - begin])
+    return piece
 
 
 def use_host_copy(optimizer: Any) -> None:
