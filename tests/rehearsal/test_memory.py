@@ -26,7 +26,7 @@ def on_a_cpu(run: RunConfig, is_real: bool) -> bytes:
     recorder = Recorder("cpu", is_real=is_real)
     with (
         distributed(run.parallel, seed=1) as ranks,
-        own_objects() if is_real else without_numbers("cpu"),
+        own_objects() if is_real else without_numbers(),
         fakes,
         recorder,
     ):
@@ -46,6 +46,7 @@ def test_fake_tensors_take_what_real_ones_take(train: dict[str, Any]) -> None:
     assert other.build.num_bytes == one.build.num_bytes
     assert other.step.by_kind == one.step.by_kind
     assert other.step == one.step  # every tensor that is named, with its place
+    assert other.save == one.save
     assert other.flops == one.flops
     assert one.step.by_kind["activations"] > 0
 

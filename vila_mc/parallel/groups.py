@@ -21,6 +21,7 @@ from vila_mc.parallel.adam import group_step_adamw
 from vila_mc.parallel.agreement import require_same
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
 from vila_mc.parallel.frozen_layers import recompute_above_frozen_layers
+from vila_mc.parallel.gradient_norm import norm_on_the_device
 from vila_mc.processes import STORE_FILE, STORE_LISTENER
 from vila_mc.topology.layout import Coordinates, Layout
 
@@ -81,6 +82,7 @@ def _join(
         use_cpu_backend()
         at_the_end.callback(undo_cpu_backend)
     at_the_end.enter_context(group_step_adamw())
+    at_the_end.enter_context(norm_on_the_device())
     at_the_end.enter_context(recompute_above_frozen_layers())
     _init_torch_distributed("nccl" if has_gpu else "gloo", timeout_minutes)
     at_the_end.callback(dist.destroy_process_group)

@@ -72,6 +72,16 @@ RECOMPUTE_ABOVE_FROZEN = Patch(
     where="vila_mc.parallel.frozen_layers",
     undone="when the process groups end",
 )
+NORM_ON_DEVICE = Patch(
+    targets=(
+        "megatron.core.optimizer.clip_grads:l2_norm_impl",
+        "megatron.core.optimizer.clip_grads:multi_tensor_scale_impl",
+    ),
+    what="one norm and one scaling of all tensors",
+    why="the original copies a number to the host for each, and scales through copies",
+    where="vila_mc.parallel.gradient_norm",
+    undone="when the process groups end; never applied beside Transformer Engine or Apex",
+)
 HOST_COPY = Patch(
     targets=(f"{_DISTRIBUTED_OPTIMIZER}:DistributedOptimizer.get_parameter_state_dp_zero",),
     what="one copy in host memory that is kept from save to save",

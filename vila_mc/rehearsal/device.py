@@ -3,7 +3,7 @@
 import ctypes
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from vila_mc.rehearsal.device_patches import (
     FAKE_CUDA,
     FAKE_GROUPS,
     KERNELS,
-    NORM_OF_FAKES,
     OWN_OBJECTS,
     PINNED_COPY,
 )
@@ -116,8 +115,8 @@ def fake_device(world_size: int, rank: int, guard: Path) -> Iterator[FakeTensorM
 
 
 @contextmanager
-def without_numbers(device: str = "cuda") -> Iterator[None]:
-    """While active, what fake tensors cannot do is answered: new data, norms, objects sent."""
+def without_numbers() -> Iterator[None]:
+    """While active, what fake tensors cannot do is answered: new data, objects sent."""
     base: Any = torch._C.TensorBase.data
 
     def put(tensor: Any, value: Any) -> None:
@@ -125,18 +124,9 @@ def without_numbers(device: str = "cuda") -> Iterator[None]:
         if isinstance(tensor, FakeTensor) and isinstance(value, FakeTensor):
             tensor.fake_device = value.fake_device
 
-    def norm(
-        chunk: int, overflow: Any, lists: Sequence[Sequence[Tensor]], *_: Any
-    ) -> tuple[Tensor, None]:
-        for tensors in lists:
-            for tensor in tensors:
-                torch.norm(tensor).item()
-        return torch.zeros(1, dtype=torch.float32, device=device), None
-
     with (
         own_objects(),
         DATA_OF_FAKES.applied(property(base.__get__, put), put),
-        NORM_OF_FAKES.applied(norm),
     ):
         yield
 

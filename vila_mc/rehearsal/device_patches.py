@@ -78,13 +78,6 @@ DATA_OF_FAKES = Patch(
     where=_WHERE,
     undone=_UNDONE,
 )
-NORM_OF_FAKES = Patch(
-    targets=("megatron.core.optimizer.clip_grads:l2_norm_impl",),
-    what="the same norms, without their values",
-    why="Megatron-Core makes a tensor on the host from scalars on the device, one by one",
-    where=_WHERE,
-    undone=_UNDONE,
-)
 KERNELS = Patch(
     targets=("vila_mc.kernels.native:loaded",),
     what="says that the CUDA kernels of csrc/ are here where those for CPUs are",
