@@ -158,27 +158,28 @@ class Microbatch:
         return any(len(row) > 1 for row in self.sample_lengths)
 
     def to(self, device: "torch.device") -> "Microbatch":
-        """The same microbatch with its tensors on ``device``.
-
-        On their way to a GPU they pass through page-locked memory: the copy of others would wait
-        until the GPU has done all that was asked of it before.
-        """
-
-        def sent(tensor: "torch.Tensor") -> "torch.Tensor":
-            if device.type == "cuda" and tensor.device.type == "cpu":
-                tensor = tensor.pin_memory()
-            return tensor.to(device, non_blocking=True)
-
+        """The same microbatch with its tensors on ``device``."""
         return Microbatch(
-            tokens=sent(self.tokens),
-            labels=sent(self.labels),
-            images=sent(self.images),
-            image_starts=sent(self.image_starts),
+            tokens=sent(self.tokens, device),
+            labels=sent(self.labels, device),
+            images=sent(self.images, device),
+            image_starts=sent(self.image_starts, device),
             num_samples=self.num_samples,
             sample_lengths=self.sample_lengths,
             entries=self.entries,
             substitutes=self.substitutes,
         )
+
+
+def sent(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """A tensor on ``device``.
+
+    On its way to a GPU it passes through page-locked memory: the copy of another would wait until
+    the GPU has done all that was asked of it before.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

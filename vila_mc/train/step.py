@@ -19,7 +19,7 @@ from vila_mc.checkpoint.load import load_checkpoint
 from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import TrainingError
-from vila_mc.flow import IGNORE_LABEL, Microbatch, StepResult
+from vila_mc.flow import IGNORE_LABEL, Microbatch, StepResult, sent
 from vila_mc.model.primary_weights import masters
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.frozen_layers import NoGradientFromAbove
@@ -193,9 +193,11 @@ class Trainer:
             **self._messages,
         )
         by_entry = torch.zeros(num_entries, dtype=torch.float64)
-        for report in sums:
-            by_entry += report["by_entry"].cpu()
-        return [report["loss_sum"].item() for report in sums], by_entry
+        if not sums:
+            return [], by_entry
+        for losses in torch.stack([report["by_entry"] for report in sums]).cpu():
+            by_entry += losses
+        return torch.stack([report["loss_sum"] for report in sums]).tolist(), by_entry
 
     def _sum_over_ranks(
         self,
@@ -321,7 +323,7 @@ def _loss(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """``loss_sum_and_count``, and what of it each entry of the blend has."""
     loss_sum, count, report = loss_sum_and_count(batch.labels, loss_bs)
-    owners = batch.entry_of_positions().to(loss_bs.device)
+    owners = sent(batch.entry_of_positions(), loss_bs.device)
     is_trained = batch.labels != IGNORE_LABEL
     losses = [
         torch.where(is_trained & (owners == entry), loss_bs.detach().float(), 0.0).sum()
