@@ -55,18 +55,21 @@ class Ledger:
         self.stretch = 0
         """To be counted up when another kind of work begins."""
 
-    def take(self, tensor: Tensor, kind: str, op: Callable[[], tuple[str, str]]) -> None:
+    def take(self, tensor: Tensor, kind: str, op: Callable[[], tuple[str, str]]) -> bool:
         """Count the storage of a tensor, if it is a new one.
 
         Args:
             tensor: on this ledger's device.
             kind: of work that made it.
             op: says of a new storage which operation made it, and where.
+
+        Returns:
+            whether it is new.
         """
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live:
-            return
+            return False
         size = -(-storage.nbytes() // self._rounding) * self._rounding
         self._clock += 1
         what, where = op()
@@ -78,6 +81,7 @@ class Ledger:
         self.bytes_now += size
         if self.bytes_now > self.bytes_at_peak:
             self.bytes_at_peak, self._peak_clock = self.bytes_now, self._clock
+        return True
 
     def label(self, tensor: Tensor, kind: str, *, only_from: frozenset[str] | None = None) -> None:
         """Say what the storage of a tensor is, if it is one of this ledger.

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vila_mc.checkpoint.state import run_state
 from vila_mc.config.lora import is_adapter
 from vila_mc.config.run import RunConfig
 from vila_mc.config.trainable import piece_of
+from vila_mc.flow import Microbatch
 from vila_mc.model.build import build_stages
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks, distributed
 from vila_mc.rehearsal.batch import fullest_microbatch
 from vila_mc.rehearsal.device import fake_device
-from vila_mc.rehearsal.record import RankRecord
+from vila_mc.rehearsal.record import Peak, RankRecord
 from vila_mc.rehearsal.recorder import Recorder
 from vila_mc.topology.shapes import stage_parameters
 from vila_mc.topology.stage_plan import plan_stages
@@ -49,7 +51,12 @@ class _GoodTrainer(Trainer):
 
 
 def rehearse_rank(
-    config: RunConfig, world_size: int, rank: int, guard: Path, num_microbatches: int
+    config: RunConfig,
+    world_size: int,
+    rank: int,
+    guard: Path,
+    num_microbatches: int,
+    batch: Microbatch | None = None,
 ) -> RankRecord:
     """Build and train one rank on fake CUDA tensors.
 
@@ -60,6 +67,7 @@ def rehearse_rank(
         guard: what ``device.compile_guard`` made.
         num_microbatches: of a step; those of real steps add nothing to the peak beyond as many as
             there are pipeline stages.
+        batch: what each of them is; the fullest if None.
     """
     started = time.monotonic()
     with (
@@ -67,12 +75,16 @@ def rehearse_rank(
         Recorder() as recorder,
         distributed(config.parallel, seed=config.train.seed) as ranks,
     ):
-        record = record_steps(config, ranks, recorder, num_microbatches)
+        record = record_steps(config, ranks, recorder, num_microbatches, batch)
     return replace(record, seconds=time.monotonic() - started)
 
 
 def record_steps(
-    config: RunConfig, ranks: Ranks, recorder: Recorder, num_microbatches: int
+    config: RunConfig,
+    ranks: Ranks,
+    recorder: Recorder,
+    num_microbatches: int,
+    batch: Microbatch | None = None,
 ) -> RankRecord:
     """What ``recorder``, which is active, sees of a rank's start and of its second step."""
     _name_groups(ranks, recorder)
@@ -85,9 +97,10 @@ def record_steps(
     build = memory.peak()
     host = {"build": recorder.ledgers["cpu"].bytes_at_peak}
     weights = [weight for stage in stages for weight in stage.parameters()]
-    with _real_host(recorder):
-        needs_images = any(stage.plan.needs_images() for stage in stages)
-        batch = fullest_microbatch(config, needs_images=needs_images)
+    if batch is None:
+        with _real_host(recorder):
+            needs_images = any(stage.plan.needs_images() for stage in stages)
+            batch = fullest_microbatch(config, needs_images=needs_images)
     _say_when_the_passes_end(stages, recorder)
     for _ in range(_STEPS):
         recorder.forget_step()
@@ -95,7 +108,7 @@ def record_steps(
         trainer.step([batch] * num_microbatches)
         recorder.phase = "build"
         _label(recorder, trainer)
-    return RankRecord(
+    record = RankRecord(
         rank=ranks.rank,
         tensor=ranks.at.tensor,
         pipeline=ranks.at.pipeline,
@@ -111,6 +124,23 @@ def record_steps(
         complaints=sorted(recorder.complaints),
         host=host | {"step": recorder.ledgers["cpu"].bytes_at_peak},
     )
+    save, on_host = _peaks_of_a_save(ranks, stages, trainer, recorder)
+    return replace(record, save=save, host=record.host | {"save": on_host})
+
+
+def _peaks_of_a_save(
+    ranks: Ranks, stages: Sequence[VilaModel], trainer: Trainer, recorder: Recorder
+) -> tuple[Peak, int]:
+    """Of the device, and bytes of the host, while the state is brought to the host's memory."""
+    memory, host = recorder.ledgers[recorder.device], recorder.ledgers["cpu"]
+    memory.start()
+    host.start()
+    with recorder.during("save"):
+        trainer.weights_are_finite()
+        state = run_state(ranks, stages, trainer.optimizer, is_loading=False)
+        peak, on_host = memory.peak(), host.bytes_at_peak
+    del state
+    return peak, on_host
 
 
 def _say_what_learns_below(config: RunConfig, ranks: Ranks, stages: Sequence[VilaModel]) -> None:

@@ -68,7 +68,7 @@ class RankRecord:
     groups: dict[str, list[int]]
     """Ranks of each group with more than one."""
     waits: dict[str, int]
-    """``file:line`` -> times a step in which the host waits for the device there."""
+    """``file:line`` -> times a step in which the host waits there for what the device has to do."""
     complaints: list[str]
     """What a GPU or NCCL would refuse or do slowly."""
     save: Peak | None = None

@@ -37,6 +37,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.phase: str | None = "build"
         """What everything is for; None in a step, where autograd tells."""
         self._last_kind = ""
+        self._is_idle = True
+        """Whether the device has nothing to do, as the host has waited for all it had."""
         self.group_names: dict[str, str] = {}
         self.forget_step()
 
@@ -85,6 +87,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if answer is not None:
                 return answer[0]
         out = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            self._is_idle = False
         packet = func._overloadpacket
         if packet in flop_registry:
             self.flops[kind] += flop_registry[packet](*args, **kwargs, out_val=out)
@@ -131,8 +135,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._wait([source], to=torch.device(to).type)
 
     def _wait(self, tensors: list[Tensor], to: str = "") -> None:
-        if self.device == "cuda" and "cuda" in (to, *(t.device.type for t in tensors)):
+        is_here = self.device == "cuda" and "cuda" in (to, *(t.device.type for t in tensors))
+        if is_here and not self._is_idle:
             self.waits[where_now()] += 1
+            self._is_idle = True
 
     def _complain(self, what: str) -> None:
         self.complaints[f"{what}, at {where_now()}"] += 1
@@ -142,13 +148,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _see(self, out: Any, func: Any, kind: str) -> None:
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor) and tensor.device.type in self.ledgers:
-                self.ledgers[tensor.device.type].take(
+                is_new = self.ledgers[tensor.device.type].take(
                     tensor, _MEMORY.get(kind, kind), lambda: (_op_name(func), where_now())
                 )
+                if is_new and tensor.device.type == self.device:
+                    self._is_idle = False
 
     # ------------------------------------------------------------ other ranks
 
     def _collective(self, func: Any, args: tuple[Any, ...], kwargs: Any, kind: str) -> Any:
+        self._is_idle = False
         names = [argument.name for argument in func._schema.arguments]
         given = dict(zip(names, args, strict=False)) | kwargs
         tensors = [t for value in args[:2] for t in tree_iter(value) if isinstance(t, Tensor)]
