@@ -28,3 +28,13 @@ def test_they_learn_what_they_learn_with_torch(
     by_rank = h100.ranks(2, function, seed_checkpoint, dict(tensor=2), variants)
     for index, variant in enumerate(variants):
         assert_every_rank_matches([each[index] for each in by_rank], torch_layers, str(variant))
+
+
+def test_beside_layers_in_fp8_they_learn_near_bf16(seed_checkpoint: Path, h100: Emulated) -> None:
+    of_bf16 = {"layers": "transformer_engine", "precision": "bf16"}
+    recipes = [{}, {"recipe": "delayed"}, {"recipe": "current", "parts": ["vision", "language"]}]
+    variants = [PLAIN | {"train": of_bf16 | {"fp8": options}} for options in recipes]
+    bf16, *in_fp8 = h100("tests.parity.lora_trace:traces", seed_checkpoint, {}, variants)
+    for trace in in_fp8:
+        assert trace != bf16, "nothing was computed in FP8"
+        assert [loss for loss, _ in trace] == pytest.approx([loss for loss, _ in bf16], rel=1e-3)
