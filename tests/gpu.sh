@@ -6,8 +6,8 @@
 # Needs torch 2.11 or newer with CUDA, numpy and pytest. .venv of this checkout is used where it is set
 # up, otherwise python3 (VILA_MC_PYTHON or PYTHON names another). Without a GPU it says so and ends.
 #
-# --only STEPS    some of: kernels attention engine layers runs memcheck racecheck speed steps saves. The
-#                 library is built for all of them, where it is missing.
+# --only STEPS    some of: kernels attention engine layers memory runs memcheck racecheck speed steps
+#                 saves. The library is built for all of them, where it is missing.
 # --minutes N     what is not done by then is stopped (default: 8).
 # --wheels DIR    what a machine without network lacks. If DIR has no wheels, they are downloaded and
 #                 nothing else happens: do that where there is a network, with the same version of
@@ -18,7 +18,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-all="kernels attention engine layers runs memcheck racecheck speed steps saves"
+all="kernels attention engine layers memory runs memcheck racecheck speed steps saves"
 only="" minutes=8 wheels="" out="${OUT:-}"
 while (($#)); do
     case "$1" in
@@ -167,6 +167,7 @@ step kernels 120 "${pytest[@]}" tests/kernels/test_gpu.py &
 step attention 120 "${pytest[@]}" tests/kernels/test_gpu_attention.py &
 step engine 240 "${pytest[@]}" tests/parity/test_gpu.py &
 step layers 240 "${pytest[@]}" tests/parity/test_gpu_layers.py &
+step memory 150 "${pytest[@]}" tests/rehearsal/test_against_gpu.py &
 [[ -n $only && ",$only," != *,runs,* ]] || runs &
 if checker="$(sanitizer)"; then
     for tool in memcheck racecheck; do
@@ -187,7 +188,7 @@ step saves 90 "$python" benchmarks/gpu_saves.py
     echo
     echo '| on the GPU | |'
     echo '|---|---|'
-    grep -ha '^| ' "$work"/{build,attention,engine,layers,runs*}.log 2>/dev/null | sort -u
+    grep -ha '^| ' "$work"/{build,attention,engine,layers,memory,runs*}.log 2>/dev/null | sort -u
     echo
     cat "$work"/{speed,steps,saves}.log 2>/dev/null
 } >"$out/table.md"

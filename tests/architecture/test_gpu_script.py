@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "gpu.sh"
-TESTS = ["kernels", "attention", "engine", "layers", "runs"]
+TESTS = ["kernels", "attention", "engine", "layers", "memory", "runs"]
 STEPS = [*TESTS, "memcheck", "racecheck", "speed", "steps", "saves"]
 PYTHON = """#!/bin/bash
 [[ $1 == - ]] && exit 0
