@@ -167,7 +167,7 @@ step kernels 120 "${pytest[@]}" tests/kernels/test_gpu.py &
 step attention 120 "${pytest[@]}" tests/kernels/test_gpu_attention.py &
 step engine 240 "${pytest[@]}" tests/parity/test_gpu.py &
 step layers 240 "${pytest[@]}" tests/parity/test_gpu_layers.py &
-step memory 150 "${pytest[@]}" tests/rehearsal/test_against_gpu.py &
+step memory 150 "${pytest[@]}" tests/rehearsal/test_against_gpu.py tests/rehearsal/test_attention.py &
 [[ -n $only && ",$only," != *,runs,* ]] || runs &
 if checker="$(sanitizer)"; then
     for tool in memcheck racecheck; do
