@@ -73,6 +73,7 @@ def test_recomputation_keeps_less_and_computes_more(guard: Path) -> None:
     assert "recompute" not in kept.flops
     assert again.flops["recompute"] > 0
     assert again.flops["forward"] == kept.flops["forward"]
+    assert again.flops["backward"] == kept.flops["backward"]
     assert again.step.by_kind["activations"] < kept.step.by_kind["activations"]
 
 

@@ -67,7 +67,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.phase
         if torch._C._current_graph_task_id() == -1:
             return "forward"
-        return "recompute" if torch.is_grad_enabled() else "backward"
+        node = (
+            torch._C._current_autograd_node()
+        )  # what it runs again has no gradients inside layers
+        is_again = node is not None and node.name() == "CheckpointFunctionBackward"
+        return "recompute" if is_again else "backward"
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
