@@ -13,6 +13,7 @@ from pathlib import Path
 
 from claims import Claim, parser, report
 from planner_fit import fit
+from published_jobs import published
 from published_rows import (
     PUBLISHED,
     NotModelledError,
@@ -20,7 +21,6 @@ from published_rows import (
     Row,
     kind_of_row,
     memory_of,
-    published,
     rows,
     seconds_of,
     value_of,

@@ -146,6 +146,11 @@ class Engine:
     """Whether tensor-parallel transfers hide behind matrix products (userbuffers)."""
     ulysses: bool = False
     """Whether context parallelism exchanges heads (all-to-all) rather than keys and values."""
+    keeps_rotated: bool = False
+    """Whether queries and keys are kept rotated beside what they were cut from, with a copy of the
+    angles for each, as Megatron-Core does without a fused rotation."""
+    loss_bytes: int = 6
+    """Of a logit, kept for the backward pass; and again while its gradient is there."""
     calls: float = 0.2
     """Collectives that a layer's gradients (and weights) take: fewer than one where they share
     buckets."""

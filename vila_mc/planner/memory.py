@@ -87,7 +87,8 @@ def chunk_activations(job: Job, chunk: Stage) -> float:
     for layers, learns in ((learning, True), (backward - learning, adapted)):
         total += layers * ((1 - again) * layer_activations(job, learns) + again * inputs)
     if chunk.has_head:
-        total += (HALF + 4) * job.positions() * job.decoder.vocab / job.share.tensor
+        logits = job.positions() * job.decoder.vocab / job.share.tensor
+        total += job.engine.loss_bytes * logits
         total += 2 * inputs
     return total
 
@@ -101,6 +102,9 @@ def layer_activations(job: Job, learns: bool) -> float:
     heads = (decoder.qkv_width() + decoder.query_width()) / tensor
     ffn = (1 + decoder.gated + learns) * decoder.ffn / tensor
     kept = HALF * (wide + heads + ffn) * rows
+    if job.engine.keeps_rotated:
+        rotated = (decoder.heads + decoder.kv_heads) / tensor + 4  # 4: cosines and sines
+        kept += HALF * rotated * decoder.head_width * rows
     if job.engine.attention == "unfused" and job.recompute != "attention":
         kept += 5 * rows * job.length * decoder.heads / tensor
     return kept + 4 * rows * decoder.heads / tensor
@@ -118,9 +122,14 @@ def tower_activations(job: Job, tower: Tower) -> float:
 
 def _passing(job: Job, chunk: Stage) -> float:
     rows, tensor = job.positions(), job.share.tensor
-    most = 0.0
-    if chunk.has_head:  # the gradient of the logits beside them
-        most = (HALF + 4) * rows * job.decoder.vocab / tensor
+    # The gradient of the logits beside them, or a feed-forward layer's: of gate and up, and what
+    # comes before they are one.
+    most = HALF * rows * (2 + 2 * job.decoder.gated) * job.decoder.ffn / tensor
+    if not job.backward_layers(chunk):
+        most = 0.0
+    if chunk.has_head:
+        logits = rows * job.decoder.vocab / tensor
+        most = max(most, (HALF if job.engine.loss_bytes == 4 else 6) * logits)
     if job.recompute == "full" and chunk.layers:
-        most = max(most, layer_activations(job, job.learning_layers(chunk) > 0))
+        most += layer_activations(job, job.learning_layers(chunk) > 0)
     return most

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import pytest
 
@@ -124,7 +125,16 @@ def test_memory_by_hand() -> None:
     held = rank_memory(job, 0, FITTED)
     assert (held.weights, held.gradients, held.optimizer) == (2000, 1600, 12 * 400 / 4)
     assert held.activations == 2 * 16 * 4096 * 2 * 4096  # two microbatches under way
-    assert held.passing == layer_activations(JOB, True)
+    assert held.passing == layer_activations(JOB, True) + 4096 * 2 * 4 * 11008  # and its gradients
+
+
+def test_the_rehearsals_first_and_last_stage_of_the_7b() -> None:
+    # benchmarks/results/rehearsal.md: bytes that real tensors of a step would take, counted.
+    recipe = Path(__file__).parents[3] / "examples/pretrain_7b.yaml"
+    config = load_run([recipe], {"train.recompute": "none", "data.blend": "[{path: none}]"})
+    job = job_of(config, Layout.of(config.parallel, 128))
+    for rank, counted in ((0, 21_408_642_048), (1, 16_156_190_720)):
+        assert rank_memory(job, rank, FITTED).total() == pytest.approx(counted, rel=0.01)
 
 
 def test_microbatches_under_way() -> None:
