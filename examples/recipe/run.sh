@@ -7,6 +7,8 @@
 #   --output DIR             where checkpoints and metrics go; the same command goes on from there
 #   --smoke                  the recipe's layout, precision and code path at CPU size: 3 steps on synthetic
 #                            data, --output (default: smoke-out) may not hold anything else
+#   --dry-run GPUS           nothing is trained and no GPU is needed: the plan on that many GPUs of --gpu KIND
+#                            (default: a100-80g), a rehearsal of one step on them, and a check of the paths
 # Each path may come from the environment instead, under its name in capitals (TOKENIZER, LOAD ...). Every
 # other option goes to tools/train.py (see its --help) and wins over the recipe.
 #
@@ -44,6 +46,19 @@ PYTHON
     _recipe_fail "$message"
 }
 
+# _recipe_dry_run NAME GPUS OPTION...: plan and rehearsal; options are those of training.
+_recipe_dry_run() {
+    local checkout name="$1" count="$2" status=0
+    checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+    shift 2
+    "$VENV_PYTHON" "$checkout/tools/plan_cluster.py" --config "$checkout/examples/$name.yaml" \
+        --gpus "$count" --gpu "${GPU:-a100-80g}" "$@" || status=$?
+    echo
+    "$VENV_PYTHON" "$checkout/tools/train.py" --config "$checkout/examples/$name.yaml" \
+        --rehearse --as-ranks "$count" "$@" || status=$?
+    return "$status"
+}
+
 # The comment at the head of a script.
 _recipe_head() {
     sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"
@@ -60,7 +75,7 @@ run_recipe() {
     checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
     shift 3
     local -A kinds=()
-    local datasets=() others=() smoke=0
+    local datasets=() others=() smoke=0 dry=0 lacking="" status=0
     for (( ; ; )); do
         entry="$1" && shift
         [[ $entry != -- ]] || break
@@ -71,11 +86,15 @@ run_recipe() {
         entry="${1#--}"
         if [[ $1 == --smoke ]]; then
             smoke=1
+        elif [[ $1 == --dry-run ]]; then
+            [[ ${2:-} =~ ^[1-9][0-9]{0,4}$ ]] || _recipe_fail "--dry-run needs a number of GPUs."
+            dry="$2"
+            shift
         elif [[ $1 == -h || $1 == --help ]]; then
             _recipe_head "$checkout/examples/$name.sh"
             _recipe_head "${BASH_SOURCE[0]}" | sed 1d # what sources it
             exit 0
-        elif [[ $1 == --* && " ${datasets[*]} tokenizer load output " == *" $entry "* ]]; then
+        elif [[ $1 == --* && " ${datasets[*]} tokenizer load output gpu " == *" $entry "* ]]; then
             (($# > 1)) || _recipe_fail "$1 needs a value."
             declare -g "${entry^^}=$2"
             shift
@@ -99,6 +118,27 @@ run_recipe() {
             --ranks $((model_ranks < 2 ? 2 : model_ranks)) \
             --data.tokenizer "$OUTPUT/tokenizer.model" --data.blend "[$blend]" \
             --train.output "$OUTPUT/checkpoints" ${LOAD:+--train.load "$LOAD"} "${others[@]}"
+    fi
+
+    if ((dry)); then
+        source "$checkout/tools/setup_venv.sh"
+        _recipe_dry_run "$name" "$dry" "${others[@]}" || status=$?
+        for dataset in "${datasets[@]}" tokenizer load output; do
+            entry="${dataset^^}"
+            [[ -n ${!entry:-} ]] || lacking+=" --$dataset"
+        done
+        echo
+        if [[ -n $lacking ]]; then
+            echo "data and checkpoint are not checked: no path for$lacking."
+            exit "$status"
+        fi
+        for dataset in "${datasets[@]}"; do
+            entry="${dataset^^}"
+            blend+="{path: '${!entry}', $share}, "
+        done
+        "$VENV_PYTHON" "${train[@]}" --check --ranks "$dry" --data.tokenizer "$TOKENIZER" \
+            --data.blend "[$blend]" --train.load "$LOAD" --train.output "$OUTPUT" "${others[@]}" || status=$?
+        exit "$status"
     fi
 
     gpus="${SLURM_GPUS_ON_NODE:-$( (nvidia-smi --list-gpus 2>/dev/null || true) | grep -c . || true)}"

@@ -20,6 +20,7 @@ from tests.support.launching import REPOSITORY, kill_all, python_path, steps_don
 from tests.support.ranks import run_ranks
 from tests.support.recipe_smoke import config_of, train, words_of_smoke
 from vila_mc.checkpoint.manifest import whole_checkpoints
+from vila_mc.commands.train import main as train_command
 
 SRUN = """#!/bin/bash
 echo "$*" >>"$CALLS/srun"
@@ -140,6 +141,8 @@ def test_three_phases_the_second_as_a_job(
 @pytest.mark.slow
 def test_the_second_phase_at_13b(tmp_path: Path) -> None:
     words = words_of_smoke("examples/pretrain_13b.sh", tmp_path)
+    assert train_command([*words, "--check"]) == 0
+    assert not list((tmp_path / "out/checkpoints").glob("step*"))
     ranks, _ = config_of(words)
     done = run_ranks(ranks, train, words)
     assert done == [(3, "tensor 4 x pipeline 2 x data 1")] * 8
@@ -197,3 +200,56 @@ def test_a_wrong_option_is_said_before_what_else_is_missing(gpus: int) -> None:
     assert done.stderr == (
         "error: --optimizer.lrr is not an option. Did you mean --optimizer.lr?\n"
     )
+
+
+DOORS = """#!/bin/bash
+for word; do
+    [[ $word != */tools/* ]] || { echo "${*#"$ROOT"/}" >>"$WORDS" && exit "${STATUS:-0}"; }
+done
+exec "$REAL" "$@"
+"""
+
+
+def _dry_run(folder: Path, *options: object, status: int = 0) -> tuple[int, str, list[str]]:
+    """Exit code, output and the doors that a dry run of pretrain_7b goes through."""
+    interpreter, words = folder / "python", folder / "words"
+    interpreter.write_text(DOORS)
+    interpreter.chmod(0o755)
+    words.write_text("")
+    own = {"REAL": sys.executable, "WORDS": words, "ROOT": REPOSITORY, "STATUS": status}
+    done = subprocess.run(
+        ["bash", "examples/pretrain_7b.sh", "--dry-run", *map(str, options)],
+        cwd=REPOSITORY,
+        env={**_environment(own), "VILA_MC_PYTHON": str(interpreter)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr, words.read_text().splitlines()
+
+
+def test_a_dry_run_plans_rehearses_and_checks(tmp_path: Path) -> None:
+    code, said, doors = _dry_run(tmp_path, 128, "--optimizer.lr", "1e-5")
+    yaml = "--config examples/pretrain_7b.yaml"
+    plan = f"tools/plan_cluster.py {yaml} --gpus 128 --gpu a100-80g --optimizer.lr 1e-5"
+    rehearsal = f"tools/train.py {yaml} --rehearse --as-ranks 128 --optimizer.lr 1e-5"
+    assert (code, doors) == (0, [plan, rehearsal])
+    assert "no path for --mmc4 --coyo --tokenizer --load --output." in said
+
+    names = ("mmc4", "coyo", "tokenizer", "load", "output")
+    paths = [word for name in names for word in (f"--{name}", f"/d/{name}")]
+    code, said, doors = _dry_run(tmp_path, 8, "--gpu", "h200", *paths, status=2)
+    assert code == 2  # what any of them ends with
+    assert "--gpus 8 --gpu h200" in doors[0]
+    assert doors[2] == (
+        f"tools/train.py {yaml} --check --ranks 8 --data.tokenizer /d/tokenizer --data.blend "
+        "[{path: '/d/mmc4', weight: 1}, {path: '/d/coyo', weight: 1}, ] "
+        "--train.load /d/load --train.output /d/output"
+    )
+    assert "are not checked" not in said
+
+
+@pytest.mark.parametrize("count", ["0", "many", "--smoke"])
+def test_a_dry_run_is_of_a_number_of_gpus(tmp_path: Path, count: str) -> None:
+    assert _dry_run(tmp_path, count)[:2] == (2, "error: --dry-run needs a number of GPUs.\n")

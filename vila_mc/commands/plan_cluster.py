@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         say(line)
     if not found.plans:
         return 1
+    say(f"\nThe recipe's own layout: {_own(parsed, config)}")
     if parsed.explain:
         _explain(parsed, config)
     if phases:
@@ -149,6 +150,16 @@ def _title(parsed: argparse.Namespace, config: RunConfig) -> str:
         f"{train.phase} on {parsed.gpus:,} x {GPUS[parsed.gpu].title}: {train.steps:,} steps of "
         f"{train.global_batch:,} rows of {config.data.sequence_length:,} positions"
     )
+
+
+def _own(parsed: argparse.Namespace, config: RunConfig) -> str:
+    """What the recipe's own layout would take, in a line."""
+    try:
+        plan = plan_of(config, parsed.gpus, GPUS[parsed.gpu], FITTED, parsed.images)
+    except ConfigError as error:
+        return f"cannot be. {error}"
+    held = f"{plan.fullest() / 2**30:.1f} GiB, which {'fits' if plan.fits() else 'does not fit'}"
+    return f"{plan.layout}: {plan.time.total:.2f} s a step, {held}."
 
 
 def _explain(parsed: argparse.Namespace, config: RunConfig) -> None:

@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     at = Endpoint.parse(parsed.rendezvous)
     ranks, nodes = parsed.ranks or _gpus(), parsed.nodes
     check_before_launch(config, ranks * nodes)
+    if parsed.check:
+        say(f"recipe, datasets and checkpoint are fit for {ranks * nodes} ranks")
+        return 0
     meeting = meet(at, config, machines=nodes, ranks=ranks) if nodes > 1 else None
     return launch([*_RANK_COMMAND, *given], ranks=ranks, meeting=meeting)
 
@@ -67,6 +70,11 @@ def arguments_parser(prog: str | None = None) -> ErrorRaisingParser:
     )
     launching.add_argument(
         "--presets", action="store_true", help="list what --config preset:NAME knows, and end"
+    )
+    launching.add_argument(
+        "--check",
+        action="store_true",
+        help="refuse what can be seen before ranks start (data, checkpoint, layout), and end",
     )
     add_rehearsal_options(parser)
     add_config_options(parser)
