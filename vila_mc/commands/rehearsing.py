@@ -56,7 +56,7 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
     config.check_world(ranks)
     rehearsal = rehearse(config, ranks)
     if parsed.json:
-        print(json.dumps(as_dict(rehearsal, parsed.gpu_memory), indent=2))
+        say(json.dumps(as_dict(rehearsal, parsed.gpu_memory), indent=2))
     else:
         say(f"{micro_batch_line}\n{as_text(rehearsal, parsed.gpu_memory)}".lstrip("\n"))
     return EXIT_OK if is_good(rehearsal, parsed.gpu_memory) else EXIT_FAULT
