@@ -92,6 +92,7 @@ def _tower(config: RunConfig) -> Tower:
         heads=vision.heads,
         ffn=vision.ffn,
         positions=vision.positions(),
+        kept_wide=3 if vision.facts().activation == "quick_gelu" else 2,
         connector=sum(map(prod, matrices)),
         visual_tokens=config.model.visual_tokens(),
     )

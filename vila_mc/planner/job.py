@@ -69,6 +69,9 @@ class Tower:
     """Positions that one position attends to, on average; all of its image if 0."""
     gated: bool = False
     """As the decoder's."""
+    kept_wide: int = 2
+    """Times that the width of its feed-forward layer is kept for the backward pass: before and
+    after the activation, and once more where that is made of several operators (quick GELU)."""
     connector: int = 0
     """Numbers in the connector's matrices."""
     visual_tokens: int = 0

@@ -116,7 +116,7 @@ def tower_activations(job: Job, tower: Tower) -> float:
     rows = job.micro_batch * job.images * tower.positions / job.share.context
     if job.recompute_vision:
         return HALF * rows * tower.width
-    ffn = (2 + tower.gated) * tower.ffn / tensor
+    ffn = (tower.kept_wide + tower.gated) * tower.ffn / tensor
     return HALF * rows * (4 * tower.width + 4 * tower.width / tensor + ffn)
 
 

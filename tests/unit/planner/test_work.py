@@ -137,6 +137,16 @@ def test_the_rehearsals_first_and_last_stage_of_the_7b() -> None:
         assert rank_memory(job, rank, FITTED).total() == pytest.approx(counted, rel=0.01)
 
 
+def test_a_tower_that_learns_keeps_its_activation_too() -> None:
+    # A rehearsal of the 7B on 128 with every part trained: benchmarks/planner_memory.py.
+    recipe = Path(__file__).parents[3] / "examples/pretrain_7b.yaml"
+    overrides = {"train.recompute": "none", "data.blend": "[{path: none}]"}
+    overrides |= {"train.trainable": "[vision, connector, language]"}
+    config = load_run([recipe], overrides)
+    job = job_of(config, Layout.of(config.parallel, 128))
+    assert rank_memory(job, 0, FITTED).total() / 2**30 == pytest.approx(37.67, rel=0.03)
+
+
 def test_microbatches_under_way() -> None:
     job = replace(JOB, rows=64, share=Share(pipeline=4))
     assert [under_way(job, rank, 0) for rank in range(4)] == [4, 3, 2, 1]
