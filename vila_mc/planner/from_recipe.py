@@ -54,7 +54,7 @@ def job_of(config: RunConfig, layout: Layout, images: float | None = None) -> Jo
         block_scaled=train.fp8.recipe in ("blockwise", "mxfp8"),
         engine=Engine(
             name="vila_mc",
-            keeps_rotated=True,
+            turned=1 + model.language.facts().qk_norm,
             loss_bytes=4 if train.precision == "bf16" else 6,  # fused: probabilities in fp32
             sequence=config.parallel.sequence or layout.tensor == 1,
             overlap_gradients=config.parallel.overlap_grad_reduce,

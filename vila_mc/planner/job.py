@@ -149,9 +149,10 @@ class Engine:
     """Whether tensor-parallel transfers hide behind matrix products (userbuffers)."""
     ulysses: bool = False
     """Whether context parallelism exchanges heads (all-to-all) rather than keys and values."""
-    keeps_rotated: bool = False
-    """Whether queries and keys are kept rotated beside what they were cut from, with a copy of the
-    angles for each, as Megatron-Core does without a fused rotation."""
+    turned: int = 0
+    """Copies of queries and keys that are kept beside what they were cut from: rotated, with the
+    angles of each, as Megatron-Core does without a fused rotation; one more where they have
+    norms."""
     loss_bytes: int = 6
     """Of a logit, kept for the backward pass; and again while its gradient is there."""
     calls: float = 0.2

@@ -102,9 +102,9 @@ def layer_activations(job: Job, learns: bool) -> float:
     heads = (decoder.qkv_width() + decoder.query_width()) / tensor
     ffn = (1 + decoder.gated + learns) * decoder.ffn / tensor
     kept = HALF * (wide + heads + ffn) * rows
-    if job.engine.keeps_rotated:
-        rotated = (decoder.heads + decoder.kv_heads) / tensor + 4  # 4: cosines and sines
-        kept += HALF * rotated * decoder.head_width * rows
+    if job.engine.turned:
+        copies = job.engine.turned * (decoder.heads + decoder.kv_heads) / tensor
+        kept += HALF * (copies + 4) * decoder.head_width * rows  # 4: cosines and sines
     if job.engine.attention == "unfused" and job.recompute != "attention":
         kept += 5 * rows * job.length * decoder.heads / tensor
     return kept + 4 * rows * decoder.heads / tensor

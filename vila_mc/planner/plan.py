@@ -71,7 +71,9 @@ class Plan:
         }
         name, seconds = max(losses.items(), key=lambda item: item[1])
         share = seconds / time.total
-        return f"{name}, {share:.0%} of a step" if share >= NOTICED else "arithmetic"
+        return (
+            f"arithmetic, and {name}: {share:.0%} of a step" if share >= NOTICED else "arithmetic"
+        )
 
 
 def plan_of(

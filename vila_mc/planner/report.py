@@ -40,7 +40,7 @@ def search_lines(found: Search, constants: Constants, price: float | None, top: 
         "",
         f"A step of the first takes {best.time.total * low:.2f} to {best.time.total * high:.2f} s "
         "if it is like 87 of 100 published runs (docs/planner.md).",
-        f"Beside arithmetic it is limited by {best.limits()}.",
+        f"It is limited by {best.limits()}.",
         "",
         *plan_lines(best),
         "",
