@@ -30,12 +30,8 @@ _FACTORS = (".lora_A.weight", ".lora_B.weight")
 _HARMLESS = (
     "auto_mapping",
     "base_model_name_or_path",
-    "corda_config",
     "eva_config",
     "inference_mode",
-    "init_lora_weights",
-    "loftq_config",
-    "lora_ga_config",
     "megatron_config",
     "megatron_core",
     "peft_version",
@@ -136,6 +132,11 @@ def read_config(directory: Path) -> tuple[int, float, float]:
     for key in ("rank_pattern", "alpha_pattern"):
         config.require(key, {}, None)
     config.require("modules_to_save", None, [])
+    # The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take a part out of the base as they begin, so
+    # that their adapters belong to another base than the one that is named.
+    config.require("init_lora_weights", True, False, None, "gaussian", "eva", "orthogonal")
+    for key in ("corda_config", "loftq_config", "lora_ga_config"):
+        config.require(key, None, {})
     rank, alpha = config.size("r"), config.number("lora_alpha")
     dropout = 0.0 if not config.get("lora_dropout") else config.number("lora_dropout")
     if config.flag("use_rslora"):

@@ -138,6 +138,8 @@ def test_there_and_back_is_bit_equal(adapted: Path, base: Path, peft: Path, tmp_
         (dict(bias="all"), r"bias is all; only none"),
         (dict(rank_pattern={"q_proj": 8}), r"rank_pattern is .*q_proj"),
         (dict(modules_to_save=["lm_head"]), r"modules_to_save is .*lm_head"),
+        (dict(init_lora_weights="pissa_niter_16"), r"init_lora_weights is pissa_niter_16; only"),
+        (dict(loftq_config={"loftq_bits": 4}), r"loftq_config is .*loftq_bits"),
         (dict(layers_to_transform=[1]), r"not known here .*layers_to_transform"),
         (dict(r=0), r"r is 0; a whole number"),
         (dict(r=5), r"mis-shaped .*lora_A"),
