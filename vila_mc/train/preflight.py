@@ -1,5 +1,8 @@
 """What can be refused before any rank is started."""
 
+from pathlib import Path
+
+from vila_mc.checkpoint.adapters import require_same_adapters
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.config.run import RunConfig
 from vila_mc.topology.layout import Layout
@@ -18,12 +21,16 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
     config, _ = with_micro_batch(config, Layout.of(config.parallel, world_size))
     config.check_world(world_size)
     plan_stages(config.model, config.parallel)
+    starts: list[Path | None] = []
     if config.train.load is not None:
         directory = resolve_checkpoint(config.train.load)
         manifest = Manifest.read(directory)
-        manifest.require_same_model(config, directory, config.train.load_parts, may_grow=True)
+        parts = config.train.load_parts
+        manifest.require_same_model(config, directory, parts, may_grow=True)
+        require_same_adapters(manifest.config.lora, config.lora, directory, parts)
+        starts.append(directory)
     if config.train.epochs is None:
-        checkpoint_to_resume(config)
+        starts.append(checkpoint_to_resume(config))
 
     from vila_mc.data.batches.loader import open_blend, open_validation  # torch: not before here
 
@@ -32,7 +39,12 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
     if config.train.epochs is not None:
         from vila_mc.train.passes import with_steps
 
-        checkpoint_to_resume(with_steps(config, readers))
+        starts.append(checkpoint_to_resume(with_steps(config, readers)))
+    from vila_mc.checkpoint.base import base_directory
+
+    for start in starts:
+        if start is not None:
+            base_directory(start, Manifest.read(start))
     what_will_not_learn(config, [reader.manifest for reader in readers])
     # Last, because it creates the directory.
     from vila_mc.checkpoint.retention import check_writable

@@ -17,8 +17,10 @@ from vila_mc.checkpoint.require_intact import stored_shapes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.config.lora import is_adapter
+from vila_mc.data.batches import loader
 from vila_mc.errors import CheckpointError
 from vila_mc.model.vila_model import VilaModel
+from vila_mc.train.preflight import check_before_launch
 
 LORA = dict(rank=2, vision_targets=["fc1"])
 
@@ -133,6 +135,30 @@ def test_adapters_are_not_left_out_without_a_word(adapted: tuple[Path, torch.Ten
         ):
             load_weights(adapted[0], plain.stages)
         load_weights(adapted[0], plain.stages, ["connector"])
+
+
+def test_adapters_are_checked_before_ranks_start(
+    adapted: tuple[Path, torch.Tensor],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("open_blend", "open_validation"):  # what is asked here needs no data
+        monkeypatch.setattr(loader, name, lambda *_: [])
+    path, _ = adapted
+
+    def check(lora: dict[str, object]) -> None:
+        train = dict(load=str(path), output=str(tmp_path / "run"), trainable=["connector"])
+        check_before_launch(tiny_run(train=train, lora=lora), 1)
+
+    check(LORA)
+    with pytest.raises(CheckpointError, match=r"lora\.rank: checkpoint 2, run none"):
+        check({})
+    with pytest.raises(CheckpointError, match=r"lora\.alpha: checkpoint 4, run 9"):
+        check({**LORA, "alpha": 9})
+    shutil.rmtree(checkpoint)
+    with pytest.raises(CheckpointError, match=r"which is not there any more"):
+        check(LORA)
 
 
 def test_what_is_not_loaded_is_kept(checkpoint: Path, tmp_path: Path) -> None:
