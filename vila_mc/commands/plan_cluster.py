@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     if parsed.html is not None:
         require_page(parsed.html)
     phases = [load_run([file]) for file in parsed.phase]
+    explained = with_layout(config, parsed.explain) if parsed.explain else None
+    others = [(one, *_read([*given, *shlex.split(one)], prog)) for one in parsed.what_if]
     found = _search(parsed, config)
     for line in [
         _title(parsed, config),
@@ -43,12 +45,12 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     if not found.plans:
         return 1
     say(f"\nThe recipe's own layout: {_own(parsed, config)}")
-    if parsed.explain:
-        _explain(parsed, config)
+    if explained is not None:
+        _explain(parsed, explained)
     if phases:
         _phases(parsed, phases, found.plans[0])
-    if parsed.what_if:
-        _what_if(parsed, given, prog, found.plans[0])
+    if others:
+        _what_if(others, found.plans[0])
     _write(parsed, config, found)
     return 0
 
@@ -163,9 +165,7 @@ def _own(parsed: argparse.Namespace, config: RunConfig) -> str:
 
 
 def _explain(parsed: argparse.Namespace, config: RunConfig) -> None:
-    plan = plan_of(
-        with_layout(config, parsed.explain), parsed.gpus, GPUS[parsed.gpu], FITTED, parsed.images
-    )
+    plan = plan_of(config, parsed.gpus, GPUS[parsed.gpu], FITTED, parsed.images)
     fits = "fits" if plan.fits() else "does not fit"
     say(f"\n{plan.layout}, micro-batch {plan.job.micro_batch}: {fits}")
     for line in plan_lines(plan):
@@ -200,14 +200,11 @@ def _phases(parsed: argparse.Namespace, phases: Sequence[RunConfig], first: Plan
         say(line)
 
 
-def _what_if(
-    parsed: argparse.Namespace, given: Sequence[str], prog: str | None, best: Plan
-) -> None:
+def _what_if(others: Sequence[tuple[str, argparse.Namespace, RunConfig]], best: Plan) -> None:
     """The best layout under other options, beside the first."""
     rows = [("what if", "layout", "step", "tokens/s/GPU", "fullest rank", "GPU-hours")]
     cases: list[tuple[str, Plan | None]] = [("as asked", best)]
-    for options in parsed.what_if:
-        other, config = _read([*given, *shlex.split(options)], prog)
+    for options, other, config in others:
         found = _search(other, config)
         cases.append((options, found.plans[0] if found.plans else None))
     for name, plan in cases:

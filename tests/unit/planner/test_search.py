@@ -123,13 +123,18 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         (["--gpu", "h100-80g", "--train.fp8.recipe", "mxfp8"], "needs Blackwell"),
         (["--images", "29"], "a row of 4,096 positions has room for 28"),
         (["--phase", "/none"], "there is no recipe /none"),
+        (["--what-if", "--trian.steps 3"], "--trian.steps is not an option"),
         (["--explain", "tensor=3"], "not a multiple of parallel.tensor 3"),
         (["--explain", "pipeline=3"], "8 ranks do not divide"),
     ],
 )
-def test_mistakes_are_told(options: list[str], told: str) -> None:
+def test_mistakes_are_told(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ConfigError, match=re.escape(told)):
         main([*CASE, *options])
+    late = "ranks do not divide" in told  # which a plan of the layout finds out
+    assert late or capsys.readouterr().out == ""
 
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
