@@ -56,6 +56,25 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _read(given: Sequence[str], prog: str | None) -> tuple[argparse.Namespace, RunConfig]:
+    """What is asked, and the recipe. Raises ConfigError."""
+    parsed = _parser(prog).parse_args(given)
+    if parsed.gpu not in GPUS:
+        raise ConfigError(f"--gpu is {parsed.gpu}; it must be one of {', '.join(GPUS)}.")
+    for name in ("gpus", "top"):
+        if not 1 <= getattr(parsed, name) <= MOST_GPUS:
+            raise ConfigError(
+                f"--{name} is {getattr(parsed, name)}; it must be from 1 to {MOST_GPUS}."
+            )
+    for name in ("images", "price"):
+        value = getattr(parsed, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise ConfigError(f"--{name} is {value}; it must be 0 or greater.")
+    config = load_run_from_args(parsed)
+    _require_possible(parsed, config)
+    return parsed, config
+
+
+def _parser(prog: str | None) -> ErrorRaisingParser:
     parser = ErrorRaisingParser(
         prog=prog,
         description="Foretell how long a recipe takes on a cluster, what every stage holds, and "
@@ -103,21 +122,7 @@ def _read(given: Sequence[str], prog: str | None) -> tuple[argparse.Namespace, R
         "--write", type=Path, metavar="FILE", help="write the first layout as a recipe"
     )
     add_config_options(parser)
-    parsed = parser.parse_args(given)
-    if parsed.gpu not in GPUS:
-        raise ConfigError(f"--gpu is {parsed.gpu}; it must be one of {', '.join(GPUS)}.")
-    for name in ("gpus", "top"):
-        if not 1 <= getattr(parsed, name) <= MOST_GPUS:
-            raise ConfigError(
-                f"--{name} is {getattr(parsed, name)}; it must be from 1 to {MOST_GPUS}."
-            )
-    for name in ("images", "price"):
-        value = getattr(parsed, name)
-        if value is not None and not 0 <= value < float("inf"):
-            raise ConfigError(f"--{name} is {value}; it must be 0 or greater.")
-    config = load_run_from_args(parsed)
-    _require_possible(parsed, config)
-    return parsed, config
+    return parser
 
 
 def _require_possible(parsed: argparse.Namespace, config: RunConfig) -> None:

@@ -9,12 +9,15 @@ import pytest
 from vila_mc.config.load import load_run
 from vila_mc.config.lora import is_adapter
 from vila_mc.config.trainable import learning_pieces, piece_of
+from vila_mc.planner.clock import Clock
 from vila_mc.planner.constants import FITTED
 from vila_mc.planner.from_recipe import job_of
 from vila_mc.planner.held import rank_learnt, rank_weights
 from vila_mc.planner.job import Decoder, Engine, Job, Learns, Share, Stage, Tower
 from vila_mc.planner.memory import layer_activations, rank_memory, under_way
+from vila_mc.planner.passes import chunk_passes
 from vila_mc.planner.work import decoder_layer, head, model_flops, tower_layer
+from vila_mc.topology.hardware import GPUS
 from vila_mc.topology.layout import Layout
 from vila_mc.topology.shapes import stage_parameters
 from vila_mc.topology.stage_plan import plan_stages
@@ -145,6 +148,19 @@ def test_a_tower_that_learns_keeps_its_activation_too() -> None:
     config = load_run([recipe], overrides)
     job = job_of(config, Layout.of(config.parallel, 128))
     assert rank_memory(job, 0, FITTED).total() / 2**30 == pytest.approx(37.67, rel=0.03)
+
+
+def test_layers_below_all_that_learns_take_no_time_backward() -> None:
+    stage = Stage(layers=4, has_vision=False, has_embedding=False, has_head=False)
+    clock = Clock(GPUS["h100-80g"], JOB, FITTED)
+
+    def backward(learning: int, passed: int) -> float:
+        frozen = replace(stage, learning=learning, backward=passed)
+        return chunk_passes(JOB, frozen, clock).backward
+
+    assert backward(0, 0) == 0
+    assert 0 < backward(0, 4) < backward(2, 4) < backward(4, 4)
+    assert backward(2, 2) == pytest.approx(backward(4, 4) / 2)
 
 
 def test_microbatches_under_way() -> None:
