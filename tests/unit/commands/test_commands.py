@@ -132,7 +132,9 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("main", "job", "options"), OPTIONS, ids=lambda item: str(item)[:40])
+@pytest.mark.parametrize(
+    ("main", "job", "options"), OPTIONS, ids=[options.__name__ for _, _, options in OPTIONS]
+)
 def test_help_is_what_the_fields_say(
     main: Main, job: tuple[str, ...], options: type, capsys: pytest.CaptureFixture[str]
 ) -> None:
