@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # Runs the tests, after setting up .venv if need be: bash tests/run.sh [pytest arguments]
+# Without arguments it runs all, two files at a time: much of a test is ranks that wait for each other.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/setup_venv.sh
+if (($# == 0)); then
+    set -- -n 2 --dist loadfile
+fi
 exec "$VENV_PYTHON" -m pytest "$@"
