@@ -22,6 +22,8 @@ class AnswerEnd:
     """What the template writes behind an answer in front of such a token, or in its place."""
     is_text_alone: bool = False
     """Whether no token follows ``text``, so that it is the end, as the newline of ``plain``."""
+    stops: tuple[str, ...] = ()
+    """Other texts that end it, as a person asks for."""
 
     @classmethod
     def of(cls, template: AnyTemplate | TemplateName, tokenizer: Tokenizer) -> Self:
@@ -41,15 +43,22 @@ class AnswerEnd:
         if answer[-1] in self.ids:
             return True
         # In the text, as a newline may be a token together with what stands before it.
-        return self.is_text_alone and self.text in self._text(answer)
+        ends = self._end_texts()
+        return bool(ends) and any(end in self._text(answer) for end in ends)
 
     def words(self, answer: Sequence[int]) -> str:
         """The text of token ids without what ends it, and without spaces around it."""
         said = self._text([token for token in answer if token not in self.ids])
+        if ends := self._end_texts():
+            said = min((said.partition(end)[0] for end in ends), key=len)
         if self.is_text_alone:
-            return said.partition(self.text)[0].strip()
+            return said.strip()
         is_ended = bool(answer) and answer[-1] in self.ids
         return said.strip().removesuffix(self.text.strip() if is_ended else "").strip()
+
+    def _end_texts(self) -> tuple[str, ...]:
+        """What in the text itself is the end."""
+        return (*self.stops, self.text) if self.is_text_alone else self.stops
 
     def _text(self, answer: Sequence[int]) -> str:
         """U+FFFD stands for an id without a token: a model may have more rows than its tokenizer,

@@ -1,19 +1,14 @@
-"""Greedy answers of a whole model."""
+"""Answers of a whole model."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-import torch
+from collections.abc import Iterator, Sequence
 
 from vila_mc.config.model import ModelConfig
-from vila_mc.data.batches.collate import collate, positions_of
-from vila_mc.data.images import DEFAULT_MAX_PIXELS
-from vila_mc.data.ingest.encode import encode_sample
-from vila_mc.data.sources.records import RejectionError
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.errors import ConfigError, DataError
 from vila_mc.evaluation.answer_end import AnswerEnd
-from vila_mc.flow import Microbatch, Piece, RawPiece, RawSample
+from vila_mc.evaluation.beam_search import search
+from vila_mc.evaluation.choice import GREEDY, Choice
+from vila_mc.evaluation.decoder import Decoder, encode_prompt, encoded_positions
+from vila_mc.flow import Piece, RawPiece, TextPiece
 from vila_mc.model.vila_model import VilaModel
 
 
@@ -23,10 +18,11 @@ def generate(
     prompts: Sequence[Sequence[RawPiece]],
     max_new_tokens: int,
     end: AnswerEnd | None = None,
+    choice: Choice = GREEDY,
 ) -> list[tuple[int, ...]]:
-    """Continue each prompt greedily to the end of its answer.
+    """Continue each prompt to the end of its answer.
 
-    Every token recomputes the whole sequence, which suits short answers; there is no cache.
+    What one is answered does not depend on the others.
 
     Args:
         model: a whole model in evaluation mode.
@@ -34,6 +30,7 @@ def generate(
         prompts: pieces of each prompt, as ``vila_mc.data.chat_templates.prompt`` makes them.
         max_new_tokens: longest answer.
         end: what ends an answer; EOS if None.
+        choice: how tokens are chosen.
 
     Returns:
         Token ids of each answer; what ends it is the last one where it was reached.
@@ -42,53 +39,61 @@ def generate(
         ConfigError: prompt and answer do not fit the model's positions.
         DataError: an image is missing or cannot be decoded.
     """
-    shape = model.run_config.model
-    encoded = [_encode(pieces, tokenizer) for pieces in prompts]
-    lengths = [_positions(pieces, shape) for pieces in encoded]
-    longest = max(lengths) + max_new_tokens
-    if longest > shape.language.max_positions:
-        raise ConfigError(
-            f"a prompt of {max(lengths)} positions and {max_new_tokens} new tokens exceed "
-            f"model.language.max_positions {shape.language.max_positions}. Shorten one of them."
-        )
-    device = next(model.parameters()).device
-    batch = collate([[pieces] for pieces in encoded], shape, longest, needs_images=True).to(device)
+    end = end or _eos(tokenizer)
+    if choice.beams > 1:
+        encoded = [encode_prompt(pieces, tokenizer) for pieces in prompts]
+        return [
+            search(Decoder(model, [one], max_new_tokens), max_new_tokens, end, choice.beams)
+            for one in encoded
+        ]
     answers: list[list[int]] = [[] for _ in prompts]
-    end = end or AnswerEnd(tokenizer, frozenset({tokenizer.eos_id}))
-    unfinished = set(range(len(prompts)))
-    rows, ends = torch.arange(len(prompts), device=device), torch.tensor(lengths, device=device)
-    with torch.inference_mode():
-        for _ in range(max_new_tokens):
-            used = int(ends.max())
-            logits_bsv = model(_first_positions(batch, used), with_loss=False)
-            best = logits_bsv[rows, ends - 1].argmax(-1)
-            batch.tokens[rows, ends] = best
-            ends = ends + 1
-            for row in list(unfinished):
-                answers[row].append(int(best[row]))
-                if end.is_reached(answers[row]):
-                    unfinished.discard(row)
-            if not unfinished:
-                break
+    for row, token in stream(model, tokenizer, prompts, max_new_tokens, end, choice):
+        answers[row].append(token)
     return [tuple(answer) for answer in answers]
+
+
+def stream(
+    model: VilaModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[RawPiece]],
+    max_new_tokens: int,
+    end: AnswerEnd | None = None,
+    choice: Choice = GREEDY,
+) -> Iterator[tuple[int, int]]:
+    """``generate``, token after token, without beams.
+
+    Yields:
+        Number of a prompt, and the next token of its answer.
+    """
+    assert choice.beams == 1, "beams are known at the end alone"
+    end = end or _eos(tokenizer)
+    encoded = [encode_prompt(pieces, tokenizer) for pieces in prompts]
+    decoder = Decoder(model, encoded, max_new_tokens)
+    generators = [choice.generator(_text_ids(pieces)) for pieces in encoded]
+    answers: list[list[int]] = [[] for _ in prompts]
+    going = [*range(len(prompts))]
+    for position in range(max_new_tokens):
+        tokens = choice.next_tokens(decoder.logits_bv, [generators[row] for row in going])
+        for row, token in zip(going, tokens, strict=True):
+            answers[row].append(token)
+            yield row, token
+        left = [at for at, row in enumerate(going) if not end.is_reached(answers[row])]
+        if not left or position == max_new_tokens - 1:
+            return
+        if len(left) < len(going):
+            decoder.take(left)
+            going, tokens = [going[at] for at in left], [tokens[at] for at in left]
+        decoder.read(tokens)
 
 
 def prompt_positions(pieces: Sequence[RawPiece], tokenizer: Tokenizer, shape: ModelConfig) -> int:
     """Positions that a prompt takes in the sequence. Raises DataError: an image cannot be used."""
-    return _positions(_encode(pieces, tokenizer), shape)
+    return encoded_positions(encode_prompt(pieces, tokenizer), shape)
 
 
-def _encode(pieces: Sequence[RawPiece], tokenizer: Tokenizer) -> tuple[Piece, ...]:
-    sample = RawSample(pieces=tuple(pieces), place="prompt")
-    try:
-        return encode_sample(sample, tokenizer, DEFAULT_MAX_PIXELS).pieces
-    except RejectionError as error:
-        raise DataError(f"a prompt cannot be used: {error}") from None
+def _eos(tokenizer: Tokenizer) -> AnswerEnd:
+    return AnswerEnd(tokenizer, frozenset({tokenizer.eos_id}))
 
 
-def _positions(pieces: Sequence[Piece], shape: ModelConfig) -> int:
-    return sum(positions_of(piece, shape) for piece in pieces)
-
-
-def _first_positions(batch: Microbatch, length: int) -> Microbatch:
-    return replace(batch, tokens=batch.tokens[:, :length], labels=batch.labels[:, :length])
+def _text_ids(pieces: Sequence[Piece]) -> list[int]:
+    return [int(i) for piece in pieces if isinstance(piece, TextPiece) for i in piece.ids]

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
+from vila_mc.model.kv_cache import KeyValueCache
+
 _NEEDS_GQA_SAID = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """torch 2.11 takes fewer key heads as they are, later versions want to be told."""
 
@@ -92,6 +94,7 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         super().__init__(config=config)
+        self.layer_number = layer_number
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -113,7 +116,8 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
             query: [s, b, a/tp, d].
             key, value: [s, b, groups/tp, d]; each group serves a / groups query heads.
             attention_mask: must be None; masks are given by type.
-            packed_seq_params: the samples of packed rows (``PackedRows``), or None.
+            packed_seq_params: the samples of packed rows (``PackedRows``), what was read before
+                (``KeyValueCache``), or None.
 
         Returns:
             [s, b, a/tp * d]; 0 at the padding of packed rows.
@@ -126,6 +130,8 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         def attend() -> Tensor:
             if packed_seq_params is None:
                 return self._attend(inputs_basd, is_causal)
+            if isinstance(packed_seq_params, KeyValueCache):
+                return self._attend_cached(inputs_basd, packed_seq_params)
             if self._knows_boundaries(query, is_causal):
                 return self._attend_between(inputs_basd, packed_seq_params)
             return self._attend_packed(inputs_basd, is_causal, packed_seq_params.sample_lengths)
@@ -138,13 +144,23 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         s, b = query.shape[:2]
         return context_basd.permute(2, 0, 1, 3).reshape(s, b, -1)
 
-    def _attend(self, inputs_basd: Sequence[Tensor], is_causal: bool) -> Tensor:
+    def _attend_cached(self, inputs_basd: Sequence[Tensor], cache: KeyValueCache) -> Tensor:
+        """New positions attend to those read before, too: [b, a, s, d]."""
+        query, key, value = inputs_basd
+        mask = cache.mask(query.size(2))
+        key, value = cache.append(self.layer_number, key, value)
+        return self._attend((query, key, value), is_causal=mask is None, mask=mask)
+
+    def _attend(
+        self, inputs_basd: Sequence[Tensor], is_causal: bool, mask: Tensor | None = None
+    ) -> Tensor:
         """[b, a, s, d] from a query of that shape and key and value [b, groups, s, d]."""
         query, key, value = inputs_basd
         return F.scaled_dot_product_attention(
             query,
             key,
             value,
+            attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,
             scale=self.softmax_scale,

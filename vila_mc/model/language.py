@@ -11,6 +11,7 @@ from torch import Tensor
 from vila_mc.config.lora import LoraConfig
 from vila_mc.config.model import LanguageConfig
 from vila_mc.model.attention import PackedRows
+from vila_mc.model.kv_cache import KeyValueCache
 from vila_mc.model.layer_specs import language_block_spec
 from vila_mc.model.rope import inverse_frequencies
 from vila_mc.topology.stage_plan import StagePlan
@@ -51,14 +52,38 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         # Megatron-Core 0.19.2 knows Llama 3.1's scaling only with fixed constants.
         self.rotary_pos_emb.inv_freq = inverse_frequencies(language)
 
-    def _preprocess(self, *args: Any, packed_seq_params: PackedRows | None = None, **options: Any):  # type: ignore[no-untyped-def]
-        """Megatron-Core's, with positions that count from 0 in each sample of a packed row."""
+    def _preprocess(  # type: ignore[no-untyped-def]
+        self,
+        *args: Any,
+        packed_seq_params: PackedRows | KeyValueCache | None = None,
+        **options: Any,
+    ):
+        """Megatron-Core's, with positions that count from 0 in each sample of a packed row, and go
+        on in each row behind what was read before."""
         embedded, rotary_s11d, *rest = super()._preprocess(
             *args, packed_seq_params=packed_seq_params, **options
         )
-        if packed_seq_params is not None:
+        if isinstance(packed_seq_params, KeyValueCache):
+            at = packed_seq_params.new_positions(embedded.size(0))
+            rotary_s11d = rotary_s11d[at.T, 0]
+        elif packed_seq_params is not None:
             rotary_s11d = restart_positions(rotary_s11d, packed_seq_params.sample_lengths)
         return embedded, rotary_s11d, *rest
+
+    def _postprocess(  # type: ignore[no-untyped-def]
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        packed_seq_params: PackedRows | KeyValueCache | None = None,
+        **options: Any,
+    ):
+        """Megatron-Core's, with logits of the positions alone that are wanted."""
+        if isinstance(packed_seq_params, KeyValueCache) and packed_seq_params.wanted is not None:
+            rows = torch.arange(hidden_states.size(1), device=hidden_states.device)
+            hidden_states = hidden_states[packed_seq_params.wanted, rows][None]
+        return super()._postprocess(
+            hidden_states, *args, packed_seq_params=packed_seq_params, **options
+        )
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy of every position.

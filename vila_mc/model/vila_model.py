@@ -14,6 +14,7 @@ from vila_mc.flow import Microbatch
 from vila_mc.kernels.ops import normalize_patchify, splice_visual
 from vila_mc.model.attention import PackedRows
 from vila_mc.model.connectors.connector import Connector, build_connector
+from vila_mc.model.kv_cache import KeyValueCache
 from vila_mc.model.language import LanguageModel
 from vila_mc.model.megatron_config import language_config
 from vila_mc.model.primary_weights import quantize_weights
@@ -111,13 +112,23 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
         weight: Tensor | None = self.language.shared_embedding_or_output_weight()
         return weight
 
-    def forward(self, batch: Microbatch, *, with_loss: bool = True) -> Tensor:
+    def forward(
+        self, batch: Microbatch, *, with_loss: bool = True, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """Run this stage on one microbatch.
+
+        Args:
+            batch: what is read; with a cache, what comes behind what was read before.
+            with_loss: give the loss rather than the logits.
+            cache: what was read before, which keeps this pass, too.
 
         Returns:
             hidden states [s/tp, b, h]; on the last stage the loss of every position [b, s], or
             the logits [b, s, v/tp] without loss.
         """
+        rows: PackedRows | KeyValueCache | None = cache
+        if cache is None and batch.is_packed():
+            rows = PackedRows.of(batch.sample_lengths, batch.tokens.size(1))
         embedded = self._embed(batch) if self.plan.has_embedding else None
         output: Tensor = self.language(
             input_ids=batch.tokens,
@@ -125,11 +136,7 @@ class VilaModel(MegatronModule):  # type: ignore[misc]
             attention_mask=None,
             decoder_input=embedded,
             labels=batch.labels if self.plan.has_head and with_loss else None,
-            packed_seq_params=(
-                PackedRows.of(batch.sample_lengths, batch.tokens.size(1))
-                if batch.is_packed()
-                else None
-            ),
+            packed_seq_params=rows,
         )
         if self.plan.has_head and not with_loss:
             self.language.mask_padded_vocabulary(output)

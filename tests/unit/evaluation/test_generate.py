@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.unit.evaluation.conftest import Subject
 from vila_mc.config.families import ImageMode
 from vila_mc.config.model import VisionConfig
+from vila_mc.data.batches.collate import collate
 from vila_mc.data.images import load_squares
 from vila_mc.errors import ConfigError, DataError
+from vila_mc.evaluation.decoder import encode_prompt, encoded_positions
 from vila_mc.evaluation.generate import generate, prompt_positions
 from vila_mc.flow import RawImage, RawPiece, RawText
 
@@ -42,6 +45,26 @@ def prompts(subject: Subject) -> list[tuple[RawPiece, ...]]:
 
 def ask(subject: Subject, asked: Sequence[Sequence[RawPiece]], count: int = 6, **how: Any) -> Any:
     return generate(subject.model, how.get("tokenizer", subject.tokenizer), asked, count)
+
+
+def recomputed(subject: Subject, asked: Sequence[RawPiece], count: int) -> tuple[int, ...]:
+    """A greedy answer, every token of which reads all positions anew."""
+    shape = subject.model.run_config.model
+    pieces = encode_prompt(asked, subject.tokenizer)
+    used = encoded_positions(pieces, shape)
+    batch = collate([[pieces]], shape, used + count, needs_images=True)
+    with torch.inference_mode():
+        for at in range(used, used + count):
+            tokens, labels = batch.tokens[:, :at], batch.labels[:, :at]
+            logits = subject.model(replace(batch, tokens=tokens, labels=labels), with_loss=False)
+            batch.tokens[0, at] = logits[0, -1].argmax()
+    return tuple(batch.tokens[0, used:].tolist())
+
+
+def test_the_cache_changes_no_token(subject: Subject) -> None:
+    expected = [recomputed(subject, asked, 40) for asked in prompts(subject)]
+    assert ask(subject, prompts(subject), 40) == expected
+    assert len(set(expected[0])) > 3  # or a position that is read wrongly would not show
 
 
 def test_an_answer_does_not_depend_on_what_else_is_asked(subject: Subject) -> None:

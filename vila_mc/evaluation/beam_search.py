@@ -1,0 +1,74 @@
+"""Beam search: the likeliest answer among those whose beginnings were likely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vila_mc.evaluation.answer_end import AnswerEnd
+from vila_mc.evaluation.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    tokens: tuple[int, ...]
+    log_likelihood: float
+
+    def score(self) -> float:
+        """Per token, or short answers would win by their shortness (length penalty 1)."""
+        return self.log_likelihood / len(self.tokens)
+
+
+def search(decoder: Decoder, max_new_tokens: int, end: AnswerEnd, beams: int) -> tuple[int, ...]:
+    """The answer to one prompt.
+
+    Beginnings compete by their log-likelihood, ended answers by its mean over their tokens. It ends
+    when as many answers have ended as there are beams and no beginning is better than the worst of
+    them.
+
+    Args:
+        decoder: has read one prompt.
+        max_new_tokens: longest answer.
+        end: what ends an answer.
+        beams: beginnings that are kept.
+
+    Returns:
+        Token ids of the best answer.
+    """
+    going = [_Answer((), 0.0)]
+    ended: list[_Answer] = []
+    for position in range(max_new_tokens):
+        candidates = _continuations(decoder, going, 2 * beams)
+        is_last = position == max_new_tokens - 1
+        kept: list[tuple[int, _Answer]] = []
+        for rank, (row, answer) in enumerate(candidates):
+            if end.is_reached(answer.tokens) or is_last:
+                if rank < beams:
+                    ended.append(answer)
+            elif len(kept) < beams:
+                kept.append((row, answer))
+        ended = sorted(ended, key=_Answer.score, reverse=True)[:beams]
+        if is_last or not kept or _is_decided(ended, kept[0][1], beams):
+            break
+        decoder.take([row for row, _ in kept])
+        going = [answer for _, answer in kept]
+        decoder.read([answer.tokens[-1] for answer in going])
+    return ended[0].tokens
+
+
+def _continuations(
+    decoder: Decoder, going: Sequence[_Answer], count: int
+) -> list[tuple[int, _Answer]]:
+    """The likeliest ones, best first, each with the row that it continues."""
+    known = torch.tensor([[answer.log_likelihood] for answer in going], dtype=torch.float64)
+    totals_bv = decoder.logits_bv.double().log_softmax(-1).cpu() + known
+    best = totals_bv.flatten().topk(min(count, totals_bv.numel()))
+    found = []
+    for total, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        row, token = divmod(place, totals_bv.size(1))
+        found.append((row, _Answer((*going[row].tokens, token), total)))
+    return found
+
+
+def _is_decided(ended: Sequence[_Answer], best: _Answer, beams: int) -> bool:
+    return len(ended) == beams and best.score() <= ended[-1].score()
