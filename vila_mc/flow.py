@@ -213,3 +213,7 @@ class StepResult:
     loss_by_entry: tuple[float | None, ...] = ()
     """Mean over the trained positions of each entry of data.blend; None where there were none, or
     it was not finite."""
+
+    def in_words(self) -> str:
+        """Loss and gradient norm, for people."""
+        return f"loss {self.loss:g}, gradient norm {self.grad_norm:g}"

@@ -22,7 +22,9 @@ from vila_mc.parallel.groups import distributed
 from vila_mc.topology.layout import Layout
 from vila_mc.train import step as step_module
 from vila_mc.train.faults import StopRequest
-from vila_mc.train.loop import TrainingLoop, TrainState, training_data
+from vila_mc.train.loop import TrainingLoop
+from vila_mc.train.start import training_data
+from vila_mc.train.state import TrainState
 
 NUM_STEPS = 8
 LAYOUTS = {

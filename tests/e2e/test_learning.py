@@ -14,7 +14,7 @@ from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.trained_template import template_of
 from vila_mc.config.load import load_run
 from vila_mc.errors import EXIT_USER_ERROR
-from vila_mc.train import loop as loop_module
+from vila_mc.train import journal
 from vila_mc.train.rank import train_rank
 
 
@@ -26,7 +26,7 @@ def text_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _said(recipe: Path, output: Path, **options: object) -> list[str]:
     """What rank 0 of 1 prints."""
-    loop_module._STEPS_WITHOUT_IMAGES = 2
+    journal._STEPS_WITHOUT_IMAGES = 2
     train_options = {f"train.{name}": value for name, value in options.items()}
     config = load_run([recipe], {"train.output": str(output)} | train_options)
     printed = io.StringIO()

@@ -14,7 +14,8 @@ from vila_mc.config.load import load_run
 from vila_mc.flow import Microbatch
 from vila_mc.parallel.groups import distributed
 from vila_mc.topology.layout import Layout
-from vila_mc.train.loop import TrainingLoop, training_data
+from vila_mc.train.loop import TrainingLoop
+from vila_mc.train.start import training_data
 
 LOSS_TOLERANCE = 1e-5
 STEPS_BETWEEN_STOPS = 2

@@ -15,7 +15,8 @@ from vila_mc.config.load import load_run
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
 from vila_mc.parallel.groups import distributed
 from vila_mc.topology.layout import Layout
-from vila_mc.train.loop import TrainingLoop, training_data
+from vila_mc.train.loop import TrainingLoop
+from vila_mc.train.start import training_data
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2": (2, {"parallel.tensor": 2}),

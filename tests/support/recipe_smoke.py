@@ -17,7 +17,8 @@ from vila_mc.config.run import RunConfig
 from vila_mc.parallel.groups import distributed
 from vila_mc.topology.layout import Layout
 from vila_mc.train.faults import StopRequest
-from vila_mc.train.loop import TrainingLoop, training_data
+from vila_mc.train.loop import TrainingLoop
+from vila_mc.train.start import training_data
 
 INTERPRETER = """#!/bin/bash
 for word; do

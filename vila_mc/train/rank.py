@@ -128,9 +128,10 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
     from vila_mc.parallel.groups import distributed
     from vila_mc.parallel.installed import optional_packages
     from vila_mc.train.identity import identity
-    from vila_mc.train.loop import TrainingLoop, training_data
+    from vila_mc.train.loop import TrainingLoop
     from vila_mc.train.micro_batch import with_micro_batch
     from vila_mc.train.passes import with_steps
+    from vila_mc.train.start import training_data
 
     rank, world_size = rank_and_world_size(os.environ)
     layout = Layout.of(config.parallel, world_size)

@@ -1,0 +1,126 @@
+"""What a run says and records of its steps: to people, and to every sink."""
+
+from collections.abc import Sequence
+
+from vila_mc.config.run import RunConfig
+from vila_mc.data.batches.loader import StepData, TrainingData
+from vila_mc.errors import say
+from vila_mc.flow import Microbatch, StepResult
+from vila_mc.observe.record import StepRecord, ValidationRecord
+from vila_mc.observe.sinks import Sink, open_sinks
+from vila_mc.parallel.groups import Ranks
+from vila_mc.train.announce import announce, warn
+from vila_mc.train.learning import need_images
+from vila_mc.train.state import TrainState
+
+_STEPS_WITHOUT_IMAGES = 100
+"""In a row, after which it is said that some parts learn nothing."""
+_MOST_NAMED = 8
+"""Samples in one line."""
+
+
+class Journal:
+    """The records of one run on this rank; the first has the sinks.
+
+    Args:
+        config: the whole configuration.
+        ranks: this rank and its groups.
+        data: what this rank reads.
+        after_step: the step that the run goes on after.
+    """
+
+    def __init__(
+        self, config: RunConfig, ranks: Ranks, data: TrainingData, after_step: int
+    ) -> None:
+        self.config, self.ranks, self.data = config, ranks, data
+        self.sinks: list[Sink] = open_sinks(config, after_step) if ranks.is_first() else []
+        self.steps_without_images = 0
+
+    def write_step(
+        self,
+        before: TrainState,
+        after: TrainState,
+        data: StepData,
+        result: StepResult,
+        step_ms: float,
+    ) -> None:
+        """One finished step, and what is odd about it.
+
+        Args:
+            before, after: where the run stood and stands.
+            data: what this rank read.
+            result: what was computed.
+            step_ms: wall-clock time in milliseconds, waiting for the data included.
+        """
+        if self.ranks.at.tensor == 0:
+            _warn_of_substitutes(data.microbatches)
+        record = StepRecord(
+            step=after.step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            skipped=result.skipped,
+            learning_rate=result.learning_rate,
+            trained_tokens=result.trained_tokens,
+            images=result.num_images,
+            samples=result.num_samples,
+            filled=round(result.filled, 4),
+            substitutes=result.substitutes,
+            loss_by_entry=list(result.loss_by_entry),
+            step_ms=round(step_ms, 3),
+        )
+        for sink in self.sinks:
+            sink.write(record)
+        self.steps_without_images = 0 if result.num_images else self.steps_without_images + 1
+        if self.steps_without_images % _STEPS_WITHOUT_IMAGES == 0 and not result.num_images:
+            self._warn_of_no_images()
+        if result.overflowed:
+            what = f"step {after.step} overflowed in fp16: the loss is scaled by less"
+            announce(self.ranks, what)
+        elif result.skipped:
+            self._warn_of_skipping(before, after, result)
+
+    def write_validation(self, record: ValidationRecord) -> None:
+        """One validation, after the step that it follows."""
+        for sink in self.sinks:
+            sink.write_validation(record)
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self.sinks:
+            sink.close()
+
+    def _warn_of_no_images(self) -> None:
+        if idle := need_images(self.config):
+            warn(
+                self.ranks,
+                f"{', '.join(idle)} had no gradient in the last {self.steps_without_images:,} "
+                "steps, which had no images",
+            )
+
+    def _warn_of_skipping(self, before: TrainState, after: TrainState, result: StepResult) -> None:
+        """Say which step changed nothing and which samples it had."""
+        names = self.data.names(before.position())
+        suspects = [name for index in result.bad_microbatches for name in names[index]]
+        if suspects and self.ranks.at.tensor == 0:
+            say(f"warning: no finite loss from {_listed(suspects)}", to_stderr=True)
+        if self.ranks.is_first():
+            say(
+                f"warning: step {after.step} changed no weight: {result.in_words()} "
+                f"({after.bad_steps} in a row; train.max_bad_steps is "
+                f"{self.config.train.max_bad_steps}). It read samples "
+                f"{before.samples_seen:,} to {after.samples_seen - 1:,} of the run, such as "
+                f"{_listed([name for each in names for name in each])}",
+                to_stderr=True,
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _warn_of_substitutes(microbatches: Sequence[Microbatch]) -> None:
+    """Say which images were replaced; only the ranks that decode images know."""
+    for batch in microbatches:
+        for message in batch.substitutes:
+            say(f"warning: {message} Its mean colour stands in for it.", to_stderr=True)
