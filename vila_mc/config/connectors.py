@@ -44,6 +44,8 @@ class ConnectorLayer:
     bias as long as the first axis; [rows, width] of a table."""
     is_table: bool = False
     """Whether it is rows that are learned as they are, without a bias."""
+    reads_patches: bool = False
+    """Whether it is applied to every patch where the others are to visual tokens."""
     epsilon: float = 1e-5
     """What a LayerNorm adds to the variance."""
     split: Split = "whole"
@@ -223,18 +225,21 @@ def _qformer(connector: ConnectorConfig, e: int, h: int) -> Iterator[ConnectorLa
         yield from _attention(f"{at}.attention", width, width)
         yield norm(f"{at}.attention.norm")
         if number % every == 0:
-            yield from _attention(f"{at}.cross", width, e)
+            yield from _attention(f"{at}.cross", width, e, reads_patches=True)
             yield norm(f"{at}.cross.norm")
         yield from _feed_forward(at, width)
         yield norm(f"{at}.norm")
     yield ConnectorLayer("fc", (h, width), split="gathered")
 
 
-def _attention(at: str, width: int, seen: int) -> Iterator[ConnectorLayer]:
+def _attention(
+    at: str, width: int, seen: int, *, reads_patches: bool = False
+) -> Iterator[ConnectorLayer]:
     """Of ``width`` to what is ``seen`` wide."""
     yield ConnectorLayer(f"{at}.query", (width, width), split="outputs")
-    yield ConnectorLayer(f"{at}.key", (width, seen), split="outputs")
-    yield ConnectorLayer(f"{at}.value", (width, seen), split="outputs")
+    for name in ("key", "value"):
+        at_name, shape = f"{at}.{name}", (width, seen)
+        yield ConnectorLayer(at_name, shape, reads_patches=reads_patches, split="outputs")
     yield ConnectorLayer(f"{at}.out", (width, width), split="inputs")
 
 

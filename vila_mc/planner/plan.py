@@ -8,7 +8,7 @@ from vila_mc.planner.from_recipe import job_of
 from vila_mc.planner.job import Job
 from vila_mc.planner.memory import Memory, rank_memory
 from vila_mc.planner.step import StepTime, step_time
-from vila_mc.planner.work import model_flops
+from vila_mc.topology.flops import pairs_of, step_flops
 from vila_mc.topology.hardware import Gpu
 from vila_mc.topology.layout import Layout
 
@@ -46,7 +46,14 @@ class Plan:
 
     def flops_per_gpu(self) -> float:
         """FLOP/s of a GPU that the mathematics asks for."""
-        return model_flops(self.job) / (self.time.total * self.layout.world_size())
+        job = self.job
+        positions = job.rows * job.length
+        flops = step_flops(self.config).of(
+            positions=positions,
+            pairs=positions * pairs_of(job.attended) / job.attended,
+            images=job.rows * job.images,
+        )
+        return flops / (self.time.total * self.layout.world_size())
 
     def utilisation(self) -> float:
         """Share of the GPU's bf16 peak that they are (MFU)."""

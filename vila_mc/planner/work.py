@@ -5,10 +5,10 @@ before and after attention, and norms, count by the bytes that fused kernels rea
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from vila_mc.planner.job import Job, Share, Tower
+from vila_mc.planner.job import Job, Tower
 
 HALF = 2
 """Bytes of an activation."""
@@ -120,34 +120,6 @@ def head(job: Job) -> tuple[Operator, ...]:
     return (
         _product("output layer", rows, job.decoder.width, vocab, False),
         Operator(name="loss", kind="memory", moved=3 * 4 * rows * vocab),  # in fp32
-    )
-
-
-def model_flops(job: Job) -> float:
-    """FLOPs that the mathematics of a step asks for, over all ranks.
-
-    A frozen matrix has no gradient of its own, and nothing is counted below the lowest part that
-    learns. Recomputation is not counted. Attention counts what is causal.
-    """
-    whole = replace(job, share=Share(data=job.share.data))
-    layer, flops = decoder_layer(whole).operators, 0.0
-    for stage in job.chunks():
-        learning, backward = job.learning_layers(stage), job.backward_layers(stage)
-        flops += learning * _flops(layer, 3) + (backward - learning) * _flops(layer, 2)
-        flops += (stage.layers - backward) * _flops(layer, 1)
-    flops += _flops(head(whole), 2 + job.learns.tables)
-    if job.tower is not None:
-        tower, learning = tower_layer(whole, job.tower).operators, job.learning_tower()
-        flops += learning * _flops(tower, 3) + (job.tower.layers - learning) * _flops(tower, 1)
-        flops += _flops(connector(whole, job.tower), 2 + job.learns.vision)
-    return flops * job.rows / job.micro_batch
-
-
-def _flops(operators: tuple[Operator, ...], passes: int) -> float:
-    """Of the forward pass, and the backward pass of inputs (from 2 passes) and weights (3)."""
-    return sum(
-        one.flops * (passes if one.kind == "product" else (1 if passes == 1 else 3))
-        for one in operators
     )
 
 

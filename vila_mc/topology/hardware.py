@@ -3,6 +3,7 @@
 Nothing here is measured; how much of it a training step gets is fitted in ``vila_mc.planner``.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -99,3 +100,28 @@ GPUS: Mapping[str, Gpu] = {
         ),
     )
 }
+
+_DEVICE_NAMES: Mapping[str, str] = {
+    "a100-40g": r"A100-(SXM4|PCIE)-40GB",
+    "a100-80g": r"A100-SXM4-80GB|A100 80GB PCIe",
+    "a800-80g": r"A800-SXM4-80GB",
+    "h100-pcie": r"H100 PCIe",
+    "h100-80g": r"H100 80GB HBM3",
+    "h200": r"H200",
+    "b200": r"B200",
+    "gb200": r"GB200",
+    "gb300": r"GB300",
+}
+"""What drivers call a whole one. A part of one (MIG), and kinds with other peaks (NVL), are no
+match."""
+
+
+def gpu_of_device(device_name: str) -> Gpu | None:
+    """The kind of a GPU by the name that its driver gives it; None where its peak is not known.
+
+    ``NVIDIA H100 80GB HBM3`` is ``h100-80g``.
+    """
+    name = device_name.removeprefix("NVIDIA ")
+    return next(
+        (GPUS[kind] for kind, names in _DEVICE_NAMES.items() if re.fullmatch(names, name)), None
+    )
