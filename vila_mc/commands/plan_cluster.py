@@ -17,6 +17,7 @@ from vila_mc.planner.constants import FITTED
 from vila_mc.planner.named_layout import with_layout
 from vila_mc.planner.page import page
 from vila_mc.planner.plan import Plan, plan_of
+from vila_mc.planner.rehearsed import PlannedRehearsal, planned_like, read_rehearsal
 from vila_mc.planner.report import plan_lines, plan_values, recipe_of, search_lines, table
 from vila_mc.planner.search import Search, search
 from vila_mc.planner.trace import trace_of
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     parsed, config = _read(given, prog)
     if parsed.html is not None:
         require_page(parsed.html)
+    rehearsed = _rehearsed(parsed, config)
     phases = [load_run([file]) for file in parsed.phase]
     explained = with_layout(config, parsed.explain) if parsed.explain else None
     others = [(one, *_read([*given, *shlex.split(one)], prog)) for one in parsed.what_if]
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         _phases(parsed, phases, found.plans[0])
     if others:
         _what_if(others, found.plans[0])
-    _write(parsed, config, found)
+    _write(parsed, config, found, rehearsed)
     return 0
 
 
@@ -116,6 +118,12 @@ def _parser(prog: str | None) -> ErrorRaisingParser:
     planning.add_argument("--json", type=Path, metavar="FILE", help="write the layouts as values")
     planning.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts")
     planning.add_argument(
+        "--rehearsal",
+        type=Path,
+        metavar="FILE",
+        help="what train --rehearse --json printed for this recipe, to stand on the page",
+    )
+    planning.add_argument(
         "--trace", type=Path, metavar="FILE", help="write the first layout's timeline for Perfetto"
     )
     planning.add_argument(
@@ -145,6 +153,16 @@ def _require_possible(parsed: argparse.Namespace, config: RunConfig) -> None:
             f"--images is {parsed.images:g}, but a row of {length:,} positions has room for "
             f"{most}. Give at most that."
         )
+
+
+def _rehearsed(parsed: argparse.Namespace, config: RunConfig) -> PlannedRehearsal | None:
+    """The rehearsal that is to stand on the page. Raises ConfigError."""
+    if parsed.rehearsal is None:
+        return None
+    if parsed.html is None:
+        raise ConfigError("--rehearsal is for the page alone. Add --html FILE.")
+    rehearsed = read_rehearsal(parsed.rehearsal)
+    return rehearsed, planned_like(rehearsed, config, GPUS[parsed.gpu], FITTED)
 
 
 def _search(parsed: argparse.Namespace, config: RunConfig) -> Search:
@@ -231,14 +249,17 @@ def _what_if(others: Sequence[tuple[str, argparse.Namespace, RunConfig]], best: 
         say(line)
 
 
-def _write(parsed: argparse.Namespace, config: RunConfig, found: Search) -> None:
+def _write(
+    parsed: argparse.Namespace, config: RunConfig, found: Search, beside: PlannedRehearsal | None
+) -> None:
     best = found.plans[0]
     if parsed.json is not None:
         _written(
             parsed.json, json.dumps([plan_values(one) for one in found.plans], indent=2) + "\n"
         )
     if parsed.html is not None:
-        _written(parsed.html, page(_title(parsed, config), found, parsed.top, parsed.price))
+        told = page(_title(parsed, config), found, parsed.top, parsed.price, beside)
+        _written(parsed.html, told)
     if parsed.trace is not None:
         _written(parsed.trace, json.dumps(trace_of(best)))
     if parsed.write is not None:
