@@ -46,7 +46,8 @@ def test_the_quickstart_reaches_its_report(tmp_path: Path) -> None:
     assert len(answers) == 85
     assert {"expected", "answer", "is_correct"} <= answers[0].keys()
     page = (output / "report.html").read_text()
-    assert page.count("<svg") == 3
+    for panel in ("loss", "gradient norm", "learning rate"):
+        assert page.count(f'<figure aria-label="{panel}">') == 3
     assert "Which digit is this?" in page
 
     for other, said in ((), "with --smoke"), (("--smoke", "--precision", "bf16"), "precision fp32"):

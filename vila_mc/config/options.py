@@ -284,6 +284,8 @@ def _add_option(parser: ErrorRaisingParser, field: dataclasses.Field[Any], doc: 
     text = help_text(doc, dataclasses.MISSING if bool in kinds else field.default)
     if argument and argument.is_positional:
         how = {} if is_required else dict(nargs="?", default=argparse.SUPPRESS)
+        if any(get_origin(kind) is tuple for kind in kinds):
+            how = dict(nargs="+")
         parser.add_argument(field.name, metavar=metavar, help=text, **how)
         return
     how = dict(metavar=metavar)

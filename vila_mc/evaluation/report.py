@@ -1,37 +1,26 @@
-"""One self-contained HTML page: loss curves, accuracy against chance, answers, facts of a run."""
+"""One self-contained HTML page: curves, accuracy against chance, answers, alarms, facts of runs."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import markupsafe
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from vila_mc.errors import DataError
-from vila_mc.evaluation.scores import by_task, score
+from vila_mc.evaluation.curves import AXES, COLOURS, PANELS, Course, draw, lines_of
+from vila_mc.evaluation.scores import TaskScore, by_task, score
 from vila_mc.files import write_whole
+from vila_mc.observe.thinned import Record, all_steps
 
 SHEET_LENGTH = 48
 """Answers shown per task, in the order given."""
 MAX_WRONG = 200
 """Further wrong answers shown per task, behind a fold."""
-MAX_POINTS = 1500
-"""Points of a curve; longer ones are thinned."""
+MAX_EVENTS = 50
+"""Alarms shown of a run: the last ones."""
 
-_TEXT_COLOUR = "#010203"
-"""Stands for the page's text colour while matplotlib draws."""
-_CURVES = (
-    ("loss", "loss", "#2f7fd0"),
-    ("validation_loss", "loss", "#2a9d5f"),
-    ("learning_rate", "learning rate", "#d0782f"),
-)
-"""Key of the record, label of the axis, colour; those of one label share a panel."""
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
@@ -53,6 +42,21 @@ class AnswerRow:
     """Accuracy of an answer that does not look, from 0 to 1; None where that is not known."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOnPage:
+    """A run, as the page shows it beside others."""
+
+    name: str
+    records: Sequence[Record]
+    """Of its steps and validations."""
+    facts: Mapping[str, str]
+    """Name -> value, shown as they are."""
+    events: Sequence[Record] = ()
+    """Its alarms, each with ``step``, ``event`` and ``message``."""
+    num_events: Mapping[str, int] = field(default_factory=dict)
+    """How many there were, by kind."""
+
+
 def write_report(
     output: Path,
     title: str,
@@ -60,19 +64,55 @@ def write_report(
     answers: Sequence[AnswerRow],
     facts: Mapping[str, str],
 ) -> None:
-    """Write the page; it appears whole or not at all, and loads nothing from elsewhere.
+    """Write the page of a model; it appears whole or not at all, and loads nothing from elsewhere.
 
     Args:
         output: the HTML file; missing directories are made.
         title: heading of the page.
         curves: phase name -> records with ``step`` and any of ``loss``, ``validation_loss``,
-            ``learning_rate``.
+            ``learning_rate`` and what else metrics have.
         answers: rows of any number of tasks.
         facts: name -> value, shown as they are (layout, versions, time).
 
     Raises:
         DataError: an image of an answer is neither PNG nor JPEG.
     """
+    phases = curves.items()
+    _write(
+        output,
+        title,
+        groups=[_group(name, number, {name: r}) for number, (name, r) in enumerate(phases)],
+        scores={"": score(answers)} if answers else {},
+        sheets=[_sheet(task, rows) for task, rows in by_task(answers).items()],
+        columns={"": facts} if facts else {},
+        alarms=[],
+    )
+
+
+def write_runs(
+    output: Path, title: str, runs: Sequence[RunOnPage], scores: Mapping[str, Sequence[TaskScore]]
+) -> None:
+    """Write the page of one run, or of several side by side.
+
+    Args:
+        output: the HTML file; missing directories are made.
+        title: heading of the page.
+        runs: at least one, each with a name of its own.
+        scores: of answers that were counted, by what they are called.
+    """
+    of_runs = {run.name: run.records for run in runs}
+    _write(
+        output,
+        title,
+        groups=[_group(title, 0, of_runs)],
+        scores=scores,
+        sheets=[],
+        columns={run.name: run.facts for run in runs},
+        alarms=[_alarms(run) for run in runs if run.num_events],
+    )
+
+
+def _write(output: Path, title: str, **content: Any) -> None:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vila_mc.evaluation"),
         autoescape=True,
@@ -81,14 +121,59 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "data_uri": _data_uri}
+    columns: Mapping[str, Mapping[str, str]] = content["columns"]
+    names = dict.fromkeys(name for facts in columns.values() for name in facts)
     page = environment.get_template("report.html.j2").render(
-        title=title,
-        facts=facts,
-        phases=[_phase(name, records) for name, records in curves.items()],
-        scores=score(answers),
-        sheets=[_sheet(task, rows) for task, rows in by_task(answers).items()],
+        title=title, axes=AXES, fact_names=list(names), **content
     )
     write_whole(output, page)
+
+
+def _group(name: str, number: int, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    """The panels of runs whose curves share them."""
+    courses = [Course.of([dict(one) for one in records]) for records in runs.values()]
+    axes = [axis for axis in AXES if all(course.has(axis) for course in courses)]
+    panels = []
+    for place, panel in enumerate(PANELS):
+        pictures = [
+            (axis.name, draw(panel, axis, lines, f"curve-{number}-{place}-{axis.name}"))
+            for axis in axes
+            if (lines := lines_of(panel, axis, courses))
+        ]
+        if pictures:
+            panels.append({"name": panel.name, "pictures": pictures})
+    return {
+        "name": name,
+        "number": number,
+        "runs": [
+            {"name": run, "colour": COLOURS[place % len(COLOURS)], "losses": _losses(course)}
+            for place, (run, course) in enumerate(zip(runs, courses, strict=True))
+        ],
+        "axes": axes,
+        "panels": panels,
+    }
+
+
+def _losses(run: Course) -> Any:
+    """How many steps a run has, the first and the last loss; None without any."""
+    known = [step for step in run.steps if step.get("loss") is not None]
+    if not known:
+        return None
+    return {
+        "steps": all_steps(known),
+        "first": known[0]["loss"],
+        "last": known[-1]["loss"],
+        "a_point": -(-all_steps(run.steps) // len(run.steps)),
+    }
+
+
+def _alarms(run: RunOnPage) -> Any:
+    return {
+        "run": run.name,
+        "counts": sorted(run.num_events.items(), key=lambda item: (-item[1], item[0])),
+        "number": sum(run.num_events.values()),
+        "shown": list(run.events[-MAX_EVENTS:]),
+    }
 
 
 def _sheet(task: str, rows: Sequence[AnswerRow]) -> dict[str, Any]:
@@ -100,83 +185,6 @@ def _sheet(task: str, rows: Sequence[AnswerRow]) -> dict[str, Any]:
         "wrong": wrong[:MAX_WRONG],
         "num_wrong": len(wrong),
     }
-
-
-def _phase(name: str, records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    losses = [loss for record in records if (loss := record.get("loss")) is not None]
-    return {
-        "name": name,
-        "num_steps": len(losses),
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
-        "figure": _draw(name, records) if _curves_of(records) else None,
-    }
-
-
-def _curves_of(
-    records: Sequence[Mapping[str, float]],
-) -> list[tuple[str, str, str, list[tuple[float, float]]]]:
-    """Key, label, colour and points of each curve that has any."""
-    return [
-        (key, label, colour, points)
-        for key, label, colour in _CURVES
-        if (points := [(r["step"], v) for r in records if (v := r.get(key)) is not None])
-    ]
-
-
-def _draw(name: str, records: Sequence[Mapping[str, float]]) -> markupsafe.Markup:
-    """The curves of one phase as inline SVG in the page's own text colour.
-
-    No text of the caller enters the figure: matplotlib would read a ``$`` in it as mathematics.
-    """
-    curves = _curves_of(records)
-    labels = list(dict.fromkeys(label for _, label, _, _ in curves))
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,  # distinct ids for the figures of one page, the same every time
-        "font.size": 9,
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"),
-            _TEXT_COLOUR,
-        ),
-    }
-    with rc_context(style):
-        figure = Figure(figsize=(5.0 * len(labels), 2.6), layout="constrained")
-        panels = dict(zip(labels, figure.subplots(1, len(labels), squeeze=False)[0], strict=True))
-        for key, label, colour, points in curves:
-            _draw_curve(panels[label], points, colour, is_noisy=key == "loss")
-            if key == "validation_loss":
-                panels[label].plot([], [], color=colour, label="validation")
-                panels[label].legend(frameon=False)
-            panels[label].set(xlabel="step", ylabel=label)
-            panels[label].spines[["top", "right"]].set_visible(False)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    svg = drawn.getvalue()
-    return markupsafe.Markup(svg[svg.index("<svg") :].replace(_TEXT_COLOUR, "currentColor"))
-
-
-def _draw_curve(
-    axes: Any, points: Sequence[tuple[float, float]], colour: str, *, is_noisy: bool
-) -> None:
-    """A curve; a long noisy one is drawn faintly, with its running mean over it."""
-    every = -(-len(points) // MAX_POINTS)
-    steps, values = zip(*points[::every], strict=True)
-    window = len(values) // 40
-    if window < 3 or not is_noisy:
-        axes.plot(steps, values, color=colour, linewidth=1.6, marker="." if len(steps) < 3 else "")
-        return
-    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.4)
-    axes.plot(steps, _running_mean(values, window), color=colour, linewidth=1.6)
-
-
-def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of each value and up to ``window - 1`` before it, leaving out what is not finite."""
-    means = []
-    for end in range(1, len(values) + 1):
-        recent = [value for value in values[max(0, end - window) : end] if isfinite(value)]
-        means.append(sum(recent) / len(recent) if recent else float("nan"))
-    return means
 
 
 def _percent(share: float) -> str:

@@ -1,35 +1,22 @@
 """What the metrics of a run say about it: how far, how fast, what it learnt, and what is odd."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from vila_mc.errors import DataError
-from vila_mc.foreign_files import ForeignFileError, read_foreign
 from vila_mc.observe.console import clock
-from vila_mc.observe.metrics import METRICS_NAME
+from vila_mc.observe.run_reader import read_record
+from vila_mc.observe.thinned import Record, all_steps, skipped_steps
 
-_LARGEST_BYTES = 2**29
-"""Some 2 million steps; each takes up to a kilobyte of memory."""
-_LARGEST_FIGURE = 1e40
-"""Above what fp32 holds, and below what sums and axes overflow at."""
 _ENDS = 20
 """Parts of a run, of which the first and the last stand for its beginning and its end."""
 _RISE = 1.01
 """Above the best validation loss by this factor, the last one has risen: the samples are the same
 every time, so that little of it is chance."""
 _MOST_NAMED = 8
-_LARGEST_STEP = 2**53
-
-Record = dict[str, Any]
 
 
 def read_run(run: Path) -> list[Record]:
-    """The records of a run, which may still go on, by step.
-
-    A line that is not whole is passed over, and of a step that stands twice, the later one counts.
-    Figures that are not finite, or beyond what a run computes, are None.
+    """The records of a run, which may still go on, by step; ``run_reader`` says how they are read.
 
     Args:
         run: its output, or its metrics file.
@@ -37,47 +24,7 @@ def read_run(run: Path) -> list[Record]:
     Raises:
         DataError: there are no metrics.
     """
-    path = run / METRICS_NAME if run.is_dir() else run
-    try:
-        content = read_foreign(path, _LARGEST_BYTES)
-    except FileNotFoundError:
-        raise DataError(
-            f"{run} is no run: there is no {METRICS_NAME}. Give the folder that a run writes to, "
-            "or its metrics."
-        ) from None
-    except ForeignFileError as error:
-        raise DataError(f"{path} {error}.") from None
-    records: list[Record] = []
-    for line in content.decode(errors="replace").split("\n"):
-        record = _record(line)
-        if record is None:
-            continue
-        is_step = "validation_loss" not in record
-        while is_step and records and records[-1]["step"] >= record["step"]:
-            records.pop()
-        records.append(record)
-    if not records:
-        raise DataError(f"{path} holds no record of a step yet.")
-    return records
-
-
-def _record(line: str) -> Record | None:
-    """One line; None if it is not whole."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict) or type(values.get("step")) is not int:
-        return None
-    if not 0 <= values["step"] < _LARGEST_STEP:
-        return None
-    return {name: _figure(value) for name, value in values.items()}
-
-
-def _figure(value: Any) -> Any:
-    if not isinstance(value, (bool, int, float)):
-        return None
-    return value if abs(value) < _LARGEST_FIGURE else None  # neither is NaN below it
+    return read_record(run).records()
 
 
 def summary(records: Sequence[Record]) -> dict[str, str]:
@@ -96,7 +43,7 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
         }
         return facts | _losses(steps, validations)
     in_steps = _seconds(steps, "step_ms")
-    facts = {"steps": f"{len(steps):,}, the last is {until:,}"}
+    facts = {"steps": f"{all_steps(steps):,}, the last is {until:,}"}
     rates = []
     for name, said in (("samples", "samples"), ("trained_tokens", "trained tokens")):
         if any(step.get(name) is not None for step in steps):
@@ -106,23 +53,25 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
     if rates:
         facts["speed"] = ", ".join(rates)
     facts |= _losses(steps, validations)
-    skipped = [record["step"] for record in steps if record.get("skipped")]
-    if skipped:
-        more = f" and {len(skipped) - _MOST_NAMED} more" if len(skipped) > _MOST_NAMED else ""
-        named = ", ".join(map(str, skipped[:_MOST_NAMED]))
-        facts["skipped steps"] = f"{len(skipped):,}: {named}{more} changed no weight"
+    if skipped := _total(steps, "skipped"):
+        first = [number for record in steps for number in skipped_steps(record)][:_MOST_NAMED]
+        more = f" and {skipped - len(first)} more" if skipped > len(first) else ""
+        named = ", ".join(map(str, first))
+        facts["skipped steps"] = f"{skipped:,}: {named}{more} changed no weight"
     if substitutes := _total(steps, "substitutes"):
         facts["substitutes"] = f"{substitutes:,} images could not be decoded"
     return facts
 
 
 def _losses(steps: Sequence[Record], validations: Sequence[Record]) -> dict[str, str]:
-    losses = [(r["step"], r["loss"]) for r in steps if r.get("loss") is not None]
+    known = [step for step in steps if step.get("loss") is not None]
+    losses = [(step["step"], step["loss"]) for step in known]
     facts = {}
     if losses:
         few = max(1, len(losses) // _ENDS)
         first, last = (_mean(loss for _, loss in part) for part in (losses[:few], losses[-few:]))
-        of = f", means of {few:,} steps" if few > 1 else ""
+        in_few = all_steps(known[-few:])
+        of = f", means of {in_few:,} steps" if in_few > 1 else ""
         facts["loss"] = f"{first:.4f} at the beginning, {last:.4f} at the end{of}"
     elif steps:
         facts["loss"] = "of no step finite"

@@ -8,7 +8,8 @@ import pytest
 
 from vila_mc.errors import DataError
 from vila_mc.observe.metrics import METRICS_NAME
-from vila_mc.observe.run_summary import Record, read_run, summary
+from vila_mc.observe.run_summary import read_run, summary
+from vila_mc.observe.thinned import Record
 
 
 def _step(step: int, loss: float | None, **changes: Any) -> Record:
