@@ -120,7 +120,7 @@ def test_what_is_of_another_step_is_refused(
 def test_a_file_that_is_none_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
     file = tmp_path / "rehearsal.json"
     file.write_text(content)
-    with pytest.raises(ConfigError, match=r"rehearsal\.json is damaged.* the JSON that a rehearsal"):
+    with pytest.raises(ConfigError, match=r"rehearsal\.json is damaged.* the JSON that"):
         read_rehearsal(file)
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_rehearsal(tmp_path / "none.json")
