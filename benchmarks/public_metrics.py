@@ -100,7 +100,8 @@ def of_lmms_eval(root: Path, random_: random.Random) -> Compared:
     tasks = root / "lmms_eval/tasks"
     processor = module(tasks / "_task_utils/vqa_eval_metric.py").EvalAIAnswerProcessor
     scorers: dict[Form, Any] = {}
-    for form, task in (("normalized", "vqav2"), ("evalai", "textvqa")):
+    tasks_of_forms: dict[Form, str] = {"normalized": "vqav2", "evalai": "textvqa"}
+    for form, task in tasks_of_forms.items():
         scorer = module(tasks / task / "utils.py", without_package_imports)
         scorer.__dict__["EvalAIAnswerProcessor"] = processor
         scorers[form] = getattr(scorer, f"{task}_process_results")
@@ -109,7 +110,8 @@ def of_lmms_eval(root: Path, random_: random.Random) -> Compared:
         people += random_.choices([answer, *people], k=random_.randint(0, 10))
         people = people[-10:]
         with_ids = [{"answer": said, "answer_id": at} for at, said in enumerate(people)]
-        for form, known in (("normalized", with_ids), ("evalai", [*people])):
+        answers_of_forms: dict[Form, Any] = {"normalized": with_ids, "evalai": [*people]}
+        for form, known in answers_of_forms.items():
             document = {"answers": known, "question_id": 0}
             theirs = scorers[form](document, [answer])["exact_match"]
             yield f"VQA accuracy, {form}", human_accuracy(answer, people, form), theirs

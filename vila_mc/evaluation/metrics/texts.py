@@ -34,7 +34,7 @@ def anls(answer: str, expected: Sequence[str]) -> float:
 
 
 def _edit_distance(first: str, second: str) -> int:
-    row = [*range(len(second) + 1)]
+    row: list[int] = [*range(len(second) + 1)]
     for at, letter in enumerate(first, start=1):
         diagonal, row[0] = row[0], at
         for to, other in enumerate(second, start=1):

@@ -243,6 +243,7 @@ def test_cider_clips_repeated_words() -> None:
 
 
 def test_captions_without_references_are_an_error() -> None:
-    for references in ([], [[]]):
+    without: list[list[list[list[str]]]] = [[], [[]]]
+    for references in without:
         with pytest.raises(ValueError, match="needs references"):
             cider([["a"]], references)
