@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pieces import text_piece
+from tests.support.tiles import cut_into_tiles
 from vila_mc.config.connectors import ConnectorConfig
 from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
@@ -63,6 +64,12 @@ def model() -> ModelConfig:
             layers=1, width=16, ffn=32, heads=2, kv_heads=2, vocab_size=VOCAB_SIZE
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def cut(model: ModelConfig) -> ModelConfig:
+    """``model`` with images in tiles of 56 pixels and 4 visual tokens."""
+    return cut_into_tiles(model)
 
 
 @pytest.fixture(scope="session")
