@@ -44,15 +44,17 @@ def trace(
     train: dict[str, Any] | None = None,
     plant_mean_of_means: bool = False,
     model: dict[str, Any] | None = None,
-    optimizer: dict[str, Any] | None = None,
+    optimizers: Sequence[dict[str, Any]] | None = None,
 ) -> list[Trace]:
-    """The trace of every entry of ``trainables``; the last options override sections."""
+    """The trace of every entry of ``trainables``, each with its entry of ``optimizers``; the last
+    options override sections."""
     traces = []
     parallel_config = tiny_run(parallel=parallel).parallel
     with distributed(parallel_config, seed=1, timeout_minutes=2) as ranks:
-        for trainable in trainables:
+        settings = optimizers or [{}] * len(trainables)
+        for trainable, optimizer in zip(trainables, settings, strict=True):
             options = {"trainable": list(trainable), **(train or {})}
-            sections = {"model": model or {}, "optimizer": optimizer or {}}
+            sections = {"model": model or {}, "optimizer": optimizer}
             config = tiny_run(parallel=parallel, train=options, **sections)
             stages = build_stages(config, ranks)
             load_weights(seed_checkpoint, stages)

@@ -25,7 +25,15 @@ PARTS = {
     "connector": dict(weight_decay=0.5),
     "language": dict(lr=5e-4, weight_decay=0.1),
 }
-OPTIMIZER = {"parts": PARTS, "min_lr": 1e-4}
+
+
+def optimizer_of(trainable: tuple[str, ...]) -> dict[str, Any]:
+    """Rates and decays of the parts that learn; of others they are refused."""
+    learning = {name.split(".")[0] for name in trainable}
+    return {"parts": {part: PARTS[part] for part in PARTS if part in learning}, "min_lr": 1e-4}
+
+
+OPTIMIZERS = [optimizer_of(trainable) for trainable in SELECTIONS.values()]
 LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "pp2-recompute": (2, dict(pipeline=2), {"recompute": "full"}),
     "pp2-virtual2-dedicated": (2, dict(pipeline=2, virtual=2, vision_placement="dedicated"), {}),
@@ -43,7 +51,7 @@ MORE: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 def one_rank(seed_checkpoint: Path) -> list[Trace]:
     """The trace of one rank for each selection."""
     (traces,) = run_ranks(
-        1, trace, seed_checkpoint, {}, list(SELECTIONS.values()), optimizer=OPTIMIZER
+        1, trace, seed_checkpoint, {}, list(SELECTIONS.values()), optimizers=OPTIMIZERS
     )
     return traces
 
@@ -56,7 +64,7 @@ def test_a_selection_learns_alike(
 ) -> None:
     world_size, parallel, train = (LAYOUTS | MORE)[layout]
     arguments = (seed_checkpoint, parallel, list(SELECTIONS.values()), train)
-    by_rank = run_ranks(world_size, trace, *arguments, optimizer=OPTIMIZER)
+    by_rank = run_ranks(world_size, trace, *arguments, optimizers=OPTIMIZERS)
     for index, name in enumerate(SELECTIONS):
         assert_every_rank_matches([traces[index] for traces in by_rank], one_rank[index], name)
 
@@ -76,12 +84,12 @@ def test_a_selection_goes_on_where_it_stopped(
     seed_checkpoint: Path,
     tmp_path: Path,
 ) -> None:
-    train = {"trainable": list(trainable)}
-    ((expected,),) = run_ranks(1, trace, seed_checkpoint, {}, [trainable], optimizer=OPTIMIZER)
+    train, optimizer = {"trainable": list(trainable)}, optimizer_of(trainable)
+    ((expected,),) = run_ranks(1, trace, seed_checkpoint, {}, [trainable], optimizers=[optimizer])
     arguments = (resumed_trace, tmp_path, seed_checkpoint)
     before = run_ranks(2, _without_steps_on_rank_0, *arguments, first, train)
     assert_every_rank_matches(before, expected[:STOP_AFTER], "before")
-    options: dict[str, Any] = dict(steps=STOP_AFTER, save=False, train=train, optimizer=OPTIMIZER)
+    options: dict[str, Any] = dict(steps=STOP_AFTER, save=False, train=train, optimizer=optimizer)
     after = run_ranks(2, *arguments, second, **options)
     assert_every_rank_matches(after, expected[STOP_AFTER : 2 * STOP_AFTER], "after")
 
@@ -100,6 +108,7 @@ def _without_steps_on_rank_0(
                     group.pop("step")
 
         state._create_missing_moments = forget
-    options = dict(steps=STOP_AFTER, save=True, train=train, optimizer=OPTIMIZER)
+    optimizer = optimizer_of(tuple(train["trainable"]))
+    options = dict(steps=STOP_AFTER, save=True, train=train, optimizer=optimizer)
     traced: Trace = begin(checkpoints, seed, parallel, **options)
     return traced

@@ -1,6 +1,7 @@
 """AdamW and its learning-rate schedule (VILA, section 4: cosine, 3 % warm-up, no weight decay)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from vila_mc.config.checks import STRICT, require, require_positive
@@ -71,7 +72,7 @@ class OptimizerConfig:
     clip_grad: float = 1.0
     """Greatest global gradient norm; 0 turns clipping off."""
     parts: PartsConfig = PartsConfig()
-    """What vision, connector or language learn by instead."""
+    """What vision, connector or language learn by instead, if they learn."""
 
     def __post_init__(self) -> None:
         require_positive("optimizer", lr=self.lr, epsilon=self.epsilon)
@@ -132,6 +133,13 @@ class OptimizerConfig:
         """The weight decay of a piece, but for norms and biases."""
         own = self._parts()[piece.split(".")[0]].weight_decay
         return self.weight_decay if own is None else own
+
+    def given_of_parts(self) -> Iterator[tuple[str, str]]:
+        """Part and option of everything that ``parts`` says."""
+        for name, part in self._parts().items():
+            for option in fields(part):
+                if getattr(part, option.name) != option.default:
+                    yield name, option.name
 
     def _parts(self) -> dict[str, PartConfig]:
         parts = self.parts

@@ -77,6 +77,7 @@ class RunConfig:
         )
         self.learning_pieces()
         self._check_what_learns()
+        self._check_rates()
         require(
             not self.splits_connector() or self.model.connector_divides(tensor),
             f"parallel.connector_placement is split, but the matrices or heads of the connector "
@@ -132,6 +133,34 @@ class RunConfig:
                 f"lora.rank is {self.lora.rank}, more than model.{part}.width {widths[part]}: an "
                 "adapter would be larger than what it adapts. Lower it.",
             )
+
+    def _check_rates(self) -> None:
+        """What is said of rates and decays must reach something that learns."""
+        adapted, trainable = self.lora.parts(), ", ".join(self.train.trainable)
+        decaying = {*adapted, *(piece.split(".")[0] for piece in self._decaying_pieces())}
+        learning = {*adapted, *(piece.split(".")[0] for piece in self.learning_pieces())}
+        for part, option in self.optimizer.given_of_parts():
+            name = f"optimizer.parts.{part}.{option}"
+            beside = f" and lora gives {part} no adapter" if adapted else ""
+            require(
+                part in learning,
+                f"{name} is given, but {part} does not learn: train.trainable is [{trainable}]"
+                f"{beside}. Leave it out, or name {part} in train.trainable.",
+            )
+            require(
+                option != "weight_decay" or part in decaying,
+                f"{name} is given, but of {part} only norms learn, which never decay: "
+                f"train.trainable is [{trainable}]. Leave it out.",
+            )
+        require(
+            bool(decaying) or self.optimizer.weight_decay == 0,
+            f"optimizer.weight_decay is {self.optimizer.weight_decay}, but only norms learn, which "
+            f"never decay: train.trainable is [{trainable}]. Set it to 0.",
+        )
+
+    def _decaying_pieces(self) -> frozenset[str]:
+        """The pieces that learn and hold more than norms."""
+        return self.learning_pieces() - {"language.norm"}
 
     def _check_fp8(self) -> None:
         """What Transformer Engine asserts of the shapes of its products, said beforehand."""

@@ -103,3 +103,62 @@ def groups() -> Iterator[dict[str, dict[str, float]]]:
 def test_settings_of_a_part_that_are_refused(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_run(optimizer={"parts": parts})
+
+
+NORM_ALONE = {"trainable": ["language.norm"]}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "train", "lora", "message"),
+    [
+        (
+            {"parts": {"vision": {"lr": 1e-4}}},
+            {"trainable": ["connector", "language.head"]},
+            {},
+            r"parts\.vision\.lr is given, but vision does not learn: train\.trainable is "
+            r"\[connector, language\.head\]\. Leave it out, or name vision in train\.trainable",
+        ),
+        (
+            {"parts": {"vision": {"layer_decay": 0.9}}},
+            {"trainable": ["connector"]},
+            {},
+            r"parts\.vision\.layer_decay is given, but vision does not learn",
+        ),
+        (
+            {"parts": {"connector": {"weight_decay": 0.0}}},
+            {"trainable": []},
+            {"rank": 2},
+            r"connector\.weight_decay is given, .*trainable is \[\] and lora gives connector no",
+        ),
+        ({"parts": {"language": {"lr": 1e-4}}}, {"trainable": ["vision"]}, {}, "language does not"),
+        (
+            {"parts": {"language": {"weight_decay": 0.1}}},
+            {"trainable": ["language.norm", "connector"]},
+            {},
+            r"language\.weight_decay is given, but of language only norms learn, which never decay",
+        ),
+        ({"weight_decay": 0.1}, NORM_ALONE, {}, r"weight_decay is 0\.1, but only norms learn"),
+    ],
+)
+def test_settings_that_reach_nothing_that_learns_are_refused(
+    optimizer: dict[str, Any], train: dict[str, Any], lora: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        tiny_run(optimizer=optimizer, train=train, lora=lora)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "train", "lora"),
+    [
+        ({"parts": {"vision": {"lr": 1e-4, "layer_decay": 0.9}}}, {"trainable": []}, "fc1"),
+        ({"parts": {"language": {"lr": 1e-4, "weight_decay": 0.1}}}, {"trainable": []}, "fc1"),
+        ({"weight_decay": 0, "parts": {"language": {"lr": 1e-4}}}, NORM_ALONE, None),
+        ({"weight_decay": 0.1}, {"trainable": ["language.norm", "connector"]}, None),
+    ],
+)
+def test_a_part_that_learns_by_adapters_or_norms_takes_settings(
+    optimizer: dict[str, Any], train: dict[str, Any], lora: str | None
+) -> None:
+    adapters = {"rank": 2, "vision_targets": [lora]} if lora else {}
+    tiny_run(optimizer=optimizer, train=train, lora=adapters)
