@@ -6,9 +6,9 @@ options, its visual tokens, and names and shapes of its weights follow from the 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from vila_mc.config.checks import STRICT, require, require_positive
 
@@ -29,6 +29,8 @@ TokenOrder = Literal["rows", "columns"]
 Pooling = Literal["average", "bilinear"]
 Split = Literal["whole", "outputs", "gathered", "inputs"]
 
+_BERT_LAYERS, _BERT_WIDTH = 12, 768
+"""Of the Q-Former that BLIP-2 starts from BERT-base."""
 TABLE_STD = 0.02
 """Standard deviation that tables start with: that of BLIP-2, arXiv 2301.12597."""
 
@@ -81,21 +83,24 @@ class ConnectorConfig:
     to side x side, then 2 layers); transformer (layers over the patches); qformer (learned queries
     that look at the patches)."""
     layers: int | None = None
-    """mlpNx_gelu: linear layers (default: 2). transformer, qformer: transformer layers (default: 1,
-    12)."""
+    """mlpNx_gelu: linear layers (default: 2). transformer: transformer layers (default: 1).
+    qformer: the same (default: as many as the tower, 12 at most)."""
     token_order: TokenOrder = "rows"
     """How visual tokens follow each other: rows; columns, of kinds with blocks alone, as in the
     public code before its release of 2024-12-12."""
     pooling: Pooling | None = None
     """pooling: how, average or bilinear (default: average)."""
     side: int | None = None
-    """pooling: visual tokens along one side of an image (default: 12)."""
+    """pooling: visual tokens along one side of an image (default: half of the patches, rounded
+    up)."""
     queries: int | None = None
-    """qformer: queries, which become the visual tokens (default: 32)."""
+    """qformer: queries, which become the visual tokens (default: as many as patches, 32 at
+    most)."""
     width: int | None = None
-    """qformer: width of the queries (default: 768)."""
+    """qformer: width of the queries (default: that of the tower, 768 at most)."""
     heads: int | None = None
-    """transformer, qformer: attention heads (default: 16, 12)."""
+    """transformer: attention heads (default: those of the tower). qformer: the same (default: one
+    for each 64 of width)."""
     cross_attention_every: int | None = None
     """qformer: in every how many layers, from the first on, queries look at the patches (default:
     2)."""
@@ -137,10 +142,20 @@ class ConnectorConfig:
         """What its kind decides."""
         return CONNECTORS[self.kind]
 
+    def behind(self, tower: "Tower") -> "ConnectorConfig":
+        """The same with every option said: what is not given becomes what fits the tower."""
+        fitting: dict[str, Any] = {
+            name: value
+            for name, value in self.facts().fitting(self, tower).items()
+            if getattr(self, name) is None
+        }
+        return replace(self, **fitting)
+
     def options(self) -> dict[str, int | str]:
-        """The options that its kind has, by name."""
+        """The options that its kind has, by name; all of them ``behind`` a tower."""
         order = {"token_order": self.token_order} if self.facts().block > 1 else {}
-        return order | {name: getattr(self, name) for name in self.facts().options}
+        given = {name: getattr(self, name) for name in self.facts().options}
+        return order | {name: value for name, value in given.items() if value is not None}
 
     def title(self) -> str:
         """What it is called in a line for people: its kind, and what is not as by default."""
@@ -166,6 +181,22 @@ def _one_per_block(connector: ConnectorConfig, grid: int) -> int:
     return side * side
 
 
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """What decides the options of a connector that are not given."""
+
+    layers: int
+    """That run."""
+    width: int
+    heads: int
+    grid: int
+    """Patches along one side."""
+
+
+def _as_any_tower(connector: ConnectorConfig, tower: Tower) -> dict[str, int]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorFacts:
     """From patch features to visual tokens."""
@@ -178,13 +209,15 @@ class ConnectorFacts:
     """Side of the block of patches that is folded into one token."""
     num_tokens: Callable[[ConnectorConfig, int], int] = _one_per_block
     """Visual tokens of an image, from its options and the patches along one side."""
-    options: Mapping[str, int | str] = field(default_factory=dict)
-    """Options that concern it alone, with their defaults."""
+    options: Mapping[str, int | str | None] = field(default_factory=dict)
+    """Options that concern it alone, with their defaults; None where the tower decides."""
+    fitting: Callable[[ConnectorConfig, Tower], dict[str, int]] = _as_any_tower
+    """What the tower decides, of options that may be given all the same."""
     module: str = "mlp"
     """The module of ``model/connectors/`` that computes it."""
 
 
-def _those_of(options: Mapping[str, int | str]) -> str:
+def _those_of(options: Mapping[str, int | str | None]) -> str:
     return f" (it has {', '.join(options)})" if options else ""
 
 
@@ -230,6 +263,18 @@ def _qformer(connector: ConnectorConfig, e: int, h: int) -> Iterator[ConnectorLa
         yield from _feed_forward(at, width)
         yield norm(f"{at}.norm")
     yield ConnectorLayer("fc", (h, width), split="gathered")
+
+
+def _fitting_qformer(connector: ConnectorConfig, tower: Tower) -> dict[str, int]:
+    """BLIP-2's behind a large tower, smaller behind a small one; heads 64 wide or wider."""
+    width = connector.width or min(_BERT_WIDTH, tower.width)
+    heads = next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
+    return {
+        "layers": min(_BERT_LAYERS, tower.layers),
+        "queries": min(32, tower.grid**2),
+        "width": width,
+        "heads": heads,
+    }
 
 
 def _attention(
@@ -288,13 +333,15 @@ CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
             kind="pooling",
             layers=lambda _, e, h: _mlp(e, h, h),
             num_tokens=lambda connector, _: (connector.side or 0) ** 2,
-            options={"pooling": "average", "side": 12},
+            options={"pooling": "average", "side": None},
+            fitting=lambda _, tower: {"side": -(-tower.grid // 2)},
             module="pooling",
         ),
         ConnectorFacts(
             kind="transformer",
             layers=_transformer,
-            options={"layers": 1, "heads": 16},
+            options={"layers": 1, "heads": None},
+            fitting=lambda _, tower: {"heads": tower.heads},
             module="transformer",
         ),
         ConnectorFacts(
@@ -302,12 +349,13 @@ CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
             layers=_qformer,
             num_tokens=lambda connector, _: connector.queries or 0,
             options={
-                "layers": 12,
-                "queries": 32,
-                "width": 768,
-                "heads": 12,
+                "layers": None,
+                "queries": None,
+                "width": None,
+                "heads": None,
                 "cross_attention_every": 2,
             },
+            fitting=_fitting_qformer,
             module="qformer",
         ),
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vila_mc.config.checks import STRICT, require, require_known, require_positive
-from vila_mc.config.connectors import ConnectorConfig, ConnectorLayer
+from vila_mc.config.connectors import ConnectorConfig, ConnectorLayer, Tower
 from vila_mc.config.families import (
     LANGUAGE_FAMILIES,
     VISION_FAMILIES,
@@ -148,6 +148,10 @@ class VisionConfig:
     def positions(self) -> int:
         """Tokens that pass through the tower for one square: class tokens, then patches."""
         return self.facts().class_tokens + self.grid() ** 2
+
+    def as_connectors_see_it(self) -> Tower:
+        """What of it decides the options of a connector that are not given."""
+        return Tower(self.built_layers(), self.width, self.heads, self.grid())
 
     def built_layers(self) -> int:
         """Layers that run: everything up to ``select_layer``."""
@@ -294,7 +298,7 @@ class ModelConfig:
     vision: VisionConfig = VisionConfig()
     """The vision tower."""
     connector: ConnectorConfig = ConnectorConfig()
-    """Between the two."""
+    """Between the two; options that are not given become those that fit the tower."""
     language: LanguageConfig = LanguageConfig()
     """The language model."""
 
@@ -305,6 +309,8 @@ class ModelConfig:
             f"model.vision.tile_newline is {newline}; it must be a token of the language model, 0 "
             f"to {vocabulary - 1}.",
         )
+        connector = self.connector.behind(self.vision.as_connectors_see_it())
+        object.__setattr__(self, "connector", connector)
         side, grid = self.connector.side, self.vision.grid()
         require(
             side is None or side <= grid,

@@ -20,6 +20,7 @@ from vila_mc.config.connectors import (
     ConnectorFacts,
     ConnectorKind,
     ConnectorLayer,
+    Tower,
 )
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.formats.hf_vila import FORMAT
@@ -144,7 +145,7 @@ def test_widths_are_those_of_the_public_code(name: str) -> None:
 
 
 def test_a_qformer_is_as_large_as_blip_2s() -> None:
-    connector = ConnectorConfig(kind="qformer")
+    connector = ConnectorConfig(kind="qformer").behind(Tower(39, 1408, 16, 16))
     with torch.device("meta"):
         theirs = blip2_qformer(connector, 1408)
     inner = [each for each in connector.weights(1408, 10) if each.name not in ("queries", "fc")]
