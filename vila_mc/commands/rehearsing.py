@@ -9,6 +9,8 @@ from vila_mc.errors import EXIT_FAULT, EXIT_OK, ConfigError, say
 from vila_mc.rehearsal.refusals import refuse_what_cannot_be_rehearsed
 from vila_mc.topology.layout import Layout
 
+_GPU_MEMORY_GB = 80.0
+
 
 def add_rehearsal_options(parser: ArgumentParser) -> None:
     """Add ``--rehearse`` and what goes with it."""
@@ -22,10 +24,25 @@ def add_rehearsal_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--as-ranks", type=int, metavar="N", help="ranks to play (default: --ranks x --nodes)"
     )
-    group.add_argument(
-        "--gpu-memory", type=float, default=80.0, metavar="GB", help="of one GPU (default: 80)"
-    )
+    group.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: 80)")
     group.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def refuse_unrehearsed(parsed: Namespace) -> None:
+    """Refuse options that go with ``--rehearse`` alone, or not with it. Raises ConfigError."""
+    alone = {"--as-ranks": parsed.as_ranks, "--gpu-memory": parsed.gpu_memory}
+    alone |= {"--json": parsed.json or None}
+    given = [name for name, value in alone.items() if value is not None]
+    if given and not parsed.rehearse:
+        raise ConfigError(
+            f"{given[0]} is given without --rehearse, so it would change nothing. Add --rehearse, "
+            "or leave it out."
+        )
+    if parsed.rehearse and parsed.check:
+        raise ConfigError(
+            "--rehearse and --check are both given. --check looks at data, checkpoint and layout, "
+            "--rehearse plays a step without any of them; start one after the other."
+        )
 
 
 def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
@@ -39,8 +56,9 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
     """
     if "RANK" in os.environ:
         raise ConfigError("--rehearse plays all ranks itself. Start it once, without a launcher.")
-    if not parsed.gpu_memory > 0:
-        raise ConfigError(f"--gpu-memory is {parsed.gpu_memory:g}; it must be greater than 0.")
+    gpu_memory = _GPU_MEMORY_GB if parsed.gpu_memory is None else parsed.gpu_memory
+    if not gpu_memory > 0:
+        raise ConfigError(f"--gpu-memory is {gpu_memory:g}; it must be greater than 0.")
     ranks = parsed.as_ranks if parsed.as_ranks is not None else (parsed.ranks or 0) * parsed.nodes
     if ranks < 1:
         given = "not given" if parsed.as_ranks is None else parsed.as_ranks
@@ -56,7 +74,7 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
     config.check_world(ranks)
     rehearsal = rehearse(config, ranks)
     if parsed.json:
-        say(json.dumps(as_dict(rehearsal, parsed.gpu_memory), indent=2))
+        say(json.dumps(as_dict(rehearsal, gpu_memory), indent=2))
     else:
-        say(f"{micro_batch_line}\n{as_text(rehearsal, parsed.gpu_memory)}".lstrip("\n"))
-    return EXIT_OK if is_good(rehearsal, parsed.gpu_memory) else EXIT_FAULT
+        say(f"{micro_batch_line}\n{as_text(rehearsal, gpu_memory)}".lstrip("\n"))
+    return EXIT_OK if is_good(rehearsal, gpu_memory) else EXIT_FAULT

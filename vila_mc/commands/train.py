@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from vila_mc.commands.list_presets import preset_lines
-from vila_mc.commands.rehearsing import add_rehearsal_options, rehearse_run
+from vila_mc.commands.rehearsing import add_rehearsal_options, refuse_unrehearsed, rehearse_run
 from vila_mc.config.load import add_config_options, load_run_from_args
 from vila_mc.config.options import ErrorRaisingParser
 from vila_mc.errors import ConfigError, SetupError, run_cli, say
@@ -28,11 +28,14 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         for line in preset_lines():
             say(line)
         return 0
+    refuse_unrehearsed(parsed)
     config = load_run_from_args(parsed)
     if parsed.rehearse:
         return rehearse_run(config, parsed)
 
     if "RANK" in os.environ:
+        if parsed.check:
+            raise ConfigError("--check looks once for all ranks. Start it without a launcher.")
         from vila_mc.train.rank import train_rank
 
         return train_rank(config)
