@@ -135,6 +135,7 @@ def test_frames_of_a_video(write_lines: Write, tmp_path: Path) -> None:
     ("record", "reason"),
     [
         ({"video": "a.avi", "conversations": said("<video>", "A")}, "video file"),
+        ({"video": "a.M3U8", "conversations": said("<video>", "A")}, "video file"),
         ({"video": "none", "conversations": said("<video>", "A")}, "missing image"),
         ({"video": "../up", "conversations": said("<video>", "A")}, "bad image name"),
         ({"video": [], "conversations": said("<video>", "A")}, "bad conversation"),

@@ -130,7 +130,9 @@ def test_broken_files(make_video: Callable[..., bytes]) -> None:
 
 def test_limits(make_video: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     mp4 = make_video("a.mp4")
-    assert "takes 2 seconds; at most 1 are" in refusal(mp4, max_seconds=1)
+    assert "takes 1.96 seconds; at most 1 are" in refusal(mp4, max_seconds=1)
+    assert "takes 1.96 seconds; at most 0.1 are" in refusal(mp4, max_seconds=0.1)
+    assert "takes 1.96 seconds; at most 1.95 are" in refusal(mp4, max_seconds=1.95)
     assert "96 x 64 = 6,144 pixels; 1 to 6,143" in refusal(mp4, max_pixels=6143)
     narrow = make_video("e.mkv", frames=2, size=(4096, 16))
     assert "one side is more than 200 times" in refusal(narrow, "e.mkv")

@@ -64,7 +64,8 @@ VIDEO_MARKER = "<video>"
 
 _NOT_READ = ("tools", "functions", "videos", "audio", "audios", "objects")
 """Keys with a part of the conversation that no template writes here."""
-_OTHER_VIDEOS = (".avi", ".gif", ".flv", ".wmv", ".mpg", ".mpeg", ".ts")
+_OTHER_VIDEOS = (".avi", ".gif", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".ogv", ".3gp")
+_PLAYLISTS = (".m3u8", ".m3u", ".mpd")
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,12 @@ class ConversationSource(ImageRecordSource):
                     "video file",
                     f"{value[:80]}: give {', '.join(CONTAINERS)}, or frames as images, or their "
                     "folder",
+                )
+            if value.lower().endswith(_PLAYLISTS):
+                raise RejectionError(
+                    "video file",
+                    f"{value[:80]}: a playlist names other files, which are not followed; give the "
+                    f"video itself as {', '.join(CONTAINERS)}",
                 )
             names = self.images.folder(value)
             value = [name for name in names if name.lower().endswith(ENDINGS)]

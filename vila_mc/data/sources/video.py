@@ -156,8 +156,8 @@ def _kept(container: Any, name: str, policy: FramePolicy) -> Iterator[Frame]:
     if seconds > policy.max_seconds:
         raise RejectionError(
             _UNUSABLE,
-            f"{name} takes {seconds:,.0f} seconds; at most {policy.max_seconds:,.0f} are allowed "
-            "(the option max_seconds)",
+            f"{name} takes {math.ceil(100 * seconds) / 100:,g} seconds; at most "
+            f"{policy.max_seconds:,g} are allowed (the option max_seconds)",
         )
     for frame in _decoded(container, stream, _wanted(shown, base, policy), keys):
         _require_size(name, frame.width, frame.height, most)
