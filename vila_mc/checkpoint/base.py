@@ -5,7 +5,6 @@ A checkpoint of such a run holds its adapters, what else learned, and what did n
 path and by a fingerprint of all bytes: another one in its place is refused.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,16 @@ from typing import Any
 
 import torch.distributed as dist
 
+from vila_mc.checkpoint.base_place import base_directory, record_of
 from vila_mc.checkpoint.lazy import LazyTensor
-from vila_mc.checkpoint.manifest import MANIFEST_NAME, BaseRecord, Manifest
+from vila_mc.checkpoint.manifest import BaseRecord, Manifest
+from vila_mc.checkpoint.needed import mark_needed
 from vila_mc.checkpoint.positions import POSITIONS, positions_stretch
 from vila_mc.checkpoint.require_intact import stored_shapes
 from vila_mc.checkpoint.state import named, weights_state
 from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.checkpoint.vocabulary import TABLES, vocabulary_grows
 from vila_mc.config.lora import is_adapter
-from vila_mc.errors import CheckpointError
 from vila_mc.model.vila_model import VilaModel
 
 
@@ -50,7 +50,7 @@ def base_of_run(
         output: where the run's checkpoints go.
 
     Returns:
-        None if the run has no adapters, or nothing is as it was.
+        None if the run has no adapters, or nothing is as it was. The base is marked as needed.
     """
     run = stages[0].run_config
     if not run.lora.parts():
@@ -68,46 +68,17 @@ def base_of_run(
             if key.startswith(tuple(f"{part}." for part in parts))
         }
     else:
-        record = _seen_from(manifest.base, output)
+        place = base_directory(directory, manifest)
+        assert place is not None
+        record = record_of(place, Manifest.read(place), output)
         unchanged = present - stored.keys()
     kept = {key for key in unchanged - learning if not is_adapter(key)}
     keys = frozenset(kept.difference(changed))
-    return Base(record, keys) if keys else None
-
-
-def record_of(directory: Path, manifest: Manifest, output: Path) -> BaseRecord:
-    """What checkpoints in ``output`` say of the base ``directory``."""
-    path = str(directory.absolute())
-    return BaseRecord(
-        path=path, relative=_relative(path, output), fingerprint=manifest.fingerprint()
-    )
-
-
-def base_directory(directory: Path, manifest: Manifest) -> Path | None:
-    """Where the weights are that a checkpoint does not hold; None if it holds all.
-
-    Raises:
-        CheckpointError: they are no longer there, or others are.
-    """
-    record = manifest.base
-    if record is None:
+    if not keys:
         return None
-    places = [Path(record.path), (directory / record.relative).resolve()]
-    found = next((place for place in places if (place / MANIFEST_NAME).is_file()), None)
-    if found is None:
-        raise CheckpointError(
-            f"{directory} holds adapters and what else learned; the other weights are those of "
-            f"{record.path}, which is not there any more. Put it back, or at "
-            f"{os.path.normpath(directory / record.relative)}."
-        )
-    fingerprint = Manifest.read(found).fingerprint()
-    if fingerprint != record.fingerprint:
-        raise CheckpointError(
-            f"the adapters of {directory} were trained beside other weights than those that are in "
-            f"{found} now (fingerprint {record.fingerprint[:12]}, now {fingerprint[:12]}). Put the "
-            "checkpoint back that they were trained beside."
-        )
-    return found
+    if dist.get_rank() == 0:
+        mark_needed(Path(record.path), output)
+    return Base(record, keys)
 
 
 def open_whole(directory: Path, manifest: Manifest) -> dict[str, LazyTensor]:
@@ -135,15 +106,3 @@ def _keys(stages: Sequence[VilaModel]) -> tuple[set[str], set[str]]:
     dist.all_gather_object(everywhere, (present, learning))
     here, learns = zip(*everywhere, strict=True)
     return set().union(*here), set().union(*learns)
-
-
-def _seen_from(record: BaseRecord, output: Path) -> BaseRecord:
-    return BaseRecord(
-        path=record.path,
-        relative=_relative(record.path, output),
-        fingerprint=record.fingerprint,
-    )
-
-
-def _relative(path: str, output: Path) -> str:
-    return os.path.relpath(path, output.absolute() / "step")

@@ -12,7 +12,8 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
 from vila_mc.checkpoint.adapters import require_same_adapters
-from vila_mc.checkpoint.base import base_directory, open_whole
+from vila_mc.checkpoint.base import open_whole
+from vila_mc.checkpoint.base_place import base_directory
 from vila_mc.checkpoint.fp8_state import FP8, put_fp8_state, that_are_kept
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.positions import POSITIONS, positions_stretch, stretched_positions

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from vila_mc.checkpoint.disk import disk_errors_explained
 from vila_mc.checkpoint.manifest import step_of, whole_checkpoints
+from vila_mc.checkpoint.needed import needed_by
 from vila_mc.config.train import TrainConfig
-from vila_mc.errors import SetupError
+from vila_mc.errors import SetupError, say
 from vila_mc.files import partial_path
 
 _OPTIMIZER_BYTES = 12
@@ -31,10 +32,20 @@ def delete_superseded(train: TrainConfig, *, in_background: bool = False) -> Non
             the process waits for at its end.
     """
     doomed = list(train.output.glob(".step-*.partial"))
-    for path in whole_checkpoints(train.output)[: -train.keep_last]:
-        if not kept_for_good(step_of(path), train):
-            # First out of sight, so that a deletion cut short leaves nothing that looks whole.
-            doomed.append(path.rename(partial_path(path)))
+    superseded = whole_checkpoints(train.output)[: -train.keep_last]
+    for path in superseded:
+        if kept_for_good(step_of(path), train):
+            continue
+        if (adapters := needed_by(path)) is not None:
+            if path == superseded[-1]:  # once: older ones have been here before
+                say(f"kept {path} beyond train.keep_last, as the base of adapters in {adapters}")
+            continue
+        # First out of sight, so that a deletion cut short leaves nothing that looks whole.
+        hidden = path.rename(partial_path(path))
+        if needed_by(path) is None:
+            doomed.append(hidden)
+        else:  # since a moment ago
+            hidden.rename(path)
     if in_background:
         threading.Thread(target=_delete, args=(doomed,)).start()
     else:
@@ -90,7 +101,11 @@ def check_room(train: TrainConfig, one_checkpoint: int) -> str | None:
     here = [step_of(path) for path in whole_checkpoints(train.output)]
     done = here[-1] if here else 0
     to_come = [s for s in range(done + 1, train.steps + 1) if _is_saved(s, train)]
-    rolling = [step for step in here if not kept_for_good(step, train)]
+    rolling = [
+        step_of(path)
+        for path in whole_checkpoints(train.output)
+        if not kept_for_good(step_of(path), train) and needed_by(path) is None
+    ]
     at_a_time = max(1, train.keep_last + 1 - len(rolling))  # older ones make room only afterwards
     needed = min(len(to_come), at_a_time) * one_checkpoint
     free = shutil.disk_usage(train.output).free

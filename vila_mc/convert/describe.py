@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from vila_mc.checkpoint.base import base_directory, open_whole
+from vila_mc.checkpoint.base import open_whole
+from vila_mc.checkpoint.base_place import base_directory
 from vila_mc.checkpoint.lazy import LazyTensors
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.trained_template import shown, template_of

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vila_mc.checkpoint.adapters import require_same_adapters
+from vila_mc.checkpoint.base_place import base_directory
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.config.run import RunConfig
 from vila_mc.topology.layout import Layout
@@ -40,8 +41,6 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
         from vila_mc.train.passes import with_steps
 
         starts.append(checkpoint_to_resume(with_steps(config, readers)))
-    from vila_mc.checkpoint.base import base_directory
-
     for start in starts:
         if start is not None:
             base_directory(start, Manifest.read(start))

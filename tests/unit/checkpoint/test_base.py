@@ -10,9 +10,11 @@ import torch
 from tests.parity.lora_trace import make_adapters_matter
 from tests.support.tiny import tiny_microbatches, tiny_run
 from tests.unit.checkpoint.conftest import trainer
-from vila_mc.checkpoint.base import base_directory, base_of_run, open_whole
+from vila_mc.checkpoint.base import base_of_run, open_whole
+from vila_mc.checkpoint.base_place import base_directory, relink
 from vila_mc.checkpoint.load import load_weights
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest, resolve_checkpoint, versions
+from vila_mc.checkpoint.needed import mark_needed, needed_by
 from vila_mc.checkpoint.require_intact import stored_shapes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.checkpoint.whole import whole_model
@@ -170,3 +172,76 @@ def test_what_is_not_loaded_is_kept(checkpoint: Path, tmp_path: Path) -> None:
         assert base is not None
         assert all(key.startswith("language.") for key in base.keys)
     assert resolve_checkpoint(checkpoint) == checkpoint
+
+
+def test_a_base_is_marked_while_adapters_name_it(
+    adapted: tuple[Path, torch.Tensor], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Its own run keeps it, until the adapters are gone or stand beside another."""
+    path, expected = adapted
+    assert needed_by(checkpoint) == path.parent
+    with whole_model(checkpoint):
+        pass  # a mark is no part of what is checked
+    elsewhere = shutil.copytree(checkpoint.parent, tmp_path / "elsewhere")
+    for mark in elsewhere.glob("*.json"):
+        mark.unlink()
+    relinked, base = relink(path.parent, elsewhere)
+    assert (relinked, base) == ([path], elsewhere / checkpoint.name)
+    assert needed_by(checkpoint) is None
+    assert needed_by(base) == path.parent
+    shutil.rmtree(checkpoint)
+    with whole_model(path) as (model, _):
+        assert _loss(model).equal(expected)
+    shutil.rmtree(path.parent)
+    assert needed_by(base) is None
+    assert not list(elsewhere.glob("*.json"))
+
+
+def test_what_is_another_base_is_not_relinked(
+    adapted: tuple[Path, torch.Tensor], checkpoint: Path, tmp_path: Path
+) -> None:
+    path, _ = adapted
+    other = shutil.copytree(checkpoint, tmp_path / "other" / checkpoint.name)
+    manifest = json.loads((other / MANIFEST_NAME).read_text())
+    next(iter(manifest["files"].values()))["sha256"] = "0" * 64
+    (other / MANIFEST_NAME).write_text(json.dumps(manifest))
+    before = (path / MANIFEST_NAME).read_text()
+    for adapters, base, message in (
+        (path, other, "does not hold the weights that the adapters of"),
+        (path, tmp_path / "nowhere", "does not hold the weights"),
+        (checkpoint, checkpoint, "holds no checkpoint of adapters beside a base"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            relink(adapters, base)
+    assert (path / MANIFEST_NAME).read_text() == before
+
+
+def test_after_a_move_checkpoints_name_the_base_where_it_is(
+    adapted: tuple[Path, torch.Tensor], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Else the first one that a run saves in the new place would look in the old one."""
+    path, _ = adapted
+    moved = tmp_path / "moved"
+    shutil.copytree(checkpoint.parent, moved / checkpoint.parent.name)
+    new = Path(shutil.copytree(path.parent, moved / path.parent.name)) / path.name
+    shutil.rmtree(checkpoint)
+    with trainer(**_sections(new.parent)) as made:
+        base = base_of_run(new, load_weights(new, made.stages), made.stages, new.parent)
+        assert base is not None
+        assert base.record.path == str(moved / checkpoint.parent.name / checkpoint.name)
+        assert (new / base.record.relative).resolve() == Path(base.record.path)
+
+
+def test_a_base_that_cannot_be_marked_is_said(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapters").mkdir()
+    mark_needed(checkpoint, tmp_path / "adapters")
+    (mark,) = checkpoint.parent.glob("*.json")
+    mark.unlink()
+    mark.mkdir()
+    (mark / "x").touch()  # a file cannot be put in its place
+    mark_needed(checkpoint, tmp_path / "adapters")
+    said = capsys.readouterr().out
+    assert f"warning: {checkpoint} cannot be marked as the base of adapters" in said
+    assert said.count("\n") == 1

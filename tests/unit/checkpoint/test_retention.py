@@ -1,5 +1,7 @@
 """Which checkpoints stay, and what is refused before training time is lost."""
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,85 @@ def test_what_is_kept(options: dict[str, int], kept: list[int], tmp_path: Path) 
     assert not list(tmp_path.glob(".*"))
 
 
+def _mark(output: Path, step: int, adapters: Path) -> Path:
+    """As ``mark_needed`` marks a checkpoint; those of this file have no manifest that is read."""
+    adapters.mkdir(parents=True)
+    path = output / f"{checkpoint_name(step)}.needed-by-0123456789ab.json"
+    relative = os.path.relpath(adapters, output)
+    folder = adapters.parent.stat().st_ino
+    values = {"adapters": str(adapters), "relative": relative, "folder": folder}
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_the_base_of_adapters_is_kept_and_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, adapters = tmp_path / "run", tmp_path / "lora"
+    output.mkdir()
+    _make(output, 10, 20, 30)
+    _mark(output, 10, adapters)
+    for step in (30, 40, 50):
+        _make(output, *({step} - {30}))
+        delete_superseded(_train(output, keep_last=2))
+        assert _steps(output) == [10, step - 10, step]
+    said = f"kept {output}/step-00000010 beyond train.keep_last, as the base of adapters in"
+    assert capsys.readouterr().out == f"{said} {adapters}\n"
+
+
+def _unmount(disk: Path) -> None:
+    """Leave another, empty folder where a disk was."""
+    disk.rename(disk.with_name("elsewhere"))
+    disk.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "is_kept"),
+    [
+        (lambda adapters, mark: None, True),
+        (lambda adapters, mark: adapters.rmdir(), False),
+        (lambda adapters, mark: _unmount(adapters.parent), True),
+        (lambda adapters, mark: mark.write_text("{"), True),
+        (lambda adapters, mark: _make(adapters, 5), True),  # whose manifest is damaged
+        (lambda adapters, mark: mark.unlink(), False),
+    ],
+    ids=["there", "removed", "disk not mounted", "damaged mark", "damaged adapters", "no mark"],
+)
+def test_a_mark_counts_while_adapters_may_be_there(
+    change: Callable[[Path, Path], object], is_kept: bool, tmp_path: Path
+) -> None:
+    output, adapters = tmp_path / "run", tmp_path / "disk" / "lora"
+    output.mkdir()
+    _make(output, 10, 20)
+    mark = _mark(output, 10, adapters)
+    change(adapters, mark)
+    delete_superseded(_train(output, keep_last=1))
+    assert _steps(output) == ([10, 20] if is_kept else [20])
+    assert mark.exists() == is_kept
+
+
+def test_both_moved_together_are_still_base_and_adapters(tmp_path: Path) -> None:
+    output = tmp_path / "before" / "run"
+    output.mkdir(parents=True)
+    _make(output, 10, 20)
+    _mark(output, 10, tmp_path / "before" / "lora")
+    (tmp_path / "before").rename(tmp_path / "after")
+    (tmp_path / "before").mkdir()
+    delete_superseded(_train(tmp_path / "after" / "run", keep_last=1))
+    assert _steps(tmp_path / "after" / "run") == [10, 20]
+
+
+def test_a_mark_that_comes_while_a_checkpoint_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make(tmp_path, 10, 20)
+    answers = iter([None, tmp_path])
+    monkeypatch.setattr(retention, "needed_by", lambda path: next(answers))
+    delete_superseded(_train(tmp_path, keep_last=1))
+    assert _steps(tmp_path) == [10, 20]
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_keep_every_must_meet_saves() -> None:
     with pytest.raises(ConfigError, match=r"keep_every 15 is not a multiple of train\.save_every"):
         TrainConfig(save_every=10, keep_every=15)
@@ -90,6 +171,19 @@ def test_room_for_those_that_exist_at_a_time(
         free_gib(needed - 0.1)
         with pytest.raises(SetupError, match=rf"this run needs {needed}.00 GiB.*keep_last"):
             check_room(train, GIB)
+
+
+def test_a_base_of_adapters_makes_no_room(
+    free_gib: Callable[[float], None], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    _make(output, 10, 20)
+    free_gib(1)
+    assert check_room(_train(output, keep_last=2), GIB) is None
+    _mark(output, 20, tmp_path / "lora")
+    with pytest.raises(SetupError, match=r"this run needs 2\.00 GiB"):
+        check_room(_train(output, keep_last=2), GIB)
 
 
 def test_those_kept_for_good_are_warned_of(
