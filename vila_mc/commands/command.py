@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc.config.options import ErrorRaisingParser, flag, read_options
-from vila_mc.errors import DataError, VilaError
+from vila_mc.errors import ConfigError, DataError, VilaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,14 @@ def require_no_input(output: Path, inputs: Iterable[Path]) -> None:
         raise DataError(
             f"output is {output}, which is also an input. Choose another.", option="output"
         )
+
+
+def refuse_unused(options: object, names: Sequence[str], reason: str) -> None:
+    """Refuse options that are given and would change nothing. Raises ConfigError."""
+    for name in names:
+        given = getattr(options, name)
+        if given is not None and given is not False and given != ():
+            raise ConfigError(f"{flag(name)} is given, but {reason}. Leave it out.")
 
 
 def run_one_of(

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from vila_mc.commands.command import Job, run_one_of
+from vila_mc.commands.command import Job, refuse_unused, run_one_of
 from vila_mc.config.connectors import TokenOrder
 from vila_mc.config.families import ImageMode
 from vila_mc.config.load import connector_from_text
-from vila_mc.config.options import Argument, flag
+from vila_mc.config.options import Argument
 from vila_mc.convert.formats.registry import FormatName
 from vila_mc.errors import ConfigError, run_cli, say
 from vila_mc.files import write_json
@@ -132,6 +132,16 @@ class InspectOptions:
     """Look into .bin weights."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RelinkOptions:
+    """Say where the base of LoRA adapters is, after it was moved."""
+
+    checkpoint: Annotated[Path, Argument("DIR")]
+    """Checkpoints of adapters: a run, or one step-* directory of it."""
+    base: Annotated[Path, Argument("DIR")]
+    """Where the checkpoint that they were trained beside is now, or the directory it is in."""
+
+
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse and call. Raises VilaError."""
     # On the CPU, where transformers is compared too: a GPU's TF32 would differ in the fourth digit.
@@ -142,6 +152,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             "export": Job(ExportOptions, export_command),
             "verify": Job(VerifyOptions, verify_command),
             "inspect": Job(InspectOptions, inspect_command),
+            "relink": Job(RelinkOptions, relink_command),
         },
         "command",
         arguments,
@@ -160,7 +171,9 @@ def import_command(options: ImportOptions) -> int:
     from vila_mc.convert.proof.compare_source import compare_source
 
     if options.adapters is not None or options.base is not None:
-        return _import_adapters(options)
+        from vila_mc.commands.convert_adapters import import_adapters_of
+
+        return import_adapters_of(options)
     trust, mode = options.trust_pickle, options.image_mode
     llm, vision = options.llm, options.vision
     select_layer = DEFAULT_LAYER if options.select_layer is None else options.select_layer
@@ -170,14 +183,14 @@ def import_command(options: ImportOptions) -> int:
             "the last but one."
         )
     if options.model is not None and llm is None and vision is None:
-        _refuse_unused(options, ("connector",), "--model brings its own")
-        _refuse_unused(options, ("select_layer",), "--model says it itself")
+        refuse_unused(options, ("connector",), "--model brings its own")
+        refuse_unused(options, ("select_layer",), "--model says it itself")
         reason = "only --vision is stretched; train.interpolate_positions is for what is imported"
-        _refuse_unused(options, ("image_size",), reason)
+        refuse_unused(options, ("image_size",), reason)
         order = options.token_order
         source = read_whole(options.model, mode, token_order=order, trust_pickle=trust)
     elif options.model is None and llm is not None and vision is not None:
-        _refuse_unused(options, ("token_order",), "a new connector has no order yet")
+        refuse_unused(options, ("token_order",), "a new connector has no order yet")
         source = combine_parts(
             llm,
             vision,
@@ -212,57 +225,22 @@ def import_command(options: ImportOptions) -> int:
     return 0
 
 
-def _import_adapters(options: ImportOptions) -> int:
-    from vila_mc.convert.import_adapters import import_adapters
-    from vila_mc.convert.import_checkpoint import RECIPE_NAME
-
-    if options.adapters is None or options.base is None:
-        raise ConfigError("give --adapters and --base together.")
-    of_a_model = ("model", "llm", "vision", "connector", "token_order", "tokenizer", "image_mode")
-    of_its_weights = ("select_layer", "image_size", "dtype", "trust_pickle", "streamed")
-    unused = (*of_a_model, *of_its_weights)
-    _refuse_unused(options, unused, "adapters are imported alone, beside --base")
-    path = import_adapters(options.adapters, options.base, options.output)
-    recipe = options.output / RECIPE_NAME
-    say(f"wrote {path}, which stands beside {options.base}")
-    say("every tensor has its place; not compared with peft")
-    say(f"train from it with --config {recipe} --train.load {options.output}")
-    return 0
-
-
-def _export_adapters(options: ExportOptions) -> int:
-    from vila_mc.convert.export_adapters import export_adapters, prove_adapters
-    from vila_mc.model.megatron_config import DTYPES
-
-    unused = ("merge_lora", "question", "image", "result", "streamed")
-    _refuse_unused(options, unused, "--adapters writes and compares adapters alone")
-    dtype = None if options.dtype is None else DTYPES[options.dtype]
-    export_adapters(options.checkpoint, options.output, options.format, dtype=dtype)
-    say(f"wrote {options.output}")
-    if options.no_verify:
-        print("not verified: run without --no-verify before relying on it")
-        return 0
-    result = prove_adapters(options.checkpoint, options.output, options.format, options.tokenizer)
-    say(
-        "verified with peft in a fresh process, beside an export of the base: greatest logit "
-        f"difference {result.max_difference:.2e}, mean {result.mean_difference:.2e}, greedy tokens "
-        "equal"
-    )
-    return 0
-
-
 def export_command(options: ExportOptions) -> int:
     """Write an export and prove it. Raises VilaError."""
     if options.adapters:
-        return _export_adapters(options)
+        from vila_mc.commands.convert_adapters import export_adapters_of
+
+        return export_adapters_of(options)
     from vila_mc.convert.export_checkpoint import export_checkpoint
     from vila_mc.convert.formats.registry import find_format
+    from vila_mc.convert.proof.fresh_request import require_installed
     from vila_mc.model.megatron_config import DTYPES
 
     if options.no_verify:
-        _refuse_unused(options, ("question", "image", "result"), "--no-verify leaves out the proof")
+        refuse_unused(options, ("question", "image", "result"), "--no-verify leaves out the proof")
     else:
         _require_askable(options, find_format(options.format))
+        require_installed("transformers")
     export_checkpoint(
         options.checkpoint,
         options.output,
@@ -296,24 +274,25 @@ def inspect_command(options: InspectOptions) -> int:
     return 0
 
 
+def relink_command(options: RelinkOptions) -> int:
+    """Write into checkpoints of adapters where their base is. Raises VilaError."""
+    from vila_mc.checkpoint.base_place import relink
+
+    adapters, base = relink(options.checkpoint, options.base)
+    for path in adapters:
+        say(f"{path} stands beside {base}")
+    return 0
+
+
 def _require_askable(options: ProofOptions, format: "Format") -> None:
     """Refuse a question that the proof of this format would not put. Raises ConfigError."""
     if not format.has_own_code:
-        _refuse_unused(
+        refuse_unused(
             options,
             ("question", "image"),
             f"the proof of {format.name} compares logits and tokens alone, as its processor is "
             "not ours",
         )
-
-
-def _refuse_unused(
-    options: ProofOptions | ImportOptions, names: Sequence[str], reason: str
-) -> None:
-    for name in names:
-        given = getattr(options, name)
-        if given is not None and given is not False and given != ():
-            raise ConfigError(f"{flag(name)} is given, but {reason}. Leave it out.")
 
 
 def _prove(options: ProofOptions, export: Path, *, trusts_code: bool = False) -> int:

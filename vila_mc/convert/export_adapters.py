@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vila_mc.checkpoint.base import base_directory, open_whole
+from vila_mc.checkpoint.base import open_whole
+from vila_mc.checkpoint.base_place import base_directory
 from vila_mc.checkpoint.lazy import Reading
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.places import places_of
@@ -26,9 +27,11 @@ from vila_mc.convert.peft_format import (
     WEIGHTS,
     config_json,
     factors,
+    format_of,
     require_known_format,
 )
 from vila_mc.convert.proof.compare import Differences, compare_adapters
+from vila_mc.convert.proof.fresh_request import require_installed
 from vila_mc.convert.proof.reference import image_token_of, proving_model, reference_of
 from vila_mc.convert.safetensors_writer import SafetensorsWriter
 from vila_mc.convert.weights import open_safetensors
@@ -38,6 +41,22 @@ from vila_mc.model.megatron_config import DTYPES
 from vila_mc.topology.shapes import Shape, model_parameters
 
 _MOST_NAMES = 3
+
+
+def require_provable(checkpoint: Path, tokenizer: Path | None = None) -> None:
+    """Refuse a proof of adapters that could not run, before they are written.
+
+    Args:
+        checkpoint: what is to be exported.
+        tokenizer: the one that the checkpoint was trained with if None.
+
+    Raises:
+        SetupError: a package is not installed.
+        ConfigError: no tokenizer is known.
+        CheckpointError: the checkpoint is damaged.
+    """
+    require_installed("transformers", "peft", "accelerate")
+    _tokenizer_of(Manifest.read(resolve_checkpoint(checkpoint)), tokenizer)
 
 
 def export_adapters(
@@ -88,16 +107,15 @@ def export_adapters(
 
 
 def prove_adapters(
-    checkpoint: Path, adapters: Path, format: FormatName, tokenizer: Path | None = None
+    checkpoint: Path, adapters: Path, folder: Path, tokenizer: Path | None = None
 ) -> Differences:
     """Load the base's export and the adapters with PEFT in a fresh process, and compare.
 
-    The export of the base is written beside ``adapters`` for as long as it takes.
-
     Args:
-        checkpoint: what was exported.
-        adapters: what was written.
-        format: of the export of the base.
+        checkpoint: what was exported, or what an import wrote.
+        adapters: a directory of PEFT.
+        folder: where the export of the base, in the format that the adapters are of, stands for as
+            long as it takes.
         tokenizer: the one that the checkpoint was trained with if None.
 
     Raises:
@@ -108,13 +126,12 @@ def prove_adapters(
     manifest = Manifest.read(directory)
     base = base_directory(directory, manifest)
     assert base is not None, "export_adapters has looked"
-    tokenizer = tokenizer or manifest.config.data.tokenizer
-    if tokenizer is None:
-        raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
-    dtype = _dtype_of(adapters)
+    tokenizer = _tokenizer_of(manifest, tokenizer)
+    tensors = open_safetensors(adapters / WEIGHTS)
+    dtype, format = next(iter(tensors.values())).dtype, format_of(tensors)
     model = Manifest.read(base).config.model
-    with tempfile.TemporaryDirectory(dir=adapters.absolute().parent, prefix=".base-") as folder:
-        export = Path(folder) / "base"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as scratch:
+        export = Path(scratch) / "base"
         write_export(open_checkpoint(base, model), model, tokenizer, export, dtype, format=format)
         with proving_model(checkpoint, dtype, is_streamed=False, is_folded=False) as proving:
             reference = reference_of(
@@ -158,5 +175,8 @@ def _connector(state: Reading, table: Table | None) -> Iterator[tuple[str, Tenso
             yield f"{IN_FRONT}{name}", tensor
 
 
-def _dtype_of(adapters: Path) -> torch.dtype:
-    return next(iter(open_safetensors(adapters / WEIGHTS).values())).dtype
+def _tokenizer_of(manifest: Manifest, given: Path | None) -> Path:
+    tokenizer = given or manifest.config.data.tokenizer
+    if tokenizer is None:
+        raise ConfigError("the checkpoint names no tokenizer. Give one.", option="tokenizer")
+    return tokenizer

@@ -1,24 +1,41 @@
 """PEFT's adapters beside a checkpoint: one of adapters, which training and asking go on from."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from vila_mc.checkpoint.base import record_of
-from vila_mc.checkpoint.lazy import LazyTensor
+from vila_mc.checkpoint.base_place import record_of
+from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.needed import mark_needed
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.checkpoint.trained_template import template_of
 from vila_mc.config.load import run_to_dict
+from vila_mc.config.optimizer import OptimizerConfig
+from vila_mc.config.run import RunConfig
+from vila_mc.convert.formats.registry import FormatName, find_format
 from vila_mc.convert.import_checkpoint import RECIPE_NAME
-from vila_mc.convert.peft_format import WEIGHTS, factors, format_of, lora_of, read_config
-from vila_mc.convert.rename_tensors import check_tensors
+from vila_mc.convert.names import connector_table
+from vila_mc.convert.peft_format import (
+    IN_FRONT,
+    WEIGHTS,
+    adapted_modules,
+    factors,
+    format_of,
+    linear_modules,
+    lora_of,
+    read_config,
+)
+from vila_mc.convert.rename_tensors import check_tensors, from_hf, their_shapes
 from vila_mc.convert.weights import open_safetensors
 from vila_mc.errors import CheckpointError, ConfigError
+from vila_mc.model.megatron_config import DTYPES
+
+_PICKLE = "adapter_model.bin"
 
 
 def import_adapters(adapters: Path, base: Path, output: Path) -> Path:
@@ -44,28 +61,77 @@ def import_adapters(adapters: Path, base: Path, output: Path) -> Path:
             f"{directory} has adapters already, and others cannot stand beside them. Give the "
             "checkpoint that they stand beside."
         )
-    rank, alpha, dropout = read_config(adapters)
-    tensors = open_safetensors(adapters / WEIGHTS)
+    said = read_config(adapters)
+    tensors = _open(adapters)
     format = format_of(tensors)
-    lora = lora_of(tensors, rank, alpha, dropout, format)
+    modules = adapted_modules(tensors)
+    lora = lora_of(modules, said, format)
+    learned: tuple[str, ...] = ("connector",) if said.has_connector else ()
     try:
-        train = replace(manifest.config.train, output=output, load=directory, trainable=())
-        config = replace(manifest.config, lora=lora, train=train)
+        train = replace(manifest.config.train, output=output, load=directory, trainable=learned)
+        # Rates of the base's run may be of parts that do not learn here.
+        config = replace(manifest.config, lora=lora, train=train, optimizer=OptimizerConfig())
     except ConfigError as error:
         raise CheckpointError(f"the adapters in {adapters} cannot be used: {error}") from None
-    places = list(factors(config.model, lora, format))
-    expected = {factor.theirs: factor.shape for factor in places}
-    check_tensors(tensors, expected, str(adapters / WEIGHTS))
-    found: Mapping[str, LazyTensor] = {each.ours: tensors[each.theirs] for each in places}
+    found = _placed(tensors, config, format, str(adapters / WEIGHTS))
+    said.targets.require_same(modules, linear_modules(config.model, format))
     output.mkdir(parents=True, exist_ok=True)
     values = run_to_dict(config)
     recipe: dict[str, Any] = {"model": values["model"], "lora": values["lora"]}
-    recipe["train"] = {"trainable": []}
+    recipe["train"] = {"trainable": list(learned)}
+    if config.data.tokenizer is not None:
+        recipe["data"] = {"tokenizer": values["data"]["tokenizer"]}
     (output / RECIPE_NAME).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return write_weights_checkpoint(
+    path = write_weights_checkpoint(
         config,
         found,
         str(adapters),
         template=template_of(manifest),
         base=record_of(directory, manifest, output),
     )
+    mark_needed(directory, output)
+    return path
+
+
+def rounding_line(adapters: Path, checkpoint: Path) -> str | None:
+    """One line if a checkpoint of ``import_adapters`` holds other numbers than PEFT's file."""
+    precision = Manifest.read(checkpoint).config.train.precision
+    theirs = {tensor.dtype for tensor in _open(adapters).values()}
+    kept = DTYPES[precision]
+    wider = [each for each in theirs if torch.promote_types(each, kept) != kept]
+    if not wider:
+        return None
+    given = str(wider[0]).removeprefix("torch.")
+    return f"the adapters are {given}, and were rounded to {precision}, as the base is"
+
+
+def _open(adapters: Path) -> dict[str, LazyTensor]:
+    """The tensors of a directory of PEFT. Raises CheckpointError: it holds none that are read."""
+    if not (adapters / WEIGHTS).exists():
+        if (adapters / _PICKLE).exists():
+            raise CheckpointError(
+                f"{adapters} holds its adapters in {_PICKLE}, a pickle, which can run code when it "
+                "is opened and is never read. Load them with peft where they are trusted, and save "
+                "them as safetensors: save_pretrained(..., safe_serialization=True)."
+            )
+        raise CheckpointError(f"there is no {WEIGHTS} in {adapters}. Give what peft saved.")
+    return open_safetensors(adapters / WEIGHTS)
+
+
+def _placed(
+    tensors: LazyTensors, config: RunConfig, format: FormatName, where: str
+) -> dict[str, LazyTensor]:
+    """The tensors of PEFT by our names: adapters, and the connector where it learns.
+
+    Raises:
+        CheckpointError: one is missing, surplus or mis-shaped.
+    """
+    places = list(factors(config.model, config.lora, format))
+    expected = {factor.theirs: factor.shape for factor in places}
+    naming = find_format("hf-vila").naming
+    connector = [connector_table(config.model, naming)] if config.train.trainable else []
+    saved = {f"{IN_FRONT}{name}": shape for name, shape in their_shapes(connector).items()}
+    check_tensors(tensors, expected | saved, where)
+    found = {each.ours: tensors[each.theirs] for each in places}
+    theirs = {name.removeprefix(IN_FRONT): tensors[name] for name in saved}
+    return found | from_hf(theirs, connector, where)

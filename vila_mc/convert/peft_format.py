@@ -15,9 +15,11 @@ from typing import Any
 from vila_mc.config.lora import ADAPTABLE, AdaptedPart, LoraConfig
 from vila_mc.config.model import ModelConfig
 from vila_mc.convert.config_values import ConfigValues
+from vila_mc.convert.families.language import HEAD
 from vila_mc.convert.formats.registry import FormatName, find_format
 from vila_mc.convert.merge_adapters import adapted_rows
 from vila_mc.convert.names import Naming
+from vila_mc.convert.peft_targets import Targets
 from vila_mc.convert.weights import read_json
 from vila_mc.errors import CheckpointError
 from vila_mc.topology.shapes import Shape, model_parameters
@@ -27,6 +29,8 @@ IN_FRONT = "base_model.model."
 FORMATS: tuple[FormatName, ...] = ("hf-vila", "llm")
 """Formats whose names in files are those of their modules, so that PEFT finds these."""
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
+_CONNECTOR = "connector"
+"""The module of an hf-vila export that may learn beside adapters."""
 _HARMLESS = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -38,10 +42,22 @@ _HARMLESS = (
     "qalora_group_size",
     "revision",
     "runtime_config",
-    "target_modules",
     "task_type",
 )
-"""Keys that say how adapters began or where they come from. The tensors say what has some."""
+"""Keys that say how adapters began or where they come from."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """What an ``adapter_config.json`` says of its adapters."""
+
+    rank: int
+    alpha: float
+    """As the one that is divided by the rank: rsLoRA divides by the root of it."""
+    dropout: float
+    targets: Targets
+    has_connector: bool
+    """Whether the file also holds the connector, which learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +117,7 @@ def config_json(
         "lora_dropout": lora.dropout,
         # A tower has projections of the same names, so they are told by their whole names there.
         "target_modules": list(lora.targets) if format == "llm" else _pattern(names),
-        "modules_to_save": ["connector"] if has_connector else None,
+        "modules_to_save": [_CONNECTOR] if has_connector else None,
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
@@ -115,10 +131,8 @@ def _pattern(names: Iterable[str]) -> str:
     return "|".join(sorted({re.sub(r"\\\.\d+\\\.", r"\.\\d+\.", re.escape(m)) for m in modules}))
 
 
-def read_config(directory: Path) -> tuple[int, float, float]:
-    """Rank, alpha and dropout of the adapters in a directory of PEFT.
-
-    rsLoRA divides by the root of the rank: its alpha is said as the one that divides by the rank.
+def read_config(directory: Path) -> PeftConfig:
+    """What a directory of PEFT says of its adapters.
 
     Raises:
         CheckpointError: it is missing, or asks for what is not computed here; it names what.
@@ -131,7 +145,7 @@ def read_config(directory: Path) -> tuple[int, float, float]:
         config.require(key, False, None)
     for key in ("rank_pattern", "alpha_pattern"):
         config.require(key, {}, None)
-    config.require("modules_to_save", None, [])
+    config.require("modules_to_save", None, [], [_CONNECTOR])
     # The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take a part out of the base as they begin, so
     # that their adapters belong to another base than the one that is named.
     config.require("init_lora_weights", True, False, None, "gaussian", "eva", "orthogonal")
@@ -141,20 +155,41 @@ def read_config(directory: Path) -> tuple[int, float, float]:
     dropout = 0.0 if not config.get("lora_dropout") else config.number("lora_dropout")
     if config.flag("use_rslora"):
         alpha *= math.sqrt(rank)
+    targets, saved = Targets.read(config), bool(config.get("modules_to_save"))
     config.refuse_others(_HARMLESS)
-    return rank, alpha, dropout
+    return PeftConfig(rank, alpha, dropout, targets, saved)
 
 
-def lora_of(
-    names: Iterable[str], rank: int, alpha: float, dropout: float, format: FormatName
-) -> LoraConfig:
-    """The adapters that the tensors of a file are of.
+def adapted_modules(names: Iterable[str]) -> list[str]:
+    """The modules that the tensors of a file are adapters of, each once, in order."""
+    factors_of = (name for name in names if name.endswith(_FACTORS))
+    return list(dict.fromkeys(_module(name).removeprefix(IN_FRONT) for name in factors_of))
+
+
+def linear_modules(model: ModelConfig, format: FormatName) -> Iterator[str]:
+    """Every linear layer of a model in a format, as PEFT meets it."""
+    projections: dict[AdaptedPart, Any] = {
+        part: tuple(target for layer in layers for target in layer.targets)
+        for part, layers in ADAPTABLE.items()
+    }
+    every = LoraConfig(
+        rank=1, targets=projections["language"], vision_targets=projections["vision"]
+    )
+    naming = find_format(format).naming
+    yield from adapted_modules(factor.theirs for factor in factors(model, every, format))
+    yield f"{naming.language}{_module(HEAD.theirs)}"
+    if format != "llm":
+        for layer in model.connector_layers():
+            if not layer.is_norm and not layer.is_table:
+                yield f"{naming.connector}{layer.name}"
+
+
+def lora_of(modules: Iterable[str], config: PeftConfig, format: FormatName) -> LoraConfig:
+    """The adapters of a file.
 
     Args:
-        names: of the tensors.
-        rank: of all of them.
-        alpha: likewise.
-        dropout: likewise.
+        modules: what they are beside.
+        config: what is said of them.
         format: of the model that they are beside.
 
     Raises:
@@ -162,8 +197,7 @@ def lora_of(
     """
     naming = find_format(format).naming
     found: dict[AdaptedPart, set[str]] = {"vision": set(), "language": set()}
-    for name in names:
-        module = _module(name).removeprefix(IN_FRONT)
+    for module in modules:
         in_tower = format != "llm" and module.startswith(naming.vision)
         found["vision" if in_tower else "language"].add(module.rpartition(".")[2])
     ordered: dict[AdaptedPart, tuple[Any, ...]] = {}
@@ -175,10 +209,12 @@ def lora_of(
                 f"{', '.join(known)}. Choose other adapters."
             )
         ordered[part] = tuple(target for target in known if target in targets)
+    if not any(ordered.values()):
+        raise CheckpointError("there is no adapter among the tensors. Choose other adapters.")
     return LoraConfig(
-        rank=rank,
-        alpha=alpha,
-        dropout=dropout,
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.dropout,
         targets=ordered["language"],
         vision_targets=ordered["vision"],
     )
@@ -197,6 +233,6 @@ def _prefix(naming: Naming, part: AdaptedPart) -> str:
 
 
 def _module(name: str) -> str:
-    for end in _FACTORS:
+    for end in (*_FACTORS, ".weight"):
         name = name.removesuffix(end)
     return name

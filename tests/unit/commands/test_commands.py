@@ -129,6 +129,7 @@ OPTIONS = [
     (convert_checkpoint.main, ("export",), convert_checkpoint.ExportOptions),
     (convert_checkpoint.main, ("verify",), convert_checkpoint.VerifyOptions),
     (convert_checkpoint.main, ("inspect",), convert_checkpoint.InspectOptions),
+    (convert_checkpoint.main, ("relink",), convert_checkpoint.RelinkOptions),
 ]
 
 
@@ -249,10 +250,23 @@ def test_usual_flags_lead_to_options() -> None:
             "--train.optim is not an option: there is no optimizer but AdamW.",
         ),
         (("train", "--mm_projector_lr", "1"), "Did you mean --optimizer.parts.connector.lr?"),
+        (("train", "--rehearse", "--check"), "--rehearse and --check are both given"),
+        (
+            ("train", "--as-ranks", "8"),
+            "--as-ranks is given without --rehearse, so it would change",
+        ),
+        (("train", "--gpu-memory", "80"), "--gpu-memory is given without --rehearse"),
+        (("train", "--check", "--json"), "--json is given without --rehearse"),
     ],
 )
 def test_odd_values(arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said in run_console(arguments, monkeypatch)
+
+
+@pytest.mark.parametrize("option", ["--check", "--rehearse"])
+def test_what_trains_nothing_is_no_rank(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert "out a launcher." in run_console(("train", option), monkeypatch)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

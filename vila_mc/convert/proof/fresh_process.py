@@ -12,13 +12,11 @@ import torch
 
 from vila_mc.convert.proof.check_export import check_export
 from vila_mc.convert.proof.check_source import SOURCE_CHECKS
-from vila_mc.convert.proof.fresh_request import RESULT, VALUES
+from vila_mc.convert.proof.fresh_request import INSTALLED_BY, RESULT, VALUES
 from vila_mc.convert.proof.reloaded import ModelFaultError
 
 CHECKS = {"export": check_export, **SOURCE_CHECKS}
 """Each takes the directory, the folder of the request and its values, and gives a result."""
-
-_INSTALLED_BY = {"transformers": "pip install 'vila_mc[hf]'", "peft": "pip install peft"}
 
 
 def main() -> None:
@@ -37,9 +35,9 @@ def answer_requests(folder: Path) -> None:
             with torch.inference_mode():
                 result = CHECKS[wanted["check"]](Path(wanted["directory"]), request, wanted)
         except ImportError as error:
-            if error.name not in _INSTALLED_BY:
+            if error.name not in INSTALLED_BY:
                 raise
-            advice = _INSTALLED_BY[error.name]
+            advice = INSTALLED_BY[error.name]
             result = {"fault": f"{error.name} is not installed. Install it: {advice}."}
         except ModelFaultError as fault:
             result = {"fault": str(fault)}

@@ -11,15 +11,21 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vila_mc.errors import CheckpointError
+from vila_mc.errors import CheckpointError, SetupError
 
 VALUES, TENSORS, RESULT = "request.json", "tensors.safetensors", "result.json"
+INSTALLED_BY = {
+    "transformers": "pip install 'vila_mc[hf]'",
+    **dict.fromkeys(("peft", "accelerate"), "pip install --no-deps peft accelerate"),
+}
+"""What brings a package that a proof may need. What peft asks for besides is there already."""
 _CHILD = "vila_mc.convert.proof.fresh_process"
 _SHOWN_LINES = 3
 
@@ -44,6 +50,24 @@ class FreshRequest:
         save_file({n: t.contiguous() for n, t in self.tensors.items()}, folder / TENSORS)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
+
+
+def require_installed(*packages: str) -> None:
+    """Refuse a proof before anything is written that it is to prove.
+
+    Args:
+        packages: keys of ``INSTALLED_BY`` that it needs.
+
+    Raises:
+        SetupError: one is not installed.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise SetupError(
+                f"the proof needs {package}, which is not installed. Install it "
+                f"({INSTALLED_BY[package]}), or leave out the proof.",
+                option="no_verify",
+            )
 
 
 def answers_of_fresh_process(
