@@ -62,7 +62,8 @@ def test_no_message_below_the_commands_names_a_flag() -> None:
             for part in ast.iter_child_nodes(node):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     named += [(file.name, flag) for flag in FLAG.findall(part.value)]
-    assert named == [("compressed.py", "--long")]  # of zstd
+    # of pip and of zstd
+    assert named == [("fresh_request.py", "--no-deps"), ("compressed.py", "--long")]
 
 
 def test_docs_name_every_module_that_sends_objects_to_other_ranks() -> None:
