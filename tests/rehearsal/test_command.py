@@ -11,6 +11,10 @@ import yaml
 from tests.rehearsal.small import small_run
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
+from vila_mc.planner.constants import FITTED
+from vila_mc.planner.rehearsed import planned_like, read_rehearsal
+from vila_mc.topology.hardware import GPUS
+from vila_mc.topology.layout import Layout
 
 
 def start(run: RunConfig, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -44,6 +48,14 @@ def test_every_coordinate_is_rehearsed_matched_and_fits(tmp_path: Path) -> None:
         (microbatches, microbatches * 32 // 2 * 64 * 2)
     ]
     assert all(rank["room"]["fits"] for rank in found["ranks"])
+    # The planner reads the same file, and has a plan of the same step.
+    file = tmp_path / "rehearsal.json"
+    file.write_text(done.stdout)
+    rehearsed = read_rehearsal(file)
+    planned = planned_like(rehearsed, run, GPUS["h100-80g"], FITTED)
+    assert planned.layout == rehearsed.layout == Layout(tensor=2, pipeline=2, data=4)
+    kinds = {kind for rank in rehearsed.stages() for kind in rank.step.by_kind}
+    assert {"weights", "gradients", "optimizer", "activations"} <= kinds
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
