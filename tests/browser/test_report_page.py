@@ -7,30 +7,74 @@ from typing import Any
 import pytest
 
 from tests.support.browser import PHONE, opened
+from vila_mc.checkpoint.manifest import Manifest, checkpoint_name
 from vila_mc.commands.report import main
+from vila_mc.config.load import run_from_dict
 from vila_mc.observe.metrics import METRICS_NAME
+from vila_mc.topology.layout import Layout
 
 HOSTILE = "<img src=http:a.b onerror=alert(1)>"
 """Also a folder's name."""
 MESSAGE = "</td><script>alert(2)</script>" + HOSTILE
 STEPS = 700
-PANELS = ["loss", "gradient norm", "learning rate", "samples/s", "trained tokens/s", "ms a step"]
+PANELS = [
+    "loss",
+    "gradient norm",
+    "learning rate",
+    "samples/s",
+    "trained tokens/s",
+    "tokens/s a rank",
+    "images/s",
+    "TFLOP/s a rank",
+    "MFU",
+    "ms a step",
+    "ms of waiting for data",
+    "peak memory, GiB",
+]
+DATASETS = [f"validation loss: {name}" for name in ("<script>alert(3)<", "captions")]
+TIMES = {"data_ms": 10.0, "forward_ms": 30.0, "backward_ms": 55.0, "other_ms": 5.0}
+FIGURES = TIMES | {
+    "samples": 8,
+    "step_ms": 100.0,
+    "tokens_per_second_per_rank": 500.0,
+    "images_per_second": 20.0,
+    "tflops_per_rank": 120.0,
+    "mfu": 0.4,
+    "peak_memory_gib": 61.5,
+}
 
 
 def _write(folder: Path, *, validates: bool) -> Path:
     folder.mkdir()
     lines: list[dict[str, Any]] = []
     for step in range(1, STEPS + 1):
-        record = {"step": step, "loss": 4 / step**0.3, "grad_norm": 1 + 5 / step, "samples": 8}
-        record |= {"learning_rate": 1e-3 / step, "trained_tokens": 90 + step, "step_ms": 100.0}
-        lines.append(record)
+        record = {"step": step, "loss": 4 / step**0.3, "grad_norm": 1 + 5 / step}
+        record |= {"learning_rate": 1e-3 / step, "trained_tokens": 90 + step}
+        lines.append(record | FIGURES)
         if validates and step % 100 == 0:
-            lines.append({"step": step, "validation_loss": 3.0, "validation_ms": 5.0})
+            each = {"validation_loss_by_entry": [2.0, 4.0]}
+            lines.append({"step": step, "validation_loss": 3.0, "validation_ms": 5.0} | each)
     if validates:
+        _checkpoint(folder)
         lines += [{"step": STEPS, "event": "loss", "message": MESSAGE}] * 60
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / METRICS_NAME).write_text(text + "no record\n")
     return folder
+
+
+def _checkpoint(folder: Path) -> None:
+    """One that names the datasets of the validation."""
+    validation = [{"path": f"data/{name.removeprefix('validation loss: ')}"} for name in DATASETS]
+    directory = folder / checkpoint_name(2)
+    directory.mkdir()
+    Manifest(
+        step=2,
+        samples_seen=16,
+        config=run_from_dict({"data": {"validation": validation}}),
+        layout=Layout(tensor=1, pipeline=1, data=1),
+        versions={HOSTILE: HOSTILE},
+        layers={},
+    ).write(directory)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +108,8 @@ def test_the_page_is_quiet_and_readable(
 def test_every_figure_has_a_panel_and_every_run_a_curve(browser: Any, report: Path) -> None:
     with opened(browser, report) as page:
         panels = page.page.locator("figure").evaluate_all("all => all.map(one => one.ariaLabel)")
-        assert panels == PANELS
-        assert page.count("figure > div:visible") == len(PANELS)
+        assert panels == PANELS + DATASETS
+        assert page.count("figure > div:visible") == len(panels)
         assert page.count("[id^='curve-0-0-steps-']") == 3  # two runs, and one's validation
         for number in range(1, len(PANELS)):
             assert page.count(f"[id^='curve-0-{number}-samples-']") == 2
@@ -73,6 +117,14 @@ def test_every_figure_has_a_panel_and_every_run_a_curve(browser: Any, report: Pa
             f"{HOSTILE} {STEPS} steps, loss 3.6245 → 0.5606; a point of its curves stands for 2 "
             "steps, their least and greatest are shaded"
         )
+        assert page.texts("figcaption") == [f"validation on {one[17:]}" for one in DATASETS]
+        assert page.count("[id^='curve-0-12-tokens-']") == 1
+        assert page.texts(".splits tbody th") == [HOSTILE, "other"]
+        assert page.texts(".splits tbody td.number")[:4] == ["10.0 %", "0.0 %", "30.0 %", "55.0 %"]
+        widths = page.page.locator(".split:first-child span").evaluate_all(
+            "all => all.map(one => one.getBoundingClientRect().width)"
+        )
+        assert widths[3] / widths[2] == pytest.approx(55 / 30, rel=0.01)
         assert page.texts(".facts thead th") == ["", HOSTILE, "other"]
         facts = dict(
             zip(
@@ -96,8 +148,8 @@ def test_the_keyboard_chooses_what_curves_run_along(browser: Any, report: Path) 
         for axis in ("samples", "tokens"):
             page.page.keyboard.press("ArrowRight")
             assert page.focused() == f"axis-0-{axis}"
-            assert page.count(f"figure > div.on-{axis}:visible") == len(PANELS)
-            assert page.count("figure > div:visible") == len(PANELS)
+            assert page.count(f"figure > div.on-{axis}:visible") == len(PANELS + DATASETS)
+            assert page.count("figure > div:visible") == len(PANELS + DATASETS)
         page.tab_to("summary")
         page.page.keyboard.press("Enter")
         assert page.count(".alarms[open]") == 0

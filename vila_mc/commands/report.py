@@ -12,6 +12,7 @@ from vila_mc.errors import CheckpointError, ConfigError, run_cli, say
 from vila_mc.observe.metrics import METRICS_NAME
 
 if TYPE_CHECKING:
+    from vila_mc.config.data import DataConfig
     from vila_mc.evaluation.report import RunOnPage
 
 MOST_RUNS = 8
@@ -77,13 +78,14 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 def _read(run: Path, folder: Path, name: str) -> tuple[str, "RunOnPage"]:
     """The phase of a run, and what the page shows of it."""
+    from vila_mc.evaluation.curves import named_datasets
     from vila_mc.evaluation.report import RunOnPage
     from vila_mc.observe.run_reader import read_record
     from vila_mc.observe.run_summary import summary
 
     record = read_record(run)
     records = record.records()
-    phase, of_checkpoint = _of_newest_checkpoint(folder)
+    phase, of_checkpoint, datasets = _of_newest_checkpoint(folder)
     facts = summary(records) | of_checkpoint
     if record.num_events:
         facts["alarms"] = ", ".join(
@@ -93,7 +95,7 @@ def _read(run: Path, folder: Path, name: str) -> tuple[str, "RunOnPage"]:
         facts["damaged"] = f"{record.passed_over:,} of the lines of its metrics are no record"
     return phase, RunOnPage(
         name=name,
-        records=records,
+        records=named_datasets(records, datasets),
         facts=facts,
         events=record.events(),
         num_events=record.num_events,
@@ -106,24 +108,33 @@ def _say_facts(facts: Mapping[str, str]) -> None:
         say(f"{name:{width}}  {value}")
 
 
-def _of_newest_checkpoint(folder: Path) -> tuple[str, dict[str, str]]:
-    """The phase of a run, and what else its newest checkpoint says; a run may have none yet."""
+def _of_newest_checkpoint(folder: Path) -> tuple[str, dict[str, str], list[str]]:
+    """The phase of a run, what else its newest checkpoint says, and names of what it validates on.
+
+    A run may have no checkpoint yet.
+    """
     from vila_mc.checkpoint.manifest import Manifest, newest_checkpoint
 
     try:
         newest = newest_checkpoint(folder)
         if newest is None:
-            return "training", {}
+            return "training", {}, []
         manifest = Manifest.read(newest)
     except CheckpointError as error:
-        return "training", {"checkpoint": str(error)}
+        return "training", {"checkpoint": str(error)}, []
     train = manifest.config.train
     facts = {"checkpoint": f"{newest.name} of {train.steps:,} steps"}
     if manifest.layout is not None:
         facts["layout"] = f"{manifest.layout}, micro-batch {train.rows_of_a_pass()}"
     facts["computed in"] = manifest.computed_in()
     facts["written by"] = manifest.written_by()
-    return train.phase, facts
+    return train.phase, facts, _datasets(manifest.config.data)
+
+
+def _datasets(data: "DataConfig") -> list[str]:
+    """Names of the datasets that a run validates on, each once."""
+    names = [entry.path.name for entry in data.validation]
+    return [name if names.count(name) == 1 else f"{name} ({n})" for n, name in enumerate(names)]
 
 
 if __name__ == "__main__":

@@ -31,18 +31,20 @@ class Panel:
 
     name: str
     """For people, as an axis has it."""
-    value: Callable[[Record], float | None]
+    value: Callable[[Record], float | None] = lambda record: None
     """Of a step; of one that stands for several, their mean."""
     banded: str = ""
     """The figure's name in records that keep its least and greatest."""
     validation: str = ""
     """The figure of validations that is drawn beside it."""
     is_logarithmic: bool = False
+    dataset: str = ""
+    """Name of the one that it is measured on."""
 
 
-def _figure(name: str, record: Record, scale: float = 1.0) -> float | None:
-    value = record.get(name)
-    return None if value is None else value * scale
+def _figure(name: str, record: Record) -> float | None:
+    value: float | None = record.get(name)
+    return value
 
 
 def _of_a_step(name: str, record: Record) -> float | None:
@@ -71,8 +73,40 @@ PANELS = (
     Panel(name="learning rate", value=partial(_figure, "learning_rate")),
     Panel(name="samples/s", value=partial(_rate, "samples")),
     Panel(name="trained tokens/s", value=partial(_rate, "trained_tokens")),
+    Panel(name="tokens/s a rank", value=partial(_figure, "tokens_per_second_per_rank")),
+    Panel(name="images/s", value=partial(_figure, "images_per_second")),
+    Panel(name="TFLOP/s a rank", value=partial(_figure, "tflops_per_rank")),
+    Panel(name="MFU", value=partial(_figure, "mfu")),
     Panel(name="ms a step", value=partial(_of_a_step, "step_ms")),
+    Panel(name="ms of waiting for data", value=partial(_of_a_step, "data_ms")),
+    Panel(name="peak memory, GiB", value=partial(_figure, "peak_memory_gib")),
 )
+
+
+_BY_DATASET = "validation_loss_by_entry."
+_MOST_DATASETS = 8
+
+
+def panels_of(runs: Sequence["Course"]) -> list[Panel]:
+    """Every panel that runs may have: where there are several datasets to validate on, one each."""
+    figures = dict.fromkeys(name for run in runs for one in run.validations for name in one)
+    datasets = [
+        Panel(name="validation loss", validation=name, dataset=name.removeprefix(_BY_DATASET))
+        for name in figures
+        if name.startswith(_BY_DATASET)
+    ]
+    return [*PANELS, *(datasets[:_MOST_DATASETS] if len(datasets) > 1 else [])]
+
+
+def named_datasets(records: Sequence[Record], names: Sequence[str]) -> list[Record]:
+    """The same with the figures of datasets under the names of these, not their numbers.
+
+    Args:
+        records: of validations among others.
+        names: of the datasets that validations measure on, in their order.
+    """
+    new = {f"{_BY_DATASET}{number}": f"{_BY_DATASET}{name}" for number, name in enumerate(names)}
+    return [{new.get(name, name): value for name, value in one.items()} for one in records]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +227,7 @@ def draw(panel: Panel, axis: Axis, lines: Sequence[Line], name: str) -> markupsa
         figure.subplots_adjust(left=0.2, right=0.97, top=0.95, bottom=0.2)
         for number, line in enumerate(lines):
             _draw_line(axes, line, f"{name}-{number}", is_noisy=bool(panel.banded))
-        if any(line.is_validation for line in lines):
+        if len({line.is_validation for line in lines}) > 1:
             axes.plot([], [], color=_TEXT_COLOUR, label="training")
             axes.plot([], [], color=_TEXT_COLOUR, label="validation", linestyle="--", marker=".")
             axes.legend(frameon=False)

@@ -9,8 +9,9 @@ from typing import Any
 import jinja2
 
 from vila_mc.errors import DataError
-from vila_mc.evaluation.curves import AXES, COLOURS, PANELS, Course, draw, lines_of
+from vila_mc.evaluation.curves import AXES, COLOURS, Course, draw, lines_of, panels_of
 from vila_mc.evaluation.scores import TaskScore, by_task, score
+from vila_mc.evaluation.time_split import PARTS, time_split
 from vila_mc.files import write_whole
 from vila_mc.observe.thinned import Record, all_steps
 
@@ -85,6 +86,7 @@ def write_report(
         scores={"": score(answers)} if answers else {},
         sheets=[_sheet(task, rows) for task, rows in by_task(answers).items()],
         columns={"": facts} if facts else {},
+        splits=[],
         alarms=[],
     )
 
@@ -108,6 +110,7 @@ def write_runs(
         scores=scores,
         sheets=[],
         columns={run.name: run.facts for run in runs},
+        splits=[one for run in runs if (one := time_split(run.name, run.records))],
         alarms=[_alarms(run) for run in runs if run.num_events],
     )
 
@@ -124,7 +127,7 @@ def _write(output: Path, title: str, **content: Any) -> None:
     columns: Mapping[str, Mapping[str, str]] = content["columns"]
     names = dict.fromkeys(name for facts in columns.values() for name in facts)
     page = environment.get_template("report.html.j2").render(
-        title=title, axes=AXES, fact_names=list(names), **content
+        title=title, axes=AXES, parts=PARTS, fact_names=list(names), **content
     )
     write_whole(output, page)
 
@@ -134,14 +137,14 @@ def _group(name: str, number: int, runs: Mapping[str, Sequence[Mapping[str, Any]
     courses = [Course.of([dict(one) for one in records]) for records in runs.values()]
     axes = [axis for axis in AXES if all(course.has(axis) for course in courses)]
     panels = []
-    for place, panel in enumerate(PANELS):
+    for place, panel in enumerate(panels_of(courses)):
         pictures = [
             (axis.name, draw(panel, axis, lines, f"curve-{number}-{place}-{axis.name}"))
             for axis in axes
             if (lines := lines_of(panel, axis, courses))
         ]
         if pictures:
-            panels.append({"name": panel.name, "pictures": pictures})
+            panels.append({"name": panel.name, "dataset": panel.dataset, "pictures": pictures})
     return {
         "name": name,
         "number": number,

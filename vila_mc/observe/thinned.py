@@ -8,7 +8,16 @@ Record = dict[str, Any]
 MOST_KEPT = 4096
 """Records are put together when there are twice as many."""
 _SUMMED = frozenset(
-    {"samples", "trained_tokens", "images", "substitutes", "skipped", "validation_tokens"}
+    {
+        "samples",
+        "trained_tokens",
+        "images",
+        "substitutes",
+        "skipped",
+        "validation_tokens",
+        "positions",
+        "flops",
+    }
 )
 """Counts of a step, beside times in milliseconds; other figures are averaged."""
 _BANDED = ("loss", "grad_norm")
