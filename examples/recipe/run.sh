@@ -55,7 +55,7 @@ _recipe_dry_run() {
         --gpus "$count" --gpu "${GPU:-a100-80g}" "$@" || status=$?
     echo
     "$VENV_PYTHON" "$checkout/tools/train.py" --config "$checkout/examples/$name.yaml" \
-        --rehearse --as-ranks "$count" "$@" || status=$?
+        --rehearse --as-ranks "$count" --gpu "${GPU:-a100-80g}" "$@" || status=$?
     return "$status"
 }
 

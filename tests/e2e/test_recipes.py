@@ -233,7 +233,9 @@ def test_a_dry_run_plans_rehearses_and_checks(tmp_path: Path) -> None:
     code, said, doors = _dry_run(tmp_path, 128, "--optimizer.lr", "1e-5")
     yaml = "--config examples/pretrain_7b.yaml"
     plan = f"tools/plan_cluster.py {yaml} --gpus 128 --gpu a100-80g --optimizer.lr 1e-5"
-    rehearsal = f"tools/train.py {yaml} --rehearse --as-ranks 128 --optimizer.lr 1e-5"
+    rehearsal = (
+        f"tools/train.py {yaml} --rehearse --as-ranks 128 --gpu a100-80g --optimizer.lr 1e-5"
+    )
     assert (code, doors) == (0, [plan, rehearsal])
     assert "no path for --mmc4 --coyo --tokenizer --load --output." in said
 

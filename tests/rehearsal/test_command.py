@@ -61,7 +61,7 @@ def test_every_coordinate_is_rehearsed_matched_and_fits(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     done = start(small_run(), tmp_path, "--as-ranks", "1", "--gpu-memory", "0.5")
     assert done.returncode == 1, done.stderr
-    assert "stage 0 fits 0.5 GB (0.5 GiB): NO" in done.stdout
+    assert "stage 0 fits 0.5 GiB: NO" in done.stdout
     assert "peak of a step" in done.stdout
 
 
@@ -71,6 +71,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         (["--as-ranks", "0"], "--as-ranks is 0. Say how many ranks to play, 1 or more."),
         ([], "--as-ranks is not given."),
         (["--as-ranks", "1", "--gpu-memory", "0"], "--gpu-memory is 0; it must be"),
+        (["--as-ranks", "1", "--gpu", "v100"], "--gpu is v100; it must be one of a100-40g"),
         (["--as-ranks", "3", "--parallel.tensor", "2"], "3 ranks do not divide"),
         (["--as-ranks", "1", "--train.layers", "transformer_engine"], "cannot be rehearsed"),
         (["--as-ranks", "1", "--train.fp8.recipe", "current"], "cannot be rehearsed"),

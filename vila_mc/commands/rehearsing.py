@@ -4,12 +4,11 @@ import json
 import os
 from argparse import ArgumentParser, Namespace
 
+from vila_mc.commands.gpu_kind import DEFAULT, HELP, gpu_named
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import EXIT_FAULT, EXIT_OK, ConfigError, say
 from vila_mc.rehearsal.refusals import refuse_what_cannot_be_rehearsed
 from vila_mc.topology.layout import Layout
-
-_GPU_MEMORY_GB = 80.0
 
 
 def add_rehearsal_options(parser: ArgumentParser) -> None:
@@ -24,13 +23,20 @@ def add_rehearsal_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--as-ranks", type=int, metavar="N", help="ranks to play (default: --ranks x --nodes)"
     )
-    group.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: 80)")
+    group.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GIB",
+        help="what one GPU holds (default: what one of --gpu does)",
+    )
+    group.add_argument("--gpu", metavar="KIND", help=HELP)
     group.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def refuse_unrehearsed(parsed: Namespace) -> None:
     """Refuse options that go with ``--rehearse`` alone, or not with it. Raises ConfigError."""
     alone = {"--as-ranks": parsed.as_ranks, "--gpu-memory": parsed.gpu_memory}
+    alone |= {"--gpu": parsed.gpu}
     alone |= {"--json": parsed.json or None}
     given = [name for name, value in alone.items() if value is not None]
     if given and not parsed.rehearse:
@@ -56,13 +62,15 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
     """
     if "RANK" in os.environ:
         raise ConfigError("--rehearse plays all ranks itself. Start it once, without a launcher.")
-    gpu_memory = _GPU_MEMORY_GB if parsed.gpu_memory is None else parsed.gpu_memory
-    if not gpu_memory > 0:
-        raise ConfigError(f"--gpu-memory is {gpu_memory:g}; it must be greater than 0.")
+    if parsed.gpu_memory is not None and not 0 < parsed.gpu_memory < float("inf"):
+        raise ConfigError(f"--gpu-memory is {parsed.gpu_memory:g}; it must be greater than 0.")
     ranks = parsed.as_ranks if parsed.as_ranks is not None else (parsed.ranks or 0) * parsed.nodes
     if ranks < 1:
         given = "not given" if parsed.as_ranks is None else parsed.as_ranks
         raise ConfigError(f"--as-ranks is {given}. Say how many ranks to play, 1 or more.")
+    held = gpu_named(parsed.gpu or DEFAULT).memory
+    if parsed.gpu_memory is not None:
+        held = parsed.gpu_memory * 2**30
     Layout.of(config.parallel, ranks)
     refuse_what_cannot_be_rehearsed(config)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # no GPU is touched where there are some
@@ -74,7 +82,7 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
     config.check_world(ranks)
     rehearsal = rehearse(config, ranks)
     if parsed.json:
-        say(json.dumps(as_dict(rehearsal, gpu_memory), indent=2))
+        say(json.dumps(as_dict(rehearsal, held), indent=2))
     else:
-        say(f"{micro_batch_line}\n{as_text(rehearsal, gpu_memory)}".lstrip("\n"))
-    return EXIT_OK if is_good(rehearsal, gpu_memory) else EXIT_FAULT
+        say(f"{micro_batch_line}\n{as_text(rehearsal, held)}".lstrip("\n"))
+    return EXIT_OK if is_good(rehearsal, held) else EXIT_FAULT

@@ -1,12 +1,13 @@
 """What a rehearsal says: one table for people, and the same as JSON."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from vila_mc.rehearsal.every_rank import Rehearsal
 from vila_mc.rehearsal.record import Peak, RankRecord
+from vila_mc.table import aligned
 
 GIB, MIB = 2**30, 2**20
 _NAMED = 12
@@ -79,8 +80,8 @@ def flops(rehearsal: Rehearsal, record: RankRecord) -> dict[str, float]:
     }
 
 
-def room(rehearsal: Rehearsal, record: RankRecord, gpu_gb: float) -> Room:
-    """Whether a rank fits a GPU of ``gpu_gb`` times 10**9 bytes, with what is not seen."""
+def room(rehearsal: Rehearsal, record: RankRecord, gpu_bytes: float) -> Room:
+    """Whether a rank fits a GPU that holds ``gpu_bytes``, with what is not seen."""
     language, train = rehearsal.config.model.language, rehearsal.config.train
     peaks = [record.build, record.step, *([record.save] if record.save else [])]
     seen = max(peak.num_bytes for peak in peaks)
@@ -92,7 +93,7 @@ def room(rehearsal: Rehearsal, record: RankRecord, gpu_gb: float) -> Room:
         "attention's fp32 gradients": 4 * positions * heads if train.precision != "fp32" else 0,
         "fragmentation": round(_FRAGMENTATION * seen),
     }
-    return Room(round(gpu_gb * 10**9), seen, {what: size for what, size in unseen.items() if size})
+    return Room(round(gpu_bytes), seen, {what: size for what, size in unseen.items() if size})
 
 
 def complaints(rehearsal: Rehearsal) -> list[str]:
@@ -104,13 +105,13 @@ def complaints(rehearsal: Rehearsal) -> list[str]:
     return lines
 
 
-def is_good(rehearsal: Rehearsal, gpu_gb: float) -> bool:
+def is_good(rehearsal: Rehearsal, gpu_bytes: float) -> bool:
     """Whether every rank gets to the end of its step, fits, and matches the others."""
-    rooms = (room(rehearsal, record, gpu_gb) for record in rehearsal.records)
+    rooms = (room(rehearsal, record, gpu_bytes) for record in rehearsal.records)
     return not complaints(rehearsal) and all(one.fits() for one in rooms)
 
 
-def as_dict(rehearsal: Rehearsal, gpu_gb: float) -> dict[str, Any]:
+def as_dict(rehearsal: Rehearsal, gpu_bytes: float) -> dict[str, Any]:
     """Everything but the single calls, as plain values."""
     ranks = []
     for record in rehearsal.records:
@@ -118,7 +119,7 @@ def as_dict(rehearsal: Rehearsal, gpu_gb: float) -> dict[str, Any]:
         del values["calls"]
         values["traffic_of_a_step"] = [asdict(one) for one in traffic(rehearsal, record)]
         values["flops_of_a_step"] = flops(rehearsal, record)
-        one = room(rehearsal, record, gpu_gb)
+        one = room(rehearsal, record, gpu_bytes)
         values["room"] = asdict(one) | {"needed": one.needed(), "fits": one.fits()}
         ranks.append(values)
     return {
@@ -127,13 +128,13 @@ def as_dict(rehearsal: Rehearsal, gpu_gb: float) -> dict[str, Any]:
         "microbatches": rehearsal.microbatches,
         "matching": asdict(rehearsal.matching),
         "complaints": complaints(rehearsal),
-        "is_good": is_good(rehearsal, gpu_gb),
+        "is_good": is_good(rehearsal, gpu_bytes),
         "ranks": ranks,
         "seconds": round(rehearsal.seconds, 1),
     }
 
 
-def as_text(rehearsal: Rehearsal, gpu_gb: float) -> str:
+def as_text(rehearsal: Rehearsal, gpu_bytes: float) -> str:
     """The table for people; a stage is shown by its rank with the greatest peak."""
     stages = _of_each_stage(rehearsal.records)
     lines = _head(rehearsal)
@@ -154,7 +155,7 @@ def as_text(rehearsal: Rehearsal, gpu_gb: float) -> str:
         f"{len(rehearsal.records)} ranks compared: "
         + (f"{len(matching.differences)} differ" if matching.differences else "all match"),
         *(f"wrong: {line}" for line in found),
-        *(_fits_line(rehearsal, record, gpu_gb) for record in stages),
+        *(_fits_line(rehearsal, record, gpu_bytes) for record in stages),
     ]
     return "\n".join(lines)
 
@@ -209,7 +210,7 @@ def _stage_table(rehearsal: Rehearsal, stages: Sequence[RankRecord]) -> list[str
         if any(phase in one for one in per_phase):
             counts = (f"{one.get(phase, 0) / 1e12:,.2f}" for one in per_phase)
             rows.append([f"TFLOP of a step, {phase}", *counts])
-    return list(_aligned(rows))
+    return aligned(rows)
 
 
 def _of_kind(kind: str) -> Callable[[RankRecord], int]:
@@ -231,7 +232,7 @@ def _largest(peak: Peak) -> list[str]:
         ]
         for one in peak.tensors[:_NAMED]
     ]
-    return [f"  {line}" for line in _aligned(rows)]
+    return [f"  {line}" for line in aligned(rows)]
 
 
 def _traffic_lines(rehearsal: Rehearsal, record: RankRecord) -> list[str]:
@@ -243,24 +244,14 @@ def _traffic_lines(rehearsal: Rehearsal, record: RankRecord) -> list[str]:
         ]
         for one in traffic(rehearsal, record)
     ]
-    return [f"  {line}" for line in _aligned(rows)] or ["  nothing"]
+    return [f"  {line}" for line in aligned(rows)] or ["  nothing"]
 
 
-def _fits_line(rehearsal: Rehearsal, record: RankRecord, gpu_gb: float) -> str:
-    one = room(rehearsal, record, gpu_gb)
+def _fits_line(rehearsal: Rehearsal, record: RankRecord, gpu_bytes: float) -> str:
+    one = room(rehearsal, record, gpu_bytes)
     unseen = ", ".join(f"{what} {size / GIB:.2f}" for what, size in one.unseen.items())
     return (
-        f"stage {record.pipeline} fits {gpu_gb:g} GB ({one.gpu_bytes / GIB:.1f} GiB): "
+        f"stage {record.pipeline} fits {one.gpu_bytes / GIB:.1f} GiB: "
         f"{'yes' if one.fits() else 'NO'}, {one.seen / GIB:.2f} GiB seen and "
         f"{(one.needed() - one.seen) / GIB:.2f} allowed for what is not ({unseen})"
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if cell[:1].isdigit() else cell.ljust(width)
-            for cell, width in zip(row, widths, strict=True)
-        )
-        yield "  ".join(cells).rstrip()
