@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from vila_mc.config.run import RunConfig
-from vila_mc.data.batches.loader import sampler_of
+from vila_mc.data.batches.datasets import sampler_of
 from vila_mc.data.indexed.dataset_manifest import contents_sha256
 from vila_mc.data.indexed.reader import IndexedReader
 

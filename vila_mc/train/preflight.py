@@ -33,7 +33,7 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
     if config.train.epochs is None:
         starts.append(checkpoint_to_resume(config))
 
-    from vila_mc.data.batches.loader import open_blend, open_validation  # torch: not before here
+    from vila_mc.data.batches.datasets import open_blend, open_validation  # numpy: not before here
 
     readers = open_blend(config.data, config.model)
     open_validation(config.data, config.model)

@@ -19,7 +19,7 @@ from vila_mc.checkpoint.require_intact import stored_shapes
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.config.lora import is_adapter
-from vila_mc.data.batches import loader
+from vila_mc.data.batches import datasets
 from vila_mc.errors import CheckpointError
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.train.preflight import check_before_launch
@@ -146,7 +146,7 @@ def test_adapters_are_checked_before_ranks_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("open_blend", "open_validation"):  # what is asked here needs no data
-        monkeypatch.setattr(loader, name, lambda *_: [])
+        monkeypatch.setattr(datasets, name, lambda *_: [])
     path, _ = adapted
 
     def check(lora: dict[str, object]) -> None:

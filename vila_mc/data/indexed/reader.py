@@ -42,18 +42,24 @@ class IndexedReader:
         prefix: PREFIX of PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.
         tiling: how a model cuts images into the tiles that are counted; None if it does not, and
             each is one. Where the index has no sides of an image, its header is read now.
+        index_alone: read no sample. PREFIX.bin need not be there unless headers have to be read.
 
     Raises:
         DataError: a file is missing, cut off, damaged, or does not belong to the others.
     """
 
-    def __init__(self, prefix: Path, tiling: Tiling | None = None) -> None:
+    def __init__(
+        self, prefix: Path, tiling: Tiling | None = None, *, index_alone: bool = False
+    ) -> None:
         self.prefix = prefix
         self.manifest: DatasetManifest = read_manifest(prefix)
         self._has_modes = self.manifest.kind == "multimodal"
         self._map_index(with_suffix(prefix, ".idx"))
-        self._map_data(with_suffix(prefix, ".bin"))
         self.tiling = tiling
+        asks_headers = tiling is not None and bool((self.sides == 0).any())
+        self._data = np.empty(0, np.uint8)
+        if asks_headers or not index_alone:
+            self._map_data(with_suffix(prefix, ".bin"))
         self._cut: ImageSides | None = None
         if tiling is not None and self._has_modes:
             self._cut = ImageSides(self._modes, self._every_side(), tiling)
