@@ -22,6 +22,7 @@ LAYOUTS = {
     "dp2": (2, dict()),
     "dp2-overlap": (2, dict(overlap_grad_reduce=True)),
     "tp2-pp2-sp": (4, dict(tensor=2, pipeline=2, sequence=True)),
+    "pp2-uneven": (2, dict(pipeline=2, layers_per_stage=(1, 3))),
 }
 PIPELINED = {
     "pp2": (2, dict(pipeline=2)),

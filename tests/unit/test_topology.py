@@ -125,3 +125,28 @@ def test_more_stages_than_layers_are_refused(arguments: tuple[int, ...]) -> None
 def test_what_a_stage_reads() -> None:
     first, middle, last = plan(3, 3)
     assert [stage.needs_images() for stage in (first, middle, last)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("placement", "counts", "told"),
+    [
+        ("shared", (1, 2, 2), "Et|tt|ttL"),
+        ("shared", (3, 1, 1), "Ettt|t|tL"),
+        ("dedicated", (0, 4, 1), "E|tttt|tL"),
+        ("shared", (2, 3), r"is \[2, 3\], but there are 3 stages"),
+        ("shared", (2, 2, 2), "which are 6 layers, and model.language.layers is 5"),
+        ("shared", (0, 3, 2), "Each stage needs a layer"),
+        ("shared", (4, 2, -1), "Each stage needs a layer"),
+        ("dedicated", (1, 2, 2), "dedicated, which has none"),
+    ],
+)
+def test_layers_of_each_stage_as_given(
+    placement: VisionPlacement, counts: tuple[int, ...], told: str
+) -> None:
+    parallel = ParallelConfig(pipeline=3, vision_placement=placement, layers_per_stage=counts)
+    model = ModelConfig(language=LanguageConfig(layers=5))
+    if "t|" in told or "|t" in told:
+        assert megatron_layout(plan_stages(model, parallel)) == told
+        return
+    with pytest.raises(ConfigError, match=told):
+        plan_stages(model, parallel)

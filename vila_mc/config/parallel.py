@@ -32,6 +32,9 @@ class ParallelConfig:
     of it. split: they share. auto: split where it has more than 64 Mi weights, and these divide."""
     context: int = 1
     """Ranks that share one long sequence. Only 1 works today."""
+    layers_per_stage: tuple[int, ...] | None = None
+    """LLM layers of each stage in the order a token flows through them, pipeline x virtual numbers
+    such as [6, 9, 9, 8]; the first is 0 where vision is dedicated (default: spread evenly)."""
     schedule: Literal["1f1b"] = "1f1b"
     """Order of forward and backward passes. Only 1F1B works today (interleaved if virtual > 1)."""
     overlap_grad_reduce: bool = False

@@ -34,7 +34,8 @@ def plan_stages(model: ModelConfig, parallel: ParallelConfig) -> tuple[StagePlan
     """The plan of every stage, in the order a token flows through them.
 
     Raises:
-        ConfigError: there are fewer LLM layers than stages to hold them.
+        ConfigError: there are fewer LLM layers than stages to hold them, or they are divided in
+            another way than the stages.
     """
     num_stages = parallel.pipeline * parallel.virtual
     is_dedicated = parallel.vision_placement == "dedicated"
@@ -45,9 +46,9 @@ def plan_stages(model: ModelConfig, parallel: ParallelConfig) -> tuple[StagePlan
         f"model.language.layers {num_layers} is less than the {language_stages} stages that hold "
         "LLM layers (parallel.pipeline x parallel.virtual). Use fewer stages.",
     )
-    counts = _spread(num_layers, language_stages)
-    if is_dedicated:
-        counts = [0, *counts]
+    counts = [0] * is_dedicated + _spread(num_layers, language_stages)
+    if parallel.layers_per_stage is not None:
+        counts = _as_given(parallel, num_layers, num_stages)
     plans, start = [], 0
     for stage, count in enumerate(counts):
         plans.append(
@@ -74,6 +75,29 @@ def megatron_layout(plans: Sequence[StagePlan]) -> str:
     return "|".join(
         "E" * plan.has_embedding + "t" * len(plan.layers) + "L" * plan.has_head for plan in plans
     )
+
+
+def _as_given(parallel: ParallelConfig, num_layers: int, num_stages: int) -> list[int]:
+    """What ``parallel.layers_per_stage`` says, if it can be."""
+    counts = list(parallel.layers_per_stage or ())
+    given = f"parallel.layers_per_stage is {counts}"
+    require(
+        len(counts) == num_stages,
+        f"{given}, but there are {num_stages} stages (parallel.pipeline x parallel.virtual). "
+        "Give a number for each, or leave it out.",
+    )
+    require(
+        sum(counts) == num_layers,
+        f"{given}, which are {sum(counts)} layers, and model.language.layers is {num_layers}. "
+        "Change one of them.",
+    )
+    is_dedicated = parallel.vision_placement == "dedicated"
+    require(
+        min(counts[is_dedicated:]) > 0 and (not is_dedicated or counts[0] == 0),
+        f"{given}. Each stage needs a layer, but for the first where parallel.vision_placement is "
+        "dedicated, which has none.",
+    )
+    return counts
 
 
 def _spread(layers: int, stages: int) -> list[int]:
