@@ -35,9 +35,8 @@ def add_rehearsal_options(parser: ArgumentParser) -> None:
 
 def refuse_unrehearsed(parsed: Namespace) -> None:
     """Refuse options that go with ``--rehearse`` alone, or not with it. Raises ConfigError."""
-    alone = {"--as-ranks": parsed.as_ranks, "--gpu-memory": parsed.gpu_memory}
-    alone |= {"--gpu": parsed.gpu}
-    alone |= {"--json": parsed.json or None}
+    alone = {"--as-ranks": parsed.as_ranks, "--gpu": parsed.gpu}
+    alone |= {"--gpu-memory": parsed.gpu_memory, "--json": parsed.json or None}
     given = [name for name, value in alone.items() if value is not None]
     if given and not parsed.rehearse:
         raise ConfigError(

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
+from vila_mc.config import connector_memory
 from vila_mc.config.checks import STRICT, require, require_positive
+from vila_mc.config.connector_memory import Site
 
 ConnectorKind = Literal[
     "linear",
@@ -174,6 +176,10 @@ class ConnectorConfig:
         """Its layers in order, between a tower and a language model of these widths."""
         return tuple(self.facts().layers(self, vision_width, language_width))
 
+    def kept_bytes(self, site: Site) -> float:
+        """What an image leaves for the backward pass of a connector that learns, on one rank."""
+        return self.facts().kept(self, site)
+
 
 def _one_per_block(connector: ConnectorConfig, grid: int) -> int:
     """An odd grid is filled up at the bottom and right."""
@@ -205,6 +211,8 @@ class ConnectorFacts:
     """As ``model.connector.kind`` has it."""
     layers: Callable[[ConnectorConfig, int, int], Iterator[ConnectorLayer]]
     """Its layers in order, from its options, the tower's width (e) and the language model's (h)."""
+    kept: Callable[[ConnectorConfig, Site], float] = connector_memory.by_mlp
+    """Bytes that an image leaves for its backward pass, where it learns."""
     block: int = 1
     """Side of the block of patches that is folded into one token."""
     num_tokens: Callable[[ConnectorConfig, int], int] = _one_per_block
@@ -305,12 +313,14 @@ CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
         ConnectorFacts(
             kind="downsample_linear",
             layers=lambda _, e, h: _mlp(4 * e, h),
+            kept=connector_memory.by_downsample_linear,
             block=2,
             module="downsample_linear",
         ),
         ConnectorFacts(
             kind="mlp_downsample",
             layers=lambda _, e, h: _mlp(4 * e, h, h, has_norms=True),
+            kept=connector_memory.by_mlp_downsample,
             block=2,
             module="mlp_downsample",
         ),
@@ -340,6 +350,7 @@ CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
         ConnectorFacts(
             kind="transformer",
             layers=_transformer,
+            kept=connector_memory.by_transformer,
             options={"layers": 1, "heads": None},
             fitting=lambda _, tower: {"heads": tower.heads},
             module="transformer",
@@ -347,6 +358,7 @@ CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
         ConnectorFacts(
             kind="qformer",
             layers=_qformer,
+            kept=connector_memory.by_qformer,
             num_tokens=lambda connector, _: connector.queries or 0,
             options={
                 "layers": None,

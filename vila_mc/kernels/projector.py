@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_KEPT_SHARE = 0.35
-"""Share of the hidden layer that is kept for the backward pass. Each tenth saves 1.7 % of the time
-(a tenth of one of six products) and takes 2.5 % of the memory that the chain of single steps would
-keep."""
+from vila_mc.config.connector_memory import HIDDEN_KEPT
+
 _ROWS_IN_CACHE, _ROWS_PER_LAUNCH = 64, 1024
 """Rows of a weight gradient that are finished together: on a CPU while they are in its cache, on a
 GPU so many that they take longer than launching their kernels."""
@@ -86,7 +84,7 @@ class MlpDownsample(torch.autograd.Function):
             features_npe, norm_weight, norm_bias, factor, has_cls, eps
         )
         hidden = F.linear(tokens, fc1_weight, fc1_bias)
-        kept = hidden.flatten(0, 1)[: int(_KEPT_SHARE * hidden.shape[0] * hidden.shape[1])].clone()
+        kept = hidden.flatten(0, 1)[: int(HIDDEN_KEPT * hidden.shape[0] * hidden.shape[1])].clone()
         ctx.save_for_backward(
             *(features_npe, mean, rstd, norm_weight, norm_bias),
             *(fc1_weight, fc1_bias, fc2_weight, kept),

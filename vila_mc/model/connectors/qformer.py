@@ -14,8 +14,10 @@ from vila_mc.model.connectors.connector import Connector
 
 class _QFormer(Connector):
     def tokens_by_rows(self, features_npe: Tensor) -> Tensor:
-        patches = self.patches(features_npe)
-        tokens = self.apply_norm("norm", self.queries.weight).expand(len(patches), -1, -1)
+        # Copied once here, and not by every product that reads them.
+        patches = self.patches(features_npe).contiguous()
+        queries = self.apply_norm("norm", self.queries.weight)
+        tokens = queries.expand(len(patches), -1, -1).contiguous()
         every = self.settings.cross_attention_every or 1
         for number in range(self.settings.layers or 0):
             at = f"blocks.{number}"
