@@ -18,6 +18,8 @@ LIGHT_MODULES = (
     "vila_mc.config.run",
     "vila_mc.topology.layout",
     "vila_mc.topology.stage_plan",
+    "vila_mc.data.batches.datasets",
+    "vila_mc.planner.replay",
     "vila_mc.convert.formats.registry",
     "vila_mc.evaluation.report",
 )

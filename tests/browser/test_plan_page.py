@@ -24,9 +24,7 @@ SHOWN = 3
 def plan() -> Plan:
     """The layout that is rehearsed."""
     recipe = load_run([], {"train.global_batch": "64", "model.language.layers": "4"})
-    return plan_of(
-        with_layout(recipe, "pipeline=2,recompute=full"), 8, GPUS["a100-80g"], FITTED, None
-    )
+    return plan_of(with_layout(recipe, "pipeline=2,recompute=full"), 8, GPUS["a100-80g"], FITTED)
 
 
 @pytest.fixture(scope="module")

@@ -5,75 +5,108 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vila_mc.commands.command import require_page
+from vila_mc.commands.gpu_kind import DEFAULT, HELP, gpu_named
+from vila_mc.commands.plan_data import add_data_options, known_of
 from vila_mc.config.load import add_config_options, load_run, load_run_from_args
 from vila_mc.config.options import ErrorRaisingParser
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError, run_cli, say
 from vila_mc.files import write_whole
+from vila_mc.planner.compare import phase_lines, what_if_lines
 from vila_mc.planner.constants import FITTED
+from vila_mc.planner.known import Known
 from vila_mc.planner.named_layout import with_layout
 from vila_mc.planner.page import page
 from vila_mc.planner.plan import Plan, plan_of
 from vila_mc.planner.rehearsed import PlannedRehearsal, planned_like, read_rehearsal
-from vila_mc.planner.report import plan_lines, plan_values, recipe_of, search_lines, table
+from vila_mc.planner.report import plan_lines, plan_values, prose, recipe_of, search_lines
 from vila_mc.planner.search import Search, search
 from vila_mc.planner.trace import trace_of
-from vila_mc.topology.hardware import GPUS
 
 MOST_GPUS = 16_384
 """Beyond it the fitted constants say nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One question: options, recipe, and what is known of its rows."""
+
+    options: argparse.Namespace
+    config: RunConfig
+    known: Known
+    rows: str
+    """A line about where rows come from."""
+
+    def search(self) -> Search:
+        """Every layout."""
+        gpus, gpu = self.options.gpus, gpu_named(self.options.gpu)
+        return search(self.config, gpus, gpu, FITTED, self.known)
+
+    def plan(self, config: RunConfig) -> Plan:
+        """One layout. Raises ConfigError."""
+        return plan_of(config, self.options.gpus, gpu_named(self.options.gpu), FITTED, self.known)
+
+
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Search, print, write. Raises VilaError."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed, config = _read(given, prog)
-    if parsed.html is not None:
-        require_page(parsed.html)
-    rehearsed = _rehearsed(parsed, config)
-    phases = [load_run([file]) for file in parsed.phase]
-    explained = with_layout(config, parsed.explain) if parsed.explain else None
-    others = [(one, *_read([*given, *shlex.split(one)], prog)) for one in parsed.what_if]
-    found = _search(parsed, config)
-    for line in [
-        _title(parsed, config),
-        "",
-        *search_lines(found, FITTED, parsed.price, parsed.top),
-    ]:
-        say(line)
+    asked = _read(given, prog)
+    options = asked.options
+    if options.html is not None:
+        require_page(options.html)
+    rehearsed = _rehearsed(asked)
+    phases = [_of(options, load_run([file])) for file in options.phase]
+    explained = with_layout(asked.config, options.explain) if options.explain else None
+    others = [(one, _read([*given, *shlex.split(one)], prog)) for one in options.what_if]
+    found = asked.search()
+    _say(prose(_title(asked)), prose(asked.rows), [""])
+    _say(search_lines(found, FITTED, options.price, options.top))
     if not found.plans:
         return 1
-    say(f"\nThe recipe's own layout: {_own(parsed, config)}")
+    _say([""], prose(f"The recipe's own layout: {_own(asked)}"))
     if explained is not None:
-        _explain(parsed, explained)
+        plan = asked.plan(explained)
+        fits = "fits" if plan.fits() else "does not fit"
+        _say(["", f"{plan.layout}, micro-batch {plan.job.micro_batch}: {fits}"], plan_lines(plan))
+    best = found.plans[0]
     if phases:
-        _phases(parsed, phases, found.plans[0])
+        _say([""], phase_lines([best, *map(_first, phases)]))
     if others:
-        _what_if(others, found.plans[0])
-    _write(parsed, config, found, rehearsed)
+        plans = [(one, next(iter(other.search().plans), None)) for one, other in others]
+        _say([""], what_if_lines(best, plans))
+    _write(asked, found, rehearsed)
     return 0
 
 
-def _read(given: Sequence[str], prog: str | None) -> tuple[argparse.Namespace, RunConfig]:
-    """What is asked, and the recipe. Raises ConfigError."""
+def _say(*blocks: Sequence[str]) -> None:
+    for block in blocks:
+        for line in block:
+            say(line)
+
+
+def _read(given: Sequence[str], prog: str | None) -> _Asked:
+    """What is asked. Raises VilaError."""
     parsed = _parser(prog).parse_args(given)
-    if parsed.gpu not in GPUS:
-        raise ConfigError(f"--gpu is {parsed.gpu}; it must be one of {', '.join(GPUS)}.")
+    gpu_named(parsed.gpu)
     for name in ("gpus", "top"):
         if not 1 <= getattr(parsed, name) <= MOST_GPUS:
             raise ConfigError(
                 f"--{name} is {getattr(parsed, name)}; it must be from 1 to {MOST_GPUS}."
             )
-    for name in ("images", "price"):
-        value = getattr(parsed, name)
-        if value is not None and not 0 <= value < float("inf"):
-            raise ConfigError(f"--{name} is {value}; it must be 0 or greater.")
-    config = load_run_from_args(parsed)
+    if parsed.price is not None and not 0 <= parsed.price < float("inf"):
+        raise ConfigError(f"--price is {parsed.price}; it must be 0 or greater.")
+    return _of(parsed, load_run_from_args(parsed))
+
+
+def _of(parsed: argparse.Namespace, config: RunConfig) -> _Asked:
+    """A recipe under options. Raises VilaError."""
     _require_possible(parsed, config)
-    return parsed, config
+    config, known, line = known_of(parsed, config)
+    return _Asked(parsed, config, known, line)
 
 
 def _parser(prog: str | None) -> ErrorRaisingParser:
@@ -85,14 +118,7 @@ def _parser(prog: str | None) -> ErrorRaisingParser:
     )
     planning = parser.add_argument_group("planning")
     planning.add_argument("--gpus", type=int, required=True, help="GPUs in all")
-    planning.add_argument(
-        "--gpu", default="h100-80g", metavar="KIND", help=f"one of {', '.join(GPUS)} (%(default)s)"
-    )
-    planning.add_argument(
-        "--images",
-        type=float,
-        help="squares of a row on average, each an image or a tile (default: as many as have room)",
-    )
+    planning.add_argument("--gpu", default=DEFAULT, metavar="KIND", help=HELP)
     planning.add_argument("--price", type=float, help="of one GPU for an hour, for the cost")
     planning.add_argument("--top", type=int, default=5, help="layouts to print (%(default)s)")
     planning.add_argument(
@@ -129,13 +155,14 @@ def _parser(prog: str | None) -> ErrorRaisingParser:
     planning.add_argument(
         "--write", type=Path, metavar="FILE", help="write the first layout as a recipe"
     )
+    add_data_options(parser)
     add_config_options(parser)
     return parser
 
 
 def _require_possible(parsed: argparse.Namespace, config: RunConfig) -> None:
-    """Refuse what the GPU does not compute, and more images than a row holds."""
-    recipe, gpu = config.train.fp8.recipe, GPUS[parsed.gpu]
+    """Refuse what the GPU does not compute."""
+    recipe, gpu = config.train.fp8.recipe, gpu_named(parsed.gpu)
     if recipe != "none" and "fp8" not in gpu.peak:
         raise ConfigError(
             f"train.fp8.recipe is {recipe}, but an {gpu.title} computes no FP8. Choose another "
@@ -146,119 +173,53 @@ def _require_possible(parsed: argparse.Namespace, config: RunConfig) -> None:
             f"train.fp8.recipe is mxfp8, which needs Blackwell, and --gpu is {parsed.gpu}. Choose "
             "another recipe or --gpu."
         )
-    length = config.data.sequence_length
-    most = length // config.model.tile_positions()
-    if parsed.images is not None and parsed.images > most:
-        raise ConfigError(
-            f"--images is {parsed.images:g}, but a row of {length:,} positions has room for "
-            f"{most}. Give at most that."
-        )
 
 
-def _rehearsed(parsed: argparse.Namespace, config: RunConfig) -> PlannedRehearsal | None:
+def _rehearsed(asked: _Asked) -> PlannedRehearsal | None:
     """The rehearsal that is to stand on the page. Raises ConfigError."""
-    if parsed.rehearsal is None:
+    options = asked.options
+    if options.rehearsal is None:
         return None
-    if parsed.html is None:
+    if options.html is None:
         raise ConfigError("--rehearsal is for the page alone. Add --html FILE.")
-    rehearsed = read_rehearsal(parsed.rehearsal)
-    return rehearsed, planned_like(rehearsed, config, GPUS[parsed.gpu], FITTED)
+    rehearsed = read_rehearsal(options.rehearsal)
+    return rehearsed, planned_like(rehearsed, asked.config, gpu_named(options.gpu), FITTED)
 
 
-def _search(parsed: argparse.Namespace, config: RunConfig) -> Search:
-    return search(config, parsed.gpus, GPUS[parsed.gpu], FITTED, parsed.images)
-
-
-def _title(parsed: argparse.Namespace, config: RunConfig) -> str:
-    train = config.train
+def _title(asked: _Asked) -> str:
+    train, gpu = asked.config.train, gpu_named(asked.options.gpu)
     return (
-        f"{train.phase} on {parsed.gpus:,} x {GPUS[parsed.gpu].title}: {train.steps:,} steps of "
-        f"{train.global_batch:,} rows of {config.data.sequence_length:,} positions"
+        f"{train.phase} on {asked.options.gpus:,} x {gpu.title}: {train.steps:,} steps of "
+        f"{train.global_batch:,} rows of {asked.config.data.sequence_length:,} positions"
     )
 
 
-def _own(parsed: argparse.Namespace, config: RunConfig) -> str:
+def _own(asked: _Asked) -> str:
     """What the recipe's own layout would take, in a line."""
     try:
-        plan = plan_of(config, parsed.gpus, GPUS[parsed.gpu], FITTED, parsed.images)
+        plan = asked.plan(asked.config)
     except ConfigError as error:
         return f"cannot be. {error}"
     held = f"{plan.fullest() / 2**30:.1f} GiB, which {'fits' if plan.fits() else 'does not fit'}"
     return f"{plan.layout}: {plan.time.total:.2f} s a step, {held}."
 
 
-def _explain(parsed: argparse.Namespace, config: RunConfig) -> None:
-    plan = plan_of(config, parsed.gpus, GPUS[parsed.gpu], FITTED, parsed.images)
-    fits = "fits" if plan.fits() else "does not fit"
-    say(f"\n{plan.layout}, micro-batch {plan.job.micro_batch}: {fits}")
-    for line in plan_lines(plan):
-        say(line)
+def _first(asked: _Asked) -> Plan:
+    """The best layout of a phase. Raises ConfigError: none fits."""
+    found = asked.search()
+    if not found.plans:
+        raise ConfigError(f"no layout of {asked.config.train.phase} fits: {found.nearest}.")
+    return found.plans[0]
 
 
-def _phases(parsed: argparse.Namespace, phases: Sequence[RunConfig], first: Plan) -> None:
-    """The best layout of every phase, and all of them together."""
-    plans = [(first.config.train.phase, first)]
-    for other in phases:
-        found = search(other, parsed.gpus, GPUS[parsed.gpu], FITTED, parsed.images)
-        if not found.plans:
-            raise ConfigError(f"no layout of {other.train.phase} fits: {found.nearest}.")
-        plans.append((other.train.phase, found.plans[0]))
-    rows = [("phase", "layout", "step", "steps", "GPU-hours", "days")]
-    for name, plan in plans:
-        hours = plan.gpu_hours()
-        rows.append(
-            (
-                name,
-                str(plan.layout),
-                f"{plan.time.total:.2f} s",
-                f"{plan.config.train.steps:,}",
-                f"{hours:,.0f}",
-                f"{hours / parsed.gpus / 24:.1f}",
-            )
-        )
-    total = sum(plan.gpu_hours() for _, plan in plans)
-    rows.append(("all", "", "", "", f"{total:,.0f}", f"{total / parsed.gpus / 24:.1f}"))
-    say("")
-    for line in table(rows):
-        say(line)
-
-
-def _what_if(others: Sequence[tuple[str, argparse.Namespace, RunConfig]], best: Plan) -> None:
-    """The best layout under other options, beside the first."""
-    rows = [("what if", "layout", "step", "tokens/s/GPU", "fullest rank", "GPU-hours")]
-    cases: list[tuple[str, Plan | None]] = [("as asked", best)]
-    for options, other, config in others:
-        found = _search(other, config)
-        cases.append((options, found.plans[0] if found.plans else None))
-    for name, plan in cases:
-        if plan is None:
-            rows.append((name, "no layout fits", "", "", "", ""))
-            continue
-        rows.append(
-            (
-                name,
-                f"{plan.layout} on {plan.gpu.title}",
-                f"{plan.time.total:.2f} s",
-                f"{plan.tokens_per_gpu():,.0f}",
-                f"{plan.fullest() / 2**30:.1f} GiB",
-                f"{plan.gpu_hours():,.0f}",
-            )
-        )
-    say("")
-    for line in table(rows):
-        say(line)
-
-
-def _write(
-    parsed: argparse.Namespace, config: RunConfig, found: Search, beside: PlannedRehearsal | None
-) -> None:
-    best = found.plans[0]
+def _write(asked: _Asked, found: Search, beside: PlannedRehearsal | None) -> None:
+    parsed, best = asked.options, found.plans[0]
     if parsed.json is not None:
         _written(
             parsed.json, json.dumps([plan_values(one) for one in found.plans], indent=2) + "\n"
         )
     if parsed.html is not None:
-        told = page(_title(parsed, config), found, parsed.top, parsed.price, beside)
+        told = page(_title(asked), found, parsed.top, parsed.price, beside)
         _written(parsed.html, told)
     if parsed.trace is not None:
         _written(parsed.trace, json.dumps(trace_of(best)))

@@ -1,38 +1,43 @@
 """A recipe and a layout as a job of the planner."""
 
+from collections.abc import Collection
 from math import prod
 
+from vila_mc.config.connector_memory import Site
 from vila_mc.config.lora import is_adapter
 from vila_mc.config.run import RunConfig
 from vila_mc.config.trainable import piece_of, with_backward
 from vila_mc.planner.job import Decoder, Engine, Job, Learns, Share, Stage, Tower
+from vila_mc.planner.known import NOTHING, Known
 from vila_mc.topology.layout import Layout
 from vila_mc.topology.shapes import stage_parameters
 from vila_mc.topology.stage_plan import StagePlan, plan_stages
 
 
-def job_of(config: RunConfig, layout: Layout, images: float | None = None) -> Job:
+def job_of(config: RunConfig, layout: Layout, known: Known = NOTHING) -> Job:
     """One step of a recipe.
 
     Args:
         config: the recipe; its ``parallel`` section and ``layout`` agree.
         layout: degrees of parallelism.
-        images: squares of a row on average, each an image or a tile of one; as many as a row has
-            room for if none, which is the worst.
+        known: what rows hold.
     """
     model, train = config.model, config.train
-    learning, backward = config.learning_pieces(), _with_backward(config)
+    learning = config.learning_pieces()
+    backward = with_backward(learning | config.adapted_pieces(), model)
     vision_layers = sum(piece.startswith("vision.layers.") for piece in backward)
-    stages = tuple(_stage(config, plan) for plan in plan_stages(model, config.parallel))
-    length = config.data.sequence_length
+    plans = plan_stages(model, config.parallel)
+    stages = tuple(_stage(config, plan, learning, backward) for plan in plans)
+    images, most_images, attended = _rows(config, layout, known)
     return Job(
         decoder=_decoder(config),
         tower=_tower(config),
-        length=length,
-        attended=length,
+        length=config.data.sequence_length,
+        attended=attended,
         rows=train.global_batch,
         micro_batch=train.rows_of_a_pass(),
-        images=length // model.tile_positions() if images is None else images,
+        images=images,
+        most_images=most_images,
         share=Share(
             tensor=layout.tensor,
             pipeline=layout.pipeline,
@@ -62,8 +67,15 @@ def job_of(config: RunConfig, layout: Layout, images: float | None = None) -> Jo
     )
 
 
-def _with_backward(config: RunConfig) -> frozenset[str]:
-    return with_backward(config.learning_pieces() | config.adapted_pieces(), config.model)
+def _rows(config: RunConfig, layout: Layout, known: Known) -> tuple[float, float, float]:
+    """Images of a row on average, and of one of the fullest pass; positions it attends to."""
+    length, rows = config.data.sequence_length, config.train.rows_of_a_pass()
+    if known.replay is None:
+        full = length // config.model.tile_positions()
+        images = full if known.images is None else known.images
+        return images, images, length
+    fullest = known.replay.dealt(layout.data, rows).fullest_pass() / rows
+    return known.replay.images(), fullest, known.replay.attended()
 
 
 def _decoder(config: RunConfig) -> Decoder:
@@ -81,11 +93,14 @@ def _decoder(config: RunConfig) -> Decoder:
 
 
 def _tower(config: RunConfig) -> Tower:
-    vision = config.model.vision
-    shapes = [
-        one for layer in config.model.connector_layers() for one in layer.parameters().values()
-    ]
-    matrices = [shape for shape in shapes if len(shape) > 1]
+    model, vision = config.model, config.model.vision
+    ranks = config.parallel.tensor if config.splits_connector() else 1
+    patches_a_token = vision.grid() ** 2 / model.visual_tokens()
+    connector = sum(
+        prod(layer.shape) * (patches_a_token if layer.reads_patches else 1) / ranks
+        for layer in model.connector_layers()
+        if not layer.is_norm and not layer.is_table
+    )
     return Tower(
         layers=vision.built_layers(),
         width=vision.width,
@@ -93,14 +108,25 @@ def _tower(config: RunConfig) -> Tower:
         ffn=vision.ffn,
         positions=vision.positions(),
         kept_wide=3 if vision.facts().activation == "quick_gelu" else 2,
-        connector=sum(map(prod, matrices)),
-        visual_tokens=config.model.visual_tokens(),
+        connector=connector,
+        visual_tokens=model.visual_tokens(),
+        connector_kept=model.connector.kept_bytes(
+            Site(
+                grid=vision.grid(),
+                class_tokens=vision.facts().class_tokens,
+                vision_width=vision.width,
+                language_width=model.language.width,
+                ranks=ranks,
+            )
+        ),
     )
 
 
-def _stage(config: RunConfig, plan: StagePlan) -> Stage:
+def _stage(
+    config: RunConfig, plan: StagePlan, learning: Collection[str], backward: Collection[str]
+) -> Stage:
+    """What a stage holds, where these pieces learn and those have a backward pass."""
     tensor = config.parallel.tensor
-    learning, backward = config.learning_pieces(), _with_backward(config)
     weights = learnt = 0
     for parameter in stage_parameters(
         config.model, plan, config.lora, splits_connector=config.splits_connector()

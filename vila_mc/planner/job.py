@@ -72,10 +72,13 @@ class Tower:
     kept_wide: int = 2
     """Times that the width of its feed-forward layer is kept for the backward pass: before and
     after the activation, and once more where that is made of several operators (quick GELU)."""
-    connector: int = 0
-    """Numbers in the connector's matrices."""
+    connector: float = 0
+    """Numbers in the connector's matrices on one tensor-parallel rank, as often as a visual token
+    meets them: those that read every patch count for each patch that a token stands for."""
     visual_tokens: int = 0
     """Positions of the language model that an image takes, each a row of the connector's."""
+    connector_kept: float = 0
+    """Bytes that an image leaves for the connector's backward pass on one tensor-parallel rank."""
 
     def layer_weights(self) -> int:
         """Numbers in a layer's matrices."""
@@ -177,6 +180,8 @@ class Job:
     """Rows of a pass of one rank."""
     images: float = 0
     """Of a row, on average."""
+    most_images: float | None = None
+    """Of a row of the fullest microbatch, which decides what is held; ``images`` if none."""
     share: Share = field(default_factory=Share)
     stages: tuple[Stage, ...] = ()
     recompute: Recompute = "none"
@@ -189,6 +194,11 @@ class Job:
     block_scaled: bool = False
     """FP8 whose scales belong to blocks of numbers, each scaled before its product."""
     engine: Engine = field(default_factory=Engine)
+
+    def held_images(self) -> float:
+        """Images that a microbatch holds at most."""
+        most = self.images if self.most_images is None else self.most_images
+        return self.micro_batch * most
 
     def microbatches(self) -> int:
         """Passes of a rank in a step."""

@@ -79,6 +79,8 @@ def chunk_activations(job: Job, chunk: Stage) -> float:
     total = 0.0
     if chunk.has_vision and job.tower is not None:
         total += job.learning_tower() * tower_activations(job, job.tower)
+        if job.learns.connector or job.learns.vision:
+            total += job.held_images() / job.share.context * job.tower.connector_kept
     learning, backward = job.learning_layers(chunk), job.backward_layers(chunk)
     again = job.recomputed if job.recompute == "full" else 0.0
     whole = job.share.tensor if job.engine.sequence else 1
@@ -113,7 +115,7 @@ def layer_activations(job: Job, learns: bool) -> float:
 def tower_activations(job: Job, tower: Tower) -> float:
     """Bytes that a layer of the tower keeps of one microbatch."""
     tensor = job.share.tensor
-    rows = job.micro_batch * job.images * tower.positions / job.share.context
+    rows = job.held_images() * tower.positions / job.share.context
     if job.recompute_vision:
         return HALF * rows * tower.width
     ffn = (tower.kept_wide + tower.gated) * tower.ffn / tensor

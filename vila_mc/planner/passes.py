@@ -1,6 +1,6 @@
 """A microbatch's time in one chunk of the pipeline, and what it is made of."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from vila_mc.planner.clock import Clock
 from vila_mc.planner.job import Job, Stage
@@ -33,26 +33,68 @@ class Passes:
 _FIELDS = fields(Passes)
 
 
+class PassTimes:
+    """Times of microbatches of one job, each computed once, whatever chunks and images it meets."""
+
+    def __init__(self, job: Job, clock: Clock) -> None:
+        self.job, self._clock = job, clock
+        self._layers: dict[tuple[float, bool, bool], Passes] = {}
+        self._seen: dict[float, Passes] = {}
+        self._head: Passes | None = None
+
+    def of(self, chunk: Stage, images: float, attended: float) -> Passes:
+        """A microbatch's time in a chunk.
+
+        Args:
+            chunk: of the pipeline.
+            images: of a row, on average.
+            attended: positions of the sample that a position stands in, on average.
+        """
+        job, total = self.job, Passes()
+        if chunk.has_vision and job.tower is not None:
+            total += self._vision(images)
+        learning, backward = job.learning_layers(chunk), job.backward_layers(chunk)
+        for layers, learns, goes_back in (
+            (learning, True, True),
+            (backward - learning, False, True),
+            (chunk.layers - backward, False, False),
+        ):
+            if layers:
+                total += self._layer(attended, learns, goes_back) * layers
+        if chunk.has_head:
+            total += self._output()
+        return total
+
+    def even(self) -> list[Passes]:
+        """The average microbatch's, chunk by chunk."""
+        return [self.of(chunk, self.job.images, self.job.attended) for chunk in self.job.chunks()]
+
+    def _vision(self, images: float) -> Passes:
+        if images not in self._seen:
+            seen = _vision(replace(self.job, images=images), self._clock) if images else Passes()
+            self._seen[images] = seen + Passes(vision=seen.forward + seen.backward)
+        return self._seen[images]
+
+    def _layer(self, attended: float, learns: bool, goes_back: bool) -> Passes:
+        key = attended, learns, goes_back
+        if key not in self._layers:
+            job = replace(self.job, attended=attended)
+            self._layers[key] = _decoder(job, self._clock, learns, goes_back)
+        return self._layers[key]
+
+    def _output(self) -> Passes:
+        if self._head is None:
+            operators, clock = head(self.job), self._clock
+            self._head = Passes(
+                forward=clock.forward(operators),
+                backward=clock.backward(operators, self.job.learns.tables),
+            )
+        return self._head
+
+
 def chunk_passes(job: Job, chunk: Stage, clock: Clock) -> Passes:
-    """A microbatch's time in a chunk."""
-    total = Passes()
-    if chunk.has_vision and job.tower is not None:
-        seen = _vision(job, clock)
-        total += seen + Passes(vision=seen.forward + seen.backward)
-    learning, backward = job.learning_layers(chunk), job.backward_layers(chunk)
-    for layers, learns, goes_back in (
-        (learning, True, True),
-        (backward - learning, False, True),
-        (chunk.layers - backward, False, False),
-    ):
-        if layers:
-            total += _decoder(job, clock, learns, goes_back) * layers
-    if chunk.has_head:
-        operators = head(job)
-        total += Passes(
-            forward=clock.forward(operators), backward=clock.backward(operators, job.learns.tables)
-        )
-    return total
+    """The average microbatch's time in a chunk."""
+    return PassTimes(job, clock).of(chunk, job.images, job.attended)
 
 
 def _decoder(job: Job, clock: Clock, learns: bool, goes_back: bool) -> Passes:

@@ -6,8 +6,10 @@ from vila_mc.config.run import RunConfig
 from vila_mc.planner.constants import Constants
 from vila_mc.planner.from_recipe import job_of
 from vila_mc.planner.job import Job
+from vila_mc.planner.known import NOTHING, Known
 from vila_mc.planner.memory import Memory, rank_memory
-from vila_mc.planner.step import StepTime, step_time
+from vila_mc.planner.saves import Saves, saves_of
+from vila_mc.planner.step import StepTime, step_time, with_loading
 from vila_mc.topology.flops import pairs_of, step_flops
 from vila_mc.topology.hardware import Gpu
 from vila_mc.topology.layout import Layout
@@ -31,6 +33,8 @@ class Plan:
     time: StepTime
     memory: tuple[Memory, ...]
     """Of each pipeline rank."""
+    saves: Saves
+    known: Known
 
     def fits(self) -> bool:
         """Whether the fullest rank leaves the allowance free."""
@@ -40,18 +44,22 @@ class Plan:
         """Bytes of tensors on the fullest rank."""
         return max(one.total() for one in self.memory)
 
+    def tokens(self) -> float:
+        """Positions of a step; without padding, where that is known."""
+        replay = self.known.replay
+        return self.job.rows * self.job.length * (1.0 if replay is None else replay.filled())
+
     def tokens_per_gpu(self) -> float:
-        """Positions that a GPU gets through in a second."""
-        return self.job.rows * self.job.length / (self.time.total * self.layout.world_size())
+        """Of them, those that a GPU gets through in a second."""
+        return self.tokens() / (self.time.total * self.layout.world_size())
 
     def flops_per_gpu(self) -> float:
         """FLOP/s of a GPU that the mathematics asks for."""
-        job = self.job
-        positions = job.rows * job.length
+        job, replay = self.job, self.known.replay
+        samples = job.rows * job.length / job.attended
+        pairs = samples * pairs_of(job.attended) if replay is None else replay.pairs()
         flops = step_flops(self.config).of(
-            positions=positions,
-            pairs=positions * pairs_of(job.attended) / job.attended,
-            images=job.rows * job.images,
+            positions=self.tokens(), pairs=pairs, images=job.rows * job.images
         )
         return flops / (self.time.total * self.layout.world_size())
 
@@ -60,8 +68,8 @@ class Plan:
         return self.flops_per_gpu() / self.gpu.peak["bf16"]
 
     def gpu_hours(self) -> float:
-        """Of the whole phase."""
-        seconds = self.time.total * self.config.train.steps
+        """Of the whole phase, its checkpoints included; restarts are not."""
+        seconds = self.time.total * self.config.train.steps + self.saves.waiting
         return seconds * self.layout.world_size() / 3600
 
     def limits(self) -> str:
@@ -72,9 +80,11 @@ class Plan:
             "sums over tensor-parallel ranks": busiest.sums,
             "recomputation": busiest.recomputed,
             "vision": busiest.vision,
+            "the data-parallel rank with most images": time.unevenness,
             "sums of gradients over data-parallel ranks": time.gradients,
             "a host that starts kernels too slowly": busiest.launch,
             "the optimizer": time.optimizer,
+            "images that are not decoded in time": time.data,
         }
         name, seconds = max(losses.items(), key=lambda item: item[1])
         share = seconds / time.total
@@ -84,7 +94,7 @@ class Plan:
 
 
 def plan_of(
-    config: RunConfig, world: int, gpu: Gpu, constants: Constants, images: float | None
+    config: RunConfig, world: int, gpu: Gpu, constants: Constants, known: Known = NOTHING
 ) -> Plan:
     """Foretell one layout.
 
@@ -93,18 +103,24 @@ def plan_of(
         world: GPUs in all.
         gpu: their kind.
         constants: fitted.
-        images: of a row on average; as many as have room if none.
+        known: what the rows of a step hold, and what stands around the GPUs.
 
     Raises:
         ConfigError: the GPUs do not divide into the layout.
     """
     layout = Layout.of(config.parallel, world)
-    job = job_of(config, layout, images)
+    job = job_of(config, layout, known)
+    dealt = known.dealt(layout.data, job.micro_batch)
+    time = step_time(job, gpu, constants, dealt)
+    images = job.rows * job.images / layout.data if dealt is None else dealt.fullest_rank()
+    time = with_loading(time, images / known.decoded, config.data.workers)
     return Plan(
         config=config,
         layout=layout,
         gpu=gpu,
         job=job,
-        time=step_time(job, gpu, constants),
+        time=time,
         memory=tuple(rank_memory(job, rank, constants) for rank in range(layout.pipeline)),
+        saves=saves_of(config, job, time.total, known.disk),
+        known=known,
     )

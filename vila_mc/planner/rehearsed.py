@@ -172,7 +172,7 @@ def planned_like(rehearsed: Rehearsed, config: RunConfig, gpu: Gpu, constants: C
             parallel = replace(config.parallel, **changes)
             train = _as_rehearsed(rehearsed, config.train)
             placed = replace(config, parallel=parallel, train=train)
-            plan = plan_of(placed, layout.world_size(), gpu, constants, None)
+            plan = plan_of(placed, layout.world_size(), gpu, constants)
         except ConfigError as error:
             reason = reason or str(error)
             continue
@@ -198,6 +198,7 @@ def _placements(rehearsed: Rehearsed, own: ParallelConfig) -> Iterator[dict[str,
             pipeline=layout.pipeline,
             virtual=layout.virtual,
             vision_placement=placement,
+            layers_per_stage=None,
         )
 
 

@@ -51,25 +51,24 @@ def _turn(is_back: bool, rank: int, pipeline: int, virtual: int, turn: int) -> T
 
 
 def simulate(
-    forward: Sequence[float],
-    backward: Sequence[float],
-    microbatches: int,
+    forward: Sequence[Sequence[float]],
+    backward: Sequence[Sequence[float]],
     pipeline: int,
     transfer: float,
 ) -> list[Event]:
     """When every pass of every rank runs.
 
     Args:
-        forward: seconds of a microbatch's forward pass through each chunk, in flow order.
-        backward: of its backward pass.
-        microbatches: of a step; a multiple of ``pipeline`` where there are virtual stages.
+        forward: seconds of the forward pass through each chunk, in flow order, of each
+            microbatch: a multiple of ``pipeline`` where there are virtual stages.
+        backward: the same of the backward pass.
         pipeline: ranks; there are as many chunks or a multiple of them.
         transfer: seconds from one rank to the next.
 
     Returns:
         Events, each rank's in their order.
     """
-    chunks = len(forward)
+    chunks, microbatches = len(forward), len(forward[0])
     orders = [
         rank_order(rank, pipeline, chunks // pipeline, microbatches) for rank in range(pipeline)
     ]
@@ -97,7 +96,8 @@ def simulate(
                 if not is_there:
                     break
                 start = max(ready, free[rank])
-                free[rank] = ended[is_back][chunk][microbatch] = start + seconds[is_back][chunk]
+                free[rank] = start + seconds[is_back][chunk][microbatch]
+                ended[is_back][chunk][microbatch] = free[rank]
                 name: Direction = "backward" if is_back else "forward"
                 events.append(Event(rank, name, chunk, microbatch, start, free[rank]))
                 at[rank] += 1

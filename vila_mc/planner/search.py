@@ -2,14 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vila_mc.config.parallel import ParallelConfig, VisionPlacement
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError
+from vila_mc.planner.balance import balanced_layers
+from vila_mc.planner.clock import Clock
 from vila_mc.planner.constants import Constants
 from vila_mc.planner.from_recipe import job_of
+from vila_mc.planner.job import Job
+from vila_mc.planner.known import NOTHING, Known
 from vila_mc.planner.memory import rank_memory
+from vila_mc.planner.passes import PassTimes
 from vila_mc.planner.plan import ALLOWANCE, Plan, plan_of
 from vila_mc.planner.step import quick_step_time
 from vila_mc.topology.hardware import Gpu
@@ -35,29 +40,54 @@ class Search:
 
 
 def search(
-    config: RunConfig, world: int, gpu: Gpu, constants: Constants, images: float | None = None
+    config: RunConfig, world: int, gpu: Gpu, constants: Constants, known: Known = NOTHING
 ) -> Search:
     """Rank the layouts of a recipe on ``world`` GPUs, and count what was rejected and why."""
-    rejected: Counter[str] = Counter()
-    quick: list[tuple[float, int, RunConfig]] = []
-    least, nearest = float("inf"), ""
-    for candidate in candidates(config, world, gpu, rejected):
-        layout = Layout.of(candidate.parallel, world)
-        job = job_of(candidate, layout, images)
-        ranks = (rank_memory(job, rank, constants) for rank in range(layout.pipeline))
-        fullest = max(rank.total() for rank in ranks)
-        if fullest < least:
-            least, nearest = fullest, f"{layout}, micro-batch {job.micro_batch}"
-        if fullest + ALLOWANCE > gpu.memory:
-            rejected[TOO_FULL] += 1
-            continue
-        quick.append((quick_step_time(job, gpu, constants), len(quick), candidate))
-    best = [candidate for _, _, candidate in sorted(quick)[:SIMULATED]]
-    plans = [plan_of(candidate, world, gpu, constants, images) for candidate in best]
+    tried = _Tried(world, gpu, constants, known)
+    for candidate in candidates(config, world, gpu, tried.rejected):
+        job = tried.add(candidate)
+        if job.share.pipeline > 1:
+            layers = balanced_layers(PassTimes(job, Clock(gpu, job, constants)))
+            if layers != tuple(chunk.layers for chunk in job.chunks()):
+                parallel = replace(candidate.parallel, layers_per_stage=layers)
+                tried.add(replace(candidate, parallel=parallel))
+    best = [candidate for _, _, candidate in sorted(tried.fitting)[:SIMULATED]]
+    plans = [plan_of(candidate, world, gpu, constants, known) for candidate in best]
     plans.sort(key=lambda plan: plan.time.total)
+    nearest = tried.nearest
     if not plans and nearest:
-        nearest = f"{nearest} needs least: {(least + ALLOWANCE) / 2**30:.0f} GiB"
-    return Search(tuple(plans), dict(rejected), nearest)
+        nearest = f"{nearest} needs least: {(tried.least + ALLOWANCE) / 2**30:.0f} GiB"
+    return Search(tuple(plans), dict(tried.rejected), nearest)
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Layouts, by whether they fit."""
+
+    world: int
+    gpu: Gpu
+    constants: Constants
+    known: Known
+    fitting: list[tuple[float, int, RunConfig]] = field(default_factory=list)
+    """Seconds by arithmetic alone, a number that tells equals apart, the recipe."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    least: float = float("inf")
+    nearest: str = ""
+
+    def add(self, candidate: RunConfig) -> Job:
+        """Keep a layout if it fits; its job."""
+        layout = Layout.of(candidate.parallel, self.world)
+        job = job_of(candidate, layout, self.known)
+        ranks = (rank_memory(job, rank, self.constants) for rank in range(layout.pipeline))
+        fullest = max(rank.total() for rank in ranks)
+        if fullest < self.least:
+            self.least, self.nearest = fullest, f"{layout}, micro-batch {job.micro_batch}"
+        if fullest + ALLOWANCE > self.gpu.memory:
+            self.rejected[TOO_FULL] += 1
+        else:
+            seconds = quick_step_time(job, self.gpu, self.constants)
+            self.fitting.append((seconds, len(self.fitting), candidate))
+        return job
 
 
 def candidates(
@@ -104,6 +134,7 @@ def _layouts(config: RunConfig, world: int, gpu: Gpu) -> Iterator[ParallelConfig
                         pipeline=pipeline,
                         virtual=virtual,
                         vision_placement=placement,
+                        layers_per_stage=None,
                     )
 
 

@@ -102,7 +102,7 @@ def tower_layer(job: Job, tower: Tower) -> Layer:
 
 
 def connector(job: Job, tower: Tower) -> tuple[Operator, ...]:
-    """The connector: its matrices see each visual token once. Every rank computes all of it."""
+    """The connector: its matrices see each visual token once."""
     rows = job.micro_batch * job.images * tower.visual_tokens / job.share.context
     product = Operator(
         name="connector",

@@ -6,6 +6,7 @@ import pytest
 
 from vila_mc.config.load import load_run
 from vila_mc.planner.constants import FITTED
+from vila_mc.planner.known import Known
 from vila_mc.planner.plan import plan_of
 from vila_mc.topology.hardware import GPUS
 
@@ -43,6 +44,6 @@ MEASURED = {
 def test_an_h100_took_and_held_what_is_foretold(name: str) -> None:
     overrides, images, seconds, gib = MEASURED[name]
     config = load_run([RECIPE], {**ALONE, **overrides})
-    plan = plan_of(config, 1, GPUS["h100-80g"], FITTED, images)
+    plan = plan_of(config, 1, GPUS["h100-80g"], FITTED, Known(images=images))
     assert plan.time.total == pytest.approx(seconds, rel=0.2)
     assert plan.fullest() / 2**30 == pytest.approx(gib, rel=0.2)

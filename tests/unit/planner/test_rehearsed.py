@@ -30,7 +30,7 @@ def recipe() -> RunConfig:
 def plan(recipe: RunConfig) -> Plan:
     """What was rehearsed: not the recipe's layout."""
     text = "tensor=2,pipeline=2,micro_batch=4,recompute=full"
-    return plan_of(with_layout(recipe, text), 8, A100, FITTED, None)
+    return plan_of(with_layout(recipe, text), 8, A100, FITTED)
 
 
 def _written(folder: Path, values: Any) -> Path:

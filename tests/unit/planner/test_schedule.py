@@ -7,6 +7,11 @@ import pytest
 from vila_mc.planner.schedule import rank_order, simulate
 
 
+def even(seconds: list[float], microbatches: int) -> list[list[float]]:
+    """Every microbatch takes the same."""
+    return [[one] * microbatches for one in seconds]
+
+
 @pytest.mark.parametrize(
     ("pipeline", "virtual"), [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (8, 2), (4, 4)]
 )
@@ -16,7 +21,8 @@ def test_the_bubble_is_that_of_the_paper(pipeline: int, virtual: int, rounds: in
     microbatches = pipeline * rounds
     chunks = pipeline * virtual
     forward, backward = 0.25 / virtual, 0.75 / virtual
-    events = simulate([forward] * chunks, [backward] * chunks, microbatches, pipeline, 0.0)
+    times = even([forward] * chunks, microbatches), even([backward] * chunks, microbatches)
+    events = simulate(*times, pipeline, 0.0)
     assert len(events) == 2 * chunks * microbatches
     span = max(event.end for event in events)
     assert span == pytest.approx(microbatches + (pipeline - 1) / virtual)
@@ -24,7 +30,7 @@ def test_the_bubble_is_that_of_the_paper(pipeline: int, virtual: int, rounds: in
 
 def test_nothing_starts_before_its_input_and_no_rank_does_two_things() -> None:
     forward, backward = [1.0, 3.0, 2.0, 1.5], [2.0, 5.0, 4.0, 2.5]
-    events = simulate(forward, backward, 6, 2, 0.5)
+    events = simulate(even(forward, 6), even(backward, 6), 2, 0.5)
     at = {(one.direction, one.chunk, one.microbatch): one for one in events}
     for (direction, chunk, microbatch), one in at.items():
         if direction == "forward" and chunk:
@@ -55,5 +61,17 @@ def test_orders_are_megatrons() -> None:
 
 
 def test_a_slow_stage_sets_the_pace() -> None:
-    events = simulate([1.0, 2.0], [1.0, 2.0], 10, 2, 0.0)
+    events = simulate(even([1.0, 2.0], 10), even([1.0, 2.0], 10), 2, 0.0)
     assert max(one.end for one in events) == pytest.approx(1 + 10 * 4 + 1)
+
+
+def test_one_slow_microbatch_holds_the_others_up() -> None:
+    # Two stages of 1 s forward and 1 s backward, three microbatches: 2 (3 + 1) s. The second takes
+    # 3 s more on its way through the first stage, and nothing else can be done meanwhile.
+    seconds = even([1.0, 1.0], 3)
+    assert max(one.end for one in simulate(seconds, seconds, 2, 0.0)) == pytest.approx(8)
+    slow = [[1.0, 4.0, 1.0], [1.0, 1.0, 1.0]]
+    events = simulate(slow, seconds, 2, 0.0)
+    assert max(one.end for one in events) == pytest.approx(10)
+    (second,) = [one for one in events if (one.chunk, one.microbatch) == (0, 1)][:1]
+    assert (second.start, second.end) == (1.0, 5.0)

@@ -14,6 +14,7 @@ from vila_mc.config.load import load_run
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError
 from vila_mc.planner.constants import FITTED
+from vila_mc.planner.known import Known
 from vila_mc.planner.named_layout import with_layout
 from vila_mc.planner.plan import ALLOWANCE, plan_of
 from vila_mc.planner.report import timeline
@@ -54,14 +55,16 @@ def test_less_memory_rejects_more(recipe: RunConfig) -> None:
 
 @pytest.mark.parametrize("layout", ["tensor=2", "pipeline=4,virtual=2", "tensor=2,pipeline=2"])
 def test_the_quick_estimate_is_near_the_simulation(recipe: RunConfig, layout: str) -> None:
-    plan = plan_of(with_layout(recipe, layout), 8, A100, FITTED, 4)
+    plan = plan_of(with_layout(recipe, layout), 8, A100, FITTED, Known(images=4))
     quick = quick_step_time(plan.job, A100, FITTED)
     assert quick == pytest.approx(step_time(plan.job, A100, FITTED).total, rel=0.15)
 
 
 def test_more_of_anything_good_is_faster(recipe: RunConfig) -> None:
     def seconds(text: str, world: int = 8, gpu: Gpu = A100, images: float = 1) -> float:
-        return plan_of(with_layout(recipe, text), world, gpu, FITTED, images).time.total
+        return plan_of(
+            with_layout(recipe, text), world, gpu, FITTED, Known(images=images)
+        ).time.total
 
     assert seconds("tensor=1", 16) < seconds("tensor=1", 8)
     assert seconds("tensor=1", gpu=GPUS["h100-80g"]) < seconds("tensor=1")
@@ -79,7 +82,7 @@ def test_a_layout_that_is_none(recipe: RunConfig, text: str) -> None:
 
 
 def test_a_timeline_shows_every_rank(recipe: RunConfig) -> None:
-    plan = plan_of(with_layout(recipe, "pipeline=4"), 8, A100, FITTED, 1)
+    plan = plan_of(with_layout(recipe, "pipeline=4"), 8, A100, FITTED, Known(images=1))
     lines = timeline(plan.time.events, 4)
     assert len(lines) == 4
     assert [line.split("  ", 1)[1][0] for line in lines] == ["/", ".", ".", "."]
@@ -98,7 +101,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert "100 steps of 64 rows of 4,096 positions" in told
     assert re.search(r"tensor 2 x pipeline 2 x data 2, micro-batch 1: fits", told)
-    assert re.search(r"--gpus 16 +tensor", told)
+    assert re.search(r"\(1\) +tp\d.*\n\(1\) --gpus 16\n", told)
     plans = json.loads(files["json"].read_text())
     best = plans[0]
     parts = {name: held for name, held in best["memory_bytes_by_stage"][0].items() if name != "all"}

@@ -9,6 +9,7 @@ import pytest
 
 from vila_mc.config.load import load_run
 from vila_mc.planner.constants import FITTED
+from vila_mc.planner.known import Known
 from vila_mc.planner.named_layout import with_layout
 from vila_mc.planner.plan import plan_of
 from vila_mc.planner.schedule import rank_order
@@ -31,7 +32,7 @@ def test_a_trace_has_a_lane_for_each_rank_in_the_schedules_order(
     layout: str, pipeline: int, virtual: int, tmp_path: Path
 ) -> None:
     recipe = load_run([], {"train.global_batch": "64", "model.language.layers": "8"})
-    plan = plan_of(with_layout(recipe, layout), 8, GPUS["a100-80g"], FITTED, 1)
+    plan = plan_of(with_layout(recipe, layout), 8, GPUS["a100-80g"], FITTED, Known(images=1))
     file = tmp_path / "trace.json"
     file.write_text(json.dumps(trace_of(plan), allow_nan=False))
     events = json.loads(file.read_text())["traceEvents"]
@@ -54,7 +55,7 @@ def test_a_trace_has_a_lane_for_each_rank_in_the_schedules_order(
 def test_a_microbatch_goes_through_the_chunks_and_back(tmp_path: Path) -> None:
     recipe = load_run([], {"train.global_batch": "64", "model.language.layers": "8"})
     placed = with_layout(recipe, "pipeline=2,virtual=2")
-    trace = trace_of(plan_of(placed, 8, GPUS["a100-80g"], FITTED, 1))
+    trace = trace_of(plan_of(placed, 8, GPUS["a100-80g"], FITTED, Known(images=1)))
     passes = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     for microbatch in {one["args"]["microbatch"] for one in passes}:
         mine = sorted(

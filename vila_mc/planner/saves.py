@@ -1,0 +1,53 @@
+"""What checkpoints cost: how often a run waits for one, and how long."""
+
+from dataclasses import dataclass
+
+from vila_mc.config.run import RunConfig
+from vila_mc.planner.held import rank_learnt, rank_weights
+from vila_mc.planner.job import Job
+
+COPIED = 1.74e9
+"""Bytes a second at which a save copies what a rank holds into the host's memory while training
+waits, planning included: 1.85 GiB in 1.05 and 1.23 s on one H100 (docs/gpu_results.md,
+`benchmarks/gpu_saves.py`)."""
+STATE = 12
+"""Bytes of the optimizer's state of a weight that learns; weights themselves take 2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saves:
+    """The checkpoints of a run; restarts are not counted."""
+
+    count: int
+    size: float
+    """Bytes of one."""
+    stall: float
+    """Seconds that training waits for one, but the last."""
+    waiting: float
+    """Seconds that it waits for all of them."""
+
+
+def saves_of(config: RunConfig, job: Job, step: float, disk: float) -> Saves:
+    """The checkpoints of a run.
+
+    Args:
+        config: says how often they are saved, and whether in the background.
+        job: says what a rank holds.
+        step: seconds of a step.
+        disk: bytes a second that the storage takes from all machines together.
+    """
+    train, ranks = config.train, range(job.share.pipeline)
+    shares = [STATE * rank_learnt(job, rank) + 2 * rank_weights(job, rank) for rank in ranks]
+    size = job.share.tensor * sum(shares)
+    copying, writing = max(shares) / COPIED, size / disk
+    interval = step * min(train.save_every, train.steps)
+    # In the background only what is not written when the next save is due holds anybody up.
+    late = max(0.0, copying + writing - interval) if train.async_save else writing
+    count = -(-train.steps // train.save_every)
+    stall = copying + late
+    return Saves(
+        count=count,
+        size=size,
+        stall=stall,
+        waiting=(count - 1) * stall + copying + writing,  # the end waits for the last one
+    )
