@@ -69,10 +69,10 @@ def main() -> int:
 
 def _by_micro_batch(clock: Clock, steps: int) -> dict[int, float]:
     """Samples a second of one rank."""
-    configs = [_config({"train.micro_batch": rows}) for rows in MICRO_BATCHES]
+    configs = [config_of({"train.micro_batch": rows}) for rows in MICRO_BATCHES]
     with distributed(configs[0].parallel, seed=1) as ranks:
         trainers = [Trainer(config, ranks, build_stages(config, ranks)) for config in configs]
-        batches = [_microbatches(config, 1) for config in configs]
+        batches = [microbatches_of(config, 1) for config in configs]
         seconds: list[list[float]] = [[] for _ in configs]
         for _ in range(steps + 1):  # the first warms up
             for index, trainer in enumerate(trainers):
@@ -88,10 +88,10 @@ def _by_micro_batch(clock: Clock, steps: int) -> dict[int, float]:
 def _of_layout(options: dict[str, int], clock: Clock, steps: int, threads: int) -> float:
     """Samples a second of this rank and the others together."""
     torch.set_num_threads(threads)
-    config = _config(options)
+    config = config_of(options)
     with distributed(config.parallel, seed=1, timeout_minutes=5) as ranks:
         trainer = Trainer(config, ranks, build_stages(config, ranks))
-        batches = _microbatches(config, ranks.layout.data)
+        batches = microbatches_of(config, ranks.layout.data)
         seconds = []
         for _ in range(steps + 1):
             started = clock()
@@ -100,12 +100,12 @@ def _of_layout(options: dict[str, int], clock: Clock, steps: int, threads: int) 
     return ROWS / statistics.median(seconds[1:])
 
 
-def _config(options: dict[str, int]) -> RunConfig:
+def config_of(options: dict[str, int]) -> RunConfig:
     recipes = [EXAMPLES / name for name in ("model.yaml", "sft.yaml")]
     return load_run(recipes, {"train.global_batch": ROWS, **options})
 
 
-def _microbatches(config: RunConfig, data_size: int) -> list[Microbatch]:
+def microbatches_of(config: RunConfig, data_size: int) -> list[Microbatch]:
     """One rank's share of random rows."""
     rows, length = config.train.rows_of_a_pass(), config.data.sequence_length
     side, words = config.model.vision.image_size, config.model.language.vocab_size

@@ -197,6 +197,10 @@ class StepResult:
     """Images in the global batch; tiles, where images are cut."""
     num_samples: int
     """Samples in the global batch."""
+    positions: int
+    """Positions of the global batch that hold a sample."""
+    pairs: int
+    """Of these, how many attend to how many, added up over samples: what attention computes."""
     filled: float
     """Share of the global batch's positions that hold a sample; the others are padding."""
     substitutes: int

@@ -12,6 +12,7 @@ import torch
 
 from tests.support.launching import train
 from tests.support.ranks import run_ranks
+from tests.support.records import without_speed
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.config.load import load_run
@@ -83,8 +84,7 @@ def _weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def _trace(output: Path) -> list[dict[str, Any]]:
-    records = read_metrics(output / METRICS_NAME)
-    return [{k: v for k, v in record.items() if k != "step_ms"} for record in records]
+    return [without_speed(record) for record in read_metrics(output / METRICS_NAME)]
 
 
 @pytest.fixture(scope="module")

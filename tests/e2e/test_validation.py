@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.launching import write_recipe
 from tests.support.ranks import run_ranks
+from tests.support.records import without_speed
 from tests.support.tiny_data import write_dataset
 from vila_mc.checkpoint.manifest import resolve_checkpoint
 from vila_mc.config.load import load_run
@@ -60,10 +61,7 @@ def _train(recipe: Path, output: Path, looks: int, options: dict[str, Any]) -> N
 
 def _records(output: Path) -> tuple[Records, Records]:
     """Those of steps and those of validations, without their times."""
-    records = read_metrics(output / METRICS_NAME)
-    for record in records:
-        record.pop("step_ms", None)
-        record.pop("validation_ms", None)
+    records = [without_speed(record) for record in read_metrics(output / METRICS_NAME)]
     validations = [record for record in records if "validation_loss" in record]
     return [record for record in records if "loss" in record], validations
 

@@ -35,6 +35,8 @@ def test_the_defaults_are_allowed() -> None:
         ("model.lora.rank", "lora.rank"),
         ("lora_enable", "lora.rank"),
         ("lora_target_modules", "lora.targets"),
+        ("train.wandb_project", "train.wandb"),
+        ("report_to", "train.tensorboard"),
     ],
 )
 def test_a_typo_names_the_nearest_option(given: str, meant: str) -> None:
@@ -56,7 +58,6 @@ def test_something_far_from_every_option_points_to_help(given: str) -> None:
         ("train.qlora", "QLoRA"),
         ("train.deepspeed", "DeepSpeed or FSDP"),
         ("model.dropout", "dropout"),
-        ("train.wandb_project", "sink of figures but metrics.jsonl"),
     ],
 )
 def test_what_is_not_there_at_all_is_said(given: str, what: str) -> None:

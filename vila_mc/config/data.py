@@ -10,6 +10,7 @@ from vila_mc.config.checks import STRICT, require
 BadImage = Literal["stop", "substitute"]
 
 _MOST_WORKERS = 1024
+_MOST_HELD_OUT = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,9 @@ class DataConfig:
     validation: tuple[BlendEntry, ...] = ()
     """Datasets to measure the loss on, see train.validate_every: a YAML list of {path} or, to read
     only a part, {path, epochs: 0.1}. The same samples every time; nothing learns from them."""
+    held_out: float = 0.0
+    """Share of every dataset of data.blend that nothing learns from and the validation reads. Which
+    samples follows from their numbers alone, so that they stay out in every run and blend."""
     blend_may_change: bool = False
     """On resume, go on with another data.blend or data.seed, from its beginning; otherwise a change
     is refused."""
@@ -77,6 +81,11 @@ class DataConfig:
             0 <= self.workers <= _MOST_WORKERS,
             f"data.workers is {self.workers}; it must be 0 or more, and at most {_MOST_WORKERS}.",
         )
+        require(
+            0 <= self.held_out <= _MOST_HELD_OUT,
+            f"data.held_out is {self.held_out}; it is a share and must be between 0 and "
+            f"{_MOST_HELD_OUT}.",
+        )
         with_epochs = sum(entry.epochs is not None for entry in self.blend)
         require(
             with_epochs in (0, len(self.blend)),
@@ -101,6 +110,11 @@ class DataConfig:
             return [entry.epochs or 0.0 for entry in self.blend]
         return [1.0 if entry.weight is None else entry.weight for entry in self.blend]
 
+    def num_validation_sets(self) -> int:
+        """Datasets of ``validation``, and those of ``blend`` that something is held out of."""
+        return len(self.validation) + (len(self.blend) if self.held_out else 0)
+
     def validation_epochs(self) -> list[float]:
-        """The share of each dataset of ``validation`` that is read, in order."""
-        return [1.0 if entry.epochs is None else entry.epochs for entry in self.validation]
+        """The share of what the validation has of each of its datasets that is read, in order."""
+        of_sets = [1.0 if entry.epochs is None else entry.epochs for entry in self.validation]
+        return of_sets + [1.0] * (self.num_validation_sets() - len(of_sets))

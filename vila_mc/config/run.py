@@ -66,9 +66,10 @@ class RunConfig:
             "Give each of its entries epochs, or set train.steps.",
         )
         require(
-            bool(self.data.validation) or self.train.validate_every in (0, DEFAULT_VALIDATE_EVERY),
+            self.data.num_validation_sets() > 0
+            or self.train.validate_every in (0, DEFAULT_VALIDATE_EVERY),
             f"train.validate_every is {self.train.validate_every}, but data.validation is empty. "
-            "Name datasets to measure the loss on: [{path: PREFIX}].",
+            "Name datasets to measure the loss on, [{path: PREFIX}], or set data.held_out.",
         )
         require(
             self.model.image_positions() < length,
@@ -99,8 +100,8 @@ class RunConfig:
         return weights > _LARGE_CONNECTOR and self.model.connector_divides(tensor)
 
     def validates(self) -> bool:
-        """Whether the loss on ``data.validation`` is measured at all."""
-        return bool(self.data.validation) and self.train.validate_every > 0
+        """Whether the loss on data that nothing learns from is measured at all."""
+        return self.data.num_validation_sets() > 0 and self.train.validate_every > 0
 
     def adapted_pieces(self) -> frozenset[str]:
         """The pieces whose weights stay as they are beside the adapters of ``lora``."""

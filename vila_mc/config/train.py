@@ -89,6 +89,11 @@ class TrainConfig:
     weight; fewer are passed over."""
     timeout_minutes: float = 30.0
     """A collective that waits longer than this ends the run."""
+    tensorboard: bool = False
+    """Write figures for TensorBoard to train.output/tensorboard, too; needs vila_mc[observe]."""
+    wandb: str | None = None
+    """Project of Weights & Biases to send the figures to; with WANDB_MODE=offline they stay in
+    train.output/wandb. A run that goes on continues its own there. Needs vila_mc[observe]."""
 
     def __post_init__(self) -> None:
         require_positive(

@@ -137,11 +137,15 @@ _USUAL_NAMES = {
         "iterations max_iters max_steps max_train_steps num_iterations num_steps "
         "num_train_steps total_steps train_iters train_samples train_steps training_steps"
     ),
+    "train.tensorboard": (
+        "report_to tensorboard_dir tensorboard_log_dir tensorboard_logging use_tensorboard"
+    ),
     "train.timeout_minutes": "ddp_timeout distributed_timeout_minutes timeout timeout_seconds",
     "train.validate_every": (
         "eval_every eval_interval eval_iters eval_steps val_check_interval val_every val_interval "
         "validation_every validation_interval validation_steps"
     ),
+    "train.wandb": "use_wandb wandb_project",
     "train.trainable": (
         "freeze freeze_backbone freeze_llm freeze_mm_mlp_adapter freeze_vision_tower frozen "
         "train_parts tune_language_model tune_mm_mlp_adapter tune_mm_projector "
@@ -156,7 +160,6 @@ _ABSENT = {
     "dropout": "dropout",
     "optimizer but AdamW": "optim",
     "sampling, answers are greedy": "temperature top_p top_k num_beams",
-    "sink of figures but metrics.jsonl": "tensorboard wandb report_to",
 }
 """What others have and we have not, with words that the names of its options hold."""
 

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TextIO
 
-from vila_mc.observe.record import StepRecord, ValidationRecord
+from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord
 
 
 class StepPrinter:
@@ -23,6 +23,11 @@ class StepPrinter:
         self.first_step: int | None = None
         self.started = time.monotonic()
         self.last_printed = 0.0
+        self.unit = "rank"
+
+    def start(self, record: StartRecord) -> None:
+        """Ranks are GPUs, or not."""
+        self.unit = "rank" if record.device == "cpu" else "gpu"
 
     def write(self, record: StepRecord) -> None:
         """Report one finished step."""
@@ -33,10 +38,16 @@ class StepPrinter:
         elif now - self.last_printed < 1.0 and not (step == self.total_steps or record.skipped):
             return
         self.last_printed = now
+        utilisation = "" if record.mfu is None else f"  {100 * record.mfu:.1f} % MFU"
         line = (
             f"{self._place(step)}  loss {record.loss:.4f}  "
             f"grad {record.grad_norm:.3f}  lr {record.learning_rate:.2e}  "
-            f"{1000 * record.samples / record.step_ms:,.0f} samples/s  {record.step_ms:.0f} ms  "
+            f"{1000 * record.samples / record.step_ms:,.0f} samples/s  "
+            f"{record.tokens_per_second_per_rank:,.0f} tok/s/{self.unit}  "
+            f"{record.images_per_second:,.0f} images/s  "
+            f"{_flops(record.tflops_per_rank)}/{self.unit}{utilisation}  "
+            f"{record.step_ms:.0f} ms  data {100 * record.data_ms / record.step_ms:.0f} %  "
+            f"{record.peak_memory_gib:.1f} GiB  "
             f"left {self._time_left(step, now)}{'  skipped' * record.skipped}"
         )
         print(line, file=self.stream, flush=True)
@@ -60,6 +71,11 @@ class StepPrinter:
         if done == 0:
             return "?"
         return clock((now - self.started) / done * (self.total_steps - step))
+
+
+def _flops(tera: float) -> str:
+    """FLOP/s, in the prefix that suits a GPU or a small model on a CPU."""
+    return f"{tera:.3g} TFLOP/s" if tera >= 0.1 else f"{1000 * tera:.3g} GFLOP/s"
 
 
 def clock(seconds: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_mc.files import write_whole
-from vila_mc.observe.record import StepRecord, ValidationRecord
+from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -26,6 +26,9 @@ class MetricsLog:
         kept = [record for record in read_metrics(self.path) if record["step"] <= after_step]
         write_whole(self.path, "".join(map(_line, kept)))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed in close()
+
+    def start(self, record: StartRecord) -> None:
+        """Nothing: what a run is stands in ``starts.jsonl``."""
 
     def write(self, record: StepRecord) -> None:
         """Append one step."""

@@ -1,6 +1,7 @@
 """What a sink is given after every optimizer step, and after every validation."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,45 @@ class StepRecord:
     trained none."""
     step_ms: float
     """Wall-clock time of the step, waiting for its data included, in milliseconds."""
+    positions: int
+    """Positions that hold a sample, visual tokens among them."""
+    flops: float
+    """What the mathematics of the step asks for, on all ranks; see ``topology.flops``."""
+    tokens_per_second_per_rank: float
+    """Positions that hold a sample, each second, by the ranks (GPUs) that share them."""
+    images_per_second: float
+    """On all ranks."""
+    tflops_per_rank: float
+    """10**12 of ``flops`` each second, by the ranks that share them."""
+    mfu: float | None
+    """Share of the GPU's peak in the format of training that they are; null where no peak is
+    known."""
+    peak_memory_gib: float
+    """Of the fullest rank: on a GPU of tensors since the step before, else of its process."""
+    data_ms: float
+    """This and the next seven add up to the step: means over ranks. Waiting for what is read."""
+    vision_ms: float
+    """Vision tower and connector, forward."""
+    forward_ms: float
+    """The language model, forward."""
+    backward_ms: float
+    """All that goes backward, recomputation included."""
+    pipeline_ms: float
+    """Stages that wait for each other; 0 without stages."""
+    reduction_ms: float
+    """Sums of gradients over ranks that nothing hides, and waiting for slower ranks."""
+    optimizer_ms: float
+    """The gradients' norm, clipping, the update, and gathering of what was updated."""
+    other_ms: float
+    """What is left of the step."""
+    save_ms: float
+    """What saving kept training waiting since the step before; not part of the step."""
+    busy_ms: float
+    """What a rank worked itself: data, vision, forward, backward, update. Mean over ranks."""
+    slowest_rank: int
+    """The rank that worked longest."""
+    slowest_busy_ms: float
+    """How long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +86,48 @@ class ValidationRecord:
     there are none."""
     validation_ms: float
     """Wall-clock time, in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRecord:
+    """What a run is, each time that it starts or goes on."""
+
+    format_version: int
+    """Of the fields of all records, see ``FORMAT_VERSION``."""
+    time: str
+    """When it started, UTC, as ISO 8601 has it."""
+    after_step: int
+    """The step it goes on after; 0 at its beginning."""
+    host: str
+    """Machine of the first rank."""
+    device: str
+    """``cpu``, or what the driver calls the first rank's GPU."""
+    num_ranks: int
+    layout: dict[str, int]
+    """Degrees of parallelism."""
+    versions: dict[str, str]
+    """Of vila_mc, Python and the packages it runs on."""
+    git: dict[str, str | bool] | None
+    """``commit`` of the checkout that vila_mc runs from, and ``is_modified``; null without one."""
+    config: dict[str, Any]
+    """The whole configuration, defaults included."""
+
+
+FORMAT_VERSION = 2
+"""Version 1 had no times of a step's parts, speeds and memory, and no records of starts."""
+
+
+def numbers_of(record: object) -> dict[str, float]:
+    """The figures of a record by name, those of a list by ``name/index``; null ones are left out.
+
+    Args:
+        record: one of a step or a validation.
+    """
+    found: dict[str, float] = {}
+    for name, value in asdict(record).items():  # type: ignore[call-overload]
+        several = value if isinstance(value, list) else None
+        named = (
+            {name: value} if several is None else {f"{name}/{i}": v for i, v in enumerate(several)}
+        )
+        found |= {key: float(one) for key, one in named.items() if isinstance(one, (int, float))}
+    return found

@@ -1,17 +1,26 @@
 """What a run says and records of its steps: to people, and to every sink."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.errors import say
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.observe.record import StepRecord, ValidationRecord
 from vila_mc.observe.sinks import Sink, open_sinks
+from vila_mc.observe.spans import Span
+from vila_mc.observe.speed import Speedometer
+from vila_mc.observe.starts import add_start
+from vila_mc.observe.step_times import SharedTimes
 from vila_mc.parallel.groups import Ranks
 from vila_mc.train.announce import announce, warn
 from vila_mc.train.learning import need_images
+from vila_mc.train.start_facts import device_name, start_facts
 from vila_mc.train.state import TrainState
+from vila_mc.train.watch import gather_times
 
 _STEPS_WITHOUT_IMAGES = 100
 """In a row, after which it is said that some parts learn nothing."""
@@ -33,8 +42,13 @@ class Journal:
         self, config: RunConfig, ranks: Ranks, data: TrainingData, after_step: int
     ) -> None:
         self.config, self.ranks, self.data = config, ranks, data
-        self.sinks: list[Sink] = open_sinks(config, after_step) if ranks.is_first() else []
+        self.sinks: list[Sink] = []
+        on_first_rank(ranks, lambda: self._open(after_step), config.train.output)
         self.steps_without_images = 0
+        self._speedometer = Speedometer(
+            config, ranks.layout.world_size(), device_name(ranks.device)
+        )
+        self._saving_ms = 0.0
 
     def write_step(
         self,
@@ -42,18 +56,29 @@ class Journal:
         after: TrainState,
         data: StepData,
         result: StepResult,
-        step_ms: float,
+        seconds: float,
+        spans: Sequence[Span],
     ) -> None:
-        """One finished step, and what is odd about it.
+        """One finished step, and what is odd about it. Every rank must call this together.
 
         Args:
             before, after: where the run stood and stands.
             data: what this rank read.
             result: what was computed.
-            step_ms: wall-clock time in milliseconds, waiting for the data included.
+            seconds: that it took on this rank, waiting for the data included.
+            spans: what was done in it.
         """
         if self.ranks.at.tensor == 0:
             _warn_of_substitutes(data.microbatches)
+        has_stages = self.ranks.layout.pipeline > 1
+        of_ranks, peak_memory_gib = gather_times(self.ranks, seconds, spans)
+        times = SharedTimes.of(of_ranks, has_stages=has_stages)
+        speed = self._speedometer.of(
+            positions=result.positions,
+            pairs=result.pairs,
+            images=result.num_images,
+            seconds=times.step / 1000,
+        )
         record = StepRecord(
             step=after.step,
             loss=result.loss,
@@ -66,8 +91,14 @@ class Journal:
             filled=round(result.filled, 4),
             substitutes=result.substitutes,
             loss_by_entry=list(result.loss_by_entry),
-            step_ms=round(step_ms, 3),
+            positions=result.positions,
+            peak_memory_gib=round(peak_memory_gib, 3),
+            save_ms=round(self._saving_ms, 3),
+            slowest_rank=times.slowest_rank,
+            **times.figures(),
+            **speed._asdict(),
         )
+        self._saving_ms = 0.0
         for sink in self.sinks:
             sink.write(record)
         self.steps_without_images = 0 if result.num_images else self.steps_without_images + 1
@@ -79,6 +110,13 @@ class Journal:
         elif result.skipped:
             self._warn_of_skipping(before, after, result)
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """What is done within keeps training waiting, which the next step's record says."""
+        started = time.perf_counter()
+        yield
+        self._saving_ms += 1000 * (time.perf_counter() - started)
+
     def write_validation(self, record: ValidationRecord) -> None:
         """One validation, after the step that it follows."""
         for sink in self.sinks:
@@ -88,6 +126,14 @@ class Journal:
         """Close the sinks."""
         for sink in self.sinks:
             sink.close()
+
+    def _open(self, after_step: int) -> None:
+        """The sinks, which learn at once what the run is."""
+        self.sinks = open_sinks(self.config, after_step)
+        record = start_facts(self.config, self.ranks, after_step)
+        add_start(self.config.train.output, record)
+        for sink in self.sinks:
+            sink.start(record)
 
     def _warn_of_no_images(self) -> None:
         if idle := need_images(self.config):

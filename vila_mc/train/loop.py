@@ -1,6 +1,5 @@
 """A run from start or resume to its last step."""
 
-import time
 from collections.abc import Iterator
 
 from vila_mc.config.run import RunConfig
@@ -51,12 +50,14 @@ class TrainingLoop:
         try:
             while self.state.step < self.config.train.steps:
                 result = self._train_step(batches)
-                self.saves.finish(wait=False)
+                with self.journal.saving():
+                    self.saves.finish(wait=False)
                 should_stop = result.should_stop
                 if self._is_validation_due():
                     should_stop |= self._validate()
                 if should_stop or self.saves.is_due(self.state):
-                    self.saves.save(self.state)
+                    with self.journal.saving():
+                        self.saves.save(self.state)
                 if should_stop:
                     break
         except TrainingError:  # on every rank; what was good before it is kept
@@ -71,12 +72,14 @@ class TrainingLoop:
         self.saves.close()
 
     def _train_step(self, steps: Iterator[StepData]) -> StepResult:
-        started = time.monotonic()
-        data = next(steps)
+        spans = self.trainer.spans
+        spans.begin()
+        with spans.span("data"):
+            data = next(steps)
         result = self.trainer.step(data.microbatches, should_stop=self.stop.was_made)
-        step_ms = 1000 * (time.monotonic() - started)
+        seconds, taken = spans.end()
         before, self.state = self.state, self.state.after(result, data.samples_seen)
-        self.journal.write_step(before, self.state, data, result, step_ms)
+        self.journal.write_step(before, self.state, data, result, seconds, taken)
         self._require_few_bad_steps(result)
         return result
 
@@ -105,7 +108,7 @@ class TrainingLoop:
         Returns:
             whether some rank was asked to stop meanwhile.
         """
-        num_entries, step = len(self.config.data.validation), self.state.step
+        num_entries, step = self.config.data.num_validation_sets(), self.state.step
         passes = self.data.validation()
         record, should_stop = validate(self.trainer, passes, num_entries, step, self.stop)
         self.journal.write_validation(record)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.datasets import sampler_of
+from vila_mc.data.batches.held_out import learnt_parts, validation_parts
 from vila_mc.data.indexed.dataset_manifest import contents_sha256
 from vila_mc.data.indexed.reader import IndexedReader
 
@@ -33,7 +34,7 @@ def passes_line(config: RunConfig, readers: Sequence[IndexedReader]) -> str:
     ``50 steps of 64 samples: mmc4 0.2 passes of 9,000 samples, sft 2.5 passes of 640 samples``.
     """
     sampler = sampler_of(config.data, config.model, config.train.global_batch, readers)
-    one = sampler.passes()
+    one, parts = sampler.passes(), learnt_parts(config.data, readers)
     if one is None:
         a_step = len(sampler.at(0).samples)
         samples = config.train.steps * a_step
@@ -41,14 +42,14 @@ def passes_line(config: RunConfig, readers: Sequence[IndexedReader]) -> str:
         about = "about " if config.data.packing else ""
         reads = [samples * share / sum(shares) for share in shares]
         each = ", ".join(
-            f"{name} {about}{_short(read / len(reader))} passes of {len(reader):,} samples"
-            for name, reader, read in zip(_names(readers), readers, reads, strict=True)
+            f"{name} {about}{_short(read / part.size)} passes of {part.size:,} samples"
+            for name, part, read in zip(_names(readers), parts, reads, strict=True)
         )
         return f"{config.train.steps:,} steps of {about}{a_step:,} samples: {each}"
     about = "" if one.is_exact else "about "
     passes = config.train.steps / one.steps
     epochs = config.data.blend_shares() if config.data.by_epochs() else [1.0]
-    draws = [max(1, round(n * len(reader))) for n, reader in zip(epochs, readers, strict=True)]
+    draws = [max(1, round(n * part.size)) for n, part in zip(epochs, parts, strict=True)]
     each = ", ".join(f"{name} {n:,}" for name, n in zip(_names(readers), draws, strict=True))
     of_each = f" ({each})" if len(readers) > 1 else ""
     return (
@@ -61,12 +62,15 @@ def validation_line(config: RunConfig, readers: Sequence[IndexedReader]) -> str:
     """``validation every 100 steps on 360 samples of held_out``; empty without validation."""
     if not config.validates():
         return ""
-    samples = sum(
-        max(1, round(share * len(reader)))
-        for share, reader in zip(config.data.validation_epochs(), readers, strict=True)
-    )
-    every, names = config.train.validate_every, ", ".join(_names(readers))
-    return f"validation every {every} steps and at the end, on {samples:,} samples of {names}"
+    parts = validation_parts(config.data, readers)
+    shares = config.data.validation_epochs()
+    reads = [max(1, round(share * part.size)) for share, part in zip(shares, parts, strict=True)]
+    whole, every = len(config.data.validation), config.train.validate_every
+    sets = []
+    for some, said in ((slice(whole), "of"), (slice(whole, None), "held out of")):
+        if names := ", ".join(_names(readers[some])):
+            sets.append(f"{sum(reads[some]):,} samples {said} {names}")
+    return f"validation every {every} steps and at the end, on {' and '.join(sets)}"
 
 
 def seen_in_training(

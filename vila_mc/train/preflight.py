@@ -34,9 +34,12 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
         starts.append(checkpoint_to_resume(config))
 
     from vila_mc.data.batches.datasets import open_blend, open_validation  # numpy: not before here
+    from vila_mc.data.batches.held_out import learnt_parts, validation_parts
 
     readers = open_blend(config.data, config.model)
-    open_validation(config.data, config.model)
+    held = readers if config.data.held_out else ()
+    learnt_parts(config.data, readers)
+    validation_parts(config.data, (*open_validation(config.data, config.model), *held))
     if config.train.epochs is not None:
         from vila_mc.train.passes import with_steps
 
@@ -45,6 +48,9 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
         if start is not None:
             base_directory(start, Manifest.read(start))
     what_will_not_learn(config, [reader.manifest for reader in readers])
+    from vila_mc.observe.sinks import require_packages
+
+    require_packages(config)
     # Last, because it creates the directory.
     from vila_mc.checkpoint.retention import check_writable
 

@@ -153,7 +153,8 @@ def _require_same_task(manifest: Manifest, config: RunConfig) -> None:
 
 
 def _order(config: RunConfig) -> tuple[object, ...]:
-    return config.data.seed, config.data.by_epochs(), config.data.blend_shares()
+    data = config.data
+    return data.seed, data.by_epochs(), data.blend_shares(), data.held_out
 
 
 def _is_same_order(manifest: Manifest, config: RunConfig) -> bool:
@@ -171,9 +172,9 @@ def _require_same_order(manifest: Manifest, config: RunConfig, elsewhere: str) -
     elsewhere = f"go on with it all the same with data.blend_may_change, or {elsewhere}"
     if _order(manifest.config) != _order(config):
         raise CheckpointError(
-            f"the checkpoint after step {manifest.step} was written with another data.seed or "
-            f"data.blend, so its position in the data means nothing here. Restore them, "
-            f"{elsewhere}"
+            f"the checkpoint after step {manifest.step} was written with another data.seed, "
+            f"data.held_out or data.blend, so its position in the data means nothing here. "
+            f"Restore them, {elsewhere}"
         )
     paths = [entry.path for entry in config.data.blend]
     for path, before in zip(paths, manifest.datasets, strict=True):

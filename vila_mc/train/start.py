@@ -100,7 +100,7 @@ def start(config: RunConfig, ranks: Ranks, data: TrainingData) -> Started:
         _warn_of_cut_samples(config, ranks, data)
         announce(ranks, passes_line(config, data.readers))
         announce(ranks, validation_line(config, data.validation_readers))
-        warn(ranks, seen_in_training(data.readers, data.validation_readers))
+        warn(ranks, seen_in_training(data.readers, data.whole_readers()[len(data.readers) :]))
     trainer, state, origin = _restore_or_load(config, ranks, stages, datasets)
     if state.step == config.train.steps - 1 and not rate_of(config, config.train.steps):
         warn(
@@ -127,8 +127,7 @@ def _take_output(config: RunConfig, ranks: Ranks, stages: Sequence[VilaModel]) -
 
 
 def _warn_of_cut_samples(config: RunConfig, ranks: Ranks, data: TrainingData) -> None:
-    readers = (*data.readers, *data.validation_readers)
-    for reader, cut in zip(readers, data.cut_samples(), strict=True):
+    for reader, cut in zip(data.whole_readers(), data.cut_samples(), strict=True):
         if cut:
             warn(
                 ranks,

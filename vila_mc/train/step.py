@@ -22,9 +22,12 @@ from vila_mc.errors import TrainingError
 from vila_mc.flow import IGNORE_LABEL, Microbatch, StepResult, sent
 from vila_mc.model.primary_weights import masters
 from vila_mc.model.vila_model import VilaModel
+from vila_mc.observe.spans import Spans
 from vila_mc.parallel.frozen_layers import NoGradientFromAbove
 from vila_mc.parallel.groups import Ranks
+from vila_mc.topology.flops import pairs_of
 from vila_mc.train.optimizer import build_optimizer
+from vila_mc.train.watch import watch
 
 
 class Trainer:
@@ -51,6 +54,9 @@ class Trainer:
                 stage.config.grad_scale_func = self.optimizer.scale_loss
         self._vision_shards = list(_shards_of_vision(self.stages, self.optimizer))
         self._messages = _messages(ranks, self.stages)
+        self.spans = Spans(ranks.device)
+        """Takes the time of what is done in steps, between its ``begin`` and ``end``."""
+        watch(self.stages, self.optimizer, self.spans)
 
     def step(self, microbatches: Sequence[Microbatch], *, should_stop: bool = False) -> StepResult:
         """Learn from one global batch.
@@ -68,7 +74,8 @@ class Trainer:
         losses, by_entry = self._forward_backward(microbatches)
         bad = tuple(index for index, loss in enumerate(losses) if not math.isfinite(loss))
         loss_scale = float(self.optimizer.get_loss_scale())
-        grad_norm = self._gradient_norm()
+        with self.spans.span("norm"):
+            grad_norm = self._gradient_norm()
         total, loss_by_entry = self._sum_over_ranks(
             math.nan if bad else math.fsum(losses), by_entry, grad_norm, microbatches, should_stop
         )
@@ -82,7 +89,8 @@ class Trainer:
         self.scheduler.step(1)
         skipped = total.bad_gradients > 0 or not math.isfinite(loss)
         if not skipped:
-            self._update(grad_norm, has_images=total.images > 0)
+            with self.spans.span("optimizer"):
+                self._update(grad_norm, has_images=total.images > 0)
         return StepResult(
             loss=loss,
             grad_norm=grad_norm,
@@ -90,7 +98,9 @@ class Trainer:
             trained_tokens=int(total.trained_tokens),
             num_images=int(total.images),
             num_samples=int(total.samples),
-            filled=total.filled_positions
+            positions=int(total.positions),
+            pairs=int(total.pairs),
+            filled=total.positions
             / (self.config.train.global_batch * self.config.data.sequence_length),
             substitutes=int(total.substitutes),
             should_stop=total.stop_requests > 0,
@@ -219,7 +229,8 @@ class Trainer:
             * sum(int((batch.labels != IGNORE_LABEL).sum()) for batch in microbatches),
             images=counts * sum(len(batch.image_starts) for batch in microbatches),
             samples=counts * sum(batch.num_samples for batch in microbatches),
-            filled_positions=counts * sum(batch.filled_positions() for batch in microbatches),
+            positions=counts * sum(batch.filled_positions() for batch in microbatches),
+            pairs=counts * sum(_pairs(batch) for batch in microbatches),
             substitutes=decodes * sum(len(batch.substitutes) for batch in microbatches),
             bad_gradients=not math.isfinite(grad_norm),
             stop_requests=should_stop,
@@ -241,10 +252,19 @@ class _Totals(NamedTuple):
     trained_tokens: float
     images: float
     samples: float
-    filled_positions: float
+    positions: float
+    pairs: float
     substitutes: float
     bad_gradients: float
     stop_requests: float
+
+
+def _pairs(batch: Microbatch) -> float:
+    """Positions and those that each attends to; a row is one sample if lengths are unknown."""
+    rows, length = batch.tokens.shape
+    return sum(
+        pairs_of(each) for row in batch.sample_lengths or ((length,),) * rows for each in row
+    )
 
 
 def means_by_entry(sums: Tensor, tokens: Tensor) -> tuple[float | None, ...]:

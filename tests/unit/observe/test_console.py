@@ -4,26 +4,14 @@ import io
 
 import pytest
 
+from tests.support.records import start_record, step_record
 from vila_mc.observe import console
 from vila_mc.observe.console import StepPrinter, clock
 from vila_mc.observe.record import StepRecord, ValidationRecord
 
 
 def _record(step: int, step_ms: int, samples: int) -> StepRecord:
-    return StepRecord(
-        step=step,
-        loss=2.18341,
-        grad_norm=0.9104,
-        skipped=False,
-        learning_rate=2e-5,
-        trained_tokens=1000,
-        images=3,
-        samples=samples,
-        filled=0.98,
-        substitutes=0,
-        loss_by_entry=[0.5, None],
-        step_ms=step_ms,
-    )
+    return step_record(step, step_ms=step_ms, samples=samples)
 
 
 @pytest.fixture
@@ -39,9 +27,19 @@ def test_a_line_has_fixed_order_and_units(now: list[float]) -> None:
     printer = StepPrinter(5000, "align", stream)
     printer.write(_record(120, step_ms=354, samples=1024))
     assert stream.getvalue() == (
-        "align  step  120/5000  loss 2.1834  grad 0.910  lr 2.00e-05  2,893 samples/s  354 ms  "
+        "align  step  120/5000  loss 2.1834  grad 0.910  lr 2.00e-05  2,893 samples/s  "
+        "2,500 tok/s/rank  8 images/s  375 TFLOP/s/rank  37.9 % MFU  354 ms  data 2 %  61.7 GiB  "
         "left ?\n"
     )
+
+
+@pytest.mark.parametrize(("device", "unit"), [("NVIDIA H200", "gpu"), ("cpu", "rank")])
+def test_ranks_are_called_what_they_are(now: list[float], device: str, unit: str) -> None:
+    stream = io.StringIO()
+    printer = StepPrinter(5000, "align", stream)
+    printer.start(start_record(device=device))
+    printer.write(step_record(mfu=None, tflops_per_rank=0.01234))
+    assert f"  2,500 tok/s/{unit}  8 images/s  12.3 GFLOP/s/{unit}  400 ms" in stream.getvalue()
 
 
 def test_a_validation_is_a_line_of_its_own_at_once(now: list[float]) -> None:

@@ -6,25 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.records import step_record
 from vila_mc.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
 from vila_mc.observe.record import StepRecord, ValidationRecord
 
 
 def _record(step: int, loss: float = 1.0) -> StepRecord:
-    return StepRecord(
-        step=step,
-        loss=loss,
-        grad_norm=0.5,
-        skipped=False,
-        learning_rate=1e-3,
-        trained_tokens=10,
-        images=1,
-        samples=2,
-        filled=0.9,
-        substitutes=0,
-        loss_by_entry=[0.5, None],
-        step_ms=12.345,
-    )
+    return step_record(step, loss=loss)
 
 
 def _write(directory: Path, after_step: int, *steps: int) -> None:

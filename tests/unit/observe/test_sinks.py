@@ -8,13 +8,16 @@ import pytest
 from tests.support.tiny import tiny_run
 from vila_mc.config.run import RunConfig
 from vila_mc.observe import sinks
-from vila_mc.observe.record import StepRecord, ValidationRecord
+from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord
 
 
 class _Kept:
     def __init__(self, config: RunConfig, after_step: int) -> None:
         self.label, self.after_step = config.train.phase, after_step
-        self.records: list[StepRecord | ValidationRecord | None] = []
+        self.records: list[StartRecord | StepRecord | ValidationRecord | None] = []
+
+    def start(self, record: StartRecord) -> None:
+        self.records.append(record)
 
     def write(self, record: StepRecord) -> None:
         self.records.append(record)

@@ -45,7 +45,7 @@ class Blend:
         self._period = self._ends[-1]
         self._stride = _stride(self._period)
         self._sizes = tuple(int(size) for size in sizes)
-        self._key = _mix(_u64(seed))
+        self._key = mix(_u64(seed))
 
     @classmethod
     def by_weights(cls, weights: Sequence[float], sizes: Sequence[int], seed: int) -> Self:
@@ -132,7 +132,7 @@ class Blend:
     def _permuted(self, dataset: int, size: int, draws: np.ndarray) -> np.ndarray:
         epochs, indices = np.divmod(draws, size)
         # Mixed between the sums: seed 3's second dataset is not seed 4's first.
-        keys = _mix(_mix(self._key + _u64(dataset)) + epochs.astype(np.uint64))
+        keys = mix(mix(self._key + _u64(dataset)) + epochs.astype(np.uint64))
         return permute(indices, size, keys)
 
 
@@ -201,14 +201,14 @@ def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarra
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for turn in range(_ROUNDS):
-        noise = _mix(right + keys + _TURNS[turn])
+        noise = mix(right + keys + _TURNS[turn])
         noise &= mask
         noise ^= left
         left, right = right, noise
     return (left << half) | right
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def mix(values: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)."""
     mixed = values + _GOLDEN
     mixed ^= mixed >> _SHIFTS[0]

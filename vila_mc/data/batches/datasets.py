@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.blend import Blend
+from vila_mc.data.batches.held_out import learnt_parts
 from vila_mc.data.batches.sampler import Sampler
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.tiles import Tiling
@@ -17,13 +18,15 @@ def sampler_of(
 ) -> Sampler:
     """The global batches of a run, of ``global_batch`` rows each. Raises DataError."""
     make = Blend.by_epochs if data.by_epochs() else Blend.by_weights
+    parts = learnt_parts(data, readers)
     return Sampler(
-        make(data.blend_shares(), [len(reader) for reader in readers], data.seed),
+        make(data.blend_shares(), [part.size for part in parts], data.seed),
         readers,
         num_rows=global_batch,
         sequence_length=data.sequence_length,
         tile_positions=model.tile_positions(),
         packing=data.packing,
+        parts=parts,
     )
 
 

@@ -17,6 +17,7 @@ from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.blend import Blend
 from vila_mc.data.batches.collate import collate
 from vila_mc.data.batches.datasets import open_blend, open_validation, sampler_of
+from vila_mc.data.batches.held_out import validation_parts
 from vila_mc.data.batches.sampler import Draw, Sampler
 from vila_mc.data.batches.slots import Empty, Slots, placed_bytes
 from vila_mc.data.batches.workers import MOST_UNDER_WAY, Workers
@@ -87,8 +88,12 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         self._per_step = global_batch // (micro_batch * data_size)
         self.readers: tuple[IndexedReader, ...] = open_blend(data, model)
         """The datasets, in the order of ``data.blend``."""
-        self.validation_readers: tuple[IndexedReader, ...] = open_validation(data, model)
-        """The datasets, in the order of ``data.validation``."""
+        self.validation_readers: tuple[IndexedReader, ...] = (
+            *open_validation(data, model),
+            *(self.readers if data.held_out else ()),
+        )
+        """The datasets, in the order of ``data.validation``, then those that something is held out
+        of, in the order of ``data.blend``."""
         self._sampler = sampler_of(data, model, global_batch, self.readers)
         divisor = micro_batch * data_size
         self._validation_sampler, num_rows = self._sampler_of_validation(
@@ -169,8 +174,12 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         tile, longest = self._model.tile_positions(), self._data.sequence_length
         return [
             int((reader.token_counts() + tile * reader.tile_counts() > longest).sum())
-            for reader in (*self.readers, *self.validation_readers)
+            for reader in self.whole_readers()
         ]
+
+    def whole_readers(self) -> tuple[IndexedReader, ...]:
+        """The datasets of the blend, then those of ``data.validation``: as they are named."""
+        return (*self.readers, *self.validation_readers[: len(self._data.validation)])
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
@@ -207,7 +216,8 @@ class TrainingData(AbstractContextManager["TrainingData"]):
         """Passes of at most ``most_rows`` rows, a multiple of ``divisor``, and their rows."""
         if not self.validation_readers:
             return None, 0
-        sizes = [len(reader) for reader in self.validation_readers]
+        parts = validation_parts(self._data, self.validation_readers)
+        sizes = [part.size for part in parts]
         blend = Blend.by_epochs(self._data.validation_epochs(), sizes, self._data.seed)
         end = blend.period()
         assert end is not None
@@ -220,6 +230,7 @@ class TrainingData(AbstractContextManager["TrainingData"]):
             tile_positions=self._model.tile_positions(),
             packing=self._data.packing,
             end=end,
+            parts=parts,
         )
         return sampler, num_rows
 

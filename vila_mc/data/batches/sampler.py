@@ -12,6 +12,7 @@ import numpy as np
 
 from vila_mc.data.batches.balance import deal_rows
 from vila_mc.data.batches.blend import Blend
+from vila_mc.data.batches.held_out import Part
 from vila_mc.data.batches.packing import best_fit, spread_images
 from vila_mc.data.indexed.reader import IndexedReader
 
@@ -77,13 +78,14 @@ class Sampler:
     """Global batches from any position of the stream.
 
     Args:
-        blend: the order of the samples.
+        blend: the order of the samples, which it counts within the parts.
         readers: the datasets, in the blend's order, opened for the model's tiling.
         num_rows: rows of a global batch.
         sequence_length: positions of a row.
         tile_positions: positions of a tile: of an image, where images are not cut.
         packing: several samples to a row, or one.
         end: samples after which the stream ends; what is left of the last batch's rows stays empty.
+        parts: what of each dataset is read; all of it if None.
     """
 
     def __init__(
@@ -96,8 +98,9 @@ class Sampler:
         tile_positions: int,
         packing: bool,
         end: int = _ENDLESS,
+        parts: Sequence[Part] | None = None,
     ) -> None:
-        self._blend, self._readers = blend, readers
+        self._blend, self._readers, self._parts = blend, readers, parts
         self._num_rows, self._length = num_rows, sequence_length
         self._tile_positions, self._packing, self.end = tile_positions, packing, end
         self._ahead_from = 0
@@ -125,7 +128,7 @@ class Sampler:
         """
         one = self._blend.period()
         if one is None and len(self._readers) == 1:
-            one = len(self._readers[0])
+            one = len(self._readers[0]) if self._parts is None else self._parts[0].size
         if one is None:
             return None
         samples = round(passes * one)
@@ -161,6 +164,8 @@ class Sampler:
             here = np.flatnonzero(datasets == index)
             if not len(here):
                 continue
+            if self._parts is not None:
+                samples[here] = self._parts[index].numbers(samples[here])
             tokens, images[here] = reader.sizes(samples[here])
             lengths[here] = tokens + self._tile_positions * images[here]
         return datasets, samples, np.minimum(lengths, self._length), images

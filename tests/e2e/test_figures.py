@@ -1,0 +1,132 @@
+"""What a run of two pipeline stages says of itself: speeds, times, what it is, what it held out."""
+
+import json
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.launching import write_recipe
+from tests.support.ranks import run_ranks
+from tests.support.tiny_data import write_dataset
+from vila_mc.config.load import load_run, run_to_dict
+from vila_mc.config.run import RunConfig
+from vila_mc.observe.metrics import METRICS_NAME, read_metrics
+from vila_mc.observe.record import FORMAT_VERSION, StartRecord, StepRecord
+from vila_mc.observe.starts import read_starts
+from vila_mc.parallel.groups import distributed
+from vila_mc.topology.flops import step_flops
+from vila_mc.topology.layout import Layout
+from vila_mc.train.faults import StopRequest
+from vila_mc.train.loop import TrainingLoop
+from vila_mc.train.start import training_data
+
+PARTS = ("data", "vision", "forward", "backward", "pipeline", "reduction", "optimizer", "other")
+OPTIONS: dict[str, Any] = {
+    "parallel.pipeline": 2,
+    "train.steps": 4,
+    "train.save_every": 2,
+    "train.async_save": False,
+    "data.held_out": 0.2,
+    "train.validate_every": 2,
+}
+
+
+def _train(config: RunConfig) -> None:
+    layout = Layout.of(config.parallel, int(os.environ["WORLD_SIZE"]))
+    at = layout.coordinates(int(os.environ["RANK"]))
+    with (
+        training_data(config, layout, at) as data,
+        distributed(config.parallel, seed=1, timeout_minutes=2) as ranks,
+    ):
+        loop = TrainingLoop(config, ranks, data, StopRequest())
+        try:
+            loop.fit()
+        finally:
+            loop.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run that has ended."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = write_recipe(folder / "recipe.yaml", *write_dataset(folder, 40))
+    config = load_run([recipe], {**OPTIONS, "train.output": str(folder / "out")})
+    run_ranks(2, _train, config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def steps(run: RunConfig) -> list[dict[str, Any]]:
+    """The records of its steps."""
+    records = read_metrics(run.train.output / METRICS_NAME)
+    return [record for record in records if "loss" in record]
+
+
+def test_the_times_of_a_step_add_up(steps: list[dict[str, Any]]) -> None:
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    for step in steps:
+        parts = {part: step[f"{part}_ms"] for part in PARTS}
+        assert sum(parts.values()) == pytest.approx(step["step_ms"], abs=0.01)
+        unlikely = ("data", "reduction")  # may take no time at all
+        assert all(parts[part] > 0 for part in PARTS if part not in unlikely), parts
+        assert parts["other"] < 0.25 * step["step_ms"], parts
+        assert step["slowest_rank"] in (0, 1)
+        assert step["slowest_busy_ms"] >= step["busy_ms"] > 0
+    # Without async_save a step waits for the checkpoint of the one before.
+    assert [step["save_ms"] > 1 for step in steps] == [False, False, True, False]
+
+
+def test_speeds_are_those_of_the_step(run: RunConfig, steps: list[dict[str, Any]]) -> None:
+    per = step_flops(run)
+    for step in steps:
+        seconds, length = step["step_ms"] / 1000, run.data.sequence_length
+        assert step["positions"] == round(step["filled"] * 4 * length)
+        assert step["tokens_per_second_per_rank"] == pytest.approx(
+            step["positions"] / seconds / 2, rel=1e-3
+        )
+        assert step["images_per_second"] == pytest.approx(step["images"] / seconds, rel=1e-3)
+        fewest = per.of(positions=step["positions"], pairs=step["positions"], images=step["images"])
+        most = per.of(
+            positions=step["positions"],
+            pairs=step["positions"] * length / 2,
+            images=step["images"],
+        )
+        assert fewest < step["flops"] < most
+        assert step["tflops_per_rank"] == pytest.approx(step["flops"] / seconds / 2e12, rel=1e-2)
+        assert step["mfu"] is None
+        assert 0.1 < step["peak_memory_gib"] < 8
+
+
+def test_what_the_run_is_stands_beside_its_figures(run: RunConfig) -> None:
+    (start,) = read_starts(run.train.output)
+    assert set(start) == {field.name for field in fields(StartRecord)}
+    assert (start["format_version"], start["after_step"]) == (FORMAT_VERSION, 0)
+    assert start["layout"] == {"tensor": 1, "pipeline": 2, "data": 1, "virtual": 1}
+    assert (start["num_ranks"], start["device"]) == (2, "cpu")
+    assert start["config"] == json.loads(json.dumps(run_to_dict(run)))
+    assert "torch" in start["versions"]
+    assert start["git"] is None or re.fullmatch("[0-9a-f]{40}", start["git"]["commit"])
+
+
+def test_what_is_held_out_is_validated(run: RunConfig) -> None:
+    records = read_metrics(run.train.output / METRICS_NAME)
+    validations = [record for record in records if "validation_loss" in record]
+    assert [record["step"] for record in validations] == [2, 4]
+    for record in validations:
+        assert record["validation_loss_by_entry"] == [record["validation_loss"]]
+        assert record["validation_tokens"] > 0
+
+
+def test_every_figure_is_documented() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "figures.md").read_text()
+    missing = [
+        field.name
+        for record in (StepRecord, StartRecord)
+        for field in fields(record)
+        if f"`{field.name}`" not in documented
+    ]
+    assert not missing
