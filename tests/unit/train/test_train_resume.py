@@ -103,10 +103,14 @@ def test_a_dataset_that_is_gone(output: Path, tmp_path: Path) -> None:
 
 
 def test_another_order(output: Path, prefix: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"another data\.seed or data\.blend"):
+    message = r"another data\.seed, data\.held_out or data\.blend"
+    with pytest.raises(CheckpointError, match=message):
         checkpoint_to_resume(_run(output, prefix, seed=7))
-    with pytest.raises(CheckpointError, match=r"another data\.seed or data\.blend"):
+    with pytest.raises(CheckpointError, match=message):
         checkpoint_to_resume(_run(output, prefix, prefix))
+    now = _run(output, prefix)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint_to_resume(replace(now, data=replace(now.data, held_out=0.1)))
 
 
 def test_other_parts_learn(output: Path, prefix: Path) -> None:
