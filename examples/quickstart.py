@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from vila_mc import __version__
 from vila_mc.commands.command import Job, run_job
 from vila_mc.config.options import Argument
-from vila_mc.errors import EXIT_INTERRUPTED, ConfigError, run_cli
+from vila_mc.errors import ConfigError, ExitCode, run_cli
 from vila_mc.evaluation.report import AnswerRow, write_report
 from vila_mc.evaluation.scores import score
 from vila_mc.files import write_json
@@ -142,7 +142,7 @@ class Quickstart:
             try:
                 step.run(self)
             except StepFailedError as error:
-                if error.code == EXIT_INTERRUPTED:
+                if error.code == ExitCode.INTERRUPTED:
                     print("interrupted; the same command goes on from here", file=sys.stderr)
                 return error.code
             self.seconds[step.name] = round(time.monotonic() - step_started, 1)
@@ -167,7 +167,7 @@ class Quickstart:
             except KeyboardInterrupt:  # the tool got it too, and decides
                 process.send_signal(signal.SIGINT)
         if code:
-            raise StepFailedError(EXIT_INTERRUPTED if code == -signal.SIGINT else code)
+            raise StepFailedError(ExitCode.INTERRUPTED if code == -signal.SIGINT else code)
 
     def path(self, name: str) -> Path:
         """A file or folder of the job."""

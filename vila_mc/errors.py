@@ -7,14 +7,25 @@ fault of ours. ``run_cli`` turns the two into exit codes 2 and 1.
 import errno
 import sys
 from collections.abc import Callable
+from enum import IntEnum
 
 from vila_mc.files import final_name
 
-EXIT_OK = 0
-EXIT_FAULT = 1
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-"""128 + SIGINT, the shell's convention for a run ended by Ctrl-C."""
+
+class ExitCode(IntEnum):
+    """What a command ends with. docs/operations.md says what to do about each."""
+
+    OK = 0
+    """All is done."""
+    FAULT = 1
+    """A rank died, failed or stood still, or something failed that is no mistake of the user's."""
+    USER_ERROR = 2
+    """A mistake in options, recipe, data or checkpoint; a full disk. Trying again does not help."""
+    REQUEUE = 85
+    """A run was stopped by a scheduler's notice or its time limit, and saved: start it again. The
+    number has no other meaning, neither to shells nor to schedulers."""
+    INTERRUPTED = 130
+    """A person ended it, by Ctrl-C or a closed terminal: 128 + SIGINT, as shells have it."""
 
 
 class VilaError(Exception):
@@ -127,11 +138,11 @@ def run_cli(main: Callable[[], int | None]) -> None:
         code = main()
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "interrupted", to_stderr=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
         explained = user_error(error)
         if explained is None:
             raise
         say(f"error: {explained}", to_stderr=True)
-        sys.exit(EXIT_USER_ERROR)
-    sys.exit(code or EXIT_OK)
+        sys.exit(ExitCode.USER_ERROR)
+    sys.exit(code or ExitCode.OK)

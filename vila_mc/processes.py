@@ -27,6 +27,8 @@ STORE_FILE = "VILA_MC_STORE_FILE"
 """Environment variable: the file through which the ranks of one machine find each other."""
 STORE_LISTENER = "VILA_MC_STORE_LISTENER"
 """Environment variable: the descriptor of the socket where rank 0 serves others; -1 for them."""
+RESTARTS_OF_TORCHRUN = "TORCHELASTIC_RESTART_COUNT"
+"""Environment variable of torchrun: how often it has started the ranks again."""
 
 _PR_SET_PDEATHSIG = 1
 _USUAL_CAUSES = {

@@ -16,7 +16,7 @@ from tests.support.records import without_speed
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.config.load import load_run
-from vila_mc.errors import EXIT_OK, EXIT_USER_ERROR
+from vila_mc.errors import ExitCode
 from vila_mc.flow import Microbatch
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
 from vila_mc.parallel.groups import distributed
@@ -136,10 +136,10 @@ def test_a_rate_that_destroys_the_model(recipe: Path, tmp_path: Path) -> None:
     options = ("--optimizer.lr", "1e30", "--optimizer.decay", "constant", "--train.keep_last", 1)
     command = ("--config", recipe, "--train.output", tmp_path, "--train.save_every", 1, *options)
     run = train(*command, "--ranks", 1, "--train.steps", 2)
-    assert run.code == EXIT_OK, run.err
+    assert run.code == ExitCode.OK, run.err
     assert "Traceback" not in run.err
     run = train(*command, "--ranks", 1, "--train.steps", 9)
-    assert run.code == EXIT_USER_ERROR, run.err
+    assert run.code == ExitCode.USER_ERROR, run.err
     assert "3 steps in a row up to step" in run.err
     assert len(whole_checkpoints(tmp_path)) == 1
     assert all(weight.isfinite().all() for weight in _weights(tmp_path).values())

@@ -29,14 +29,15 @@ from tests.support.launching import (
 )
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints
 from vila_mc.checkpoint.whole import whole_model
-from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+from vila_mc.errors import ExitCode
+from vila_mc.train.standing import standing_of
 
 MANY_STEPS = 100_000
 
 
 def _assert_one_error(run: Finished, *parts: str) -> None:
     """Exit code 2 and, besides warnings, a single line on stderr that says ``parts``."""
-    assert run.code == EXIT_USER_ERROR, run.err
+    assert run.code == ExitCode.USER_ERROR, run.err
     lines = _without_warnings(run.err)
     assert len(lines) == 1, run.err
     assert lines[0].startswith("error: "), run.err
@@ -51,7 +52,7 @@ def _without_warnings(text: str) -> list[str]:
 
 def test_an_unbroken_run(unbroken: tuple[Finished, Path]) -> None:
     run, output = unbroken
-    assert run.code == EXIT_OK, run.err
+    assert run.code == ExitCode.OK, run.err
     assert _without_warnings(run.err) == []
     assert "random weights (train.seed 42) for vision, connector, language" in run.out
     assert [step[0] for step in trace_of(output)] == list(range(1, NUM_STEPS + 1))
@@ -115,7 +116,7 @@ def test_a_vocabulary_grows_when_it_is_loaded_and_never_on_resume(
     )
     _assert_one_error(train(*command, 399), "vocab_size: checkpoint 400, run 399", "never shrinks")
     run = train(*command, 402)
-    assert run.code == EXIT_OK, run.err
+    assert run.code == ExitCode.OK, run.err
     source = resolve_checkpoint(unbroken[1])
     assert f"vision, connector, language from {source}, after step 30 of pretrain; " in run.out
     line = "the vocabulary grows from 400 to 402 tokens: new rows are the mean of the others"
@@ -139,7 +140,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
         wait_until(lambda: steps_done(tmp_path) >= 3, "step 3")
         process.send_signal(signal.SIGINT)
         stopped = finish(process)
-    assert stopped.code == EXIT_INTERRUPTED, stopped.err
+    assert stopped.code == ExitCode.INTERRUPTED, stopped.err
     assert "Traceback" not in stopped.err
     (checkpoint,) = whole_checkpoints(tmp_path)[-1:]
     step = Manifest.read(checkpoint).step
@@ -147,7 +148,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert step == steps_done(tmp_path)
 
     resumed = train(*command)
-    assert resumed.code == EXIT_OK, resumed.err
+    assert resumed.code == ExitCode.OK, resumed.err
     assert f"resuming after step {step} from {checkpoint}" in resumed.out
     assert trace_of(tmp_path) == trace_of(unbroken[1])
 
@@ -173,7 +174,7 @@ def test_who_cannot_wait_for_a_long_step_presses_ctrl_c_again(recipe: Path, tmp_
         wait_until(press_while_they_stand, "the end of the ranks")
         run = finish(process)
         assert not any(rank.is_running() for rank in ranks)
-    assert run.code == EXIT_INTERRUPTED, run.err
+    assert run.code == ExitCode.INTERRUPTED, run.err
     heard, ended = _without_warnings(run.err)
     assert heard.startswith(
         "stopping: every rank finishes its step or validation, and saves; Ctrl-C again"
@@ -194,7 +195,7 @@ def test_a_killed_rank_ends_the_run(rank: int, recipe: Path, tmp_path: Path) -> 
         run = finish(process)
         assert time.monotonic() - started < 45
         assert not any(other.is_running() for other in ranks)
-    assert run.code == EXIT_FAULT, run.err
+    assert run.code == ExitCode.FAULT, run.err
     assert f"rank {rank} was killed by SIGKILL" in _one_error(run)
 
 
@@ -205,15 +206,23 @@ def test_a_rank_that_stands_still_is_named_and_not_who_waits_for_it(
 ) -> None:
     steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
     options = ("--train.output", tmp_path, *steps, "--train.timeout_minutes", 0.3)
-    with training("--config", recipe, *LAYOUT, *options) as process:
+    restarts = ("--max-restarts", rank)
+    with training("--config", recipe, *LAYOUT, *options, *restarts) as process:
         wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
         ranks_of(process)[rank].suspend()
+        if rank:
+            wait_until(lambda: standing_of(tmp_path).restarts == 1, "the restart")
+            wait_until(lambda: steps_done(tmp_path) >= 2, "step 2 again")
+            process.send_signal(signal.SIGUSR1)
         run = finish(process)
-    assert run.code == EXIT_FAULT, run.err
+    assert run.code == (ExitCode.REQUEUE if rank else ExitCode.FAULT), run.err
+    first, other = (run.err.index(f"stacks of rank {one}") for one in (rank, 1 - rank))
+    assert first < other
+    assert f"rank {rank}, which the others waited for, in " in run.err
+    assert all("in step\n" in stacks for stacks in (run.err[first:other], run.err[other:]))
     error = _one_error(run)
     assert f"error: rank {rank} has stood still since " in error
     assert re.search(rf"; rank {1 - rank} waited in [\w.]+ of [\w.]+;", error)
-    assert "Traceback" not in run.err
 
 
 @pytest.mark.slow
@@ -225,15 +234,21 @@ def test_a_machine_that_is_killed_ends_the_others_with_one_line(
         probe.bind(("127.0.0.1", 0))
         machines = ("--nodes", 2, "--rendezvous", f"localhost:{probe.getsockname()[1]}")
     command = ("--config", recipe, "--ranks", 1, "--parallel.pipeline", 2, *machines, *steps)
-    output = ("--train.output", tmp_path)
+    output = ("--train.output", tmp_path, "--max-restarts", 1)
     with training(*command, *output) as one, training(*command, *output) as two:
         wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        ranks_of(two)[0].kill()
+        wait_until(lambda: standing_of(tmp_path).restarts == 1, "that they met again")
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2 again")
         ranks = ranks_of(two)
         two.kill()
         kill_all(ranks)
         run = finish(one)
-    assert run.code == EXIT_FAULT, run.err
-    assert "contact with a rank of another machine was lost" in _one_error(run)
+    assert run.code == ExitCode.FAULT, run.err
+    first, again, end = (line for line in run.err.splitlines() if line.startswith("error: "))
+    for error in (first, again):
+        assert "contact with a rank of another machine was lost" in error
+    assert end == "error: not started again: 1 restarts are used up"
     assert "Traceback" not in run.err
 
 

@@ -25,7 +25,7 @@ from tests.support.launching import (
 )
 from tests.support.without_gpu import hidden_gpus
 from vila_mc.checkpoint.manifest import whole_checkpoints
-from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK
+from vila_mc.errors import ExitCode
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -51,13 +51,13 @@ def _stop_late(command: tuple[object, ...], output: Path) -> Finished:
 
 def test_a_stopped_run_goes_on_bit_for_bit(command: tuple[object, ...], tmp_path: Path) -> None:
     stopped = _stop_late(command, tmp_path / "stopped")
-    assert stopped.code == EXIT_INTERRUPTED, stopped.err
+    assert stopped.code == ExitCode.INTERRUPTED, stopped.err
     at = steps_done(tmp_path / "stopped")
     total = ("--train.steps", at + 10)
     again = train(*command, "--train.output", tmp_path / "stopped", *total)
-    assert again.code == EXIT_OK, again.err
+    assert again.code == ExitCode.OK, again.err
     whole = train(*command, "--train.output", tmp_path / "whole", *total)
-    assert whole.code == EXIT_OK, whole.err
+    assert whole.code == ExitCode.OK, whole.err
     assert "device cuda" in whole.out
     assert trace_of(tmp_path / "stopped") == trace_of(tmp_path / "whole")
 
@@ -68,10 +68,10 @@ def test_a_killed_rank_loses_nothing(recipe: Path, tmp_path: Path) -> None:
         wait_until(lambda: bool(whole_checkpoints(tmp_path)), "a checkpoint")
         ranks_of(process)[0].kill()
         killed = finish(process)
-    assert killed.code == EXIT_FAULT, killed.err
+    assert killed.code == ExitCode.FAULT, killed.err
     steps = steps_done(tmp_path) + 10
     again = train(*command, "--train.steps", steps)
-    assert again.code == EXIT_OK, again.err
+    assert again.code == ExitCode.OK, again.err
     assert [step[0] for step in trace_of(tmp_path)] == list(range(1, steps + 1))
 
 
@@ -79,10 +79,10 @@ def test_a_run_moves_from_a_gpu_to_a_cpu(recipe: Path, tmp_path: Path) -> None:
     command = ("--config", recipe, "--ranks", 1)
     moved, whole = tmp_path / "moved", tmp_path / "whole"
     first = train(*command, "--train.output", whole)
-    assert first.code == EXIT_OK, first.err
+    assert first.code == ExitCode.OK, first.err
     with hidden_gpus():
         second = train(*command, "--train.output", moved)
-    assert second.code == EXIT_OK, second.err
+    assert second.code == ExitCode.OK, second.err
     assert "device cpu" in second.out
     on_gpu, on_cpu = ([step[1] for step in trace_of(output)] for output in (whole, moved))
     worst = max(abs(a / b - 1) for a, b in zip(on_gpu, on_cpu, strict=True))
@@ -92,9 +92,9 @@ def test_a_run_moves_from_a_gpu_to_a_cpu(recipe: Path, tmp_path: Path) -> None:
     total = ("--train.steps", NUM_STEPS + 5)
     with hidden_gpus():
         on = train(*command, "--train.output", whole, *total)
-    assert on.code == EXIT_OK, on.err
+    assert on.code == ExitCode.OK, on.err
     back = train(*command, "--train.output", moved, *total)
-    assert back.code == EXIT_OK, back.err
+    assert back.code == ExitCode.OK, back.err
     losses = [[step[1] for step in trace_of(output)[-5:]] for output in (whole, moved)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -117,7 +117,7 @@ def test_a_model_is_asked_and_exported(recipe: Path, tmp_path: Path) -> None:
         *("--config", recipe, "--ranks", 1, "--train.output", output),
         *("--model.language.max_positions", 512, "--train.precision", "bf16"),
     )
-    assert run.code == EXIT_OK, run.err
+    assert run.code == ExitCode.OK, run.err
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "teal.png")
     question = dict(
         id="1", task="colour", images=["teal.png"], question="Which?", answer="teal", chance=0.1

@@ -25,7 +25,7 @@ from tests.support.ranks import ranks_that_may_die
 from vila_mc.checkpoint.manifest import FileRecord, Manifest, whole_checkpoints
 from vila_mc.config.load import load_run
 from vila_mc.config.run import RunConfig
-from vila_mc.errors import EXIT_OK
+from vila_mc.errors import ExitCode
 from vila_mc.train.rank import train_rank
 
 NUM_KILLS = 20
@@ -97,7 +97,7 @@ def _train_to_end(run: RunConfig) -> None:
     with ranks_that_may_die(2, train_rank, run) as ranks:
         for rank in ranks:
             rank.join(timeout=120)
-    assert [rank.exitcode for rank in ranks] == [EXIT_OK, EXIT_OK]
+    assert [rank.exitcode for rank in ranks] == [ExitCode.OK, ExitCode.OK]
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_kills_of_the_launcher_and_its_ranks_change_nothing(
     for victim in ("launcher", 0, 1):
         _kill_through_launcher(victim, command, tmp_path, choose)
         _assert_usable(whole_checkpoints(tmp_path))
-    assert train(*command).code == EXIT_OK
+    assert train(*command).code == ExitCode.OK
     assert trace_of(tmp_path) == trace_of(unbroken[1])
     assert _shards(whole_checkpoints(tmp_path)[-1]) == _shards(whole_checkpoints(unbroken[1])[-1])
 

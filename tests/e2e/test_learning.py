@@ -13,7 +13,7 @@ from tests.support.tiny_data import write_dataset
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.trained_template import template_of
 from vila_mc.config.load import load_run
-from vila_mc.errors import EXIT_USER_ERROR
+from vila_mc.errors import ExitCode
 from vila_mc.train import journal
 from vila_mc.train.rank import train_rank
 
@@ -53,7 +53,7 @@ def test_nothing_to_learn_is_refused(text_only: Path, tmp_path: Path) -> None:
         *("--config", text_only, "--ranks", 1, "--train.output", tmp_path / "out"),
         *("--train.trainable", "[connector]"),
     )
-    assert run.code == EXIT_USER_ERROR, run.err
+    assert run.code == ExitCode.USER_ERROR, run.err
     (line,) = run.err.splitlines()
     assert "no dataset of data.blend holds an image, so train.trainable [connector]" in line
     assert not (tmp_path / "out").exists()

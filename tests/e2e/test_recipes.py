@@ -41,7 +41,10 @@ exit "${worst:-0}"
 """
 SCONTROL = """#!/bin/bash
 echo "$*" >>"$CALLS/scontrol"
-[[ $1 == requeue ]] || printf 'localhost\\nlocalhost\\n'
+case "$1 $2" in
+    "show hostnames") printf 'localhost\\nlocalhost\\n' ;;
+    "show job") echo "JobId=17 JobState=${JOB_STATE:-RUNNING} Reason=None" ;;
+esac
 """
 
 
@@ -128,6 +131,7 @@ def test_three_phases_the_second_as_a_job(
     assert "stopped and saved" in said
     assert Path(str(slurm["CALLS"]), "scontrol").read_text().splitlines() == [
         "show hostnames node[0-1]",
+        "show job --oneliner 17",
         "requeue 17",
     ]
     assert whole_checkpoints(pretrain)
@@ -163,9 +167,9 @@ def test_a_job_in_a_container_names_image_and_mounts(slurm: dict[str, object]) -
     assert done.returncode == 2, done.stderr
     assert "error: no path for mmc4. Give --mmc4 PATH or set MMC4; see --help." in done.stderr
     assert Path(str(slurm["CALLS"]), "srun").read_text().splitlines() == [
-        "--ntasks-per-node=1 --container-image=/images/vila_mc.sqsh "
+        "--ntasks-per-node=1 --kill-on-bad-exit=0 --container-image=/images/vila_mc.sqsh "
         "--container-workdir=/opt/vila_mc --container-mounts=/data:/data "
-        "bash examples/pretrain_13b.sh --optimizer.lr 1e-5"
+        "bash examples/pretrain_13b.sh --max-restarts 3 --optimizer.lr 1e-5"
     ]
     assert not Path(str(slurm["CALLS"]), "scontrol").read_text().count("requeue")
 

@@ -14,7 +14,7 @@ from tests.support.launching import write_recipe
 from tests.support.ranks import run_ranks
 from tests.support.tiny_data import write_dataset
 from vila_mc.config.load import load_run
-from vila_mc.errors import EXIT_USER_ERROR
+from vila_mc.errors import ExitCode
 from vila_mc.train import identity as identity_module
 from vila_mc.train.rank import train_rank
 
@@ -67,7 +67,7 @@ def test_one_line_names_the_option_and_the_machine(case: str, recipe: Path, tmp_
     results = run_ranks(2, _train, recipe, options, {}, timeout=100)
     assert results[0] == results[1]
     code, (line,) = results[0]
-    assert code == EXIT_USER_ERROR
+    assert code == ExitCode.USER_ERROR
     assert expected.format(*where) in line
     assert line.count(" is ") == 1 or case == "layout"
     assert not (tmp_path / "out").exists()
@@ -80,7 +80,7 @@ def test_other_data_or_code_is_named(recipe: Path, others: Path, tmp_path: Path)
     results = run_ranks(2, _train, recipe, [output, output | blend], {1: "f" * 64}, timeout=100)
     assert results[0] == results[1]
     code, (line,) = results[0]
-    assert code == EXIT_USER_ERROR
+    assert code == ExitCode.USER_ERROR
     assert "the dataset of data.blend.0 is 24 samples with SHA-256" in line
     assert "23 samples with SHA-256" in line
     assert "vila_mc itself is " in line
@@ -107,6 +107,6 @@ def test_an_output_that_machines_do_not_share(recipe: Path, tmp_path: Path) -> N
     results = run_ranks(2, _train, recipe, options, {}, directories, timeout=100)
     assert results[0] == results[1]
     code, (line,) = results[0]
-    assert code == EXIT_USER_ERROR
+    assert code == ExitCode.USER_ERROR
     assert f"another directory on {socket.gethostname()} (rank 1) than on that of rank 0" in line
     assert not any(path.name.startswith(".shared") for path in tmp_path.rglob("*"))

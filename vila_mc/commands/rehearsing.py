@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from vila_mc.commands.gpu_kind import DEFAULT, HELP, gpu_named
 from vila_mc.config.run import RunConfig
-from vila_mc.errors import EXIT_FAULT, EXIT_OK, ConfigError, say
+from vila_mc.errors import ConfigError, ExitCode, say
 from vila_mc.rehearsal.refusals import refuse_what_cannot_be_rehearsed
 from vila_mc.topology.layout import Layout
 
@@ -84,4 +84,4 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
         say(json.dumps(as_dict(rehearsal, held), indent=2))
     else:
         say(f"{micro_batch_line}\n{as_text(rehearsal, held)}".lstrip("\n"))
-    return EXIT_OK if is_good(rehearsal, held) else EXIT_FAULT
+    return ExitCode.OK if is_good(rehearsal, held) else ExitCode.FAULT

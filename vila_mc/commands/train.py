@@ -4,15 +4,26 @@ On one machine: ``vila-mc train --config RECIPE.yaml --ranks 4``. On a cluster, 
 machine with --nodes and --rendezvous, or start it under torchrun.
 """
 
+import json
+import math
 import os
 import sys
+import time
+from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vila_mc.commands.list_presets import preset_lines
 from vila_mc.commands.rehearsing import add_rehearsal_options, refuse_unrehearsed, rehearse_run
 from vila_mc.config.load import add_config_options, load_run_from_args
 from vila_mc.config.options import ErrorRaisingParser
-from vila_mc.errors import ConfigError, SetupError, run_cli, say
+from vila_mc.config.run import RunConfig
+from vila_mc.errors import ConfigError, ExitCode, SetupError, run_cli, say
+
+if TYPE_CHECKING:
+    from vila_mc.train.stop_signals import StopSignals
 
 ALONE = "localhost:0"
 """The rendezvous of one machine, which needs none."""
@@ -28,6 +39,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         for line in preset_lines():
             say(line)
         return 0
+    if parsed.status is not None:
+        return _show_standing(parsed.status, parsed.json)
     refuse_unrehearsed(parsed)
     config = load_run_from_args(parsed)
     if parsed.rehearse:
@@ -40,19 +53,62 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
         return train_rank(config)
 
-    from vila_mc.train.launch import launch
-    from vila_mc.train.preflight import check_before_launch
-    from vila_mc.train.rendezvous import Endpoint, meet
+    return _launch(config, parsed, given)
 
-    _check_launch(parsed.ranks, parsed.nodes, parsed.rendezvous)
-    at = Endpoint.parse(parsed.rendezvous)
-    ranks, nodes = parsed.ranks or _gpus(), parsed.nodes
-    check_before_launch(config, ranks * nodes)
+
+def _show_standing(output: Path, as_json: bool) -> int:
+    """Say where a run stands. Raises DataError."""
+    from vila_mc.train.standing import lines_of, standing_of
+
+    standing = standing_of(output)
+    say(json.dumps(asdict(standing), indent=2) if as_json else "\n".join(lines_of(standing)))
+    return ExitCode.OK
+
+
+def _launch(config: RunConfig, parsed: Namespace, given: Sequence[str]) -> int:
+    """Start the ranks of this machine, and again after a fault if that is asked for."""
+    from vila_mc.train.faults import DEADLINE, deadline_of
+    from vila_mc.train.stop_signals import StoppedError, StopSignals
+
+    _check_launch(parsed)
+    deadline = deadline_of(config.train, os.environ, time.time())
+    if deadline < math.inf:
+        os.environ[DEADLINE] = str(deadline)
+    with StopSignals() as stop:
+        try:
+            return _start_ranks(config, parsed, given, stop, deadline)
+        except StoppedError:
+            say("stopped while no rank ran; nothing was lost", to_stderr=True)
+            return stop.code or ExitCode.INTERRUPTED
+
+
+def _start_ranks(
+    config: RunConfig, parsed: Namespace, given: Sequence[str], stop: "StopSignals", deadline: float
+) -> int:
+    with stop.waiting():
+        from vila_mc.train.launch import launch
+        from vila_mc.train.preflight import check_before_launch
+        from vila_mc.train.rendezvous import Endpoint, meet
+        from vila_mc.train.restarts import Outcome, start_until_done
+
+        at = Endpoint.parse(parsed.rendezvous)
+        ranks, nodes = parsed.ranks or _gpus(), parsed.nodes
+        check_before_launch(config, ranks * nodes)
     if parsed.check:
         say(f"recipe, datasets and checkpoint are fit for {ranks * nodes} ranks")
-        return 0
-    meeting = meet(at, config, machines=nodes, ranks=ranks) if nodes > 1 else None
-    return launch([*_RANK_COMMAND, *given], ranks=ranks, meeting=meeting)
+        return ExitCode.OK
+    if deadline < math.inf:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(deadline))
+        say(f"stops and saves at {when}, before its time limit")
+
+    def start(restart: int) -> Outcome:
+        with stop.waiting():
+            meeting = meet(at, config, machines=nodes, ranks=ranks) if nodes > 1 else None
+        command = [*_RANK_COMMAND, *given]
+        return launch(command, ranks=ranks, stop=stop, meeting=meeting, restart=restart)
+
+    most, output = parsed.max_restarts, config.train.output
+    return start_until_done(start, output, most=most, stop=stop, deadline=deadline)
 
 
 def arguments_parser(prog: str | None = None) -> ErrorRaisingParser:
@@ -72,7 +128,21 @@ def arguments_parser(prog: str | None = None) -> ErrorRaisingParser:
         help="where machines meet, the same on all of them (default: this machine alone)",
     )
     launching.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after a rank died or hung, start again from the newest checkpoint, at most so often "
+        "(default: 0)",
+    )
+    launching.add_argument(
         "--presets", action="store_true", help="list what --config preset:NAME knows, and end"
+    )
+    launching.add_argument(
+        "--status",
+        type=Path,
+        metavar="DIR",
+        help="say where the run in this train.output stands (--json for programs), and end",
     )
     launching.add_argument(
         "--check",
@@ -84,10 +154,13 @@ def arguments_parser(prog: str | None = None) -> ErrorRaisingParser:
     return parser
 
 
-def _check_launch(ranks: int | None, nodes: int, rendezvous: str) -> None:
+def _check_launch(parsed: Namespace) -> None:
+    ranks, nodes = parsed.ranks, parsed.nodes
     if (ranks is not None and ranks < 1) or nodes < 1:
         raise ConfigError(f"--ranks is {ranks} and --nodes is {nodes}; each must be at least 1.")
-    if nodes > 1 and rendezvous == ALONE:
+    if parsed.max_restarts < 0:
+        raise ConfigError(f"--max-restarts is {parsed.max_restarts}; it must be 0 or more.")
+    if nodes > 1 and parsed.rendezvous == ALONE:
         raise ConfigError(
             f"--nodes is {nodes}, but without --rendezvous the machines cannot meet. Give the same "
             "HOST:PORT on all of them, with one of them as HOST and a free port of it."

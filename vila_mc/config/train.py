@@ -89,6 +89,12 @@ class TrainConfig:
     weight; fewer are passed over."""
     timeout_minutes: float = 30.0
     """A collective that waits longer than this ends the run."""
+    time_limit_minutes: float | None = None
+    """When the command must be over, restarts included, counted from its start: it stops and saves
+    before, with the exit code that schedulers put back into the queue. A job of SLURM is over when
+    SLURM_JOB_END_TIME says so, if that is earlier."""
+    time_margin_minutes: float = 5.0
+    """How long before its limit a run stops: longer than a step and a save take."""
     tensorboard: bool = False
     """Write figures for TensorBoard to train.output/tensorboard, too; needs vila_mc[observe]."""
     wandb: str | None = None
@@ -105,6 +111,14 @@ class TrainConfig:
             keep_last=self.keep_last,
             max_bad_steps=self.max_bad_steps,
             timeout_minutes=self.timeout_minutes,
+        )
+        if self.time_limit_minutes is not None:
+            require_positive("train", time_limit_minutes=self.time_limit_minutes)
+        require(
+            0 <= self.time_margin_minutes < (self.time_limit_minutes or math.inf),
+            f"train.time_margin_minutes is {self.time_margin_minutes:g} and "
+            f"train.time_limit_minutes {self.time_limit_minutes or 'none'}. The margin must be 0 "
+            "or more, and less than the limit.",
         )
         require(
             self.validate_every >= 0,

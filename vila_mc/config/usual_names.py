@@ -140,6 +140,10 @@ _USUAL_NAMES = {
     "train.tensorboard": (
         "report_to tensorboard_dir tensorboard_log_dir tensorboard_logging use_tensorboard"
     ),
+    "train.time_limit_minutes": (
+        "exit_duration_in_mins max_runtime max_time max_train_time time_limit time_limit_hours "
+        "walltime"
+    ),
     "train.timeout_minutes": "ddp_timeout distributed_timeout_minutes timeout timeout_seconds",
     "train.validate_every": (
         "eval_every eval_interval eval_iters eval_steps val_check_interval val_every val_interval "

@@ -2,14 +2,18 @@
 
 import json
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vila_mc.files import write_whole
+from vila_mc.foreign_files import ForeignFileError, open_foreign
 from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord
 
 METRICS_NAME = "metrics.jsonl"
+_END_BYTES = 2**18
+"""Of the file; hundreds of records."""
 
 
 class MetricsLog:
@@ -45,6 +49,24 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def last_step(output: Path) -> int:
+    """The last step that a run has recorded; 0 if there is none. Reads only the end of the file."""
+    try:
+        with open_foreign(output / METRICS_NAME) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
+            lines = file.read(_END_BYTES).split(b"\n")
+    except (OSError, ForeignFileError):
+        return 0
+    for line in reversed(lines):
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError):
+            continue
+        if type(step) is int:
+            return step
+    return 0
 
 
 def _line(values: dict[str, Any]) -> str:

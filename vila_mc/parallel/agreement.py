@@ -47,6 +47,13 @@ def require_same(facts: Mapping[str, str], device: torch.device) -> None:
     )
 
 
+def greatest(number: int, device: torch.device) -> int:
+    """The greatest of what all ranks have; every rank must call this."""
+    mine = torch.tensor(number, device=device)
+    dist.all_reduce(mine, dist.ReduceOp.MAX)
+    return int(mine)
+
+
 def _by_value(name: str, by_rank: Sequence[tuple[str, Mapping[str, str]]]) -> str:
     """``VALUE on HOST (rank 0, 1), OTHER on HOST (rank 2, 3)``."""
     values: dict[str, dict[str, list[int]]] = {}

@@ -13,7 +13,13 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
-from torch.distributed import FileStore, HashStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import (  # type: ignore[attr-defined]
+    FileStore,
+    HashStore,
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.errors import SetupError
@@ -22,7 +28,7 @@ from vila_mc.parallel.agreement import require_same
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
 from vila_mc.parallel.frozen_layers import recompute_above_frozen_layers
 from vila_mc.parallel.gradient_norm import norm_on_the_device
-from vila_mc.processes import STORE_FILE, STORE_LISTENER
+from vila_mc.processes import RESTARTS_OF_TORCHRUN, STORE_FILE, STORE_LISTENER
 from vila_mc.topology.layout import Coordinates, Layout
 
 
@@ -142,10 +148,22 @@ def _store(world_size: int, timeout: timedelta) -> Store | None:
             wait_for_workers=False,
             master_listen_fd=descriptor if descriptor >= 0 else None,
         )
+    elif _is_restart_of_torchrun():
+        # Its agent serves one store to all starts, in which gloo would find the addresses of dead
+        # ranks.
+        of_agent = TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world_size, is_master=False
+        )
+        store = PrefixStore(f"restart {os.environ[RESTARTS_OF_TORCHRUN]}", of_agent)
     else:
         return None
     store.set_timeout(timeout)
     return store
+
+
+def _is_restart_of_torchrun() -> bool:
+    serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return serves and os.environ.get(RESTARTS_OF_TORCHRUN, "0") != "0"
 
 
 def _local_rank() -> int:

@@ -5,7 +5,6 @@ every rank finish its step and save, a rank's error is one line, not one traceba
 run on one machine opens no port that another machine could reach.
 """
 
-import math
 import os
 import signal
 import subprocess
@@ -14,53 +13,61 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
-from vila_mc.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, say
-from vila_mc.processes import (
-    STORE_FILE,
-    STORE_LISTENER,
-    leave_closed_terminal,
-    listened_stop_signals,
-)
+from vila_mc.errors import ExitCode, say
+from vila_mc.observe.history import RESTART
+from vila_mc.processes import STORE_FILE, STORE_LISTENER
 from vila_mc.train.rank import LAUNCHED_BY_US
 from vila_mc.train.rank_status import STATUS_DIRECTORY, read_ending, read_heartbeat
 from vila_mc.train.rendezvous import Meeting
-from vila_mc.train.verdict import RankEnd, cause_of
+from vila_mc.train.restarts import Outcome
+from vila_mc.train.stacks import ask_for_stacks, read_stacks
+from vila_mc.train.stop_signals import StopSignals
+from vila_mc.train.verdict import RankEnd, Verdict, verdict_of
 
 _GRACE_SECONDS = 30.0
 """How long ranks may take to end after one of them failed."""
 _LOOK_SECONDS = 0.05
-_ONE_REQUEST_SECONDS = 1.0
-"""Signals that come within this time are one request: a terminal and a wrapper both send it."""
 
 
-def launch(command: Sequence[str], *, ranks: int, meeting: Meeting | None = None) -> int:
+def launch(
+    command: Sequence[str],
+    *,
+    ranks: int,
+    stop: StopSignals,
+    meeting: Meeting | None = None,
+    restart: int = 0,
+) -> Outcome:
     """Run ``python COMMAND...`` once per rank and wait.
 
     Args:
         command: script and its arguments.
         ranks: ranks on this machine.
+        stop: requests to stop, which are passed on.
         meeting: what the machines of the run agreed on; None for one machine alone.
+        restart: how often the run was started again by itself before.
 
     Returns:
-        0, 130 if the run was stopped and saved, 2 for a user's mistake, 1 for a rank that died.
+        the exit code: OK, INTERRUPTED or REQUEUE if the run was stopped and saved, USER_ERROR for a
+        mistake, FAULT for a rank that died or stood still; and why.
     """
-    with tempfile.TemporaryDirectory(prefix="vila_mc-") as name, _ForwardStop() as forward:
+    with tempfile.TemporaryDirectory(prefix="vila_mc-") as name:
         directory = Path(name)
-        processes = _Ranks(command, ranks, meeting, directory)
+        processes = _Ranks(command, ranks, meeting, directory, restart)
         try:
             if meeting is not None and meeting.listener is not None:
                 meeting.listener.close()  # rank 0 has it
-            forward.to(processes)
-            ends = processes.wait()
+            with stop.passed_to(processes):
+                ends = processes.wait()
         finally:
             processes.kill()
-        if forward.was_cut_short and any(end.is_failure() for end in ends):
-            return EXIT_INTERRUPTED
-        return _explain(ends, was_stopped=forward.was_used, other_machines=meeting is not None)
+        if stop.was_cut_short and any(end.is_failure() for end in ends):
+            return Outcome(ExitCode.INTERRUPTED)
+        return _explain(
+            ends, stop_code=stop.code, other_machines=meeting is not None, directory=directory
+        )
 
 
 class _Ranks:
@@ -71,10 +78,16 @@ class _Ranks:
         ranks: how many to start.
         meeting: what the machines agreed on, or None.
         directory: where they write their status, and the store of one machine lies.
+        restart: how often the run was started again before.
     """
 
     def __init__(
-        self, command: Sequence[str], ranks: int, meeting: Meeting | None, directory: Path
+        self,
+        command: Sequence[str],
+        ranks: int,
+        meeting: Meeting | None,
+        directory: Path,
+        restart: int,
     ) -> None:
         first = meeting.machine * ranks if meeting else 0
         world_size = ranks * (meeting.machines if meeting else 1)
@@ -85,6 +98,7 @@ class _Ranks:
             rank = first + local_rank
             environment = {
                 **_common_environment(meeting, directory),
+                RESTART: str(restart),
                 "RANK": str(rank),
                 "LOCAL_RANK": str(local_rank),
                 "WORLD_SIZE": str(world_size),
@@ -130,12 +144,20 @@ class _Ranks:
                 self._note(rank, process, failed_at)
 
     def _end_stopped(self) -> None:
-        """A process that is stopped cannot end itself, nor is anything left for it to do."""
-        for rank, process in list(self._running.items()):
-            if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
-                process.kill()
-                process.wait()
-                self._note(rank, process, time.monotonic(), was_frozen=True)
+        """A process that is stopped cannot end itself, nor is anything left for it to do but to
+        say where it was, as all others do."""
+        stopped = [
+            (rank, process)
+            for rank, process in self._running.items()
+            if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+        ]
+        ask_for_stacks(
+            self._directory, [(rank, process.pid) for rank, process in self._running.items()]
+        )
+        for rank, process in stopped:
+            process.kill()
+            process.wait()
+            self._note(rank, process, time.monotonic(), was_frozen=True)
 
     def _note(
         self,
@@ -177,86 +199,57 @@ def _common_environment(meeting: Meeting | None, directory: Path) -> Mapping[str
     return environment | address | {STORE_LISTENER: "-1"}
 
 
-class _ForwardStop:
-    """While active, passes requests to stop on to the ranks; a second Ctrl-C ends them at once.
+def _explain(
+    ends: Sequence[RankEnd], *, stop_code: ExitCode | None, other_machines: bool, directory: Path
+) -> Outcome:
+    """One line about what ended the run, and the exit code that fits it.
 
-    No other signal does: a scheduler warns with one and tells with another, and what a run saves
-    between the two must not be lost.
+    Args:
+        ends: how each rank of this machine ended.
+        stop_code: of a request to stop that this launcher was sent.
+        other_machines: whether ranks of other machines take part.
+        directory: where ranks have left their stacks.
     """
-
-    def __init__(self) -> None:
-        self.was_used = self.was_cut_short = False
-        self._first_interrupt = math.inf
-        self._ranks: _Ranks | None = None
-
-    def __enter__(self) -> "_ForwardStop":
-        self.previous = {
-            number: signal.signal(number, self._forward) for number in listened_stop_signals()
-        }
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def to(self, ranks: "_Ranks") -> None:
-        """Send requests to these ranks, also one that came before."""
-        self._ranks = ranks
-        if self.was_used:
-            ranks.send(signal.SIGKILL if self.was_cut_short else signal.SIGINT)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            leave_closed_terminal()
-        now = time.monotonic()
-        if not self.was_used:
-            say(
-                "stopping: every rank finishes its step or validation, and saves"
-                + "; Ctrl-C again ends at once, without" * (number == signal.SIGINT),
-                to_stderr=True,
-            )
-        self.was_used = True
-        if number == signal.SIGINT:
-            self._first_interrupt = min(self._first_interrupt, now)
-            if now > self._first_interrupt + _ONE_REQUEST_SECONDS:
-                self._end_at_once()
-                return
-        if self._ranks is not None:
-            self._ranks.send(signal.SIGINT)
-
-    def _end_at_once(self) -> None:
-        if not self.was_cut_short:
-            print(
-                "ended at once; checkpoints are whole: the same command goes on from the newest "
-                "one, if there is any",
-                file=sys.stderr,
-                flush=True,
-            )
-        self.was_cut_short = True
-        if self._ranks is not None:
-            self._ranks.send(signal.SIGKILL)
-
-
-def _explain(ends: Sequence[RankEnd], *, was_stopped: bool, other_machines: bool) -> int:
-    """One line about what ended the run, and the exit code that fits it."""
     exit_codes = {end.exit_code for end in ends}
-    if exit_codes == {EXIT_OK}:
-        return EXIT_OK
-    if EXIT_INTERRUPTED in exit_codes:
-        print("stopped and saved; the same command goes on from there", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    if was_stopped:
-        print("stopped before the first step; nothing was lost", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    if exit_codes == {ExitCode.OK}:
+        return Outcome(ExitCode.OK)
+    for code in (ExitCode.INTERRUPTED, ExitCode.REQUEUE):
+        if code in exit_codes:
+            say("stopped and saved; the same command goes on from there", to_stderr=True)
+            return Outcome(code)
     # A mistake that only one rank can see ends the others, sometimes before it is reported.
     for end in ends:
-        if end.exit_code == EXIT_USER_ERROR:
-            if end.ending is not None:
-                say(f"error: {end.ending.message}", to_stderr=True)
-            return EXIT_USER_ERROR
+        if end.exit_code == ExitCode.USER_ERROR:
+            said = end.ending.message if end.ending is not None else ""
+            if said:
+                say(f"error: {said}", to_stderr=True)
+            return Outcome(ExitCode.USER_ERROR, said)
+    if stop_code is not None and all(map(_had_not_begun, ends)):
+        say("stopped before the first step; nothing was lost", to_stderr=True)
+        return Outcome(stop_code)
+    verdict = verdict_of(ends, other_machines)
+    if verdict.is_hang:
+        _show_stacks(ends, verdict, directory)
     say(
-        f"error: {cause_of(ends, other_machines)}; the other ranks were stopped. Checkpoints are "
-        "whole: the same command goes on from the newest one.",
+        f"error: {verdict.cause}; the other ranks were stopped. Checkpoints are whole: the same "
+        "command goes on from the newest one.",
         to_stderr=True,
     )
-    return EXIT_FAULT
+    return Outcome(ExitCode.FAULT, verdict.cause)
+
+
+def _had_not_begun(end: RankEnd) -> bool:
+    """Whether a rank ended by a request to stop before it listened, or noticed another's end."""
+    by_request = (ExitCode.OK, -signal.SIGINT, -signal.SIGTERM)
+    return end.exit_code in by_request or end.noticed_only()
+
+
+def _show_stacks(ends: Sequence[RankEnd], verdict: Verdict, directory: Path) -> None:
+    """Where every rank of this machine was, the one that all waited for first."""
+    for end in sorted(ends, key=lambda end: (end.rank != verdict.rank, end.rank)):
+        lines = read_stacks(directory, end.rank) or ["it could not say"]
+        sign = end.last_sign()
+        where = f" in {sign.where()}" if sign else ""
+        missing = ", which the others waited for," if end.rank == verdict.rank else ""
+        say(f"stacks of rank {end.rank}{missing}{where}:", to_stderr=True)
+        say("\n".join(f"  {line}" for line in lines), to_stderr=True)

@@ -2,26 +2,19 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from vila_mc.config.fp8 import Fp8Recipe
 from vila_mc.config.run import RunConfig
-from vila_mc.errors import (
-    EXIT_FAULT,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USER_ERROR,
-    RankError,
-    SetupError,
-    VilaError,
-    say,
-    user_error,
-)
+from vila_mc.errors import ExitCode, RankError, SetupError, VilaError, say, user_error
+from vila_mc.observe.history import Start, record_end, record_start, restarts_before
 from vila_mc.processes import end_with_parent
 from vila_mc.topology.layout import Layout
-from vila_mc.train.faults import StopRequest, end_at_once_when_stopped
+from vila_mc.train.faults import StopRequest, deadline_of, end_at_once_when_stopped
 from vila_mc.train.rank_status import STATUS_DIRECTORY, Cause, StatusWriter
+from vila_mc.train.stacks import keep_stacks
 
 LAUNCHED_BY_US = "VILA_MC_LAUNCHER"
 """Environment variable with the process id of our launcher."""
@@ -56,24 +49,34 @@ def train_rank(config: RunConfig) -> int:
     """Train on this rank.
 
     Returns:
-        the exit code: 0 trained to the end, 130 stopped on request after saving, 2 a user's
-        mistake, 1 anything else, among it the death of another rank.
+        the exit code: OK if it trained to the end, INTERRUPTED or REQUEUE if it stopped on request
+        after saving, USER_ERROR for a mistake, FAULT for anything else, as another rank's death.
     """
     end_at_once_when_stopped()
     launcher = os.environ.get(LAUNCHED_BY_US)
     end_with_parent(signal.SIGTERM, int(launcher) if launcher else None)
     directory = os.environ.get(STATUS_DIRECTORY)
-    status = StatusWriter(Path(directory), int(os.environ["RANK"])) if directory else None
+    status = None
+    if directory:
+        status = StatusWriter(Path(directory), int(os.environ["RANK"]))
+        keep_stacks(Path(directory), int(os.environ["RANK"]))
+    stop = StopRequest(deadline_of(config.train, os.environ, time.time()))
     try:
-        return _train(config, StopRequest())
+        code = _train(config, stop)
+        if status is None and _is_first():
+            record_end(config.train.output, code)
+        return code
+    except RankError as error:  # found by a rank itself: another start may help
+        _report("fault", error, status, error, config)
+        return ExitCode.FAULT
     except Exception as error:
         explained, lost = user_error(error), lost_peer(error)
         if explained is not None:
-            _report("user", explained, status, error)
-            return EXIT_USER_ERROR
+            _report("user", explained, status, error, config)
+            return ExitCode.USER_ERROR
         if lost is not None:
-            _report("lost", lost, status, error)
-            return EXIT_FAULT
+            _report("lost", lost, status, error, config)
+            return ExitCode.FAULT
         if status is not None:
             status.end("fault", f"{type(error).__name__}: {error}".splitlines()[0], error)
         raise
@@ -118,13 +121,14 @@ def _emulate(recipe: Fp8Recipe) -> None:
     install(B200 if recipe == "mxfp8" else H100)
 
 
-def _train(config: RunConfig, stop: StopRequest) -> int:
+def _train(config: RunConfig, stop: StopRequest) -> ExitCode:
     if config.train.fp8.emulation:
         _emulate(config.train.fp8.recipe)
     from vila_mc.kernels import native
     from vila_mc.model.fusions import fusions_line
     from vila_mc.model.layer_specs import layers_line
     from vila_mc.parallel.adam import optimizer_line
+    from vila_mc.parallel.agreement import greatest
     from vila_mc.parallel.groups import distributed
     from vila_mc.parallel.installed import optional_packages
     from vila_mc.train.identity import identity
@@ -163,15 +167,40 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
                 say(f"warning: {missing}", to_stderr=True)
         config = with_steps(config, data.readers)
         loop = TrainingLoop(config, ranks, data, stop)
+        if ranks.is_first():
+            record_start(config.train.output, _start(config, loop.state.step, layout))
         stop.listen()
         try:
             state = loop.fit()
+            # Together, as long as all are there.
+            asked = greatest(stop.code or ExitCode.OK, ranks.device)
         finally:
             loop.close()
-    return EXIT_OK if state.step == config.train.steps else EXIT_INTERRUPTED
+    return ExitCode.OK if state.step == config.train.steps else ExitCode(asked)
 
 
-def _report(cause: Cause, error: VilaError, status: StatusWriter | None, raised: Exception) -> None:
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _start(config: RunConfig, step: int, layout: Layout) -> Start:
+    return Start(
+        time=time.time(),
+        step=step,
+        steps=config.train.steps,
+        phase=config.train.phase,
+        ranks=layout.world_size(),
+        restart=restarts_before(os.environ),
+    )
+
+
+def _report(
+    cause: Cause,
+    error: VilaError,
+    status: StatusWriter | None,
+    raised: Exception,
+    config: RunConfig,
+) -> None:
     """To our launcher; without it to a person, and to torchrun through its error file."""
     if status is not None:
         status.end(cause, str(error), raised)
@@ -180,3 +209,6 @@ def _report(cause: Cause, error: VilaError, status: StatusWriter | None, raised:
 
     get_error_handler().record_exception(error)
     say(f"error: {error}", to_stderr=True)
+    if _is_first():
+        code = ExitCode.USER_ERROR if cause == "user" else ExitCode.FAULT
+        record_end(config.train.output, code, str(error))

@@ -4,6 +4,7 @@ Each rank writes two small files in a directory of the launcher; times are those
 monotonic clock, which its processes share. No torch: it must load at once.
 """
 
+import contextlib
 import json
 import linecache
 import os
@@ -17,10 +18,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from vila_mc.train.stacks import keep_traceback
+
 STATUS_DIRECTORY = "VILA_MC_STATUS"
 """Environment variable that tells a rank where to write."""
 
 _BEAT_SECONDS = 1.0
+_LONG_SECONDS = 5.0
+"""After which a rank that has not moved may be waiting for its GPU."""
 
 Cause = Literal["user", "lost", "fault"]
 """A user's mistake, the loss of another rank, or anything else."""
@@ -75,6 +80,7 @@ class StatusWriter:
         frames = list(traceback.walk_tb(error.__traceback__))[::-1]
         ending = Ending(time=time.monotonic(), **_whereabouts(frames), cause=cause, message=message)
         _write(_ending_file(self._directory, self._rank), ending)
+        keep_traceback(self._directory, self._rank, error)
 
     def _beat(self) -> None:
         since, was_at = time.monotonic(), None
@@ -86,6 +92,8 @@ class StatusWriter:
                 del frame  # it would keep the tensors of its function
                 now = time.monotonic()
                 since, was_at = (since, at) if at == was_at else (now, at)
+                if not where["collective"] and now - since > _LONG_SECONDS:
+                    where["collective"] = collective_on_gpu()
                 beat = Heartbeat(time=now, **where, since=since)
                 _write(_heartbeat_file(self._directory, self._rank), beat)
             time.sleep(_BEAT_SECONDS)
@@ -147,3 +155,21 @@ def _waits(frame: FrameType, line: int) -> bool:
     """Megatron-Core waits for what it has sent for by ``wait()`` of the request itself."""
     is_parallel = str(frame.f_globals.get("__name__")).startswith(("torch.dist", "megatron."))
     return is_parallel and ".wait(" in linecache.getline(frame.f_code.co_filename, line)
+
+
+def collective_on_gpu() -> str:
+    """The oldest collective that NCCL has been given and not finished: ``all_reduce 17 of GROUP``.
+
+    By torch's flight recorder, which knows what Python does not see: a rank that waits for another
+    on its GPU is in some harmless call. Empty without a GPU, or where nothing is under way.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return ""
+    with contextlib.suppress(Exception):  # a private door of torch, which may change
+        recorded = json.loads(torch._C._distributed_c10d._dump_nccl_trace_json(True, True))
+        first = min(recorded["entries"], key=lambda entry: entry["record_id"])
+        name = str(first["profiling_name"]).removeprefix("nccl:")
+        number = first["p2p_seq_id"] if first["is_p2p"] else first["collective_seq_id"]
+        return f"{name} {number} of {' '.join(map(str, first['process_group']))}"
+    return ""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vila_mc.errors import EXIT_INTERRUPTED, EXIT_OK
+from vila_mc.errors import ExitCode
 from vila_mc.processes import usual_cause
 from vila_mc.train.rank_status import Ending, Heartbeat
 
@@ -35,15 +35,27 @@ class RankEnd:
 
     def is_failure(self) -> bool:
         """Whether it makes the others' work void."""
-        return self.exit_code not in (EXIT_OK, EXIT_INTERRUPTED)
+        return self.exit_code not in (ExitCode.OK, ExitCode.INTERRUPTED)
 
     def noticed_only(self) -> bool:
         """Whether all it has to report is that it lost another rank, or was ended."""
         return self.was_ended or (self.ending is not None and self.ending.cause == "lost")
 
 
-def cause_of(ends: Sequence[RankEnd], other_machines: bool = False) -> str:
-    """One clause on what ended the run.
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What ended a run."""
+
+    cause: str
+    """One clause, for people."""
+    rank: int | None = None
+    """The one that failed; None if it is on another machine or not known."""
+    is_hang: bool = False
+    """Whether ranks waited until their patience ended."""
+
+
+def verdict_of(ends: Sequence[RankEnd], other_machines: bool = False) -> Verdict:
+    """What ended the run.
 
     Args:
         ends: of every rank of this machine; at least one has failed.
@@ -52,43 +64,70 @@ def cause_of(ends: Sequence[RankEnd], other_machines: bool = False) -> str:
     failed = [end for end in ends if end.is_failure()]
     started = min(end.ending.time if end.ending else end.time for end in failed)
     frozen = [end for end in ends if _is_frozen(end, started)]
-    # A watchdog aborts ranks that wait for a frozen one; any other signal comes from outside.
-    abort = -signal.SIGABRT
+    away = _away(ends)
     killed = [
         end
         for end in failed
-        if end.exit_code < 0 and not end.was_ended and not (frozen and end.exit_code == abort)
+        if end.exit_code < 0 and not end.was_ended and not _is_watchdogs(end, frozen, away)
     ]
     if killed:
         end = min(killed, key=lambda end: end.time)
         name, cause = signal.Signals(-end.exit_code).name, usual_cause(-end.exit_code)
         often = f" (most often {cause})" if cause else ""
-        return f"rank {end.rank} was killed by {name} at {_clock(end.time)}{_where(end)}{often}"
+        what = f"was killed by {name} at {_clock(end.time)}{_where(end)}{often}"
+        return Verdict(f"rank {end.rank} {what}", end.rank)
     if frozen:
         end = min(frozen, key=lambda end: end.heartbeat.time if end.heartbeat else 0.0)
         since = f" since {_clock(end.heartbeat.time)}" if end.heartbeat else ""
-        return f"rank {end.rank} has stood still{since}{_where(end)}{_waiting(ends, end)}"
-    faults = [end for end in failed if not end.noticed_only()]
+        what = f"has stood still{since}{_where(end)}{_waiting(ends, end)}"
+        return Verdict(f"rank {end.rank} {what}", end.rank, is_hang=True)
+    faults = [end for end in failed if end.exit_code > 0 and not end.noticed_only()]
     if faults:
         end = min(faults, key=lambda end: end.ending.time if end.ending else end.time)
         said = f" ({end.ending.message})" if end.ending and end.ending.message else ""
-        return f"rank {end.rank} ended with exit code {end.exit_code}{said}"
-    return _nobody_failed(ends, other_machines)
+        return Verdict(f"rank {end.rank} ended with exit code {end.exit_code}{said}", end.rank)
+    return _nobody_failed(ends, away, other_machines)
 
 
-def _nobody_failed(ends: Sequence[RankEnd], other_machines: bool) -> str:
+def _is_watchdogs(end: RankEnd, frozen: Sequence[object], away: Sequence[object]) -> bool:
+    """Whether a watchdog aborted a rank that waited for another; else it came from outside."""
+    waited = end.heartbeat is not None and end.heartbeat.collective
+    return end.exit_code == -signal.SIGABRT and bool(frozen or (waited and away))
+
+
+def _away(ends: Sequence[RankEnd]) -> list[tuple[RankEnd, Heartbeat]]:
+    """Ranks that ran until we ended them, and waited for nobody, with where that was."""
+    return [
+        (end, end.heartbeat)
+        for end in ends
+        if end.was_ended and end.heartbeat and not end.heartbeat.collective
+    ]
+
+
+def _nobody_failed(
+    ends: Sequence[RankEnd], away: Sequence[tuple[RankEnd, Heartbeat]], other_machines: bool
+) -> Verdict:
     """All that ended did so because they had lost another."""
-    away = [end for end in ends if end.was_ended and end.heartbeat and not end.heartbeat.collective]
     if away:
-        end = min(away, key=lambda end: end.heartbeat.since if end.heartbeat else 0.0)
-        assert end.heartbeat is not None
-        since = _clock(end.heartbeat.since)
-        return f"rank {end.rank} did not come on since {since}{_where(end)}{_waiting(ends, end)}"
+        end, beat = min(away, key=lambda pair: pair[1].since)
+        what = f"did not come on since {_clock(beat.since)}{_where(end)}{_waiting(ends, end)}"
+        return Verdict(f"rank {end.rank} {what}", end.rank, is_hang=True)
     if other_machines:
-        return "contact with a rank of another machine was lost, whose launcher says why"
+        cause = "contact with a rank of another machine was lost, whose launcher says why"
+        return Verdict(cause, is_hang=_patience_ended(ends))
     first = next(end for end in ends if end.is_failure())
     said = f" ({first.ending.message})" if first.ending else ""
-    return f"the ranks lost contact with each other{said}{_waiting(ends, None)}"
+    cause = f"the ranks lost contact with each other{said}{_waiting(ends, None)}"
+    return Verdict(cause, is_hang=True)
+
+
+def _patience_ended(ends: Sequence[RankEnd]) -> bool:
+    """Whether a rank was left waiting, not hung up on: gloo says so, NCCL's watchdog aborts."""
+    return any(
+        end.exit_code == -signal.SIGABRT
+        or (end.ending is not None and "timed out" in end.ending.message.lower())
+        for end in ends
+    )
 
 
 def _is_frozen(end: RankEnd, started: float) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.tiny import tiny_microbatches, tiny_run
+from vila_mc.errors import ExitCode
 from vila_mc.flow import IGNORE_LABEL, Microbatch
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import Ranks, distributed
@@ -95,5 +96,5 @@ def test_a_request_to_stop_is_heard_at_its_end(ranks: Ranks) -> None:
     trainer = Trainer(config, ranks, build_stages(config, ranks))
     batches = _owned(tiny_microbatches(config, 0, 1))
     assert not validate(trainer, [batches], 2, 1, stop)[1]
-    stop.was_made = True
+    stop.make(ExitCode.REQUEUE)
     assert validate(trainer, [batches], 2, 1, stop)[1]

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from vila_mc.train.rank_status import Ending, Heartbeat, StatusWriter, read_ending, read_heartbeat
-from vila_mc.train.verdict import FROZEN_SECONDS, RankEnd, cause_of
+from vila_mc.train.verdict import FROZEN_SECONDS, RankEnd, verdict_of
 
 NOW = 1000.0
 LONG_AGO = NOW - FROZEN_SECONDS - 1
@@ -19,6 +20,7 @@ LOST = Ending(NOW, STEP, "all_reduce", "lost", "lost contact with another rank: 
 FAULT = Ending(NOW - 1, STEP, "", "fault", "KeyError: 3")
 ENDS = Heartbeat(NOW + 0.5, "train.rank.train_rank", "", NOW)
 WORKS = Heartbeat(NOW - 0.5, "data.loader.next", "", NOW - 50)
+IN_NCCL = Heartbeat(NOW - 0.5, STEP, "all_reduce 7 of pipeline", NOW - 50)
 SILENT = Heartbeat(LONG_AGO, STEP, "", LONG_AGO - 1)
 
 
@@ -69,6 +71,16 @@ def _bystander(rank: int, at: float = NOW, **more: Any) -> RankEnd:
             id="the watchdog aborts who waits for it",
         ),
         pytest.param(
+            [RankEnd(0, -6, NOW, heartbeat=IN_NCCL), RankEnd(1, -15, NOW, True, heartbeat=WORKS)],
+            "rank 1 did not come on since .* in data.loader.next; rank 0 waited in all_reduce 7",
+            id="the watchdog aborts who waits on a GPU",
+        ),
+        pytest.param(
+            [RankEnd(0, -6, NOW), RankEnd(1, -15, NOW, was_ended=True, heartbeat=WORKS)],
+            "rank 0 was killed by SIGABRT",
+            id="an abort by itself",
+        ),
+        pytest.param(
             [RankEnd(0, -6, NOW), _bystander(1)], "rank 0 was killed by SIGABRT", id="an abort"
         ),
         pytest.param(
@@ -90,11 +102,15 @@ def _bystander(rank: int, at: float = NOW, **more: Any) -> RankEnd:
 )
 @pytest.mark.parametrize("is_reversed", [False, True])
 def test_the_one_that_failed_is_named(ends: list[RankEnd], said: str, is_reversed: bool) -> None:
-    assert re.match(said, cause_of(ends[::-1] if is_reversed else ends))
+    assert re.match(said, verdict_of(ends[::-1] if is_reversed else ends).cause)
 
 
 def test_what_lies_on_another_machine_is_not_blamed_on_this_one() -> None:
-    assert "another machine" in cause_of([_bystander(0), _bystander(1)], other_machines=True)
+    verdict = verdict_of([_bystander(0), _bystander(1)], other_machines=True)
+    assert "another machine" in verdict.cause
+    assert not verdict.is_hang
+    late = replace(LOST, message="lost contact: Timed out waiting 60000ms for recv operation")
+    assert verdict_of([RankEnd(0, 1, NOW, ending=late)], other_machines=True).is_hang
 
 
 def test_a_rank_writes_where_it_is_and_why_it_ends(tmp_path: Path) -> None:

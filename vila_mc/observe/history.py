@@ -1,0 +1,117 @@
+"""When a run was started and how each start ended: ``history.jsonl`` beside its metrics.
+
+One JSON object a line, appended in one write, so that starts, launchers of several machines and
+readers need not know of each other. docs/operations.md has the schema.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vila_mc.errors import ExitCode
+from vila_mc.foreign_files import read_foreign
+from vila_mc.processes import RESTARTS_OF_TORCHRUN
+
+HISTORY_NAME = "history.jsonl"
+RESTART = "VILA_MC_RESTART"
+"""Environment variable: how often our launcher has started this run again by itself."""
+_LARGEST_BYTES = 2**26
+_LONGEST_CAUSE = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Ranks have met and loaded, and go on after ``step``."""
+
+    time: float
+    """Seconds since the epoch, here and below."""
+    step: int
+    """Optimizer steps done before."""
+    steps: int
+    """Of the whole run."""
+    phase: str
+    ranks: int
+    restart: int
+    """0 for a start by a person or a scheduler, n for the n-th restart after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """A start has ended."""
+
+    time: float
+    code: int
+    """An ``ExitCode``."""
+    cause: str
+    """Of a fault or mistake, in one line; else empty."""
+    host: str
+    """The machine that says so."""
+
+
+_KINDS: dict[str, TypeAdapter[Start] | TypeAdapter[End]] = {
+    "start": TypeAdapter(Start),
+    "end": TypeAdapter(End),
+}
+
+
+def restarts_before(environment: Mapping[str, str]) -> int:
+    """How often a launcher, ours or torchrun, has started this run again by itself."""
+    said = environment.get(RESTART) or environment.get(RESTARTS_OF_TORCHRUN, "0")
+    return int(said) if said.isdecimal() else 0
+
+
+def record_start(output: Path, start: Start) -> None:
+    """Append a start."""
+    _append(output, {"event": "start"} | asdict(start))
+
+
+def record_end(output: Path, code: ExitCode, cause: str = "") -> None:
+    """Append the end of a start."""
+    end = End(time=time.time(), code=code, cause=cause[:_LONGEST_CAUSE], host=socket.gethostname())
+    _append(output, {"event": "end"} | asdict(end))
+
+
+def read_history(output: Path) -> list[Start | End]:
+    """All of it, in order; none where there is no file. What is not whole is passed over.
+
+    Raises:
+        ForeignFileError: it is no file, or larger than any.
+    """
+    try:
+        content = read_foreign(output / HISTORY_NAME, _LARGEST_BYTES)
+    except OSError:
+        return []
+    events: list[Start | End] = []
+    for line in content.decode(errors="replace").split("\n"):
+        try:
+            values = json.loads(line)
+            kind = _KINDS[values.pop("event")]
+            events.append(kind.validate_python(values))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ValidationError):
+            continue
+    return events
+
+
+def restarts_of(events: list[Start | End]) -> int:
+    """Starts that a launcher made by itself."""
+    return sum(isinstance(event, Start) and event.restart > 0 for event in events)
+
+
+def _append(output: Path, values: dict[str, Any]) -> None:
+    """One line; an output that cannot be written (any more) is not worth a run."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(OSError):
+        descriptor = os.open(output / HISTORY_NAME, flags, 0o666)
+        try:
+            # What a full disk has cut short ends where the next line begins.
+            os.write(descriptor, b"\n" + json.dumps(values).encode() + b"\n")
+        finally:
+            os.close(descriptor)
