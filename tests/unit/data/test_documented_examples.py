@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from vila_mc.data.chat_templates import find_template
+from vila_mc.data.ingest.corpus_text import read_sentences, with_template
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
 from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import Source, read
 from vila_mc.data.sources.text import TextSource
+from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 from vila_mc.evaluation.questions import read_questions
 from vila_mc.flow import RawImage, RawSample
 
@@ -59,7 +61,23 @@ def test_an_example_is_read_whole(
 
 
 def test_the_template_is_one(tmp_path: Path) -> None:
-    (text,) = re.findall(r"cat > chat\.yaml <<'END'\n(.*?)^END", PAGE, re.DOTALL | re.MULTILINE)
-    (tmp_path / "chat.yaml").write_text(text)
+    (tmp_path / "chat.yaml").write_text(_template())
     template = find_template(tmp_path / "chat.yaml")
     assert "USER" in template.first  # type: ignore[union-attr]
+
+
+def test_the_examples_alone_yield_the_tokens_that_the_page_asks_for(tmp_path: Path) -> None:
+    (asked,) = re.findall(r"--vocab-size (\d+) --output", PAGE)
+    files = []
+    for kind, lines in EXAMPLES:
+        if kind in ("pairs", "conversations"):
+            files.append(tmp_path / f"{kind}.jsonl")
+            files[-1].write_text(lines)
+    (tmp_path / "chat.yaml").write_text(_template())
+    sentences = with_template(read_sentences(files), find_template(tmp_path / "chat.yaml"))
+    train_tokenizer(sentences, tmp_path / "tokenizer.model", int(asked))
+
+
+def _template() -> str:
+    (text,) = re.findall(r"cat > chat\.yaml <<'END'\n(.*?)^END", PAGE, re.DOTALL | re.MULTILINE)
+    return text
