@@ -12,6 +12,8 @@ import pytest
 from tests.support.launching import write_recipe
 from tests.support.ranks import run_ranks
 from tests.support.tiny_data import write_dataset
+from vila_mc.checkpoint.best import best_checkpoint
+from vila_mc.checkpoint.manifest import Manifest, step_of, whole_checkpoints
 from vila_mc.config.load import load_run, run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
@@ -32,6 +34,8 @@ OPTIONS: dict[str, Any] = {
     "train.async_save": False,
     "data.held_out": 0.2,
     "train.validate_every": 2,
+    "train.keep_last": 1,
+    "train.keep_best": True,
 }
 
 
@@ -119,6 +123,11 @@ def test_what_is_held_out_is_validated(run: RunConfig) -> None:
     for record in validations:
         assert record["validation_loss_by_entry"] == [record["validation_loss"]]
         assert record["validation_tokens"] > 0
+    losses = [record["validation_loss"] for record in validations]
+    kept = whole_checkpoints(run.train.output)
+    assert [step_of(path) for path in kept] == ([4] if losses[1] < losses[0] else [2, 4])
+    assert Manifest.read(kept[-1]).validation_loss == losses[1]
+    assert best_checkpoint(run.train.output) == kept[0]
 
 
 def test_every_figure_is_documented() -> None:

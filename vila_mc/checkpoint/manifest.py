@@ -123,6 +123,8 @@ class Manifest:
     template: TemplateRecord | None = None
     """Chat template of the weights that training began from, where it is known. Those of
     ``datasets`` come before it."""
+    validation_loss: float | None = None
+    """On what nothing learns from, at this step; None where it was not measured, or not finite."""
     base: BaseRecord | None = None
     """Where the weights are that this checkpoint does not hold, see ``vila_mc.checkpoint.base``."""
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from vila_mc.checkpoint.best import best_checkpoint
 from vila_mc.checkpoint.disk import disk_errors_explained
 from vila_mc.checkpoint.manifest import step_of, whole_checkpoints
 from vila_mc.checkpoint.needed import needed_by
@@ -33,8 +34,9 @@ def delete_superseded(train: TrainConfig, *, in_background: bool = False) -> Non
     """
     doomed = list(train.output.glob(".step-*.partial"))
     superseded = whole_checkpoints(train.output)[: -train.keep_last]
+    best = best_checkpoint(train.output) if train.keep_best else None
     for path in superseded:
-        if kept_for_good(step_of(path), train):
+        if kept_for_good(step_of(path), train) or path == best:
             continue
         if (adapters := needed_by(path)) is not None:
             if path == superseded[-1]:  # once: older ones have been here before
@@ -106,14 +108,16 @@ def check_room(train: TrainConfig, one_checkpoint: int) -> str | None:
         for path in whole_checkpoints(train.output)
         if not kept_for_good(step_of(path), train) and needed_by(path) is None
     ]
-    at_a_time = max(1, train.keep_last + 1 - len(rolling))  # older ones make room only afterwards
+    most = train.keep_last + 1 + train.keep_best
+    at_a_time = max(1, most - len(rolling))  # older ones make room only afterwards
     needed = min(len(to_come), at_a_time) * one_checkpoint
     free = shutil.disk_usage(train.output).free
+    these = "train.keep_last + 1" + " + train.keep_best" * train.keep_best
     if free < needed:
         raise SetupError(
             f"{train.output} has {_gib(free)} free, but this run needs {_gib(needed)} there: one "
-            f"checkpoint takes up to {_gib(one_checkpoint)}, and train.keep_last + 1 = "
-            f"{train.keep_last + 1} exist at a time. Free some space, lower train.keep_last, or "
+            f"checkpoint takes up to {_gib(one_checkpoint)}, and {these} = {most} "
+            "exist at a time. Free some space, lower train.keep_last, or "
             "set train.output to another disk."
         )
     for_good = sum(kept_for_good(step, train) for step in to_come) * one_checkpoint

@@ -71,6 +71,7 @@ class RunConfig:
             f"train.validate_every is {self.train.validate_every}, but data.validation is empty. "
             "Name datasets to measure the loss on, [{path: PREFIX}], or set data.held_out.",
         )
+        self._check_best()
         require(
             self.model.image_positions() < length,
             f"one image takes {_most(self.model)} positions, but data.sequence_length "
@@ -110,6 +111,19 @@ class RunConfig:
             piece
             for piece in pieces(self.model)
             if piece.startswith(tuple(f"{part}.layers." for part in parts))
+        )
+
+    def _check_best(self) -> None:
+        save, validate = self.train.save_every, self.train.validate_every
+        require(
+            not self.train.keep_best or self.validates(),
+            "train.keep_best compares checkpoints by their validation loss, which is not measured. "
+            "Name datasets in data.validation or set data.held_out, with train.validate_every.",
+        )
+        require(
+            not self.train.keep_best or save % validate == 0,
+            f"train.keep_best needs a validation before every save, but train.save_every {save} is "
+            f"no multiple of train.validate_every {validate}. Change one of them.",
         )
 
     def _check_what_learns(self) -> None:

@@ -82,6 +82,8 @@ class TrainConfig:
     """Newest checkpoints to keep; older ones are deleted."""
     keep_every: int | None = None
     """Keep for good the checkpoints after every multiple of this many steps."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest validation loss, too, which every save must have."""
     resume: bool = True
     """Go on from the newest checkpoint in train.output if there is one."""
     max_bad_steps: int = 3

@@ -1,5 +1,6 @@
 """A run from start or resume to its last step."""
 
+import math
 from collections.abc import Iterator
 
 from vila_mc.config.run import RunConfig
@@ -36,6 +37,8 @@ class TrainingLoop:
         self.trainer, self.state = started.trainer, started.state
         self.saves = Saves(config, ranks, started.trainer, started.output, started.origin)
         self.journal = Journal(config, ranks, data, started.state.step)
+        self._validation_loss: float | None = None
+        """Of the state of now, if it was measured."""
 
     def fit(self) -> TrainState:
         """Train to the last step, or until asked to stop; the last state is always saved.
@@ -57,7 +60,7 @@ class TrainingLoop:
                     should_stop |= self._validate()
                 if should_stop or self.saves.is_due(self.state):
                     with self.journal.saving():
-                        self.saves.save(self.state)
+                        self.saves.save(self.state, self._validation_loss)
                 if should_stop:
                     break
         except TrainingError:  # on every rank; what was good before it is kept
@@ -72,7 +75,7 @@ class TrainingLoop:
         self.saves.close()
 
     def _train_step(self, steps: Iterator[StepData]) -> StepResult:
-        spans = self.trainer.spans
+        spans, self._validation_loss = self.trainer.spans, None
         spans.begin()
         with spans.span("data"):
             data = next(steps)
@@ -112,4 +115,6 @@ class TrainingLoop:
         passes = self.data.validation()
         record, should_stop = validate(self.trainer, passes, num_entries, step, self.stop)
         self.journal.write_validation(record)
+        if math.isfinite(record.validation_loss):
+            self._validation_loss = record.validation_loss
         return should_stop

@@ -1,5 +1,8 @@
 """The checkpoints that a run writes, one at a time and in the background."""
 
+from pathlib import Path
+
+from vila_mc.checkpoint.best import best_checkpoint
 from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.checkpoint.manifest import Manifest, versions
 from vila_mc.checkpoint.save import PendingSave
@@ -38,8 +41,12 @@ class Saves:
         train = self.config.train
         return state.step % train.save_every == 0 or state.step == train.steps
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, validation_loss: float | None = None) -> None:
         """Start to write the state of now; without ``train.async_save``, also finish.
+
+        Args:
+            state: where the run stands.
+            validation_loss: of this step; None where it was not measured.
 
         Raises:
             TrainingError: on every rank; a weight is not finite, and nothing was written.
@@ -62,6 +69,7 @@ class Saves:
             layers=layer_kinds(self.config),
             datasets=self.origin.datasets,
             template=self.origin.template,
+            validation_loss=validation_loss,
         )
         in_background, directory = self.config.train.async_save, self.config.train.output
         on_first_rank(self.ranks, self.output.require_in_place, directory)
@@ -83,7 +91,17 @@ class Saves:
         """
         if self.pending is not None and (wait or self.pending.is_written()):
             pending, self.pending = self.pending, None
-            announce(self.ranks, f"saved {pending.finish()}")
+            saved = pending.finish()
+            announce(self.ranks, f"saved {saved}{self._how_good(saved)}")
+
+    def _how_good(self, saved: Path) -> str:
+        """What to say of a checkpoint where the best is kept."""
+        if not self.config.train.keep_best or not self.ranks.is_first():
+            return ""
+        best = best_checkpoint(saved.parent)
+        return (
+            "" if best is None else f", the best so far is {'this' if best == saved else best.name}"
+        )
 
     def close(self) -> None:
         """Give up an unfinished save, and the output."""

@@ -9,8 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.tiny import tiny_run
 from vila_mc.checkpoint import retention
-from vila_mc.checkpoint.manifest import MANIFEST_NAME, checkpoint_name, step_of, whole_checkpoints
+from vila_mc.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    checkpoint_name,
+    step_of,
+    whole_checkpoints,
+)
 from vila_mc.checkpoint.retention import check_room, check_writable, delete_superseded
 from vila_mc.config.train import TrainConfig
 from vila_mc.errors import ConfigError, SetupError
@@ -48,6 +55,49 @@ def test_what_is_kept(options: dict[str, int], kept: list[int], tmp_path: Path) 
     delete_superseded(_train(tmp_path, **options))
     assert _steps(tmp_path) == kept
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        ([3.0, 2.0, 2.5, 2.6], [20, 40]),
+        ([3.0, 2.0, 2.0, 2.6], [20, 40]),  # the older of equal ones
+        ([3.0, 2.0, 2.5, 1.0], [40]),
+        ([None, None, 2.5, None], [30, 40]),
+        ([None, None, None, None], [40]),
+    ],
+)
+def test_the_best_is_kept(losses: list[float | None], kept: list[int], tmp_path: Path) -> None:
+    config = tiny_run(
+        data={"validation": [{"path": "held_out"}]},
+        train={"output": str(tmp_path), "keep_last": 1, "keep_best": True, "validate_every": 10},
+    )
+    for number, loss in enumerate(losses, 1):
+        directory = tmp_path / checkpoint_name(10 * number)
+        directory.mkdir()
+        Manifest(
+            step=10 * number,
+            samples_seen=0,
+            config=config,
+            layout=None,
+            versions={},
+            validation_loss=loss,
+        ).write(directory)
+        delete_superseded(config.train)  # after every save, as in a run
+    assert _steps(tmp_path) == kept
+    _make(tmp_path, 50)  # damaged: it says nothing of its loss
+    delete_superseded(config.train)
+    best = [step for step in kept if losses[step // 10 - 1] is not None][:1]
+    assert _steps(tmp_path) == [*best, 50]
+
+
+def test_the_best_needs_a_validation_before_every_save() -> None:
+    measured = {"data": {"validation": [{"path": "held_out"}]}}
+    with pytest.raises(ConfigError, match=r"keep_best compares .* not measured. Name datasets"):
+        tiny_run(train={"keep_best": True})
+    with pytest.raises(ConfigError, match=r"save_every 500 is no multiple of .*validate_every 300"):
+        tiny_run(train={"keep_best": True, "validate_every": 300}, **measured)
+    tiny_run(train={"keep_best": True, "validate_every": 250}, **measured)
 
 
 def _mark(output: Path, step: int, adapters: Path) -> Path:
