@@ -62,7 +62,8 @@ class PendingSave:
             state |= {name: base.without(state[name]) for name, _ in named(stages)}
         state["random"] = random_state(ranks)
         self._plan = plan_shards(state, self._partial, ranks)
-        self._plan.copy_to_host()
+        most_bytes = manifest.config.train.save_memory_bytes() if in_background else 0
+        self._plan.bring_to_host(optimizer, most_bytes)
         self._written = None if in_background else self._plan.write()
         self._background = BackgroundWrite(self._plan) if in_background else None
 

@@ -10,27 +10,34 @@ memory is the snapshot.
 import contextlib
 import os
 import pickle
-import queue
 import select
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelSaveStrategyWrapper,
 )
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import (
+    DEFAULT_SUFFIX,
+    SerializationFormat,
+    _write_item,
+)
+from torch.distributed.checkpoint.planner import WriteItemType
 
 from vila_mc.checkpoint.disk import Failure
+from vila_mc.checkpoint.host_copy import bring_to_host
 from vila_mc.checkpoint.manifest import FileRecord
 from vila_mc.checkpoint.state import content_metadata
 from vila_mc.parallel.groups import Ranks
-from vila_mc.parallel.megatron_patches import LATE_COLLECTOR, NO_MANAGER_PROCESS
+from vila_mc.parallel.megatron_patches import PLAN_KEEPER
 from vila_mc.processes import fork_child
 
 _WRITER_NICENESS = 10
@@ -46,67 +53,117 @@ class Written:
     failure: Failure | None = None
 
 
-@dataclass
 class ShardPlan:
-    """What this rank writes to ``directory``, and on rank 0 the index of all ranks' shards."""
+    """What this rank writes to ``directory``, and on rank 0 the index of all ranks' shards.
 
-    directory: Path
-    writer: "_LateCollector"
-    index: Any
-    finalize_fns: list[Any] = field(default_factory=list)
-    """Megatron-Core appends to it; what is to be done is done in save.py."""
+    Nothing here raises because of the disk: what ``write`` returns says what failed.
+    """
 
-    def copy_to_host(self) -> None:
-        """Bring a GPU's tensors to the host's memory, which a forked process can read."""
-        if torch.cuda.is_available():
-            self.writer.collect()
-            self.writer.write_buckets = FileSystemWriterAsync.preload_tensors(
-                self.writer.write_buckets, True
-            )
+    def __init__(self, writer: "_PlanKeeper", index: Any) -> None:
+        self.directory = Path(writer.checkpoint_dir)
+        self.finalize_fns: list[Any] = []
+        """Megatron-Core appends to it; what is to be done is done in save.py."""
+        self._writer, self._index = writer, index
+        plan, planner = writer.plan, writer.planner
+        self._items = sorted(plan.items, key=lambda item: item.type != WriteItemType.BYTE_IO)
+        self._data = [planner.resolve_data(item) for item in self._items]
+        self._waiting: list[tuple[int, Tensor]] = []
+        self._name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
+        self._file: BinaryIO | None = None
+        self._results: list[Any] = []
+        self._failure: Failure | None = None
+
+    def bring_to_host(self, optimizer: Any, most_bytes: int) -> None:
+        """Bring to the host what a forked process could not read; every rank must call this.
+
+        Args:
+            optimizer: whose state is a part of what is written.
+            most_bytes: of the host's memory; what finds no room there is written at once.
+        """
+        tensors = {i: data for i, data in enumerate(self._data) if isinstance(data, Tensor)}
+        self._waiting = bring_to_host(optimizer, tensors, most_bytes, self._put)
+        if self._file is not None:
+            self._try(self._file.flush)  # a forked process has a buffer of its own
 
     def write(self) -> Written:
-        """Write, flush and hash this rank's files. Never raises."""
-        results: list[Any] = []
-        files: dict[str, FileRecord] = {}
-        try:
-            if self.writer.write_buckets is None:
-                self.writer.collect()
-            for number, bucket in enumerate(self.writer.write_buckets):
-                _, outcome = FileSystemWriterAsync.write_preloaded_data(
-                    [self.writer.transforms], number, bucket, None, None, use_fsync=True
-                )
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                results += outcome
-                path, name, _ = bucket
-                files[name] = FileRecord.of(Path(path))
-        except Exception as error:
-            return Written(failure=Failure.of(error, self.directory))
-        return Written(results, files)
+        """Write what is not written yet, flush and hash this rank's file."""
+        for number, values in self._waiting:
+            self._put(number, values)
+        record = self._try(self._end)
+        if self._failure is not None:
+            return Written(failure=self._failure)
+        return Written(self._results, {self._name: record})
+
+    def leave_to_fork(self) -> None:
+        """Give up the file, which a forked process goes on with."""
+        if self._file is not None:
+            self._file.close()
 
     def finish(self, results: list[list[Any]]) -> None:
         """Write the index of all shards, on rank 0, from the results of all ranks."""
-        self.writer.finish(self.index, results)
+        self._writer.finish(self._index, results)
+
+    def _put(self, number: int, values: Tensor) -> None:
+        """Write a tensor that was brought here."""
+        self._try(lambda: self._write_item(self._begun(), number, values))
+
+    def _try(self, action: Callable[[], Any]) -> Any:
+        """Do it, if nothing has failed yet."""
+        if self._failure is None:
+            try:
+                return action()
+            except Exception as error:
+                self._failure = Failure.of(error, self.directory)
+        return None
+
+    def _end(self) -> FileRecord:
+        stream = self._begun()
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+        return FileRecord.of(self.directory / self._name)
+
+    def _begun(self) -> BinaryIO:
+        """The file, which begins with all that is on the host already."""
+        if self._file is None:
+            self._file = open(self.directory / self._name, "wb")  # noqa: SIM115
+            for number, data in enumerate(self._data):
+                if not isinstance(data, Tensor):
+                    self._write_item(self._file, number, data)
+                elif data.device.type == "cpu":
+                    self._write_item(self._file, number, _alone(data.detach()))
+        return self._file
+
+    def _write_item(self, stream: BinaryIO, number: int, data: Any) -> None:
+        self._results.append(
+            _write_item(
+                self._writer.transforms,
+                stream,  # type: ignore[arg-type]
+                data,
+                self._items[number],
+                self._name,
+                SerializationFormat.TORCH_SAVE,
+            )
+        )
 
 
-class _LateCollector(FileSystemWriterAsync):  # type: ignore[misc]
-    """Collects the tensors to be written not with the plan, but where they are written.
+def _alone(tensor: Tensor) -> Tensor:
+    """The same values in memory of their own extent: a view is saved with all it is a view of."""
+    is_view = tensor.untyped_storage().size() != tensor.numel() * tensor.itemsize
+    return tensor.clone() if is_view else tensor
 
-    Collecting copies every tensor that is a part of a greater one, as weights are: in a forked
-    process that costs training nothing.
-    """
+
+class _PlanKeeper(FileSystemWriterAsync):  # type: ignore[misc]
+    """Keeps what is to be written; the original copies it, and starts a process to write it."""
+
+    plan: Any
+    planner: Any
 
     def prepare_write_data(self, plan: Any, planner: Any) -> None:
-        collect: Any = super().prepare_write_data
-        self._collect = partial(collect, plan, planner)
+        self.plan, self.planner = plan, planner
 
     def get_save_function_and_args(self) -> tuple[None, None, list[Any]]:
         return None, None, []  # what is to be done is ShardPlan.write
-
-    def collect(self) -> None:
-        """Fill ``write_buckets``."""
-        with NO_MANAGER_PROCESS.applied(queue.Queue()):
-            self._collect()
 
 
 class _PlanOnly(TorchDistSaveShardedStrategy):  # type: ignore[misc]
@@ -119,12 +176,12 @@ class _PlanOnly(TorchDistSaveShardedStrategy):  # type: ignore[misc]
         if index is not None:
             # The plan of every rank, which only Megatron-Core's own cache of plans reads.
             del index.all_local_plans
-        return ShardPlan(Path(writer.checkpoint_dir), writer, index)
+        return ShardPlan(writer, index)
 
 
 def plan_shards(state: dict[str, Any], directory: Path, ranks: Ranks) -> ShardPlan:
     """Divide the writing of ``state`` among ranks; every rank must call this together."""
-    with LATE_COLLECTOR.applied(_LateCollector):
+    with PLAN_KEEPER.applied(_PlanKeeper):
         plan = dist_checkpointing.save(
             state,
             str(directory),
@@ -146,6 +203,7 @@ class BackgroundWrite:
         self._answer, answer_here = os.pipe()
         self._pid = fork_child(partial(_write_and_answer, plan, answer_here))
         os.close(answer_here)
+        plan.leave_to_fork()
 
     def is_done(self) -> bool:
         """Whether the process has answered or died."""

@@ -78,6 +78,9 @@ class TrainConfig:
     too. 0 never measures it."""
     async_save: bool = True
     """Write checkpoints in the background; steps wait only while the state is copied."""
+    save_memory_gib: float = 7.5
+    """GiB of host memory in which each rank may keep what it writes in the background, from one
+    checkpoint to the next. What does not fit is written while steps wait."""
     keep_last: int = 2
     """Newest checkpoints to keep; older ones are deleted."""
     keep_every: int | None = None
@@ -121,6 +124,11 @@ class TrainConfig:
             f"train.time_margin_minutes is {self.time_margin_minutes:g} and "
             f"train.time_limit_minutes {self.time_limit_minutes or 'none'}. The margin must be 0 "
             "or more, and less than the limit.",
+        )
+        require(
+            0 <= self.save_memory_gib < math.inf,
+            f"train.save_memory_gib is {self.save_memory_gib}; it must be 0, which writes all of a "
+            "checkpoint while steps wait, or greater.",
         )
         require(
             self.validate_every >= 0,
@@ -170,6 +178,10 @@ class TrainConfig:
     def rows_of_a_pass(self) -> int:
         """``micro_batch``; 1 as long as it is neither given nor chosen."""
         return 1 if self.micro_batch is None else self.micro_batch
+
+    def save_memory_bytes(self) -> int:
+        """``save_memory_gib`` in bytes."""
+        return int(self.save_memory_gib * 2**30)
 
     def microbatches(self, data_parallel: int) -> int:
         """Forward passes of one rank per optimizer step. Raises ConfigError for a fraction."""

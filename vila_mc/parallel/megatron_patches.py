@@ -84,24 +84,17 @@ NORM_ON_DEVICE = Patch(
 )
 HOST_COPY = Patch(
     targets=(f"{_DISTRIBUTED_OPTIMIZER}:DistributedOptimizer.get_parameter_state_dp_zero",),
-    what="one copy in host memory that is kept from save to save",
-    why="the original makes four in fresh memory while training waits",
+    what="a description, of which each data-parallel rank fetches what it writes",
+    why="the original brings all of it to the host of every rank, in four copies",
     where="vila_mc.checkpoint.host_copy",
     undone="with its optimizer: it is put on that object alone",
 )
-LATE_COLLECTOR = Patch(
+PLAN_KEEPER = Patch(
     targets=(f"{_SHARDS}:FileSystemWriterAsync",),
-    what="a writer that collects what it writes in the forked process",
-    why="the original writes through processes that outlive a dead rank",
+    what="a writer that keeps what is to be written",
+    why="the original copies all of it, and writes through processes that outlive a dead rank",
     where="vila_mc.checkpoint.shard_writer",
     undone="when a save is planned",
-)
-NO_MANAGER_PROCESS = Patch(
-    targets=(f"{_SHARDS}:_results_queue",),
-    what="a plain queue, which stays unused",
-    why="the original starts a process per rank, which imports the main module",
-    where="vila_mc.checkpoint.shard_writer",
-    undone="when a save's tensors are collected",
 )
 SAFE_INDEX = Patch(
     targets=("torch.distributed.checkpoint.filesystem:pickle",),

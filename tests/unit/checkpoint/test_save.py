@@ -59,6 +59,20 @@ def test_a_background_save_holds_the_state_of_its_start(tmp_path: Path) -> None:
     assert _shards(whole_checkpoints(later)[-1]) == _shards(whole_checkpoints(now)[-1])
 
 
+@pytest.mark.parametrize("gib", [0.0, 1e-4, 7.5])
+def test_what_finds_no_room_is_the_same(gib: float, checkpoint: Path, tmp_path: Path) -> None:
+    """Nothing, a part and all of it waits to be written in the background."""
+    with trainer(train={"output": str(tmp_path), "save_memory_gib": gib}) as made:
+        batches = tiny_microbatches(made.config, 0, 1)
+        made.step(batches)
+        pending = _start(made, step=1)
+        waiting = len(pending._plan._waiting)
+        assert (waiting > 10) == (gib > 0)
+        made.step(batches)
+        found = pending.finish()
+    assert _shards(found) == _shards(checkpoint)
+
+
 def test_a_writer_that_dies_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     with trainer(train={"output": str(tmp_path)}) as made:
         first = save(made, step=1)
