@@ -10,7 +10,7 @@ from tests.rehearsal.small import small_run
 from tests.support.without_gpu import without_gpu
 from vila_mc.model.build import build_stages
 from vila_mc.parallel.groups import distributed
-from vila_mc.rehearsal.batch import fullest_microbatch
+from vila_mc.rehearsal.batch import full_rows, microbatch_of
 from vila_mc.rehearsal.one_rank import rehearse_rank
 from vila_mc.train.step import Trainer
 
@@ -46,7 +46,7 @@ def measured_peak(train: dict[str, Any]) -> int:
     run = slice_of(train)
     with distributed(run.parallel, seed=1) as ranks:
         trainer = Trainer(run, ranks, build_stages(run, ranks))
-        batch = fullest_microbatch(run, needs_images=True)
+        batch = microbatch_of(run, full_rows(run), needs_images=True)
         trainer.step([batch] * MICROBATCHES)
         torch.cuda.reset_peak_memory_stats()
         trainer.step([batch] * MICROBATCHES)

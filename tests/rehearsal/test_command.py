@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.rehearsal.small import small_run
+from tests.support.tiny_data import VOCABULARY, write_dataset
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.planner.constants import FITTED
@@ -59,10 +60,19 @@ def test_every_coordinate_is_rehearsed_matched_and_fits(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
-    done = start(small_run(), tmp_path, "--as-ranks", "1", "--gpu-memory", "0.5")
+    """Of one rank of real data, which meets no other."""
+    tokenizer, prefix = write_dataset(tmp_path)
+    run = small_run(
+        model={"language": {"vocab_size": VOCABULARY}},
+        data={"tokenizer": str(tokenizer), "blend": [{"path": str(prefix)}]},
+    )
+    options = ("--as-ranks", "1", "--gpu-memory", "0.5", "--first-steps", "3")
+    done = start(run, tmp_path, *options)
     assert done.returncode == 1, done.stderr
     assert "stage 0 fits 0.5 GiB: NO" in done.stdout
     assert "peak of a step" in done.stdout
+    assert "the fullest of the first 3 steps of data.blend (step " in done.stdout
+    assert "nothing to match: the calls of 1 distinct rank" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -70,6 +80,10 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     [
         (["--as-ranks", "0"], "--as-ranks is 0. Say how many ranks to play, 1 or more."),
         ([], "--as-ranks is not given."),
+        (
+            ["--as-ranks", "1", "--first-steps", "-1"],
+            "--first-steps is -1; it must be 0 or greater.",
+        ),
         (["--as-ranks", "1", "--gpu-memory", "0"], "--gpu-memory is 0; it must be"),
         (["--as-ranks", "1", "--gpu", "v100"], "--gpu is v100; it must be one of a100-40g"),
         (["--as-ranks", "3", "--parallel.tensor", "2"], "3 ranks do not divide"),

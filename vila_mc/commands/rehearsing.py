@@ -10,6 +10,8 @@ from vila_mc.errors import ConfigError, ExitCode, say
 from vila_mc.rehearsal.refusals import refuse_what_cannot_be_rehearsed
 from vila_mc.topology.layout import Layout
 
+_FIRST_STEPS = 64
+
 
 def add_rehearsal_options(parser: ArgumentParser) -> None:
     """Add ``--rehearse`` and what goes with it."""
@@ -30,13 +32,21 @@ def add_rehearsal_options(parser: ArgumentParser) -> None:
         help="what one GPU holds (default: what one of --gpu does)",
     )
     group.add_argument("--gpu", metavar="KIND", help=HELP)
+    group.add_argument(
+        "--first-steps",
+        type=int,
+        metavar="N",
+        help="where the datasets of data.blend are here, take the microbatch of the first N steps "
+        f"with the most images (default: {_FIRST_STEPS}); 0 takes rows full of images",
+    )
     group.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def refuse_unrehearsed(parsed: Namespace) -> None:
     """Refuse options that go with ``--rehearse`` alone, or not with it. Raises ConfigError."""
     alone = {"--as-ranks": parsed.as_ranks, "--gpu": parsed.gpu}
-    alone |= {"--gpu-memory": parsed.gpu_memory, "--json": parsed.json or None}
+    alone |= {"--gpu-memory": parsed.gpu_memory, "--first-steps": parsed.first_steps}
+    alone |= {"--json": parsed.json or None}
     given = [name for name, value in alone.items() if value is not None]
     if given and not parsed.rehearse:
         raise ConfigError(
@@ -46,7 +56,7 @@ def refuse_unrehearsed(parsed: Namespace) -> None:
     if parsed.rehearse and parsed.check:
         raise ConfigError(
             "--rehearse and --check are both given. --check looks at data, checkpoint and layout, "
-            "--rehearse plays a step without any of them; start one after the other."
+            "--rehearse plays a step without weights or samples; start one after the other."
         )
 
 
@@ -63,6 +73,9 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
         raise ConfigError("--rehearse plays all ranks itself. Start it once, without a launcher.")
     if parsed.gpu_memory is not None and not 0 < parsed.gpu_memory < float("inf"):
         raise ConfigError(f"--gpu-memory is {parsed.gpu_memory:g}; it must be greater than 0.")
+    first_steps = _FIRST_STEPS if parsed.first_steps is None else parsed.first_steps
+    if first_steps < 0:
+        raise ConfigError(f"--first-steps is {first_steps}; it must be 0 or greater.")
     ranks = parsed.as_ranks if parsed.as_ranks is not None else (parsed.ranks or 0) * parsed.nodes
     if ranks < 1:
         given = "not given" if parsed.as_ranks is None else parsed.as_ranks
@@ -79,7 +92,7 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
 
     config, micro_batch_line = with_micro_batch(config, Layout.of(config.parallel, ranks))
     config.check_world(ranks)
-    rehearsal = rehearse(config, ranks)
+    rehearsal = rehearse(config, ranks, first_steps)
     if parsed.json:
         say(json.dumps(as_dict(rehearsal, held), indent=2))
     else:

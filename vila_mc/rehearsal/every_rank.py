@@ -5,7 +5,7 @@ import tempfile
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from vila_mc.errors import ConfigError, RankError, SetupError, user_error
 from vila_mc.parallel.installed import has_transformer_engine
 from vila_mc.processes import fork_child
 from vila_mc.rehearsal.device import compile_guard
+from vila_mc.rehearsal.first_steps import Batch, batch_of_a_rank
 from vila_mc.rehearsal.ledger import place_of
 from vila_mc.rehearsal.match import Matching, match
 from vila_mc.rehearsal.one_rank import rehearse_rank
@@ -48,6 +49,7 @@ class Rehearsal:
     layout: Layout
     microbatches: int
     """Of a whole step, of one rank."""
+    batch: Batch
     records: list[RankRecord]
     """By rank; those that failed are not among them."""
     failures: list[Failure]
@@ -55,15 +57,18 @@ class Rehearsal:
     seconds: float
 
 
-def rehearse(config: RunConfig, world_size: int) -> Rehearsal:
+def rehearse(config: RunConfig, world_size: int, first_steps: int = 0) -> Rehearsal:
     """Rehearse a run of ``world_size`` ranks, with as many processes at once as there are cores.
 
     Args:
         config: the whole configuration, with ``train.micro_batch``.
         world_size: ranks that are played.
+        first_steps: of which the fullest microbatch is taken, where the datasets are here; 0 for
+            rows full of images.
 
     Raises:
         ConfigError: the run cannot be rehearsed, or its layout does not divide.
+        DataError: a dataset is here and cannot be used.
         SetupError: there is no compiler, or this torch is no build for CUDA.
         RankError: a process of ours died.
     """
@@ -76,6 +81,7 @@ def rehearse(config: RunConfig, world_size: int) -> Rehearsal:
         )
     layout = Layout.of(config.parallel, world_size)
     microbatches = config.train.microbatches(layout.data)
+    batch = batch_of_a_rank(config, layout.data, first_steps)
     rehearsed = min(microbatches, _PER_STAGE * layout.pipeline)
     ranks = [
         layout.rank(Coordinates(tensor=tensor, data=0, pipeline=pipeline))
@@ -85,7 +91,8 @@ def rehearse(config: RunConfig, world_size: int) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="vila_mc-rehearsal-") as name:
         folder = Path(name)
         guard = compile_guard(folder)
-        _run_all(folder, config, world_size, ranks, guard, rehearsed)
+        rehearse_one = partial(rehearse_rank, num_microbatches=rehearsed, batch=batch.rows)
+        _run_all(folder, ranks, lambda rank: rehearse_one(config, world_size, rank, guard))
         results = [folder / f"{rank}.json" for rank in ranks]
         records = [RankRecord.from_json(path.read_bytes()) for path in results if path.exists()]
         failed = [folder / f"{rank}.failure" for rank in ranks]
@@ -97,6 +104,7 @@ def rehearse(config: RunConfig, world_size: int) -> Rehearsal:
         config=config,
         layout=layout,
         microbatches=microbatches,
+        batch=batch,
         records=records,
         failures=failures,
         matching=match(records),
@@ -107,24 +115,14 @@ def rehearse(config: RunConfig, world_size: int) -> Rehearsal:
 _FAILURES = TypeAdapter(Failure)
 
 
-def _run_all(
-    folder: Path,
-    config: RunConfig,
-    world_size: int,
-    ranks: Sequence[int],
-    guard: Path,
-    num_microbatches: int,
-) -> None:
+def _run_all(folder: Path, ranks: Sequence[int], work: Callable[[int], RankRecord]) -> None:
     """Fork a process for each rank; their results are files in ``folder``."""
     waiting, running = deque(ranks), dict[int, int]()
     most = max(1, len(os.sched_getaffinity(0)))
     while waiting or running:
         while waiting and len(running) < most:
             rank = waiting.popleft()
-            work = partial(
-                _rehearse_into, folder, config, world_size, rank, guard, num_microbatches
-            )
-            running[fork_child(work)] = rank
+            running[fork_child(partial(_rehearse_into, folder, rank, work))] = rank
         process, status = os.wait()
         rank_of_it = running.pop(process, None)
         if rank_of_it is not None and os.waitstatus_to_exitcode(status):
@@ -134,17 +132,10 @@ def _run_all(
             )
 
 
-def _rehearse_into(
-    folder: Path,
-    config: RunConfig,
-    world_size: int,
-    rank: int,
-    guard: Path,
-    num_microbatches: int,
-) -> None:
+def _rehearse_into(folder: Path, rank: int, work: Callable[[int], RankRecord]) -> None:
     """The whole work of a process."""
     try:
-        record = rehearse_rank(config, world_size, rank, guard, num_microbatches)
+        record = work(rank)
     except Exception as error:
         explained = user_error(error)
         said = str(explained or error).strip().splitlines() or [""]

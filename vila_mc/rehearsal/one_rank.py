@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vila_mc.checkpoint.state import run_state
 from vila_mc.config.lora import is_adapter
 from vila_mc.config.run import RunConfig
 from vila_mc.config.trainable import piece_of
@@ -18,10 +17,11 @@ from vila_mc.flow import Microbatch
 from vila_mc.model.build import build_stages
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import Ranks, distributed
-from vila_mc.rehearsal.batch import fullest_microbatch
+from vila_mc.rehearsal.batch import Row, full_rows, microbatch_of
 from vila_mc.rehearsal.device import fake_device
-from vila_mc.rehearsal.record import Peak, RankRecord
+from vila_mc.rehearsal.record import RankRecord
 from vila_mc.rehearsal.recorder import Recorder
+from vila_mc.rehearsal.save import peaks_of_a_save
 from vila_mc.topology.shapes import stage_parameters
 from vila_mc.topology.stage_plan import plan_stages
 from vila_mc.train.step import Trainer
@@ -56,7 +56,7 @@ def rehearse_rank(
     rank: int,
     guard: Path,
     num_microbatches: int,
-    batch: Microbatch | None = None,
+    batch: Sequence[Row] | Microbatch | None = None,
 ) -> RankRecord:
     """Build and train one rank on fake CUDA tensors.
 
@@ -67,7 +67,7 @@ def rehearse_rank(
         guard: what ``device.compile_guard`` made.
         num_microbatches: of a step; those of real steps add nothing to the peak beyond as many as
             there are pipeline stages.
-        batch: what each of them is; the fullest if None.
+        batch: what each of them is: its rows, or tensors; rows full of images if None.
     """
     started = time.monotonic()
     with (
@@ -84,7 +84,7 @@ def record_steps(
     ranks: Ranks,
     recorder: Recorder,
     num_microbatches: int,
-    batch: Microbatch | None = None,
+    batch: Sequence[Row] | Microbatch | None = None,
 ) -> RankRecord:
     """What ``recorder``, which is active, sees of a rank's start and of its second step."""
     _name_groups(ranks, recorder)
@@ -97,10 +97,10 @@ def record_steps(
     build = memory.peak()
     host = {"build": recorder.ledgers["cpu"].bytes_at_peak}
     weights = [weight for stage in stages for weight in stage.parameters()]
-    if batch is None:
+    if not isinstance(batch, Microbatch):
         with _real_host(recorder):
             needs_images = any(stage.plan.needs_images() for stage in stages)
-            batch = fullest_microbatch(config, needs_images=needs_images)
+            batch = microbatch_of(config, batch or full_rows(config), needs_images=needs_images)
     _say_when_the_passes_end(stages, recorder)
     for _ in range(_STEPS):
         recorder.forget_step()
@@ -124,23 +124,8 @@ def record_steps(
         complaints=sorted(recorder.complaints),
         host=host | {"step": recorder.ledgers["cpu"].bytes_at_peak},
     )
-    save, on_host = _peaks_of_a_save(ranks, stages, trainer, recorder)
+    save, on_host = peaks_of_a_save(config.train, ranks, stages, trainer, recorder)
     return replace(record, save=save, host=record.host | {"save": on_host})
-
-
-def _peaks_of_a_save(
-    ranks: Ranks, stages: Sequence[VilaModel], trainer: Trainer, recorder: Recorder
-) -> tuple[Peak, int]:
-    """Of the device, and bytes of the host, while the state is brought to the host's memory."""
-    memory, host = recorder.ledgers[recorder.device], recorder.ledgers["cpu"]
-    memory.start()
-    host.start()
-    with recorder.during("save"):
-        trainer.weights_are_finite()
-        state = run_state(ranks, stages, trainer.optimizer, is_loading=False)
-        peak, on_host = memory.peak(), host.bytes_at_peak
-    del state
-    return peak, on_host
 
 
 def _say_what_learns_below(config: RunConfig, ranks: Ranks, stages: Sequence[VilaModel]) -> None:

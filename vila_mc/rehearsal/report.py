@@ -126,6 +126,7 @@ def as_dict(rehearsal: Rehearsal, gpu_bytes: float) -> dict[str, Any]:
         "layout": asdict(rehearsal.layout),
         "world_size": rehearsal.layout.world_size(),
         "microbatches": rehearsal.microbatches,
+        "batch": asdict(rehearsal.batch),
         "matching": asdict(rehearsal.matching),
         "complaints": complaints(rehearsal),
         "is_good": is_good(rehearsal, gpu_bytes),
@@ -148,28 +149,38 @@ def as_text(rehearsal: Rehearsal, gpu_bytes: float) -> str:
         lines += _traffic_lines(rehearsal, greatest)
         lines += ["", f"where a rank of stage {greatest.pipeline} waits for its device:"]
         lines += [f"  {times:5} x  {where}" for where, times in greatest.waits.items()]
-    found, matching = complaints(rehearsal), rehearsal.matching
+    found = complaints(rehearsal)
     lines += [
         "",
-        f"{matching.num_collectives:,} collectives and {matching.num_messages:,} messages of "
-        f"{len(rehearsal.records)} ranks compared: "
-        + (f"{len(matching.differences)} differ" if matching.differences else "all match"),
+        _matching_line(rehearsal),
         *(f"wrong: {line}" for line in found),
         *(_fits_line(rehearsal, record, gpu_bytes) for record in stages),
     ]
     return "\n".join(lines)
 
 
+def _matching_line(rehearsal: Rehearsal) -> str:
+    matching, ranks = rehearsal.matching, len(rehearsal.records)
+    if not matching.num_collectives + matching.num_messages + len(matching.differences):
+        return (
+            f"nothing to match: the calls of {ranks} distinct {'rank' if ranks == 1 else 'ranks'} "
+            "meet those of data-parallel replicas alone, which are the same"
+        )
+    verdict = f"{len(matching.differences)} differ" if matching.differences else "all match"
+    return (
+        f"{matching.num_collectives:,} collectives and {matching.num_messages:,} messages of "
+        f"{ranks} ranks compared: {verdict}"
+    )
+
+
 def _head(rehearsal: Rehearsal) -> list[str]:
-    layout, config = rehearsal.layout, rehearsal.config
+    layout = rehearsal.layout
     ranks = len(rehearsal.records) + len(rehearsal.failures)
     rehearsed = min((r.microbatches for r in rehearsal.records), default=0)
-    images = config.data.sequence_length // config.model.tile_positions()
     return [
         f"rehearsed: {layout.world_size()} ranks, {layout}; {ranks} distinct ones on fake H100s, "
         f"{rehearsed} of {rehearsal.microbatches} microbatches, {rehearsal.seconds:.0f} s",
-        f"batch: synthetic, {config.train.rows_of_a_pass()} x {config.data.sequence_length} "
-        f"positions full of images ({images} a row)",
+        f"every microbatch: {rehearsal.batch.origin}",
     ]
 
 
