@@ -8,7 +8,8 @@
 #   --smoke                  the recipe's layout, precision and code path at CPU size: 3 steps on synthetic
 #                            data, --output (default: smoke-out) may not hold anything else
 #   --dry-run GPUS           nothing is trained and no GPU is needed: the plan on that many GPUs of --gpu KIND
-#                            (default: a100-80g), a rehearsal of one step on them, and a check of the paths
+#                            (default: a100-80g), a rehearsal of one step on them, and a check of the paths.
+#                            With --best the first layout of the plan is rehearsed as well
 # Each path may come from the environment instead, under its name in capitals (TOKENIZER, LOAD ...). Every
 # other option goes to tools/train.py (see its --help) and wins over the recipe.
 #
@@ -46,16 +47,25 @@ PYTHON
     _recipe_fail "$message"
 }
 
-# _recipe_dry_run NAME GPUS OPTION...: plan and rehearsal; options are those of training.
+# _recipe_dry_run NAME GPUS BEST OPTION...: plan, and rehearsal of the recipe's own layout and, if BEST is 1,
+# of the plan's first; options are those of training.
 _recipe_dry_run() {
-    local checkout name="$1" count="$2" status=0
+    local checkout name="$1" count="$2" best="$3" gpu="${GPU:-a100-80g}" first status=0 write=()
     checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-    shift 2
+    shift 3
+    local rehearse=("$checkout/tools/train.py" --config "$checkout/examples/$name.yaml")
+    first="$(mktemp -d)"
+    ((!best)) || write=(--write "$first/layout.yaml")
     "$VENV_PYTHON" "$checkout/tools/plan_cluster.py" --config "$checkout/examples/$name.yaml" \
-        --gpus "$count" --gpu "${GPU:-a100-80g}" "$@" || status=$?
+        --gpus "$count" --gpu "$gpu" "${write[@]}" "$@" || status=$?
     echo
-    "$VENV_PYTHON" "$checkout/tools/train.py" --config "$checkout/examples/$name.yaml" \
-        --rehearse --as-ranks "$count" --gpu "${GPU:-a100-80g}" "$@" || status=$?
+    "$VENV_PYTHON" "${rehearse[@]}" --rehearse --as-ranks "$count" --gpu "$gpu" "$@" || status=$?
+    if [[ -f $first/layout.yaml ]]; then
+        printf '\nthe first layout of the plan:\n'
+        "$VENV_PYTHON" "${rehearse[@]}" --config "$first/layout.yaml" \
+            --rehearse --as-ranks "$count" --gpu "$gpu" "$@" || status=$?
+    fi
+    rm -r "$first"
     return "$status"
 }
 
@@ -75,7 +85,7 @@ run_recipe() {
     checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
     shift 3
     local -A kinds=()
-    local datasets=() others=() smoke=0 dry=0 lacking="" status=0
+    local datasets=() others=() smoke=0 dry=0 best=0 lacking="" status=0
     for (( ; ; )); do
         entry="$1" && shift
         [[ $entry != -- ]] || break
@@ -90,6 +100,8 @@ run_recipe() {
             [[ ${2:-} =~ ^[1-9][0-9]{0,4}$ ]] || _recipe_fail "--dry-run needs a number of GPUs."
             dry="$2"
             shift
+        elif [[ $1 == --best ]]; then
+            best=1
         elif [[ $1 == -h || $1 == --help ]]; then
             _recipe_head "$checkout/examples/$name.sh"
             _recipe_head "${BASH_SOURCE[0]}" | sed 1d # what sources it
@@ -103,6 +115,7 @@ run_recipe() {
         fi
         shift
     done
+    ((dry || !best)) || _recipe_fail "--best goes with --dry-run GPUS."
     local train=("$checkout/tools/train.py" --config "$checkout/examples/$name.yaml")
 
     if ((smoke)); then
@@ -122,22 +135,24 @@ run_recipe() {
 
     if ((dry)); then
         source "$checkout/tools/setup_venv.sh"
-        _recipe_dry_run "$name" "$dry" "${others[@]}" || status=$?
-        for dataset in "${datasets[@]}" tokenizer load output; do
+        for dataset in "${datasets[@]}" tokenizer; do
+            entry="${dataset^^}"
+            [[ -n ${!entry:-} ]] || lacking+=" --$dataset"
+            [[ $dataset == tokenizer ]] || blend+="{path: '${!entry:-}', $share}, "
+        done
+        [[ -n $lacking ]] || data=(--data.tokenizer "$TOKENIZER" --data.blend "[$blend]")
+        for dataset in load output; do
             entry="${dataset^^}"
             [[ -n ${!entry:-} ]] || lacking+=" --$dataset"
         done
+        _recipe_dry_run "$name" "$dry" "$best" "${data[@]}" "${others[@]}" || status=$?
         echo
         if [[ -n $lacking ]]; then
             echo "data and checkpoint are not checked: no path for$lacking."
             exit "$status"
         fi
-        for dataset in "${datasets[@]}"; do
-            entry="${dataset^^}"
-            blend+="{path: '${!entry}', $share}, "
-        done
-        "$VENV_PYTHON" "${train[@]}" --check --ranks "$dry" --data.tokenizer "$TOKENIZER" \
-            --data.blend "[$blend]" --train.load "$LOAD" --train.output "$OUTPUT" "${others[@]}" || status=$?
+        "$VENV_PYTHON" "${train[@]}" --check --ranks "$dry" "${data[@]}" \
+            --train.load "$LOAD" --train.output "$OUTPUT" "${others[@]}" || status=$?
         exit "$status"
     fi
 

@@ -207,9 +207,13 @@ def test_a_wrong_option_is_said_before_what_else_is_missing(gpus: int) -> None:
 
 
 DOORS = """#!/bin/bash
+tool=
 for word; do
-    [[ $word != */tools/* ]] || { echo "${*#"$ROOT"/}" >>"$WORDS" && exit "${STATUS:-0}"; }
+    [[ $word != */tools/* ]] || tool="$word"
+    [[ ${before:-} != --write ]] || touch "$word"
+    before="$word"
 done
+[[ -z $tool ]] || { echo "${*#"$ROOT"/}" >>"$WORDS" && exit "${STATUS:-0}"; }
 exec "$REAL" "$@"
 """
 
@@ -248,12 +252,24 @@ def test_a_dry_run_plans_rehearses_and_checks(tmp_path: Path) -> None:
     code, said, doors = _dry_run(tmp_path, 8, "--gpu", "h200", *paths, status=2)
     assert code == 2  # what any of them ends with
     assert "--gpus 8 --gpu h200" in doors[0]
-    assert doors[2] == (
-        f"tools/train.py {yaml} --check --ranks 8 --data.tokenizer /d/tokenizer --data.blend "
-        "[{path: '/d/mmc4', weight: 1}, {path: '/d/coyo', weight: 1}, ] "
-        "--train.load /d/load --train.output /d/output"
+    data = (
+        "--data.tokenizer /d/tokenizer --data.blend "
+        "[{path: '/d/mmc4', weight: 1}, {path: '/d/coyo', weight: 1}, ]"
     )
+    assert doors[1] == f"tools/train.py {yaml} --rehearse --as-ranks 8 --gpu h200 {data}"
+    load = "--train.load /d/load --train.output /d/output"
+    assert doors[2] == f"tools/train.py {yaml} --check --ranks 8 {data} {load}"
     assert "are not checked" not in said
+
+
+def test_a_dry_run_rehearses_the_best_layout_too(tmp_path: Path) -> None:
+    code, said, doors = _dry_run(tmp_path, 8, "--best", "--optimizer.lr", "1e-5")
+    plan, own, best = doors
+    written = plan.partition("--write ")[2].split()[0]
+    assert best == own.replace(".yaml --rehearse", f".yaml --config {written} --rehearse")
+    assert code == 0
+    assert said.index("the first layout of the plan:")
+    assert not Path(written).exists()
 
 
 @pytest.mark.parametrize("count", ["0", "many", "--smoke"])
