@@ -20,7 +20,7 @@ from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import TrainingError
 from vila_mc.flow import IGNORE_LABEL, Microbatch, StepResult, sent
-from vila_mc.model.primary_weights import masters
+from vila_mc.model.primary_weights import is_primary, masters
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.observe.spans import Spans
 from vila_mc.parallel.frozen_layers import NoGradientFromAbove
@@ -354,6 +354,23 @@ def _loss(
     return loss_sum, count, report | {"by_entry": by_entry}
 
 
+def _bring_to_host(stage: VilaModel) -> None:
+    """Have the weights that learn wait on the host for the buffers, which take them from there.
+
+    On the GPU they would be there twice while the buffers of their gradients are, too: as long as
+    nothing else is, more than a step with recomputation takes.
+    """
+    waiting = [
+        weight
+        for weight in stage.parameters()
+        if weight.is_cuda and weight.requires_grad and not is_primary(weight)
+    ]
+    for weight in waiting:
+        weight.data = weight.data.cpu()
+    if waiting:
+        torch.cuda.empty_cache()  # the buffers are greater than what was given back
+
+
 def _wrap(config: RunConfig, stage: VilaModel, index: int) -> DistributedDataParallel:
     reduction = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
@@ -364,5 +381,6 @@ def _wrap(config: RunConfig, stage: VilaModel, index: int) -> DistributedDataPar
     )
     module = stage if config.train.precision == "fp32" else Float16Module(stage.config, stage)
     stage.quantize_primary_weights()  # which Float16Module would undo
+    _bring_to_host(stage)
     # Only the first chunk of a rank reduces in buckets: the others' backward passes come earlier.
     return DistributedDataParallel(stage.config, reduction, module, disable_bucketing=index > 0)
