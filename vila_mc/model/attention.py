@@ -125,6 +125,8 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         assert attention_mask is None, "masks are given by type"
         assert attention_bias is None, "there is no bias"
         is_causal = (attn_mask_type or self.attn_mask_type) == AttnMaskType.causal
+        if self._keeps_all_for_values(key, value):
+            value = value.clone(memory_format=torch.contiguous_format)
         inputs_basd = [t.permute(1, 2, 0, 3) for t in (query, key, value)]
 
         def attend() -> Tensor:
@@ -143,6 +145,16 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
             context_basd = attend()
         s, b = query.shape[:2]
         return context_basd.permute(2, 0, 1, 3).reshape(s, b, -1)
+
+    def _keeps_all_for_values(self, key: Tensor, value: Tensor) -> bool:
+        """Whether values are all that the backward pass still reads of what they were cut from.
+
+        Queries and keys have been rotated into memory of their own, while the values would keep the
+        projection's whole output: a third of what attention keeps. Norms keep it as well.
+        """
+        waits = torch.is_grad_enabled() and value.requires_grad
+        is_alone = value._is_view() and key._base is not value._base
+        return waits and is_alone and not self.config.qk_layernorm
 
     def _attend_cached(self, inputs_basd: Sequence[Tensor], cache: KeyValueCache) -> Tensor:
         """New positions attend to those read before, too: [b, a, s, d]."""

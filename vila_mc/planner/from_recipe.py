@@ -59,7 +59,8 @@ def job_of(config: RunConfig, layout: Layout, known: Known = NOTHING) -> Job:
         block_scaled=train.fp8.recipe in ("blockwise", "mxfp8"),
         engine=Engine(
             name="vila_mc",
-            turned=1 + model.language.facts().qk_norm,
+            turned=2 if model.language.facts().qk_norm else 0,
+            angles=4,
             loss_bytes=4 if train.precision == "bf16" else 6,  # fused: probabilities in fp32
             sequence=config.parallel.sequence or layout.tensor == 1,
             overlap_gradients=config.parallel.overlap_grad_reduce,

@@ -153,9 +153,11 @@ class Engine:
     ulysses: bool = False
     """Whether context parallelism exchanges heads (all-to-all) rather than keys and values."""
     turned: int = 0
-    """Copies of queries and keys that are kept beside what they were cut from: rotated, with the
-    angles of each, as Megatron-Core does without a fused rotation; one more where they have
-    norms."""
+    """Copies of queries and keys that are kept beside what they were cut from, which is kept whole
+    where they have norms."""
+    angles: int = 0
+    """Numbers that a channel of a head keeps of its position: cosine and sine, for queries and for
+    keys, where no rotation is fused."""
     loss_bytes: int = 6
     """Of a logit, kept for the backward pass; and again while its gradient is there."""
     calls: float = 0.2

@@ -104,9 +104,8 @@ def layer_activations(job: Job, learns: bool) -> float:
     heads = (decoder.qkv_width() + decoder.query_width()) / tensor
     ffn = (1 + decoder.gated + learns) * decoder.ffn / tensor
     kept = HALF * (wide + heads + ffn) * rows
-    if job.engine.turned:
-        copies = job.engine.turned * (decoder.heads + decoder.kv_heads) / tensor
-        kept += HALF * (copies + 4) * decoder.head_width * rows  # 4: cosines and sines
+    copies = job.engine.turned * (decoder.heads + decoder.kv_heads) / tensor
+    kept += HALF * (copies + job.engine.angles) * decoder.head_width * rows
     if job.engine.attention == "unfused" and job.recompute != "attention":
         kept += 5 * rows * job.length * decoder.heads / tensor
     return kept + 4 * rows * decoder.heads / tensor
