@@ -9,6 +9,7 @@ installs Chromium where apt and root are, ``tools/setup_venv.sh`` the package.
 """
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +28,13 @@ _OPTIONS = (
 
 def missing() -> str | None:
     """Why no page can be opened here; None if one can."""
-    if chromium() is None:
+    found = chromium()
+    if found is None:
         return f"no Chromium on the PATH (one of {', '.join(_NAMES)}): tools/setup/chromium.sh"
+    try:  # Ubuntu's package is a stub that asks for a snap
+        subprocess.run([found, "--version"], capture_output=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{found} does not start: {error}"
     try:
         import playwright.sync_api  # noqa: F401
     except ImportError:
