@@ -10,7 +10,11 @@ from tests.support.browser import PHONE, opened
 from vila_mc.checkpoint.manifest import Manifest, checkpoint_name
 from vila_mc.commands.report import main
 from vila_mc.config.load import run_from_dict
+from vila_mc.errors import ExitCode
+from vila_mc.observe.history import Start, record_end, record_start
 from vila_mc.observe.metrics import METRICS_NAME
+from vila_mc.observe.record import StartRecord
+from vila_mc.observe.starts import add_start
 from vila_mc.topology.layout import Layout
 
 HOSTILE = "<img src=http:a.b onerror=alert(1)>"
@@ -56,6 +60,7 @@ def _write(folder: Path, *, validates: bool) -> Path:
             lines.append({"step": step, "validation_loss": 3.0, "validation_ms": 5.0} | each)
     if validates:
         _checkpoint(folder)
+        _history(folder)
         lines += [{"step": STEPS, "event": "loss", "message": MESSAGE}] * 60
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / METRICS_NAME).write_text(text + "no record\n")
@@ -75,6 +80,20 @@ def _checkpoint(folder: Path) -> None:
         versions={HOSTILE: HOSTILE},
         layers={},
     ).write(directory)
+
+
+def _history(folder: Path) -> None:
+    """Two starts, the second a restart after a fault."""
+    for restart in (0, 1):
+        place: dict[str, Any] = dict(steps=STEPS, phase="sft", ranks=4, time=1.8e9 + restart)
+        record_start(folder, Start(step=restart, restart=restart, **place))
+        if not restart:
+            record_end(folder, ExitCode.FAULT, MESSAGE)
+    what: dict[str, Any] = dict(
+        device=HOSTILE, host=HOSTILE, git={"commit": HOSTILE, "is_modified": True}
+    )
+    what |= dict(format_version=2, time="", after_step=0, num_ranks=4, layout={}, versions={})
+    add_start(folder, StartRecord(config={}, **what))
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +154,15 @@ def test_every_figure_has_a_panel_and_every_run_a_curve(browser: Any, report: Pa
         )
         assert facts["alarms"] == "60 loss"
         assert facts["damaged"] == "1 of the lines of its metrics are no record"
+        assert facts["starts"] == "2, 1 of them by itself after a fault"
+        assert facts["device"] == f"4 x {HOSTILE}, the first on {HOSTILE}"
+        assert facts["code"] == f"commit {HOSTILE} with changes"
+        page.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        starts = page.texts(".starts td.said")
+        assert starts[0] == f"started on 4 ranks, after step 0 of {STEPS}"
+        assert starts[2].startswith("ended with 1, fault, on ")
+        assert starts[3] == MESSAGE
+        assert starts[4] == f"restart 1 on 4 ranks, after step 1 of {STEPS}"
         assert page.count(".alarms tbody tr") == 50
         assert page.texts(".alarms p") == ["The last 50 of 60."]
         assert page.texts(".alarms td.said")[0] == MESSAGE

@@ -219,7 +219,7 @@ def _write(asked: _Asked, found: Search, beside: PlannedRehearsal | None) -> Non
             parsed.json, json.dumps([plan_values(one) for one in found.plans], indent=2) + "\n"
         )
     if parsed.html is not None:
-        told = page(_title(asked), found, parsed.top, parsed.price, beside)
+        told = page(_title(asked), found, parsed.top, parsed.price, asked.rows, beside)
         _written(parsed.html, told)
     if parsed.trace is not None:
         _written(parsed.trace, json.dumps(trace_of(best)))

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,18 @@ import jinja2
 
 from vila_mc.errors import DataError
 from vila_mc.evaluation.curves import AXES, COLOURS, Course, draw, lines_of, panels_of
+from vila_mc.evaluation.run_on_page import RunOnPage
 from vila_mc.evaluation.scores import TaskScore, by_task, score
 from vila_mc.evaluation.time_split import PARTS, time_split
 from vila_mc.files import write_whole
-from vila_mc.observe.thinned import Record, all_steps
+from vila_mc.observe.thinned import all_steps
 
 SHEET_LENGTH = 48
 """Answers shown per task, in the order given."""
 MAX_WRONG = 200
 """Further wrong answers shown per task, behind a fold."""
 MAX_EVENTS = 50
-"""Alarms shown of a run: the last ones."""
+"""Alarms, and starts and ends, shown of a run: the last ones."""
 
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
@@ -41,21 +42,6 @@ class AnswerRow:
     is_correct: bool
     chance: float | None
     """Accuracy of an answer that does not look, from 0 to 1; None where that is not known."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOnPage:
-    """A run, as the page shows it beside others."""
-
-    name: str
-    records: Sequence[Record]
-    """Of its steps and validations."""
-    facts: Mapping[str, str]
-    """Name -> value, shown as they are."""
-    events: Sequence[Record] = ()
-    """Its alarms, each with ``step``, ``event`` and ``message``."""
-    num_events: Mapping[str, int] = field(default_factory=dict)
-    """How many there were, by kind."""
 
 
 def write_report(
@@ -88,6 +74,7 @@ def write_report(
         columns={"": facts} if facts else {},
         splits=[],
         alarms=[],
+        starts=[],
     )
 
 
@@ -112,6 +99,7 @@ def write_runs(
         columns={run.name: run.facts for run in runs},
         splits=[one for run in runs if (one := time_split(run.name, run.records))],
         alarms=[_alarms(run) for run in runs if run.num_events],
+        starts=[_starts(run) for run in runs if run.moments],
     )
 
 
@@ -177,6 +165,10 @@ def _alarms(run: RunOnPage) -> Any:
         "number": sum(run.num_events.values()),
         "shown": list(run.events[-MAX_EVENTS:]),
     }
+
+
+def _starts(run: RunOnPage) -> Any:
+    return {"run": run.name, "number": len(run.moments), "shown": run.moments[-MAX_EVENTS:]}
 
 
 def _sheet(task: str, rows: Sequence[AnswerRow]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def page(
     found: Search,
     shown: int,
     price: float | None,
+    rows: str,
     rehearsal: PlannedRehearsal | None = None,
 ) -> str:
     """The page as text.
@@ -45,6 +46,7 @@ def page(
         found: its layouts; at least one.
         shown: of them, how many the table has.
         price: of an hour of one GPU; None leaves cost out.
+        rows: a line about where they come from.
         rehearsal: of the recipe; None leaves its section out.
     """
     environment = jinja2.Environment(
@@ -60,6 +62,7 @@ def page(
         title=title,
         plans=[(str(plan.layout), plan_values(plan)) for plan in found.plans[:shown]],
         price=price,
+        rows=rows,
         limits=best.limits(),
         kinds=_KINDS,
         memory=_memory_chart(
