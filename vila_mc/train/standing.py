@@ -19,6 +19,7 @@ from vila_mc.observe.metrics import METRICS_NAME
 
 _END_BYTES = 2**22
 """Of the metrics that are read: some ten thousand steps."""
+_LONGEST_TEXT = 500
 _RECENT = 50
 """Steps whose mean is shown, and compared with as many before."""
 _LEVEL = 0.005
@@ -89,7 +90,7 @@ def standing_of(output: Path) -> Standing:
             "train.output of a run."
         )
     steps = [record for record in records if "loss" in record]
-    alarms = [record for record in records if "alarm" in record]
+    alarms = [record for record in records if isinstance(record.get("event"), str)]
     start = next((event for event in reversed(events) if isinstance(event, Start)), None)
     step = max((record["step"] for record in records), default=start.step if start else 0)
     pace = _pace(steps)
@@ -111,7 +112,7 @@ def standing_of(output: Path) -> Standing:
         checkpoint=checkpoint,
         checkpoint_age_seconds=age,
         alarms=len(alarms),
-        last_alarm=str(alarms[-1]["alarm"]) if alarms else None,
+        last_alarm=str(alarms[-1].get("message"))[:_LONGEST_TEXT] if alarms else None,
         skipped_steps=sum(record.get("skipped") is True for record in steps),
         starts=sum(isinstance(event, Start) for event in events),
         restarts=restarts_of(events),

@@ -32,7 +32,7 @@ def _write(output: Path, steps: int = 100, *more: dict[str, Any]) -> None:
 
 def test_a_run_that_goes_on(tmp_path: Path) -> None:
     record_start(tmp_path, START)
-    _write(tmp_path)
+    _write(tmp_path, 100, {"step": 99, "event": "loss", "message": "the loss jumps"})
     lock = Lock(tmp_path)
     standing = standing_of(tmp_path)
     lock.release()
@@ -43,7 +43,8 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     assert standing.loss == pytest.approx(3 - 0.755)
     assert standing.loss_before == pytest.approx(3 - 0.255)
     text = "\n".join(lines_of(standing))
-    for said in ("running", "100 of 200", "falling from", "500 ms a step, 16.0 samples/s", "0:50"):
+    speed, alarm = "500 ms a step, 16.0 samples/s", "1, the last: the loss jumps"
+    for said in ("running", "100 of 200", "falling from", "0:50", speed, alarm):
         assert said in text
 
 

@@ -1,16 +1,26 @@
 """Which rank ended a run: by what each left behind, in whatever order the launcher saw it."""
 
+import json
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from vila_mc.train.rank_status import Ending, Heartbeat, StatusWriter, read_ending, read_heartbeat
+from vila_mc.train.rank_status import (
+    Ending,
+    Heartbeat,
+    StatusWriter,
+    collective_on_gpu,
+    read_ending,
+    read_heartbeat,
+)
 from vila_mc.train.verdict import FROZEN_SECONDS, RankEnd, verdict_of
 
 NOW = 1000.0
@@ -129,3 +139,37 @@ def test_a_rank_writes_where_it_is_and_why_it_ends(tmp_path: Path) -> None:
     assert ending.where() == "all_reduce of its start"
     assert read_heartbeat(tmp_path, 4) is None
     assert read_ending(tmp_path, 4) is None
+
+
+def _recorded(number: int, *, is_p2p: bool = False) -> dict[str, Any]:
+    """An entry of torch's flight recorder."""
+    return {
+        "record_id": number,
+        "process_group": ["3", "TENSOR_MODEL_PARALLEL_GROUP"],
+        "collective_seq_id": 40 + number,
+        "p2p_seq_id": 70 + number,
+        "is_p2p": is_p2p,
+        "profiling_name": "nccl:send 0->1" if is_p2p else "nccl:all_reduce",
+        "state": "started",
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "collective"),
+    [
+        (json.dumps({"entries": [_recorded(7), _recorded(2)]}), "all_reduce 42 of 3 TENSOR_"),
+        (json.dumps({"entries": [_recorded(2, is_p2p=True)]}), "send 0->1 72 of 3 TENSOR_"),
+        (json.dumps({"entries": []}), ""),
+        ("of another version", ""),
+    ],
+)
+def test_what_nccl_waits_for(said: str, collective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    c10d = SimpleNamespace(_dump_nccl_trace_json=lambda collectives, active: said)
+    played = SimpleNamespace(
+        cuda=SimpleNamespace(is_initialized=lambda: True),
+        _C=SimpleNamespace(_distributed_c10d=c10d),
+    )
+    assert collective_on_gpu() == ""
+    monkeypatch.setitem(sys.modules, "torch", played)
+    assert collective_on_gpu().startswith(collective)
+    assert bool(collective_on_gpu()) == bool(collective)
