@@ -25,7 +25,9 @@ from vila_mc.config.parallel import ParallelConfig
 from vila_mc.errors import SetupError
 from vila_mc.parallel.adam import group_step_adamw
 from vila_mc.parallel.agreement import require_same
+from vila_mc.parallel.alone import short_ways_for_one
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
+from vila_mc.parallel.cpu_passes import fewer_passes
 from vila_mc.parallel.frozen_layers import recompute_above_frozen_layers
 from vila_mc.parallel.gradient_norm import norm_on_the_device
 from vila_mc.processes import RESTARTS_OF_TORCHRUN, STORE_FILE, STORE_LISTENER
@@ -87,6 +89,8 @@ def _join(
         device = torch.device("cpu")
         use_cpu_backend()
         at_the_end.callback(undo_cpu_backend)
+        at_the_end.enter_context(fewer_passes())
+        at_the_end.enter_context(short_ways_for_one())
     at_the_end.enter_context(group_step_adamw())
     at_the_end.enter_context(norm_on_the_device())
     at_the_end.enter_context(recompute_above_frozen_layers())

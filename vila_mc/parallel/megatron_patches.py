@@ -72,6 +72,31 @@ RECOMPUTE_ABOVE_FROZEN = Patch(
     where="vila_mc.parallel.frozen_layers",
     undone="when the process groups end",
 )
+_LAYERS = "megatron.core.tensor_parallel.layers"
+_BUFFERS = "megatron.core.distributed.param_and_grad_buffer"
+ALONE = Patch(
+    targets=(
+        f"{_LAYERS}:linear_with_grad_accumulation_and_async_allreduce",
+        f"{_LAYERS}:copy_to_tensor_model_parallel_region",
+        f"{_LAYERS}:reduce_from_tensor_model_parallel_region",
+        f"{_BUFFERS}:dist_all_gather_func",
+        f"{_BUFFERS}:dist_reduce_scatter_func",
+    ),
+    what="nothing, or torch's own linear layer, where there is nobody to send to",
+    why="gloo copies memory onto itself, and every layer passes functions in Python",
+    where="vila_mc.parallel.alone",
+    undone="when the process groups end; never applied on a GPU",
+)
+CPU_PASSES = Patch(
+    targets=(
+        "megatron.core.fusions.fused_bias_swiglu:swiglu_back",
+        "megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_bshd",
+    ),
+    what="the same in few passes over memory",
+    why="the originals are written for a compiler: they make a tensor of every term",
+    where="vila_mc.parallel.cpu_passes",
+    undone="when the process groups end; never applied on a GPU",
+)
 NORM_ON_DEVICE = Patch(
     targets=(
         "megatron.core.optimizer.clip_grads:l2_norm_impl",
