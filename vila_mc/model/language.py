@@ -100,11 +100,16 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
         return loss
 
     def mask_padded_vocabulary(self, logits: Tensor) -> None:
-        """Make padding rows of the vocabulary impossible, in place. logits: [..., v/tp]."""
+        """Make padding rows of the vocabulary impossible, in place. logits: [..., v/tp].
+
+        Their probability is 0, and so is their gradient: autograd need not know, which would copy
+        the gradient of all logits to put zeros there.
+        """
         shard = logits.size(-1)
         first_padding = self.num_real_tokens - self.pg_collection.tp.rank() * shard
         if first_padding < shard:
-            logits[..., max(first_padding, 0) :] = torch.finfo(logits.dtype).min
+            with torch.no_grad():
+                logits[..., max(first_padding, 0) :] = torch.finfo(logits.dtype).min
 
 
 def restart_positions(rotary_s11d: Tensor, sample_lengths: tuple[tuple[int, ...], ...]) -> Tensor:
