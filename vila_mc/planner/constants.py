@@ -76,7 +76,7 @@ class Constants:
     """Seconds of a step beside passes, sums and weights: data, logs, the norm of the gradient."""
     band: tuple[float, float] = (0.85, 1.2)
     """Foretold throughput over what was measured: between these lay 87 of 100 rows that the
-    constants were not fitted to."""
+    constants were not fitted to. So did memory, of which one constant is fitted, of all rows."""
 
 
 ARCHITECTURE: Mapping[str, str] = {

@@ -17,6 +17,7 @@ from vila_mc.observe.starts import add_start
 from vila_mc.observe.step_times import SharedTimes
 from vila_mc.parallel.groups import Ranks
 from vila_mc.train.announce import announce, warn
+from vila_mc.train.foretold import Foretold
 from vila_mc.train.learning import need_images
 from vila_mc.train.start_facts import device_name, start_facts
 from vila_mc.train.state import TrainState
@@ -45,9 +46,9 @@ class Journal:
         self.sinks: list[Sink] = []
         on_first_rank(ranks, lambda: self._open(after_step), config.train.output)
         self.steps_without_images = 0
-        self._speedometer = Speedometer(
-            config, ranks.layout.world_size(), device_name(ranks.device)
-        )
+        device = device_name(ranks.device)
+        self._speedometer = Speedometer(config, ranks.layout.world_size(), device)
+        self._foretold = Foretold(config, ranks.layout.world_size(), device)
         self._saving_ms = 0.0
 
     def write_step(
@@ -101,6 +102,10 @@ class Journal:
         self._saving_ms = 0.0
         for sink in self.sinks:
             sink.write(record)
+        for what in self._foretold.after_step(
+            seconds=times.step / 1000, images=result.num_images, gib=peak_memory_gib
+        ):
+            warn(self.ranks, what)
         self.steps_without_images = 0 if result.num_images else self.steps_without_images + 1
         if self.steps_without_images % _STEPS_WITHOUT_IMAGES == 0 and not result.num_images:
             self._warn_of_no_images()
