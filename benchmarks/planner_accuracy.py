@@ -5,17 +5,18 @@ a job on a kind of GPU, so that two figures of one run never stand on both sides
 """
 
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from claims import Claim, parser, report
 from planner_fit import fit
 from published_jobs import published
 from published_rows import (
     PUBLISHED,
+    BrokenRowError,
     NotModelledError,
     Published,
     Row,
@@ -26,6 +27,7 @@ from published_rows import (
     value_of,
 )
 
+from vila_mc.errors import ConfigError, run_cli, say
 from vila_mc.planner.constants import FITTED, Constants
 
 SEED = 20261128
@@ -78,14 +80,28 @@ def check(found: Sequence[Published], constants: Constants) -> list[Checked]:
     return sorted(checked, key=Checked.error, reverse=True)
 
 
-def read(file: Path) -> tuple[list[Published], list[tuple[Row, str]]]:
+class LeftOut(NamedTuple):
+    """A row that is not foretold."""
+
+    number: int
+    """Of the file's rows, from 1."""
+    row: Row
+    reason: str
+    is_meant: bool
+    """Whether the planner claims to know its kind, or it cannot be told."""
+
+
+def read(file: Path) -> tuple[list[Published], list[LeftOut]]:
     """Rows as jobs, and those that cannot be, with the reason."""
     found, left = [], []
-    for row in rows(file):
+    for number, row in enumerate(rows(file), 1):
         try:
             found.append(published(row))
+        except BrokenRowError as reason:
+            left.append(LeftOut(number, row, str(reason), is_meant=True))
         except NotModelledError as reason:
-            left.append((row, str(reason)))
+            is_meant = kind_of_row(row) in ("dense", "vision", "long")
+            left.append(LeftOut(number, row, str(reason), is_meant))
     return found, left
 
 
@@ -109,7 +125,7 @@ def print_rows(checked: Sequence[Checked]) -> None:
             f"gpus {row['gpus']} tp {row['tp']} pp {row['pp']} cp {row['cp']} seq {row['seq']}",
             row["source"][:48],
         )
-        print("  ".join(words))
+        say("  ".join(words))
 
 
 def print_groups(title: str, checked: Sequence[Checked], key: str) -> None:
@@ -121,14 +137,19 @@ def print_groups(title: str, checked: Sequence[Checked], key: str) -> None:
     print(f"\n| {title} | rows | median | 90th percentile |\n|---|---|---|---|")
     for name, errors in sorted(groups.items(), key=lambda item: -quantile(item[1], 0.5)):
         median, ninetieth = quantile(errors, 0.5), quantile(errors, 0.9)
-        print(f"| {name} | {len(errors)} | {median:.1%} | {ninetieth:.1%} |")
+        say(f"| {name} | {len(errors)} | {median:.1%} | {ninetieth:.1%} |")
 
 
-def print_left_out(left: Sequence[tuple[Row, str]]) -> None:
-    """What is not modelled, by reason."""
+def print_left_out(left: Sequence[LeftOut]) -> None:
+    """What is not modelled, row by row and by reason."""
+    if left:
+        print("\nNot modelled:")
+    for number, row, reason, _ in left:
+        model = row.get("model") or ""
+        say(f"row {number}  {model[:48]}  {reason}")
     print("\n| not modelled | rows |\n|---|---|")
-    for reason, count in Counter(reason for _, reason in left).most_common():
-        print(f"| {reason} | {count} |")
+    for reason, count in Counter(one.reason for one in left).most_common():
+        say(f"| {reason} | {count} |")
 
 
 def claims(checked: Sequence[Checked], constants: Constants, unmodelled: float) -> list[Claim]:
@@ -179,6 +200,8 @@ def main() -> int:
     if arguments.fit:
         seen = split(found)
         times = [one for one in found if one.row["metric"] != "mem_gb" and one.run() in seen]
+        if not times:
+            raise ConfigError(f"{arguments.rows} has no row of time to fit constants to.")
         constants = fit(times)
         print_constants(constants)
     checked = check(found, constants)
@@ -186,12 +209,12 @@ def main() -> int:
     print_groups("source", checked, "source")
     print_groups("kind", checked, "kind")
     print_left_out(left)
-    meant = [row for row, _ in left if kind_of_row(row) in ("dense", "vision", "long")]
-    unmodelled = len(meant) / max(1, len(meant) + len(found))
+    meant = sum(one.is_meant for one in left)
+    unmodelled = meant / max(1, meant + len(found))
     print()
     report(claims(checked, constants, unmodelled), arguments)
     return int(unmodelled > MOST_UNMODELLED)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli(main)

@@ -7,7 +7,17 @@ its vision tower, what learns.
 import re
 from dataclasses import replace
 
-from published_rows import Published, Row, gpu_of, kind_of_row, require_modelled
+from published_rows import (
+    BrokenRowError,
+    Published,
+    Row,
+    gpu_of,
+    kind_of_row,
+    length_of,
+    require_consistent,
+    require_modelled,
+    require_readable,
+)
 
 from vila_mc.planner.job import Decoder, Engine, Job, Learns, Recompute, Share, Tower
 from vila_mc.topology.hardware import GPUS, Arithmetic
@@ -20,14 +30,18 @@ UNPRINTED = 8
 
 
 def published(row: Row) -> Published:
-    """A row as a job. Raises NotModelledError."""
+    """A row as a job. Raises NotModelledError, BrokenRowError among them."""
+    require_readable(row)
     require_modelled(row)
+    require_consistent(row)
     gpu = GPUS[gpu_of(row["hardware"])]
     share = _share(row)
     decoder = _decoder(row)
     engine = _engine(row)
     arithmetic, is_block = _arithmetic(row["precision"])
     tower, images, length, attended = _vision(row)
+    if not length:
+        raise BrokenRowError(f"seq is {row['seq']!r}, which says no positions")
     tuned = tuple(
         name
         for name, is_tuned in (
@@ -149,7 +163,9 @@ def _recompute(row: Row, decoder: Decoder) -> tuple[Recompute, float]:
     if "selective" in given:
         return "attention", 1.0
     if given.startswith("full/block"):
-        return "full", min(1.0, int(given.rsplit("/", 1)[1]) * int(row["pp"] or 1) / decoder.layers)
+        if not (layers := re.fullmatch(r"full/block/([0-9]{1,4})", given)):
+            raise BrokenRowError(f"recompute is {given[:40]!r}; full/block/N says how many layers")
+        return "full", min(1.0, int(layers[1]) * int(row["pp"] or 1) / decoder.layers)
     if given.startswith("full"):
         return "full", 1.0
     return "none", 1.0
@@ -179,8 +195,7 @@ CLIP_L = Tower(layers=24, width=1024, heads=16, ffn=4096, positions=577, visual_
 
 def _vision(row: Row) -> tuple[Tower | None, float, int, float]:
     """Tower, images of a row, the row's length, and the positions of its samples."""
-    model, text = row["model"], row["seq"]
-    length = int(re.sub(r"\D.*", "", text.lstrip("~")) or 0)
+    model, length = row["model"], length_of(row)
     if model.startswith("InternVL"):
         width = int(row["hidden"])
         tower = replace(INTERN_VIT, connector=4096 * width + width * width)

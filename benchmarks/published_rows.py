@@ -4,11 +4,13 @@
 """
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vila_mc.errors import ConfigError
 from vila_mc.planner.constants import Constants
 from vila_mc.planner.job import Job
 from vila_mc.planner.memory import rank_memory
@@ -17,10 +19,28 @@ from vila_mc.topology.hardware import GPUS, Gpu
 
 PUBLISHED = Path(__file__).parent / "published/performance.csv"
 Row = Mapping[str, str]
+COLUMNS = (
+    *("source", "hardware", "precision", "model", "params_b", "layers", "hidden", "heads"),
+    *("kv_heads", "ffn", "vocab", "seq", "gbs", "mbs", "gpus", "tp", "pp", "vpp", "cp", "dp"),
+    *("recompute", "metric", "value", "notes"),
+)
+_MOST = {
+    **dict.fromkeys(("gpus", "tp", "pp", "vpp", "cp"), 16_384),
+    **dict.fromkeys(("layers", "heads", "kv_heads"), 4096),
+    **dict.fromkeys(("hidden", "ffn", "vocab", "gbs", "mbs"), 10_000_000),
+}
+"""The greatest whole number of a column: far beyond what anybody has published."""
+_MOST_BYTES = 64 << 20
+_LONGEST = 100_000_000
+"""Positions of a row."""
 
 
 class NotModelledError(Exception):
     """A row that the planner has nothing to say about, with the reason."""
+
+
+class BrokenRowError(NotModelledError):
+    """A row that is none: something is missing, or is not what its column holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +61,73 @@ class Published:
 
 
 def rows(file: Path = PUBLISHED) -> list[Row]:
-    """All rows of a file."""
-    with file.open(newline="", encoding="utf-8") as opened:
-        return list(csv.DictReader(opened))
+    """All rows of a file.
+
+    Raises:
+        ConfigError: it is no CSV file with a heading.
+        OSError: it cannot be read.
+    """
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file} is no file. Give a CSV file.")
+    if file.stat().st_size > _MOST_BYTES:
+        raise ConfigError(f"{file} is larger than {_MOST_BYTES >> 20} MiB. Give fewer rows.")
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            found: list[Row] = list(csv.DictReader(opened))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{file} is no CSV file in UTF-8: {error}.") from None
+    if not found:
+        raise ConfigError(f"{file} has no rows. Give a heading ({', '.join(COLUMNS)}) and a row.")
+    return found
+
+
+def require_readable(row: Row) -> None:
+    """Refuse a row without a column, or with a number that is none. Raises BrokenRowError."""
+    if missing := [name for name in COLUMNS if name not in row]:
+        raise BrokenRowError(f"the file has no column {', '.join(missing)}")
+    if None in row:
+        raise BrokenRowError("it has more values than the heading")
+    if missing := [name for name in COLUMNS if row[name] is None]:
+        raise BrokenRowError(f"it ends before {missing[0]}")
+    try:
+        is_number = 0 < float(row["value"]) < math.inf
+    except ValueError:
+        is_number = False
+    if not is_number:
+        raise BrokenRowError(f"value is {row['value'][:40]!r}, not a number greater than 0")
+    for name, most in _MOST.items():
+        given = row[name]
+        is_experts = name == "ffn" and "x" in given
+        if given and not is_experts and not _is_whole(given, most):
+            raise BrokenRowError(f"{name} is {given[:40]!r}, not a number from 1 to {most:,}")
+    if len(row["seq"]) > 40 or length_of(row) > _LONGEST:
+        raise BrokenRowError(f"seq is {row['seq'][:40]!r}, more than {_LONGEST:,} positions")
+
+
+def require_consistent(row: Row) -> None:
+    """Refuse a row whose numbers cannot be together. Raises BrokenRowError."""
+    sizes = ("hidden", "heads", "kv_heads", "ffn")
+    if missing := [name for name in sizes if row["layers"] and not row[name]]:
+        raise BrokenRowError(f"it has layers, but no {', '.join(missing)}")
+    layers, pipeline = int(row["layers"] or 80), int(row["pp"] or 1)
+    virtual = int(row["vpp"] or 1)
+    if int(row["heads"] or 1) > int(row["hidden"] or 8192):
+        raise BrokenRowError(f"{row['heads']} heads cannot share a width of {row['hidden']}")
+    if pipeline * virtual > layers:
+        raise BrokenRowError(f"{layers} layers cannot be {pipeline} x {virtual} stages")
+    ranks = pipeline * int(row["tp"] or 1) * int(row["cp"] or 1)
+    if row["gpus"] and ranks > int(row["gpus"]):
+        raise BrokenRowError(f"{row['gpus']} GPUs cannot be tp x pp x cp = {ranks:,} ranks")
+
+
+def length_of(row: Row) -> int:
+    """Positions of a row, as printed; 0 if they are not."""
+    return int(re.sub(r"\D.*", "", row["seq"].lstrip("~"), flags=re.DOTALL) or 0)
+
+
+def _is_whole(text: str, most: int) -> bool:
+    is_short = len(text) <= len(str(most))
+    return is_short and text.isascii() and text.isdecimal() and 1 <= int(text) <= most
 
 
 def kind_of_row(row: Row) -> str:
