@@ -60,19 +60,21 @@ def read_foreign(file: Path, at_most: int) -> bytes:
     return content
 
 
-def require_few_values(content: bytes) -> None:
+def require_few_values(content: bytes, at_most: int = _MOST_VALUES) -> None:
     """Refuse JSON of which little text would take much memory. Raises ForeignFileError."""
-    if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_VALUES:
-        raise ForeignFileError(f"holds more than {_MOST_VALUES:,} values")
+    if sum(map(content.count, (b",", b"[", b"{"))) > at_most:
+        raise ForeignFileError(f"holds more than {at_most:,} values")
 
 
-def parse_foreign[KindT](content: bytes, kind: TypeAdapter[KindT]) -> KindT:
+def parse_foreign[KindT](
+    content: bytes, kind: TypeAdapter[KindT], most_values: int = _MOST_VALUES
+) -> KindT:
     """What a JSON text says, as what it should be.
 
     Raises:
         ForeignFileError: it is not JSON, or of another shape; names the first place that is wrong.
     """
-    require_few_values(content)
+    require_few_values(content, most_values)
     try:
         return kind.validate_json(content)
     except ValidationError as error:

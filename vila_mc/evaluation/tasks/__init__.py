@@ -1,0 +1,1 @@
+"""Public tasks: their files as released, what is asked, and how answers are judged."""

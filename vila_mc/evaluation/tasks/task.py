@@ -1,0 +1,100 @@
+"""What a public task is to us: items read from its files, and judges of answers to them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Literal
+
+from vila_mc.flow import RawImage
+
+WORD_SUFFIX = "\nAnswer the question using a single word or phrase."
+LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+"""What LLaVA and VILA write behind questions whose answers are short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question of a task."""
+
+    id: str
+    question: str
+    """As it is put to the model; the images stand in front of it."""
+    images: tuple[RawImage, ...] = ()
+    expected: tuple[str, ...] = ()
+    """Right answers as the task has them; none where they are not released."""
+    category: str = ""
+    pair: str = ""
+    """What items that count together have in common, as the two questions about an MME image."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """Letter -> text, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number that a task is measured by."""
+
+    name: str
+    value: float
+    """In the task's own unit: mostly percent."""
+    count: int
+    """Items that it is over."""
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval, where the value is a mean over items."""
+
+
+Judge = Callable[[Sequence[Item], Sequence[str]], list[Figure]]
+"""From items and an answer to each to the figures, the task's own first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A public task.
+
+    ``read`` raises DataError where its files are missing, damaged or not those of the task.
+    """
+
+    name: str
+    files: str
+    """What the folder of its data holds, for people."""
+    read: Callable[[Path], list[Item]]
+    judges: Mapping[str, Judge]
+    """By the name of the public code that each equals; the first is the default. Empty where
+    answers are judged elsewhere."""
+    max_new_tokens: int
+    """Longest answer."""
+    asks: Literal["answer", "letter"] = "answer"
+    """Whether the model answers, or the likeliest letter is taken."""
+    is_text: bool = False
+    """Whether the question is a text to go on with, as language models are asked, rather than a
+    user's turn in the chat template."""
+    stops: tuple[str, ...] = ()
+    """Texts that end an answer, besides what ended those of training."""
+
+
+def mean_of(name: str, scores: Sequence[float], scale: float = 100.0) -> Figure:
+    """A mean with its confidence interval (normal approximation; none for a single item)."""
+    mean = fmean(scores)
+    if len(scores) < 2:
+        return Figure(name, scale * mean, len(scores))
+    spread = 1.96 * pstdev(scores) / math.sqrt(len(scores) - 1)
+    return Figure(
+        name, scale * mean, len(scores), (scale * (mean - spread), scale * (mean + spread))
+    )
+
+
+def judge_each(score: Callable[[Item, str], float], name: str = "accuracy") -> Judge:
+    """The mean over all items, and over those of each category where there are several."""
+
+    def judge(items: Sequence[Item], answers: Sequence[str]) -> list[Figure]:
+        scores = [score(item, answer) for item, answer in zip(items, answers, strict=True)]
+        figures = [mean_of(name, scores)]
+        groups: dict[str, list[float]] = {}
+        for item, value in zip(items, scores, strict=True):
+            groups.setdefault(item.category, []).append(value)
+        if len(groups) > 1:
+            figures += [mean_of(category, group) for category, group in sorted(groups.items())]
+        return figures
+
+    return judge
