@@ -54,7 +54,7 @@ def _ask(options: AskOptions) -> int:
 
     _require_files(options.image)
     with asked_model(options) as asked:
-        conversation = Conversation(asked, options.max_new_tokens)
+        conversation = Conversation(asked, options.max_new_tokens, options.choice())
         if options.question is not None:
             _answer(conversation, options.question, options.image)
             return 0

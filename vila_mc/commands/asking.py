@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import PositiveInt
-
 from vila_mc.config.options import Argument
 from vila_mc.errors import say
 
 if TYPE_CHECKING:
+    from vila_mc.evaluation.choice import Choice
     from vila_mc.evaluation.conversation import AskedModel
 
 
@@ -27,8 +26,20 @@ class AskingOptions:
     template: Annotated[str | None, Argument("NAME")] = None
     """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file. Default: the
     one it was trained with, else vicuna_v1."""
-    max_new_tokens: PositiveInt = 8
-    """Longest answer."""
+    temperature: float = 0.0
+    """Draw tokens from logits divided by it; 0 takes the likeliest."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest tokens whose probabilities reach this sum."""
+    beams: int = 1
+    """Beginnings of an answer that are kept at a time: beam search."""
+    seed: int = 0
+    """What is drawn follows from it and from the prompt."""
+
+    def choice(self) -> "Choice":
+        """How tokens are chosen. Raises ConfigError."""
+        from vila_mc.evaluation.choice import Choice
+
+        return Choice(self.temperature, self.top_p, self.beams, self.seed)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``vila-mc evaluate``: questions about images, and how many answers are right."""
+"""``vila-mc evaluate``: a public task or questions of one's own, and how good the answers are."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,8 +10,9 @@ from pydantic import PositiveInt
 
 from vila_mc.commands.asking import AskingOptions, asked_model, warn
 from vila_mc.commands.command import Job, require_no_input, run_job
+from vila_mc.commands.evaluating import evaluate_task
 from vila_mc.config.options import Argument
-from vila_mc.errors import run_cli, say
+from vila_mc.errors import ConfigError, run_cli, say
 from vila_mc.files import write_whole
 
 if TYPE_CHECKING:
@@ -19,20 +20,36 @@ if TYPE_CHECKING:
     from vila_mc.evaluation.scores import TaskScore
 
 
+_FEW_TOKENS = 8
+"""Of an answer to a question of one's own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(AskingOptions):
-    """Ask a trained model questions about images and count the exact answers.
+    """Ask a trained model and measure its answers: a public task, or questions of your own.
 
-    Questions are JSON Lines with id, task and question, and images, answer and chance if there are
-    any.
+    A task is read from its files as they were released, and judged as its own code does; one that
+    was stopped goes on where it ended. Questions of your own are JSON Lines with id, task and
+    question, and images, answer and chance if there are any; the exact answers are counted.
     """
 
-    questions: Annotated[Path, Argument("FILE")]
-    """JSON Lines of questions."""
-    images: Annotated[Path, Argument("DIR")]
+    task: Annotated[str | None, Argument("NAME")] = None
+    """vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mmbench, seed, pope, mme, coco, flickr30k,
+    mmvet, mmlu, bbh or drop."""
+    data: Annotated[Path | None, Argument("DIR")] = None
+    """Folder of the task's files (docs/evaluation.md)."""
+    judge: Annotated[str | None, Argument("NAME")] = None
+    """Public code to judge a task as, where two differ: official, llava or lmms-eval."""
+    limit: PositiveInt | None = None
+    """First items of a task that are asked (default: all)."""
+    questions: Annotated[Path | None, Argument("FILE")] = None
+    """JSON Lines of questions of your own."""
+    images: Annotated[Path | None, Argument("DIR")] = None
     """Folder of their images."""
     output: Annotated[Path, Argument("FILE")]
     """JSON Lines of answers to write."""
+    max_new_tokens: PositiveInt | None = None
+    """Longest answer (default: what the task asks for; 8 for questions of your own)."""
     follow_links: bool = False
     """Follow links in the folder of the images that lead out of it."""
     batch: PositiveInt = 32
@@ -40,27 +57,42 @@ class EvaluateOptions(AskingOptions):
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Parse, call, print the accuracies. Raises VilaError."""
+    """Parse, call, print the figures. Raises VilaError."""
     return run_job(Job(EvaluateOptions, _evaluate), arguments, prog)
 
 
 def _evaluate(options: EvaluateOptions) -> int:
+    if options.task is not None and options.data is not None and options.questions is None:
+        return evaluate_task(options, options.task, options.data)
+    for_tasks = (options.task, options.data, options.judge, options.limit)
+    if options.questions is None or options.images is None or any(for_tasks):
+        raise ConfigError(
+            "give either a public task (--task and --data, and if you like --judge and --limit), "
+            "or questions of your own (--questions and --images)."
+        )
+    return _evaluate_questions(options, options.questions, options.images)
+
+
+def _evaluate_questions(options: EvaluateOptions, file: Path, images: Path) -> int:
     from vila_mc.evaluation.questions import ask, read_questions
     from vila_mc.evaluation.scores import score
 
-    require_no_input(options.output, [options.questions])
-    questions = read_questions(options.questions, options.images, follow_links=options.follow_links)
+    require_no_input(options.output, [file])
+    tokens = options.max_new_tokens or _FEW_TOKENS
+    choice = options.choice()
+    questions = read_questions(file, images, follow_links=options.follow_links)
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
     with asked_model(options) as asked:
         coming = ask(
             asked.model,
             asked.tokenizer,
             questions,
-            options.images,
+            images,
             template=asked.template,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=tokens,
             batch=options.batch,
             follow_links=options.follow_links,
+            choice=choice,
         )
         answers = _collect(coming, len(questions), options.output)
     _write(options.output, answers)
@@ -71,7 +103,7 @@ def _evaluate(options: EvaluateOptions) -> int:
     if cut := sum(answer.is_cut for answer in answers):
         warn(
             f"{cut} of {len(answers)} answers had no end after --max-new-tokens "
-            f"{options.max_new_tokens}; if right ones may be longer, raise it"
+            f"{tokens}; if right ones may be longer, raise it"
         )
     return 0
 

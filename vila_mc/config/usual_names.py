@@ -163,7 +163,7 @@ _ABSENT = {
     "DeepSpeed or FSDP": "deepspeed fsdp",
     "dropout": "dropout",
     "optimizer but AdamW": "optim",
-    "sampling, answers are greedy": "temperature top_p top_k num_beams",
+    "choice among the k likeliest tokens, top_p chooses by probability": "top_k",
 }
 """What others have and we have not, with words that the names of its options hold."""
 

@@ -9,6 +9,7 @@ from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.data.turns import Turn, asked
 from vila_mc.errors import ConfigError
 from vila_mc.evaluation.answer_end import AnswerEnd
+from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.generate import generate, prompt_positions
 from vila_mc.flow import RawImage
 from vila_mc.model.vila_model import VilaModel
@@ -42,6 +43,8 @@ class Conversation:
     asked_model: AskedModel
     max_new_tokens: int = 256
     """Longest answer. It is cut where the model's positions end, too."""
+    choice: Choice = GREEDY
+    """How its tokens are chosen."""
     _turns: list[Turn] = field(default_factory=list, init=False)
     _images: list[RawImage] = field(default_factory=list, init=False)
 
@@ -73,7 +76,7 @@ class Conversation:
             )
         end = AnswerEnd.of(template, tokenizer)
         room = min(self.max_new_tokens, limit - taken)
-        (answer,) = generate(model, tokenizer, [pieces], room, end)
+        (answer,) = generate(model, tokenizer, [pieces], room, end, self.choice)
         reply = Reply(end.words(answer), is_cut=not end.is_reached(answer))
         if not (isinstance(template, Template) and template.is_plain):
             said = asked(question, len(shown))

@@ -13,6 +13,7 @@ from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.data.turns import asked
 from vila_mc.errors import DataError
 from vila_mc.evaluation.answer_end import AnswerEnd
+from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.generate import generate
 from vila_mc.foreign_files import ForeignFileError, read_foreign
 from vila_mc.model.vila_model import VilaModel
@@ -124,8 +125,9 @@ def ask(
     max_new_tokens: int = 8,
     batch: int = 32,
     follow_links: bool = False,
+    choice: Choice = GREEDY,
 ) -> Iterator[Answer]:
-    """Put every question to the model, which answers greedily.
+    """Put every question to the model.
 
     Args:
         model: a whole model in evaluation mode.
@@ -136,6 +138,7 @@ def ask(
         max_new_tokens: longest answer.
         batch: questions that are answered together.
         follow_links: whether a link in the folder may lead out of it.
+        choice: how the tokens of answers are chosen.
 
     Yields:
         The answers, in the order of the questions.
@@ -152,7 +155,7 @@ def ask(
             prompt(template, question.question, [folder.find(name) for name in question.images])
             for question in chunk
         ]
-        answers = generate(model, tokenizer, prompts, max_new_tokens, end)
+        answers = generate(model, tokenizer, prompts, max_new_tokens, end, choice)
         for question, ids in zip(chunk, answers, strict=True):
             yield Answer(question, end.words(ids), is_cut=not end.is_reached(ids))
 

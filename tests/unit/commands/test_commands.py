@@ -244,7 +244,7 @@ def test_usual_flags_lead_to_options() -> None:
         (("train", "--ranks", "two"), "--ranks is two; give a whole number."),
         (("train", "--nodes", "1.5"), "--nodes is 1.5; give a whole number."),
         (("train", "--ranks", "0"), "--ranks is 0 and --nodes is 1; each must be at least 1."),
-        (("evaluate", "--top_p", "1"), "--top_p is not an option: there is no sampling, answers"),
+        (("evaluate", "--top_k", "1"), "--top_k is not an option: there is no choice among the k"),
         (
             ("train", "--train.optim", "lion"),
             "--train.optim is not an option: there is no optimizer but AdamW.",

@@ -47,7 +47,9 @@ def ask_items(
         ConfigError: an item and its answer do not fit the model's positions.
         DataError: an image cannot be decoded.
     """
-    end = AnswerEnd.of(asked.template, asked.tokenizer)
+    end = AnswerEnd(asked.tokenizer, frozenset({asked.tokenizer.eos_id}))
+    if not task.is_text:
+        end = AnswerEnd.of(asked.template, asked.tokenizer)
     end = replace(end, stops=(*end.stops, *task.stops))
     for start in range(0, len(items), batch):
         chunk = items[start : start + batch]

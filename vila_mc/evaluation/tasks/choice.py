@@ -147,6 +147,7 @@ TASKS = (
         _read_science_qa,
         {"lmms-eval": judge_each(lambda item, said: read_science_qa(said) == item.expected[0])},
         max_new_tokens=16,
+        released=(4_241,),
     ),
     Task(
         "mmbench",
@@ -165,6 +166,7 @@ TASKS = (
         _read_seed,
         {"lmms-eval": judge_each(lambda item, said: read_seed(said) == item.expected[0].upper())},
         max_new_tokens=16,
+        released=(14_233,),
     ),
 )
 """ScienceQA, MMBench and SEED-Bench."""

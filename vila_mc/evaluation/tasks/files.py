@@ -39,7 +39,7 @@ def read_json_lines[KindT](data: Path, name: str, kind: TypeAdapter[KindT]) -> l
             raise DataError(
                 f"{data / name}:{number} {error}. Give the file as it was released."
             ) from None
-    return found
+    return require_some(found, data / name)
 
 
 def read_table(data: Path, name: str, delimiter: str) -> list[list[str]]:
@@ -47,11 +47,12 @@ def read_table(data: Path, name: str, delimiter: str) -> list[list[str]]:
     csv.field_size_limit(_LARGEST)
     text = io.StringIO(read_text(data, name), newline="")
     try:
-        return [row for row in csv.reader(text, delimiter=delimiter) if row]
+        rows = [row for row in csv.reader(text, delimiter=delimiter) if row]
     except csv.Error as error:
         raise DataError(
             f"{data / name} is damaged: {error}. Give the file as it was released."
         ) from None
+    return require_some(rows, data / name)
 
 
 def read_text(data: Path, name: str) -> str:

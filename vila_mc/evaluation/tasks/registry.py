@@ -4,10 +4,15 @@ from vila_mc.errors import ConfigError
 from vila_mc.evaluation.tasks import choice, sentences, short_answers, text, yes_or_no
 from vila_mc.evaluation.tasks.task import Judge, Task
 
-TASKS = {
+TASKS: dict[str, Task] = {
     task.name: task
-    for room in (short_answers, choice, yes_or_no, sentences, text)
-    for task in room.TASKS
+    for task in (
+        *short_answers.TASKS,
+        *choice.TASKS,
+        *yes_or_no.TASKS,
+        *sentences.TASKS,
+        *text.TASKS,
+    )
 }
 
 

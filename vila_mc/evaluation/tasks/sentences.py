@@ -82,6 +82,7 @@ TASKS = (
         partial(_read_karpathy, file="dataset_coco.json", folder="val2014"),
         {"pycocoevalcap": _judge_captions},
         max_new_tokens=64,
+        released=(5_000,),
     ),
     Task(
         "flickr30k",
@@ -89,7 +90,8 @@ TASKS = (
         partial(_read_karpathy, file="dataset_flickr30k.json", folder="flickr30k-images"),
         {"pycocoevalcap": _judge_captions},
         max_new_tokens=64,
+        released=(1_000,),
     ),
-    Task("mmvet", "mm-vet.json, images/", _read_vet, {}, max_new_tokens=512),
+    Task("mmvet", "mm-vet.json, images/", _read_vet, {}, max_new_tokens=512, released=(218,)),
 )
 """COCO captions, Flickr30k and MM-Vet."""

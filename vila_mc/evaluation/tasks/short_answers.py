@@ -1,6 +1,5 @@
 """VQAv2, OKVQA, TextVQA, VizWiz and GQA: a word or a phrase about an image."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
@@ -150,7 +149,7 @@ def _by_form(form: Form) -> Judge:
     return judge_each(lambda item, answer: human_accuracy(answer, item.expected, form))
 
 
-_LMMS_EVAL: Mapping[str, Judge] = {"lmms-eval": _by_form("evalai")}
+_LMMS_EVAL: dict[str, Judge] = {"lmms-eval": _by_form("evalai")}
 
 TASKS = (
     Task(
@@ -163,6 +162,7 @@ TASKS = (
         ),
         {"official": _by_form("official"), "lmms-eval": _by_form("normalized")},
         max_new_tokens=16,
+        released=(214_354,),
     ),
     Task(
         "okvqa",
@@ -174,6 +174,7 @@ TASKS = (
         ),
         _LMMS_EVAL | {"official": _by_form("official")},
         max_new_tokens=16,
+        released=(5_046,),
     ),
     Task(
         "textvqa",
@@ -181,14 +182,18 @@ TASKS = (
         _read_text_vqa,
         _LMMS_EVAL,
         max_new_tokens=16,
+        released=(5_000,),
     ),
-    Task("vizwiz", "val.json, val/", _read_viz_wiz, _LMMS_EVAL, max_new_tokens=16),
+    Task(
+        "vizwiz", "val.json, val/", _read_viz_wiz, _LMMS_EVAL, max_new_tokens=16, released=(4_319,)
+    ),
     Task(
         "gqa",
         "testdev_balanced_questions.json, images/",
         _read_gqa,
         {"lmms-eval": judge_each(lambda item, answer: float(is_equal(answer, item.expected[0])))},
         max_new_tokens=16,
+        released=(12_578,),
     ),
 )
 """VQAv2, OKVQA, TextVQA, VizWiz and GQA."""

@@ -64,6 +64,8 @@ class Task:
     answers are judged elsewhere."""
     max_new_tokens: int
     """Longest answer."""
+    released: tuple[int, ...] = ()
+    """Items of the files as they were released, where that is known: other numbers are said."""
     asks: Literal["answer", "letter"] = "answer"
     """Whether the model answers, or the likeliest letter is taken."""
     is_text: bool = False

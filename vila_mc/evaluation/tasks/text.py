@@ -1,6 +1,7 @@
 """MMLU, BBH and DROP: what a language model knows, without images and chat templates."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -58,7 +59,12 @@ def _read_mmlu(data: Path) -> list[Item]:
     found = []
     for file in sorted((data / "test").glob("*_test.csv")):
         subject = file.name.removesuffix("_test.csv")
-        shown = _subject_rows(data, f"dev/{subject}_dev.csv")[:_SHOTS]
+        shown = _subject_rows(data, f"dev/{subject}_dev.csv")
+        if len(shown) != _SHOTS:
+            raise DataError(
+                f"{data}/dev/{subject}_dev.csv holds {len(shown)} questions, not {_SHOTS}. Give "
+                "the file as it was released."
+            )
         topic = subject.replace("_", " ")
         head = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
         head += "".join(f"{_asked(row)} {row[5]}\n\n" for row in shown)
@@ -99,6 +105,11 @@ def _read_bbh(data: Path) -> list[Item]:
     for file in sorted((data / "bbh").glob("*.json")):
         prompt = read_text(data, f"cot-prompts/{file.stem}.txt")
         shown = prompt.partition("-----\n")[2].strip()  # behind a line for those who filter data
+        if "\nA: " not in shown:
+            raise DataError(
+                f"{data}/cot-prompts/{file.stem}.txt holds no example behind its line of dashes. "
+                "Give the file as it was released."
+            )
         for number, example in enumerate(
             read_json(data, f"bbh/{file.name}", _EXAMPLES)["examples"]
         ):
@@ -151,7 +162,7 @@ def _judge_drop(which: int, name: str) -> Judge:
     )
 
 
-def _judge_drop_both(items: list[Item], answers: list[str]) -> list[Figure]:
+def _judge_drop_both(items: Sequence[Item], answers: Sequence[str]) -> list[Figure]:
     return [*_judge_drop(1, "F1")(items, answers), *_judge_drop(0, "exact match")(items, answers)]
 
 
@@ -162,6 +173,7 @@ TASKS = (
         _read_mmlu,
         {"lm-eval": judge_each(lambda item, said: said == item.expected[0])},
         max_new_tokens=1,
+        released=(14_042,),
         asks="letter",
         is_text=True,
     ),
@@ -170,9 +182,10 @@ TASKS = (
         "bbh/*.json, cot-prompts/*.txt",
         _read_bbh,
         {"lm-eval": judge_each(_judge_bbh)},
-        max_new_tokens=512,
+        max_new_tokens=1024,
+        released=(6_511,),
         is_text=True,
-        stops=("Q:", "\n\n"),
+        stops=("Q", "\n\n"),
     ),
     Task(
         "drop",
@@ -180,6 +193,7 @@ TASKS = (
         _read_drop,
         {"lm-eval": _judge_drop_both},
         max_new_tokens=32,
+        released=(9_536,),
         is_text=True,
         stops=(".",),
     ),

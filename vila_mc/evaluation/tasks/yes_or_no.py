@@ -145,6 +145,7 @@ TASKS = (
             "lmms-eval": partial(_judge_pope, reading="exact"),
         },
         max_new_tokens=16,
+        released=(8_910, 9_000),
     ),
     Task(
         "mme",
@@ -152,6 +153,7 @@ TASKS = (
         _read_mme,
         {"lmms-eval": _judge_mme},
         max_new_tokens=16,
+        released=(2_374,),
     ),
 )
 """POPE and MME."""

@@ -1,0 +1,100 @@
+"""Answers to a task on disk: kept while they come, so that an evaluation goes on where it ended."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pydantic import TypeAdapter
+
+from vila_mc.errors import DataError
+from vila_mc.evaluation.tasks.asking import Answered
+from vila_mc.evaluation.tasks.task import Item
+from vila_mc.files import write_whole
+from vila_mc.foreign_files import ForeignFileError, parse_foreign, read_foreign
+
+_LARGEST = 1 << 30
+"""Bytes of a file of answers."""
+
+
+class _Kept(TypedDict):
+    id: str
+    answer: str
+    is_cut: bool
+
+
+_KEPT = TypeAdapter(_Kept)
+
+
+class KeptAnswers:
+    """The file beside the output that answers are added to.
+
+    Args:
+        output: where all answers will stand.
+        asked: what else the answers follow from: the checkpoint, the task, the options.
+
+    Raises:
+        DataError: there is one of another evaluation, or it is damaged.
+    """
+
+    def __init__(self, output: Path, asked: Mapping[str, Any]) -> None:
+        self.path = output.with_name(f"{output.stem}.unfinished{output.suffix}")
+        self._head = json.dumps(asked, sort_keys=True)
+        self.answers: dict[str, tuple[str, bool]] = {}
+        """By item: what was answered before, and whether it is cut."""
+        if self.path.exists():
+            self._read()
+        else:
+            self.path.write_text(self._head + "\n")
+
+    def keep(self, answers: Sequence[Answered]) -> None:
+        """Add answers, which are on disk when this returns."""
+        lines = [
+            json.dumps(_Kept(id=one.item.id, answer=one.answer, is_cut=one.is_cut))
+            for one in answers
+        ]
+        with self.path.open("a") as file:
+            file.write("".join(line + "\n" for line in lines))
+
+    def remove(self) -> None:
+        """They stand in the output now."""
+        self.path.unlink()
+
+    def _read(self) -> None:
+        """The last line may be half written; it is asked again."""
+        try:
+            head, *lines = read_foreign(self.path, _LARGEST).split(b"\n")
+            if head.decode() != self._head:
+                raise DataError(
+                    f"{self.path} holds answers of another checkpoint, task or options. Remove it, "
+                    "or give another output."
+                )
+            whole = lines[:-1]
+            for line in whole:
+                kept = parse_foreign(line, _KEPT)
+                self.answers[kept["id"]] = kept["answer"], kept["is_cut"]
+        except (OSError, UnicodeDecodeError, ForeignFileError) as error:
+            raise DataError(
+                f"{self.path} {error}. Remove it to begin anew, or give another output."
+            ) from None
+        self.path.write_bytes(b"\n".join([head, *whole, b""]))
+
+
+def write_answers(output: Path, model: str, items: Sequence[Item], answers: Sequence[str]) -> None:
+    """JSON Lines as LLaVA's scripts take them, right answers beside; whole or not at all."""
+    lines = [
+        json.dumps(
+            {
+                "question_id": item.id,
+                "prompt": item.question,
+                "text": answer,
+                "answer_id": item.id,
+                "model_id": model,
+                "images": [image.name for image in item.images],
+                "expected": list(item.expected),
+                "category": item.category,
+            }
+        )
+        for item, answer in zip(items, answers, strict=True)
+    ]
+    write_whole(output, "".join(line + "\n" for line in lines))
