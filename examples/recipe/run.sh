@@ -9,7 +9,8 @@
 #                            data, --output (default: smoke-out) may not hold anything else
 #   --dry-run GPUS           nothing is trained and no GPU is needed: the plan on that many GPUs of --gpu KIND
 #                            (default: a100-80g), a rehearsal of one step on them, and a check of the paths.
-#                            With --best the first layout of the plan is rehearsed as well
+#                            With --best the first layout of the plan is rehearsed as well; --page FILE.html
+#                            puts plan and last rehearsal side by side
 # Each path may come from the environment instead, under its name in capitals (TOKENIZER, LOAD ...). Every
 # other option goes to tools/train.py (see its --help) and wins over the recipe.
 #
@@ -47,23 +48,32 @@ PYTHON
     _recipe_fail "$message"
 }
 
-# _recipe_dry_run NAME GPUS BEST OPTION...: plan, and rehearsal of the recipe's own layout and, if BEST is 1,
-# of the plan's first; options are those of training.
+# _recipe_dry_run NAME GPUS BEST PAGE OPTION...: plan, and rehearsal of the recipe's own layout and, if BEST is
+# 1, of the plan's first; PAGE is written unless it is empty. Options are those of training.
 _recipe_dry_run() {
-    local checkout name="$1" count="$2" best="$3" gpu="${GPU:-a100-80g}" first status=0 write=()
+    local checkout name="$1" count="$2" best="$3" page="$4" gpu="${GPU:-a100-80g}" first status=0
+    local write=() keep=() layout=()
     checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-    shift 3
+    shift 4
+    local plan=("$checkout/tools/plan_cluster.py" --config "$checkout/examples/$name.yaml")
     local rehearse=("$checkout/tools/train.py" --config "$checkout/examples/$name.yaml")
+    local on=(--gpus "$count" --gpu "$gpu") as=(--rehearse --as-ranks "$count" --gpu "$gpu")
     first="$(mktemp -d)"
     ((!best)) || write=(--write "$first/layout.yaml")
-    "$VENV_PYTHON" "$checkout/tools/plan_cluster.py" --config "$checkout/examples/$name.yaml" \
-        --gpus "$count" --gpu "$gpu" "${write[@]}" "$@" || status=$?
+    [[ -z $page ]] || keep=(--rehearsal "$first/rehearsal.json")
+    "$VENV_PYTHON" "${plan[@]}" "${on[@]}" "${write[@]}" "$@" || status=$?
     echo
-    "$VENV_PYTHON" "${rehearse[@]}" --rehearse --as-ranks "$count" --gpu "$gpu" "$@" || status=$?
+    "$VENV_PYTHON" "${rehearse[@]}" "${as[@]}" "${keep[@]}" "$@" || status=$?
     if [[ -f $first/layout.yaml ]]; then
         printf '\nthe first layout of the plan:\n'
-        "$VENV_PYTHON" "${rehearse[@]}" --config "$first/layout.yaml" \
-            --rehearse --as-ranks "$count" --gpu "$gpu" "$@" || status=$?
+        layout=(--config "$first/layout.yaml")
+        "$VENV_PYTHON" "${rehearse[@]}" "${layout[@]}" "${as[@]}" "${keep[@]}" "$@" || status=$?
+    fi
+    if [[ -n $page ]]; then
+        [[ -f $first/rehearsal.json ]] || keep=()
+        "$VENV_PYTHON" "${plan[@]}" "${layout[@]}" "${on[@]}" --html "$page" "${keep[@]}" "$@" \
+            >"$first/said" || status=$?
+        printf '\n%s\n' "$(tail -n 1 "$first/said")"
     fi
     rm -r "$first"
     return "$status"
@@ -85,7 +95,7 @@ run_recipe() {
     checkout="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
     shift 3
     local -A kinds=()
-    local datasets=() others=() smoke=0 dry=0 best=0 lacking="" status=0
+    local datasets=() others=() smoke=0 dry=0 best=0 page="" lacking="" status=0
     for (( ; ; )); do
         entry="$1" && shift
         [[ $entry != -- ]] || break
@@ -102,6 +112,10 @@ run_recipe() {
             shift
         elif [[ $1 == --best ]]; then
             best=1
+        elif [[ $1 == --page ]]; then
+            (($# > 1)) || _recipe_fail "--page needs a file."
+            page="$2"
+            shift
         elif [[ $1 == -h || $1 == --help ]]; then
             _recipe_head "$checkout/examples/$name.sh"
             _recipe_head "${BASH_SOURCE[0]}" | sed 1d # what sources it
@@ -116,6 +130,7 @@ run_recipe() {
         shift
     done
     ((dry || !best)) || _recipe_fail "--best goes with --dry-run GPUS."
+    ((dry)) || [[ -z $page ]] || _recipe_fail "--page goes with --dry-run GPUS."
     local train=("$checkout/tools/train.py" --config "$checkout/examples/$name.yaml")
 
     if ((smoke)); then
@@ -145,7 +160,7 @@ run_recipe() {
             entry="${dataset^^}"
             [[ -n ${!entry:-} ]] || lacking+=" --$dataset"
         done
-        _recipe_dry_run "$name" "$dry" "$best" "${data[@]}" "${others[@]}" || status=$?
+        _recipe_dry_run "$name" "$dry" "$best" "$page" "${data[@]}" "${others[@]}" || status=$?
         echo
         if [[ -n $lacking ]]; then
             echo "data and checkpoint are not checked: no path for$lacking."

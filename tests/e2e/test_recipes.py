@@ -210,7 +210,7 @@ DOORS = """#!/bin/bash
 tool=
 for word; do
     [[ $word != */tools/* ]] || tool="$word"
-    [[ ${before:-} != --write ]] || touch "$word"
+    [[ ${before:-} != --write && ${before:-} != --rehearsal ]] || touch "$word"
     before="$word"
 done
 [[ -z $tool ]] || { echo "${*#"$ROOT"/}" >>"$WORDS" && exit "${STATUS:-0}"; }
@@ -270,6 +270,21 @@ def test_a_dry_run_rehearses_the_best_layout_too(tmp_path: Path) -> None:
     assert code == 0
     assert said.index("the first layout of the plan:")
     assert not Path(written).exists()
+
+
+def test_a_dry_run_puts_the_last_rehearsal_on_a_page(tmp_path: Path) -> None:
+    code, _, doors = _dry_run(
+        tmp_path, 8, "--page", "plan.html", "--best", "--optimizer.lr", "1e-5"
+    )
+    plan, own, best, page = doors
+    layout = plan.partition("--write ")[2].split()[0]
+    rehearsal = own.partition("--rehearsal ")[2].split()[0]
+    assert f"--rehearsal {rehearsal}" in best
+    written = f"--html plan.html --rehearsal {rehearsal}"
+    on, _, options = plan.partition(f" --write {layout}")
+    assert page == on.replace(".yaml", f".yaml --config {layout}") + f" {written}{options}"
+    assert code == 0
+    assert _dry_run(tmp_path, 8, "--page")[:2] == (2, "error: --page needs a file.\n")
 
 
 @pytest.mark.parametrize("count", ["0", "many", "--smoke"])

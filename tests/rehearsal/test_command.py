@@ -29,7 +29,8 @@ def start(run: RunConfig, folder: Path, *options: str) -> subprocess.CompletedPr
 
 def test_every_coordinate_is_rehearsed_matched_and_fits(tmp_path: Path) -> None:
     run = small_run(parallel={"tensor": 2, "sequence": True, "pipeline": 2})
-    done = start(run, tmp_path, "--as-ranks", "16", "--json")
+    file = tmp_path / "rehearsal.json"
+    done = start(run, tmp_path, "--as-ranks", "16", "--json", "--rehearsal", str(file))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [(r["rank"], r["tensor"], r["pipeline"]) for r in found["ranks"]] == [
@@ -50,8 +51,7 @@ def test_every_coordinate_is_rehearsed_matched_and_fits(tmp_path: Path) -> None:
     ]
     assert all(rank["room"]["fits"] for rank in found["ranks"])
     # The planner reads the same file, and has a plan of the same step.
-    file = tmp_path / "rehearsal.json"
-    file.write_text(done.stdout)
+    assert json.loads(file.read_text()) == found
     rehearsed = read_rehearsal(file)
     planned = planned_like(rehearsed, run, GPUS["h100-80g"], FITTED)
     assert planned.layout == rehearsed.layout == Layout(tensor=2, pipeline=2, data=4)

@@ -19,6 +19,7 @@ def rehearsal_json(plan: Plan, word: str = "weight") -> dict[str, Any]:
         },
         "world_size": layout.world_size(),
         "microbatches": plan.job.microbatches(),
+        "batch": {"rows": [{"images": round(plan.job.images)}], "origin": word},
         "matching": {"num_collectives": 321, "num_messages": 12, "differences": [word]},
         "complaints": [f"rank 0: {word}"],
         "is_good": False,

@@ -147,7 +147,7 @@ def _parser(prog: str | None) -> ErrorRaisingParser:
         "--rehearsal",
         type=Path,
         metavar="FILE",
-        help="what train --rehearse --json printed for this recipe, to stand on the page",
+        help="what train --rehearse --rehearsal FILE wrote for this recipe, to stand on the page",
     )
     planning.add_argument(
         "--trace", type=Path, metavar="FILE", help="write the first layout's timeline for Perfetto"

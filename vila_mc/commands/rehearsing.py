@@ -3,10 +3,12 @@
 import json
 import os
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from vila_mc.commands.gpu_kind import DEFAULT, HELP, gpu_named
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError, ExitCode, say
+from vila_mc.files import write_whole
 from vila_mc.rehearsal.refusals import refuse_what_cannot_be_rehearsed
 from vila_mc.topology.layout import Layout
 
@@ -40,13 +42,19 @@ def add_rehearsal_options(parser: ArgumentParser) -> None:
         f"with the most images (default: {_FIRST_STEPS}); 0 takes rows full of images",
     )
     group.add_argument("--json", action="store_true", help="print everything as JSON")
+    group.add_argument(
+        "--rehearsal",
+        type=Path,
+        metavar="FILE",
+        help="write everything as JSON beside what is printed, for the page of vila-mc plan",
+    )
 
 
 def refuse_unrehearsed(parsed: Namespace) -> None:
     """Refuse options that go with ``--rehearse`` alone, or not with it. Raises ConfigError."""
     alone = {"--as-ranks": parsed.as_ranks, "--gpu": parsed.gpu}
     alone |= {"--gpu-memory": parsed.gpu_memory, "--first-steps": parsed.first_steps}
-    alone |= {"--json": parsed.json or None}
+    alone |= {"--json": parsed.json or None, "--rehearsal": parsed.rehearsal}
     given = [name for name, value in alone.items() if value is not None]
     if given and not parsed.rehearse:
         raise ConfigError(
@@ -93,8 +101,11 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
     config, micro_batch_line = with_micro_batch(config, Layout.of(config.parallel, ranks))
     config.check_world(ranks)
     rehearsal = rehearse(config, ranks, first_steps)
+    values = json.dumps(as_dict(rehearsal, held), indent=2)
+    if parsed.rehearsal is not None:
+        write_whole(parsed.rehearsal, values + "\n")
     if parsed.json:
-        say(json.dumps(as_dict(rehearsal, held), indent=2))
+        say(values)
     else:
         say(f"{micro_batch_line}\n{as_text(rehearsal, held)}".lstrip("\n"))
     return ExitCode.OK if is_good(rehearsal, held) else ExitCode.FAULT

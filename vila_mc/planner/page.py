@@ -145,6 +145,7 @@ def _rehearsal(rehearsed: Rehearsed, planned: Plan) -> dict[str, object]:
         "layout": str(rehearsed.layout),
         "world": rehearsed.layout.world_size(),
         "microbatches": rehearsed.microbatches,
+        "origin": rehearsed.batch.origin,
         "num_ranks": len(rehearsed.ranks),
         "is_good": rehearsed.is_good,
         "fits": all(rank.room.fits for rank in rehearsed.ranks),

@@ -15,6 +15,7 @@ from vila_mc.errors import ConfigError
 from vila_mc.foreign_files import ForeignFileError, parse_foreign, read_foreign
 from vila_mc.planner.constants import Constants
 from vila_mc.planner.held import rank_weights
+from vila_mc.planner.known import Known
 from vila_mc.planner.plan import Plan, plan_of
 from vila_mc.planner.search import PLACEMENTS
 from vila_mc.topology.hardware import Gpu
@@ -102,12 +103,33 @@ class Matching:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """What stands in a row of every microbatch."""
+
+    images: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What every rehearsed microbatch is."""
+
+    rows: Annotated[list[Row], Field(min_length=1)]
+    origin: str
+    """Where it comes from, in words."""
+
+    def images(self) -> float:
+        """Of a row on average."""
+        return sum(row.images for row in self.rows) / len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Rehearsed:
     """A rehearsal of a recipe; what else the file says is passed over."""
 
     layout: Layout
     microbatches: Annotated[Count, Field(ge=1)]
     """Of a whole step, of one rank."""
+    batch: Batch
     matching: Matching
     complaints: list[str]
     is_good: bool
@@ -155,7 +177,7 @@ def read_rehearsal(file: Path) -> Rehearsed:
 
 
 def planned_like(rehearsed: Rehearsed, config: RunConfig, gpu: Gpu, constants: Constants) -> Plan:
-    """The plan of the step that was rehearsed: of rows full of images, as that has them.
+    """The plan of the step that was rehearsed, of rows with as many images.
 
     Args:
         rehearsed: a rehearsal.
@@ -166,13 +188,13 @@ def planned_like(rehearsed: Rehearsed, config: RunConfig, gpu: Gpu, constants: C
     Raises:
         ConfigError: the recipe cannot take that layout, or has other weights in it.
     """
-    layout, reason = rehearsed.layout, ""
+    layout, known, reason = rehearsed.layout, Known(images=rehearsed.batch.images()), ""
     for changes in _placements(rehearsed, config.parallel):
         try:
             parallel = replace(config.parallel, **changes)
             train = _as_rehearsed(rehearsed, config.train)
             placed = replace(config, parallel=parallel, train=train)
-            plan = plan_of(placed, layout.world_size(), gpu, constants)
+            plan = plan_of(placed, layout.world_size(), gpu, constants, known)
         except ConfigError as error:
             reason = reason or str(error)
             continue
