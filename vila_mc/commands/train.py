@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,9 +101,11 @@ def _start_ranks(
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(deadline))
         say(f"stops and saves at {when}, before its time limit")
 
-    def start(restart: int) -> Outcome:
-        with stop.waiting():
-            meeting = meet(at, config, machines=nodes, ranks=ranks) if nodes > 1 else None
+    def start(restart: int, look: Callable[[], None]) -> Outcome:
+        meeting = None
+        if nodes > 1:
+            with stop.waiting():
+                meeting = meet(at, config, machines=nodes, ranks=ranks, look=look)
         command = [*_RANK_COMMAND, *given]
         return launch(command, ranks=ranks, stop=stop, meeting=meeting, restart=restart)
 

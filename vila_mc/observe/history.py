@@ -54,6 +54,8 @@ class End:
     """Of a fault or mistake, in one line; else empty."""
     host: str
     """The machine that says so."""
+    is_last: bool = True
+    """Whether that machine does not start the run again by itself."""
 
 
 _KINDS: dict[str, TypeAdapter[Start] | TypeAdapter[End]] = {
@@ -73,9 +75,10 @@ def record_start(output: Path, start: Start) -> None:
     _append(output, {"event": "start"} | asdict(start))
 
 
-def record_end(output: Path, code: ExitCode, cause: str = "") -> None:
+def record_end(output: Path, code: ExitCode, cause: str = "", *, is_last: bool = True) -> None:
     """Append the end of a start."""
-    end = End(time=time.time(), code=code, cause=cause[:_LONGEST_CAUSE], host=socket.gethostname())
+    cause, host = cause[:_LONGEST_CAUSE], socket.gethostname()
+    end = End(time=time.time(), code=code, cause=cause, host=host, is_last=is_last)
     _append(output, {"event": "end"} | asdict(end))
 
 

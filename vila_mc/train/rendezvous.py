@@ -16,6 +16,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,14 @@ class Meeting:
     """The host's, for rank 0; it listens on ``address`` alone."""
 
 
-def meet(at: Endpoint, config: RunConfig, *, machines: int, ranks: int) -> Meeting:
+def meet(
+    at: Endpoint,
+    config: RunConfig,
+    *,
+    machines: int,
+    ranks: int,
+    look: Callable[[], None] = lambda: None,
+) -> Meeting:
     """Wait until all machines have come to the same place with the same run.
 
     Args:
@@ -90,13 +98,14 @@ def meet(at: Endpoint, config: RunConfig, *, machines: int, ranks: int) -> Meeti
         config: the run; ``train.output`` must be on storage that all machines share.
         machines: how many there are.
         ranks: on each machine.
+        look: called again and again meanwhile; what it raises ends the wait.
 
     Raises:
         ConfigError: a machine starts another run, or ``at`` cannot be used.
         SetupError: not all came within ``train.timeout_minutes``, or the port is taken.
     """
     mine = _about(config, machines, ranks)
-    waiting = _Waiting(time.monotonic() + 60 * config.train.timeout_minutes)
+    waiting = _Waiting(time.monotonic() + 60 * config.train.timeout_minutes, look)
     family, address = _resolve(at)
     caller = _Caller(at, family, address, config.train.output, mine)
     while True:
@@ -164,8 +173,8 @@ def _listen(family: socket.AddressFamily, address: str, at: Endpoint) -> socket.
 class _Waiting:
     """Says at once and then every half minute what is waited for, until it has taken too long."""
 
-    def __init__(self, ends: float) -> None:
-        self._ends, self._next_word = ends, 0.0
+    def __init__(self, ends: float, look: Callable[[], None]) -> None:
+        self._ends, self._look, self._next_word = ends, look, 0.0
 
     def say(self, what: str) -> None:
         """``what`` is what is waited for.
@@ -173,6 +182,7 @@ class _Waiting:
         Raises:
             SetupError: it took too long.
         """
+        self._look()
         now = time.monotonic()
         if now > self._ends:
             raise SetupError(

@@ -2,12 +2,13 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vila_mc.errors import ExitCode, say
-from vila_mc.observe.history import record_end
+from vila_mc.observe.history import End, read_history, record_end
 from vila_mc.observe.metrics import last_step
 from vila_mc.train.stop_signals import StopSignals
 
@@ -26,8 +27,16 @@ class Outcome:
     """Of a fault or mistake, in one line."""
 
 
+class GivenUpError(Exception):
+    """Another machine of the run does not start it again, so that to wait for it is vain."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end.cause)
+        self.end = end
+
+
 def start_until_done(
-    start: Callable[[int], Outcome],
+    start: Callable[[int, Callable[[], None]], Outcome],
     output: Path,
     *,
     most: int,
@@ -38,10 +47,11 @@ def start_until_done(
     """Start a run, and after a fault again: every start goes on from the newest whole checkpoint.
 
     A user's mistake is not tried again, nor a fault that came after the same step three times in a
-    row, nor after a request to stop.
+    row, nor after a request to stop, nor where another machine has given up.
 
     Args:
-        start: runs to an end, given how many restarts came before.
+        start: runs to an end, given how many restarts came before, and what to call again and again
+            while it waits for other machines: it raises when they have given up.
         output: of the run; every end is recorded there.
         most: restarts in all.
         stop: requests to stop.
@@ -55,27 +65,59 @@ def start_until_done(
         StoppedError: asked to stop between two starts.
     """
     failed_after: list[int] = []
+    seen = len(read_history(output))
     for restarts in itertools.count():
-        outcome = start(restarts)
-        record_end(output, outcome.code, outcome.cause)
-        if outcome.code is not ExitCode.FAULT or most == 0 or stop.code is not None:
-            return outcome.code
-        failed_after.append(last_step(output))
-        if restarts == most:
-            say(f"error: not started again: {most} restarts are used up", to_stderr=True)
-            return ExitCode.FAULT
-        if failed_after[-_AT_ONE_STEP:] == [failed_after[-1]] * _AT_ONE_STEP:
-            say(
-                f"error: not started again: the last {_AT_ONE_STEP} starts all failed after step "
-                f"{failed_after[-1]}",
-                to_stderr=True,
-            )
-            return ExitCode.FAULT
+        before, seen = seen, len(read_history(output))
+        try:
+            outcome = start(restarts, partial(_raise_if_given_up, output, before))
+        except GivenUpError as given_up:
+            host, code = given_up.end.host, ExitCode(given_up.end.code)
+            said = f"{host} has ended with {int(code)}. {given_up.end.cause}".rstrip(". ")
+            say(f"error: not started again: {said}.", to_stderr=True)
+            return code
+        if outcome.code is ExitCode.FAULT:
+            failed_after.append(last_step(output))
         seconds = min(_FIRST_PAUSE_SECONDS * 2**restarts, _LONGEST_PAUSE_SECONDS)
-        if time.time() + seconds >= deadline:
+        has_time = time.time() + seconds < deadline
+        may_help = outcome.code is ExitCode.FAULT and most > 0 and stop.code is None
+        why_not = _why_not(failed_after, most) if may_help and has_time else ""
+        is_last = not may_help or not has_time or bool(why_not)
+        record_end(output, outcome.code, outcome.cause, is_last=is_last)
+        if not may_help:
+            return outcome.code
+        if not has_time:
             say("not started again: no time is left before the limit", to_stderr=True)
             return ExitCode.REQUEUE
+        if why_not:
+            say(f"error: not started again: {why_not}", to_stderr=True)
+            return ExitCode.FAULT
         say(f"restart {restarts + 1} of {most} in {seconds:.0f} s", to_stderr=True)
         with stop.waiting():
             pause(seconds)
     raise AssertionError("count() has no end")
+
+
+def _why_not(failed_after: Sequence[int], most: int) -> str:
+    """Why another start would not help; empty if it may.
+
+    Args:
+        failed_after: the step after which each start so far has failed.
+        most: restarts in all.
+    """
+    if len(failed_after) > most:
+        return f"{most} restarts are used up"
+    if failed_after[-_AT_ONE_STEP:] == [failed_after[-1]] * _AT_ONE_STEP:
+        return f"the last {_AT_ONE_STEP} starts all failed after step {failed_after[-1]}"
+    return ""
+
+
+def _raise_if_given_up(output: Path, before: int) -> None:
+    """Whether a machine has ended for good since the start before this one.
+
+    Args:
+        output: of the run.
+        before: events of its history when that start began.
+    """
+    for event in read_history(output)[before:]:
+        if isinstance(event, End) and event.is_last and event.code in set(ExitCode):
+            raise GivenUpError(event)

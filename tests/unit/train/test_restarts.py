@@ -3,13 +3,13 @@
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from vila_mc.errors import ExitCode
-from vila_mc.observe.history import End, read_history
+from vila_mc.observe.history import End, read_history, record_end
 from vila_mc.train import restarts
 from vila_mc.train.restarts import Outcome, start_until_done
 from vila_mc.train.stop_signals import StoppedError, StopSignals
@@ -30,7 +30,7 @@ def _run(
     told: list[int] = []
     pauses: list[float] = []
 
-    def start(number: int) -> Outcome:
+    def start(number: int, _: Callable[[], None]) -> Outcome:
         told.append(number)
         return Outcome(codes[number], "why" if codes[number] is FAULT else "")
 
@@ -95,7 +95,7 @@ def test_a_request_between_two_starts_ends_it(
 ) -> None:
     with StopSignals() as stop, pytest.raises(StoppedError):
         start_until_done(
-            lambda _: Outcome(FAULT),
+            lambda *_: Outcome(FAULT),
             tmp_path,
             most=1,
             stop=stop,
@@ -106,10 +106,35 @@ def test_a_request_between_two_starts_ends_it(
 
 
 def test_a_fault_after_a_request_is_the_end(tmp_path: Path) -> None:
-    def start(_: int) -> Outcome:
+    def start(*_: object) -> Outcome:
         os.kill(os.getpid(), signal.SIGTERM)
         return Outcome(FAULT)
 
     with StopSignals() as stop:
         code = start_until_done(start, tmp_path, most=3, stop=stop, deadline=math.inf)
     assert code is FAULT
+
+
+def test_a_machine_that_has_given_up_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_end(tmp_path, ExitCode.USER_ERROR, "of an earlier run")
+    looks: list[int] = []
+
+    def start(number: int, look: Callable[[], None]) -> Outcome:
+        look()
+        looks.append(number)
+        # The other machine starts again after the first fault, and not after its mistake.
+        record_end(tmp_path, FAULT, "died", is_last=False)
+        if number == 1:
+            record_end(tmp_path, ExitCode.USER_ERROR, "an image is damaged")
+        return Outcome(FAULT)
+
+    with StopSignals() as stop:
+        code = start_until_done(
+            start, tmp_path, most=9, stop=stop, deadline=math.inf, pause=lambda _: None
+        )
+    assert (code, looks) == (ExitCode.USER_ERROR, [0, 1])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: not started again: ")
+    assert said.endswith(" has ended with 2. an image is damaged.")
