@@ -92,6 +92,10 @@ class TrainConfig:
     max_bad_steps: int = 3
     """Steps in a row whose loss or gradient is not finite that end the run. Such a step changes no
     weight; fewer are passed over."""
+    trace_steps: tuple[int, ...] = ()
+    """[10, 12]: write a trace of all ranks in steps 10 to 12 to train.output (ui.perfetto.dev)."""
+    profile_steps: tuple[int, ...] = ()
+    """The same by torch.profiler: every operation, a file per rank in train.output/profile."""
     timeout_minutes: float = 30.0
     """A collective that waits longer than this ends the run."""
     time_limit_minutes: float | None = None
@@ -135,6 +139,12 @@ class TrainConfig:
             f"train.validate_every is {self.validate_every}; it must be 0, which is never, or "
             "greater.",
         )
+        for name, steps in (("trace", self.trace_steps), ("profile", self.profile_steps)):
+            require(
+                not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
+                f"train.{name}_steps is {list(steps)}; it must be the first and the last step, "
+                "counted from 1: [10, 12].",
+            )
         if self.init_std is not None:
             require_positive("train", init_std=self.init_std)
         require(

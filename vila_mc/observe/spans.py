@@ -39,13 +39,15 @@ class Spans:
         self._is_gpu = device.type == "cuda"
         self._is_running = False
         self._began: Any = None
+        self.began_at = 0.0
+        """When the step began, by ``time.perf_counter``."""
         self._taken: list[tuple[str, Any, Any, dict[str, Any]]] = []
         self._timers: dict[str, _Timer] = {}
 
     def begin(self) -> None:
         """A step begins."""
         self._taken.clear()
-        self._is_running = True
+        self._is_running, self.began_at = True, time.perf_counter()
         self._began = self.mark()
 
     def end(self) -> tuple[float, list[Span]]:

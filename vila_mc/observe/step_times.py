@@ -39,7 +39,7 @@ class StepTimes(NamedTuple):
     optimizer: float
     """Clipping, the update, and gathering of what was updated."""
     norm: float
-    """The gradients' norm, and waiting for the ranks that come to it later."""
+    """The gradients' norm and the step's figures, and waiting for ranks that come to it later."""
     other: float
     """What is left."""
 

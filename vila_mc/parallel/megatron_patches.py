@@ -34,6 +34,13 @@ _CUDA_FUNCTIONS = (
     "manual_seed",
     "get_rng_state",
 )
+_SCATTERING_MODULES = (
+    "tensor_parallel.layers",
+    "tensor_parallel.mappings",
+    "distributed.param_and_grad_buffer",
+)
+_GATHERING_MODULES = (*_SCATTERING_MODULES, "tensor_parallel.utils")
+"""Modules of megatron.core that keep a collective of torch under a name of their own."""
 _RANDOM = "megatron.core.tensor_parallel.random"
 _DISTRIBUTED_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer"
 _SHARDS = "megatron.core.dist_checkpointing.strategies.filesystem_async"
@@ -127,6 +134,19 @@ SAFE_INDEX = Patch(
     why="the index of a checkpoint is unpickled, whoever wrote it",
     where="vila_mc.checkpoint.safe_index",
     undone="when the checkpoint is read",
+)
+TRACED_CALLS = Patch(
+    targets=(
+        "megatron.core.pipeline_parallel.p2p_communication:P2PCommunicator._communicate",
+        "torch.distributed:all_reduce",
+        "torch.distributed:broadcast",
+        *(f"megatron.core.{name}:dist_all_gather_func" for name in _GATHERING_MODULES),
+        *(f"megatron.core.{name}:dist_reduce_scatter_func" for name in _SCATTERING_MODULES),
+    ),
+    what="the same, and a span of the trace",
+    why="Megatron-Core's timers know neither ranks nor bytes, nor any collective within a layer",
+    where="vila_mc.train.tracing",
+    undone="when a traced step ends",
 )
 META_PARAMETERS = Patch(
     targets=("torch.nn:Module.register_parameter",),

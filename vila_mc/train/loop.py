@@ -13,6 +13,7 @@ from vila_mc.train.journal import Journal
 from vila_mc.train.saves import Saves
 from vila_mc.train.start import start
 from vila_mc.train.state import TrainState
+from vila_mc.train.tracing import Tracing
 from vila_mc.train.validation import validate
 
 
@@ -36,6 +37,7 @@ class TrainingLoop:
         started = start(config, ranks, data)
         self.trainer, self.state = started.trainer, started.state
         self.saves = Saves(config, ranks, started.trainer, started.output, started.origin)
+        self.tracing = Tracing(config, ranks, started.trainer.spans)
         self.journal = Journal(config, ranks, data, started.state.step)
         self._validation_loss: float | None = None
         """Of the state of now, if it was measured."""
@@ -66,6 +68,7 @@ class TrainingLoop:
         except TrainingError:  # on every rank; what was good before it is kept
             self.saves.finish(wait=True)
             raise
+        self.tracing.close()
         self.saves.finish(wait=True)
         return self.state
 
@@ -79,8 +82,11 @@ class TrainingLoop:
         spans.begin()
         with spans.span("data"):
             data = next(steps)
-        result = self.trainer.step(data.microbatches, should_stop=self.stop.was_made)
+        step = self.state.step + 1
+        with self.tracing.during(step):
+            result = self.trainer.step(data.microbatches, should_stop=self.stop.was_made)
         seconds, taken = spans.end()
+        self.tracing.take(step, len(data.microbatches), seconds, taken)
         before, self.state = self.state, self.state.after(result, data.samples_seen)
         self.journal.write_step(before, self.state, data, result, seconds, taken)
         self._require_few_bad_steps(result)

@@ -76,9 +76,13 @@ class Trainer:
         loss_scale = float(self.optimizer.get_loss_scale())
         with self.spans.span("norm"):
             grad_norm = self._gradient_norm()
-        total, loss_by_entry = self._sum_over_ranks(
-            math.nan if bad else math.fsum(losses), by_entry, grad_norm, microbatches, should_stop
-        )
+            total, loss_by_entry = self._sum_over_ranks(
+                math.nan if bad else math.fsum(losses),
+                by_entry,
+                grad_norm,
+                microbatches,
+                should_stop,
+            )
         loss = total.loss_sum / max(total.trained_tokens, 1.0)
         if total.trained_tokens == 0:
             raise TrainingError(
