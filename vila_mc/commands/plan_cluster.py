@@ -29,6 +29,8 @@ from vila_mc.planner.trace import trace_of
 
 MOST_GPUS = 16_384
 """Beyond it the fitted constants say nothing."""
+_OF_THE_ANSWER = "top", "explain", "phase", "what_if", "json", "html", "trace", "write", "rehearsal"
+"""Options that another question cannot have for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,10 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         require_page(options.html)
     rehearsed = _rehearsed(asked)
     phases = [_of(options, load_run([file])) for file in options.phase]
-    explained = with_layout(asked.config, options.explain) if options.explain else None
-    others = [(one, _read([*given, *shlex.split(one)], prog)) for one in options.what_if]
+    explained = None
+    if options.explain:
+        explained = asked.plan(with_layout(asked.config, options.explain))
+    others = [(one, _other(given, one, prog)) for one in options.what_if]
     found = asked.search()
     _say(prose(_title(asked)), prose(asked.rows), [""])
     _say(search_lines(found, FITTED, options.price, options.top))
@@ -69,9 +73,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         return 1
     _say([""], prose(f"The recipe's own layout: {_own(asked)}"))
     if explained is not None:
-        plan = asked.plan(explained)
-        fits = "fits" if plan.fits() else "does not fit"
-        _say(["", f"{plan.layout}, micro-batch {plan.job.micro_batch}: {fits}"], plan_lines(plan))
+        fits = "fits" if explained.fits() else "does not fit"
+        title = f"{explained.layout}, micro-batch {explained.job.micro_batch}: {fits}"
+        _say(["", title], plan_lines(explained))
     best = found.plans[0]
     if phases:
         _say([""], phase_lines([best, *map(_first, phases)]))
@@ -100,6 +104,23 @@ def _read(given: Sequence[str], prog: str | None) -> _Asked:
     if parsed.price is not None and not 0 <= parsed.price < float("inf"):
         raise ConfigError(f"--price is {parsed.price}; it must be 0 or greater.")
     return _of(parsed, load_run_from_args(parsed))
+
+
+def _other(given: Sequence[str], options: str, prog: str | None) -> _Asked:
+    """The question with further options. Raises VilaError."""
+    try:
+        words = shlex.split(options)
+    except ValueError as error:
+        raise ConfigError(
+            f"--what-if is {options}, whose quotes are not closed: {error}."
+        ) from None
+    names = {f"--{name.replace('_', '-')}" for name in _OF_THE_ANSWER}
+    if misplaced := [word for word in words if word.partition("=")[0] in names]:
+        raise ConfigError(
+            f"{misplaced[0]} in --what-if is about what is printed or written, of which there is "
+            "one. Give it beside --what-if."
+        )
+    return _read([*given, *words], prog)
 
 
 def _of(parsed: argparse.Namespace, config: RunConfig) -> _Asked:

@@ -39,6 +39,8 @@ def _pairs(text: str) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for pair in text.split(","):
         name, _, value = pair.strip().partition("=")
+        if name in given:
+            raise ConfigError(f"{name} is given twice in the layout {text}. Give it once.")
         if name in _WORDS and value in _WORDS[name]:
             given[name] = value
         elif name in _NUMBERS and _is_number(value) and int(value) > 0:

@@ -106,9 +106,10 @@ def plan_of(
         known: what the rows of a step hold, and what stands around the GPUs.
 
     Raises:
-        ConfigError: the GPUs do not divide into the layout.
+        ConfigError: the GPUs do not divide into the layout, or the global batch into its passes.
     """
     layout = Layout.of(config.parallel, world)
+    config.check_world(world)
     job = job_of(config, layout, known)
     dealt = known.dealt(layout.data, job.micro_batch)
     time = step_time(job, gpu, constants, dealt)

@@ -129,6 +129,13 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         (["--what-if", "--trian.steps 3"], "--trian.steps is not an option"),
         (["--explain", "tensor=3"], "not a multiple of parallel.tensor 3"),
         (["--explain", "pipeline=3"], "8 ranks do not divide"),
+        (["--explain", "micro_batch=3"], "64 is not a multiple of train.micro_batch x"),
+        (["--explain", "pipeline=2,virtual=2,micro_batch=16"], "in multiples of"),
+        (["--explain", "tensor=2,tensor=4"], "tensor is given twice"),
+        (["--explain", "tensor=\u00b2"], "is no part of a layout"),
+        (["--what-if", "--train.output 'a"], "whose quotes are not closed"),
+        (["--what-if", "--json x"], "--json in --what-if is about what is printed"),
+        (["--what-if", "--gpus 8 --explain=tensor=2"], "--explain=tensor=2 in --what-if"),
     ],
 )
 def test_mistakes_are_told(
@@ -136,8 +143,12 @@ def test_mistakes_are_told(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(told)):
         main([*CASE, *options])
-    late = "ranks do not divide" in told  # which a plan of the layout finds out
-    assert late or capsys.readouterr().out == ""
+    assert capsys.readouterr().out == ""
+
+
+def test_a_recipe_whose_own_layout_does_not_divide(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*CASE, "--train.micro_batch", "3"]) == 0
+    assert "own layout: cannot be. train.global_batch 64 is not" in capsys.readouterr().out
 
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
