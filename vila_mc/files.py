@@ -23,7 +23,10 @@ _WITHOUT_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, err
 
 
 def partial_path(final: Path) -> Path:
-    """Where what will be ``final`` grows."""
+    """Where what will be ``final`` grows. Raises IsADirectoryError of ``/`` and ``.``, beside which
+    there is nothing."""
+    if not final.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
     return final.with_name(f".{final.name}.partial")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vila_mc import files
+from vila_mc.errors import user_error
 from vila_mc.files import (
     Lock,
     final_name,
@@ -47,6 +48,14 @@ def test_what_is_no_file_is_not_replaced(name: str, tmp_path: Path) -> None:
         write_whole(tmp_path / name, "new")
     assert (tmp_path / name).is_fifo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+@pytest.mark.parametrize("name", ["/", ".", ""])
+def test_what_has_no_name_of_its_own_is_refused(name: str) -> None:
+    with pytest.raises(IsADirectoryError) as refused, whole_file(Path(name)):
+        pass
+    told = str(user_error(refused.value))
+    assert told.startswith(f"{name or '.'} cannot be used: Is a directory. ")
 
 
 @pytest.mark.parametrize("is_directory", [False, True])
