@@ -16,6 +16,7 @@ from tests.support.tiny_data import write_dataset
 from tests.support.traces import arrows, require_lanes, slices
 from vila_mc.checkpoint.best import best_checkpoint
 from vila_mc.checkpoint.manifest import Manifest, step_of, whole_checkpoints
+from vila_mc.commands import evaluate
 from vila_mc.config.load import load_run, run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError
@@ -153,6 +154,25 @@ def test_what_is_held_out_is_validated(run: RunConfig) -> None:
     assert [step_of(path) for path in kept] == ([4] if losses[1] < losses[0] else [2, 4])
     assert Manifest.read(kept[-1]).validation_loss == losses[1]
     assert best_checkpoint(run.train.output) == kept[0]
+
+
+def test_a_checkpoint_alone_has_the_loss_that_its_run_measured(
+    run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = read_metrics(run.train.output / METRICS_NAME)
+    measured = next(r for r in records[::-1] if "validation_loss" in r)
+    output, checkpoint = tmp_path / "loss.json", run.train.output / "step-00000004"
+    command = ["--checkpoint", str(checkpoint), "--loss", "--output", str(output)]
+    assert evaluate.main(command) == 0
+    found = json.loads(output.read_text())
+    assert found["step"] == 4
+    assert found["validation_tokens"] == measured["validation_tokens"]
+    assert found["validation_loss"] == pytest.approx(measured["validation_loss"], rel=1e-6)
+    assert found["datasets"] == [str(run.data.blend[0].path)]
+    assert "validation loss 5.9" in capsys.readouterr().out
+    other = str(run.data.blend[0].path)
+    assert evaluate.main([*command, "--datasets", other]) == 0  # all of it
+    assert json.loads(output.read_text())["validation_tokens"] > measured["validation_tokens"]
 
 
 def test_a_trace_shows_what_ranks_do(run: RunConfig, steps: list[dict[str, Any]]) -> None:

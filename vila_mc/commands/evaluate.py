@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import PositiveInt
 
 from vila_mc.commands.asking import AskingOptions, asked_model, warn
-from vila_mc.commands.command import Job, require_no_input, run_job
+from vila_mc.commands.command import Job, refuse_unused, require_no_input, run_job
 from vila_mc.commands.evaluating import evaluate_task
+from vila_mc.commands.evaluating_loss import evaluate_loss
 from vila_mc.config.options import Argument
 from vila_mc.errors import ConfigError, run_cli, say
 from vila_mc.files import write_whole
@@ -46,8 +47,12 @@ class EvaluateOptions(AskingOptions):
     """JSON Lines of questions of your own."""
     images: Annotated[Path | None, Argument("DIR")] = None
     """Folder of their images."""
+    loss: bool = False
+    """Measure the loss instead, as the run of a checkpoint does on what nothing learns from."""
+    datasets: Annotated[tuple[Path, ...], Argument("PREFIX")] = ()
+    """Indexed datasets to measure it on (default: the run's data.validation and data.held_out)."""
     output: Annotated[Path, Argument("FILE")]
-    """JSON Lines of answers to write."""
+    """JSON Lines of answers to write; with --loss, JSON of the figures."""
     max_new_tokens: PositiveInt | None = None
     """Longest answer (default: what the task asks for; 8 for questions of your own)."""
     follow_links: bool = False
@@ -62,13 +67,16 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _evaluate(options: EvaluateOptions) -> int:
+    if options.loss:
+        return evaluate_loss(options)
+    refuse_unused(options, ["datasets"], "only --loss reads datasets")
     if options.task is not None and options.data is not None and options.questions is None:
         return evaluate_task(options, options.task, options.data)
     for_tasks = (options.task, options.data, options.judge, options.limit)
     if options.questions is None or options.images is None or any(for_tasks):
         raise ConfigError(
-            "give either a public task (--task and --data, and if you like --judge and --limit), "
-            "or questions of your own (--questions and --images)."
+            "give a public task (--task and --data, and if you like --judge and --limit), "
+            "questions of your own (--questions and --images), or --loss."
         )
     return _evaluate_questions(options, options.questions, options.images)
 

@@ -76,7 +76,7 @@ class Trainer:
         loss_scale = float(self.optimizer.get_loss_scale())
         with self.spans.span("norm"):
             grad_norm = self._gradient_norm()
-            total, loss_by_entry = self._sum_over_ranks(
+            total, by_entries = self._sum_over_ranks(
                 math.nan if bad else math.fsum(losses),
                 by_entry,
                 grad_norm,
@@ -111,7 +111,7 @@ class Trainer:
             skipped=skipped,
             overflowed=math.isfinite(loss) and float(self.optimizer.get_loss_scale()) < loss_scale,
             bad_microbatches=bad,
-            loss_by_entry=loss_by_entry,
+            loss_by_entry=by_entries,
         )
 
     def resume(self, path: Path) -> Manifest:
@@ -179,7 +179,7 @@ class Trainer:
             [2, entries] float64, to be added up over all ranks: sums, then positions.
         """
         _, sums = self._run_schedule(microbatches, num_entries, forward_only=True)
-        return self._counts() * torch.stack([sums, _trained_by_entry(microbatches, num_entries)])
+        return self._counts() * torch.stack([sums, trained_by_entry(microbatches, num_entries)])
 
     def _counts(self) -> bool:
         """Whether this rank answers for its replica, of which every rank holds the tokens: the
@@ -241,7 +241,7 @@ class Trainer:
         )
         if not counts:
             by_entry.zero_()
-        tokens = _trained_by_entry(microbatches, len(by_entry))
+        tokens = trained_by_entry(microbatches, len(by_entry))
         figures = torch.cat([torch.tensor(here, dtype=torch.float64), counts * tokens, by_entry])
         total = figures.to(self.ranks.device)
         dist.all_reduce(total)
@@ -280,7 +280,7 @@ def means_by_entry(sums: Tensor, tokens: Tensor) -> tuple[float | None, ...]:
     return tuple(mean if math.isfinite(mean) else None for mean in means)
 
 
-def _trained_by_entry(microbatches: Sequence[Microbatch], num_entries: int) -> Tensor:
+def trained_by_entry(microbatches: Sequence[Microbatch], num_entries: int) -> Tensor:
     """[entries] float64: trained positions of each entry of the blend that is read."""
     tokens = torch.zeros(num_entries, dtype=torch.float64)
     for batch in microbatches:
@@ -339,13 +339,19 @@ def _forward_step(
     num_entries: int,
 ) -> tuple[Tensor, partial[tuple[Tensor, Tensor, dict[str, Tensor]]]]:
     batch = next(batches).to(device)  # one at a time: a step's images may be gigabytes
-    return stage(batch), partial(_loss, batch, num_entries)
+    return stage(batch), partial(loss_by_entry, batch, num_entries)
 
 
-def _loss(
+def loss_by_entry(
     batch: Microbatch, num_entries: int, loss_bs: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """``loss_sum_and_count``, and what of it each entry of the blend has."""
+    """``loss_sum_and_count``, and as ``by_entry`` what of it each entry has that is read.
+
+    Args:
+        batch: with its tensors on the device of the loss.
+        num_entries: of what is read.
+        loss_bs: [b, s] cross entropy of every position.
+    """
     loss_sum, count, report = loss_sum_and_count(batch.labels, loss_bs)
     owners = sent(batch.entry_of_positions(), loss_bs.device)
     is_trained = batch.labels != IGNORE_LABEL

@@ -51,15 +51,26 @@ def validate(
     total = torch.cat([figures.flatten(), torch.tensor([asked], dtype=torch.float64)])
     total = total.to(trainer.ranks.device)
     dist.all_reduce(total)
-    sums, tokens = total[:-1].cpu().view(2, num_entries)
-    record = ValidationRecord(
+    record = validation_record(total[:-1].cpu().view(2, -1), step, time.monotonic() - started)
+    return record, bool(total[-1] > 0)
+
+
+def validation_record(figures: torch.Tensor, step: int, seconds: float) -> ValidationRecord:
+    """From the sums of all ranks.
+
+    Args:
+        figures: [2, entries] float64: loss sums, then trained positions.
+        step: optimizer steps done.
+        seconds: that it took.
+    """
+    sums, tokens = figures
+    return ValidationRecord(
         step=step,
         validation_loss=float(sums.sum() / tokens.sum()) if tokens.any() else math.nan,
         validation_tokens=int(tokens.sum()),
         validation_loss_by_entry=list(means_by_entry(sums, tokens)),
-        validation_ms=round(1000 * (time.monotonic() - started), 3),
+        validation_ms=round(1000 * seconds, 3),
     )
-    return record, bool(total[-1] > 0)
 
 
 @contextlib.contextmanager

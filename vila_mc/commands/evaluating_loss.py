@@ -1,0 +1,44 @@
+"""``vila-mc evaluate --loss``: the loss of a checkpoint, as its run measures it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vila_mc.commands.command import refuse_unused
+from vila_mc.errors import say
+from vila_mc.files import write_json
+
+if TYPE_CHECKING:
+    from vila_mc.commands.evaluate import EvaluateOptions
+
+_OF_ANSWERS = (
+    "task",
+    "data",
+    "judge",
+    "limit",
+    "questions",
+    "images",
+    "max_new_tokens",
+    "template",
+)
+
+
+def evaluate_loss(options: "EvaluateOptions") -> int:
+    """Measure, print, write. Raises VilaError."""
+    refuse_unused(options, _OF_ANSWERS, "--loss asks for no answer")
+    from vila_mc.train.checkpoint_loss import checkpoint_loss
+
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
+    record, names = checkpoint_loss(options.checkpoint, options.datasets, options.tokenizer)
+    for name, loss in zip(names, record.validation_loss_by_entry, strict=True):
+        say(f"{_shown(name)}: {'nothing is trained' if loss is None else f'{loss:.4f}'}")
+    say(
+        f"validation loss {record.validation_loss:.4f} after step {record.step:,}, "
+        f"{record.validation_tokens:,} tokens"
+    )
+    write_json(options.output, {**asdict(record), "datasets": list(map(str, names))})
+    return 0
+
+
+def _shown(path: Path) -> str:
+    return f"loss on {path}"
