@@ -7,7 +7,7 @@ within 3 %.
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from claims import Claim, parser, report
@@ -21,14 +21,17 @@ from vila_mc.topology.layout import Layout
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "examples/pretrain_7b.yaml"
 NONE = {"train.recompute": "none"}
+ALONE = {
+    **NONE,
+    "parallel.tensor": "1",
+    "parallel.sequence": "false",
+    "parallel.pipeline": "1",
+}
 GRID: dict[str, tuple[int, Mapping[str, str]]] = {
     "as the recipe says": (128, {}),
     "no recomputation": (128, NONE),
     "no recomputation, micro-batch 4": (128, {**NONE, "train.micro_batch": "4"}),
-    "one rank of eight": (
-        8,
-        {**NONE, "parallel.tensor": "1", "parallel.sequence": "false", "parallel.pipeline": "1"},
-    ),
+    "one rank of eight": (8, ALONE),
     "pipeline 4": (128, {**NONE, "parallel.pipeline": "4"}),
     "pipeline 2 x virtual 2": (128, {**NONE, "parallel.virtual": "2"}),
     "tensor 4, vision dedicated": (
@@ -39,13 +42,23 @@ GRID: dict[str, tuple[int, Mapping[str, str]]] = {
     "every part": (128, {**NONE, "train.trainable": "[vision, connector, language]"}),
     "adapters of rank 64": (128, {**NONE, "train.trainable": "[]", "lora.rank": "64"}),
 }
+"""Ranks and overrides by name."""
+CONNECTORS = ("qformer", "transformer", "mlp2x_gelu", "pooling", "mlp_downsample_3x3_s2_new")
+GRID |= {
+    f"one rank of eight, {kind}": (8, {**ALONE, "model.connector.kind": kind})
+    for kind in CONNECTORS
+}
+OTHERS = {"Qwen3-8B on 128": Path("preset:qwen3-8b")}
+"""Language models in place of the recipe's, by case."""
+GRID |= dict.fromkeys(OTHERS, (128, NONE))
 MOST = 0.03
 
 
-def rehearsed(ranks: int, overrides: Mapping[str, str]) -> dict[int, int]:
+def rehearsed(ranks: int, recipes: Sequence[Path], overrides: Mapping[str, str]) -> dict[int, int]:
     """Bytes at the peak of a step, by pipeline stage."""
     options = [word for name, value in overrides.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "tools/train.py", "--config", str(RECIPE), *options]
+    options += [word for recipe in recipes for word in ("--config", str(recipe))]
+    command = [sys.executable, "tools/train.py", *options]
     command += ["--rehearse", "--as-ranks", str(ranks), "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if not done.stdout.strip():
@@ -65,9 +78,10 @@ def main() -> int:
     claims, worst = [], 0.0
     for name in arguments.cases:
         ranks, overrides = GRID[name]
-        config = load_run([RECIPE], {"data.blend": "[{path: none}]", **overrides})
+        recipes = [RECIPE, *([OTHERS[name]] if name in OTHERS else [])]
+        config = load_run(recipes, {"data.blend": "[{path: none}]", **overrides})
         job = job_of(config, Layout.of(config.parallel, ranks))
-        for stage, held in sorted(rehearsed(ranks, overrides).items()):
+        for stage, held in sorted(rehearsed(ranks, recipes, overrides).items()):
             foretold = rank_memory(job, stage, FITTED).total()
             worst = max(worst, abs(foretold / held - 1))
             how = f"{foretold / 2**30:.2f} of {held / 2**30:.2f} GiB"
