@@ -7,7 +7,7 @@ from vila_mc.planner.held import rank_learnt, rank_weights
 from vila_mc.planner.job import Job
 
 COPIED = 1.74e9
-"""Bytes a second at which a save copies what a rank holds into the host's memory while training
+"""Bytes a second at which a save brings what a rank writes into the host's memory while training
 waits, planning included: 1.85 GiB in 1.05 and 1.23 s on one H100 (docs/gpu_results.md,
 `benchmarks/gpu_saves.py`)."""
 STATE = 12
@@ -36,13 +36,15 @@ def saves_of(config: RunConfig, job: Job, step: float, disk: float) -> Saves:
         step: seconds of a step.
         disk: bytes a second that the storage takes from all machines together.
     """
-    train, ranks = config.train, range(job.share.pipeline)
-    shares = [STATE * rank_learnt(job, rank) + 2 * rank_weights(job, rank) for rank in ranks]
-    size = job.share.tensor * sum(shares)
-    copying, writing = max(shares) / COPIED, size / disk
-    interval = step * min(train.save_every, train.steps)
-    # In the background only what is not written when the next save is due holds anybody up.
-    late = max(0.0, copying + writing - interval) if train.async_save else writing
+    train, share = config.train, job.share
+    stages = [_written(job, rank) for rank in range(share.pipeline)]
+    size, mine = share.tensor * sum(stages), max(stages) / share.data
+    copying, writing = mine / COPIED, size / disk
+    late = writing
+    if train.async_save:  # what is written when the next one is due holds nobody up
+        overdue = copying + writing - step * min(train.save_every, train.steps)
+        at_once = share.ranks() * max(0.0, mine - train.save_memory_bytes()) / disk
+        late = min(writing, max(overdue, at_once, 0.0))
     count = -(-train.steps // train.save_every)
     stall = copying + late
     return Saves(
@@ -51,3 +53,10 @@ def saves_of(config: RunConfig, job: Job, step: float, disk: float) -> Saves:
         stall=stall,
         waiting=(count - 1) * stall + copying + writing,  # the end waits for the last one
     )
+
+
+def _written(job: Job, rank: int) -> float:
+    """Bytes of a tensor-parallel share of a stage. What adapters stand beside is in
+    another checkpoint."""
+    learnt = rank_learnt(job, rank)
+    return STATE * learnt + 2 * (learnt if job.learns.adapters else rank_weights(job, rank))

@@ -131,6 +131,8 @@ def test_images_are_decoded_by_the_workers_of_each_rank() -> None:
         ({"train__async_save": "false"}, 3400, 10, 5.0, 50.0),
         # 10 steps of 2 s pass between saves: of 1 + 136 s, 117 are left over.
         ({}, 100, 10, 1 + 117.0, 9 * 118.0 + 137.0),
+        # Half of what a rank writes finds no room: 2 s of the 4 are waited for.
+        ({"train__save_memory_gib": str(3400 / 2**30)}, 3400, 10, 3.0, 9 * 3.0 + 5.0),
         ({"train__save_every": "1000"}, 3400, 1, 1.0, 5.0),
         ({"train__save_every": "30"}, 3400, 4, 1.0, 3 * 1.0 + 5.0),
     ],
