@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vila_mc.config.alarms import AlarmConfig
 from vila_mc.config.checks import STRICT, require, require_positive
 from vila_mc.config.fp8 import Fp8Config
 from vila_mc.config.trainable import require_names
@@ -96,6 +97,8 @@ class TrainConfig:
     """[10, 12]: write a trace of all ranks in steps 10 to 12 to train.output (ui.perfetto.dev)."""
     profile_steps: tuple[int, ...] = ()
     """The same by torch.profiler: every operation, a file per rank in train.output/profile."""
+    alarms: AlarmConfig = AlarmConfig()
+    """When a run says that something looks wrong."""
     timeout_minutes: float = 30.0
     """A collective that waits longer than this ends the run."""
     time_limit_minutes: float | None = None

@@ -4,7 +4,8 @@ import sys
 import time
 from typing import TextIO
 
-from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord
+from vila_mc.errors import printable
+from vila_mc.observe.record import Event, StartRecord, StepRecord, ValidationRecord
 
 
 class StepPrinter:
@@ -58,6 +59,11 @@ class StepPrinter:
             f"{self._place(record.step)}  validation loss {record.validation_loss:.4f}  "
             f"{record.validation_tokens:,} tokens  {record.validation_ms:,.0f} ms"
         )
+        print(line, file=self.stream, flush=True)
+
+    def write_event(self, event: Event) -> None:
+        """Report what looks wrong, at once."""
+        line = f"alarm: step {event.step:,}: {printable(event.message)}"
         print(line, file=self.stream, flush=True)
 
     def _place(self, step: int) -> str:

@@ -1,4 +1,4 @@
-"""The record of a run, one JSON object per optimizer step and per validation."""
+"""The record of a run, one JSON object per optimizer step, validation and event."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 from vila_mc.files import write_whole
 from vila_mc.foreign_files import ForeignFileError, open_foreign
-from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord
+from vila_mc.observe.record import Event, StartRecord, StepRecord, ValidationRecord
 
 METRICS_NAME = "metrics.jsonl"
 _END_BYTES = 2**18
@@ -42,7 +42,11 @@ class MetricsLog:
         """Append one validation."""
         self._append(record)
 
-    def _append(self, record: StepRecord | ValidationRecord) -> None:
+    def write_event(self, event: Event) -> None:
+        """Append one event."""
+        self._append(event)
+
+    def _append(self, record: StepRecord | ValidationRecord | Event) -> None:
         self._file.write(_line(asdict(record)))
         self._file.flush()
 

@@ -1,7 +1,7 @@
-"""What a sink is given after every optimizer step, and after every validation."""
+"""What a sink is given: after every step and validation, and when something looks wrong."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,3 +131,30 @@ def numbers_of(record: object) -> dict[str, float]:
         )
         found |= {key: float(one) for key, one in named.items() if isinstance(one, (int, float))}
     return found
+
+
+EventKind = Literal[
+    "loss", "grad_norm", "substitutes", "slowdown", "straggler", "data_wait", "bad_step"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that looks wrong in a run; the fields are the names in every sink."""
+
+    step: int
+    """The optimizer step after which it was seen."""
+    event: EventKind
+    """What kind of thing it is. docs/operations.md says what to do about each."""
+    message: str
+    """One line for people."""
+    value: float | None = None
+    """What was measured."""
+    usual: float | None = None
+    """What it was compared with, in the same unit."""
+    rank: int | None = None
+    """Rank that it was seen on; null where it concerns all."""
+    where: str | None = None
+    """That rank with its machine and GPU."""
+    samples: list[str] | None = None
+    """DATASET[NUMBER] of each sample that may be the cause."""

@@ -8,7 +8,7 @@ from vila_mc.config.run import RunConfig
 from vila_mc.errors import SetupError
 from vila_mc.observe.console import StepPrinter
 from vila_mc.observe.metrics import MetricsLog
-from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord
+from vila_mc.observe.record import Event, StartRecord, StepRecord, ValidationRecord
 from vila_mc.observe.tensorboard import TensorBoardLog
 from vila_mc.observe.weights_and_biases import WandbLog
 
@@ -24,6 +24,9 @@ class Sink(Protocol):
 
     def write_validation(self, record: ValidationRecord) -> None:
         """Take one validation, after the step that it follows."""
+
+    def write_event(self, event: Event) -> None:
+        """Take what looks wrong, after the step that it was seen in."""
 
     def close(self) -> None:
         """Finish; nothing comes after it."""

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord, numbers_of
+from vila_mc.observe.record import Event, StartRecord, StepRecord, ValidationRecord, numbers_of
 
 TENSORBOARD_NAME = "tensorboard"
 
@@ -39,6 +39,12 @@ class TensorBoardLog:
     def write_validation(self, record: ValidationRecord) -> None:
         """Add one validation."""
         self._add("validation", record)
+
+    def write_event(self, event: Event) -> None:
+        """Show what looks wrong, as text."""
+        message = f"    {event.message}"  # Markdown: as it is
+        self._writer.add_text(f"events/{event.event}", message, event.step)  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Write what is left."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vila_mc.errors import SetupError
 from vila_mc.files import write_whole
-from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord, numbers_of
+from vila_mc.observe.record import Event, StartRecord, StepRecord, ValidationRecord, numbers_of
 
 ID_NAME = "wandb-run-id"
 
@@ -58,6 +58,10 @@ class WandbLog:
     def write_validation(self, record: ValidationRecord) -> None:
         """Send one validation."""
         self._send("validation", record)
+
+    def write_event(self, event: Event) -> None:
+        """Send what looks wrong: its message beside the figures of its step."""
+        self._run.log({"step": event.step, f"events/{event.event}": event.message})
 
     def close(self) -> None:
         """Send what is left."""

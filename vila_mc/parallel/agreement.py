@@ -69,3 +69,13 @@ def _by_value(name: str, by_rank: Sequence[tuple[str, Mapping[str, str]]]) -> st
 def _shown(ranks: Sequence[int]) -> str:
     is_range = len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1
     return f"{ranks[0]} to {ranks[-1]}" if is_range else ", ".join(map(str, ranks))
+
+
+def names_of_ranks(device: torch.device) -> list[str]:
+    """What a person calls each rank: ``rank 3 (HOST, GPU 1)``. Every rank must call this."""
+    where = socket.gethostname()
+    if device.type == "cuda":
+        where += f", GPU {device.index}"
+    everywhere = [""] * dist.get_world_size()
+    dist.all_gather_object(everywhere, where)
+    return [f"rank {rank} ({place})" for rank, place in enumerate(everywhere)]

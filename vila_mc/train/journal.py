@@ -4,17 +4,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch.distributed as dist
+
 from vila_mc.checkpoint.disk import on_first_rank
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.errors import say
 from vila_mc.flow import Microbatch, StepResult
-from vila_mc.observe.record import StepRecord, ValidationRecord
+from vila_mc.observe.alarms import Alarms
+from vila_mc.observe.record import Event, StepRecord, ValidationRecord
 from vila_mc.observe.sinks import Sink, open_sinks
 from vila_mc.observe.spans import Span
 from vila_mc.observe.speed import Speedometer
 from vila_mc.observe.starts import add_start
 from vila_mc.observe.step_times import SharedTimes
+from vila_mc.parallel.agreement import names_of_ranks
 from vila_mc.parallel.groups import Ranks
 from vila_mc.train.announce import announce, warn
 from vila_mc.train.foretold import Foretold
@@ -50,6 +54,9 @@ class Journal:
         self._speedometer = Speedometer(config, ranks.layout.world_size(), device)
         self._foretold = Foretold(config, ranks.layout.world_size(), device)
         self._saving_ms = 0.0
+        names = names_of_ranks(ranks.device)
+        places = map(ranks.layout.coordinates, range(len(names)))
+        self._alarms = Alarms(config.train.alarms, names, [at.pipeline for at in places])
 
     def write_step(
         self,
@@ -102,6 +109,8 @@ class Journal:
         self._saving_ms = 0.0
         for sink in self.sinks:
             sink.write(record)
+        if self.ranks.is_first():
+            self._write_events(self._alarms.after_step(record, of_ranks))
         for what in self._foretold.after_step(
             seconds=times.step / 1000, images=result.num_images, gib=peak_memory_gib
         ):
@@ -113,7 +122,7 @@ class Journal:
             what = f"step {after.step} overflowed in fp16: the loss is scaled by less"
             announce(self.ranks, what)
         elif result.skipped:
-            self._warn_of_skipping(before, after, result)
+            self._write_bad_step(before, after, result)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -140,6 +149,11 @@ class Journal:
         for sink in self.sinks:
             sink.start(record)
 
+    def _write_events(self, events: Sequence[Event]) -> None:
+        for event in events:
+            for sink in self.sinks:
+                sink.write_event(event)
+
     def _warn_of_no_images(self) -> None:
         if idle := need_images(self.config):
             warn(
@@ -148,21 +162,31 @@ class Journal:
                 "steps, which had no images",
             )
 
-    def _warn_of_skipping(self, before: TrainState, after: TrainState, result: StepResult) -> None:
-        """Say which step changed nothing and which samples it had."""
+    def _write_bad_step(self, before: TrainState, after: TrainState, result: StepResult) -> None:
+        """Say which step changed nothing and which samples it had; together on all ranks."""
         names = self.data.names(before.position())
-        suspects = [name for index in result.bad_microbatches for name in names[index]]
-        if suspects and self.ranks.at.tensor == 0:
-            say(f"warning: no finite loss from {_listed(suspects)}", to_stderr=True)
-        if self.ranks.is_first():
-            say(
-                f"warning: step {after.step} changed no weight: {result.in_words()} "
-                f"({after.bad_steps} in a row; train.max_bad_steps is "
-                f"{self.config.train.max_bad_steps}). It read samples "
-                f"{before.samples_seen:,} to {after.samples_seen - 1:,} of the run, such as "
-                f"{_listed([name for each in names for name in each])}",
-                to_stderr=True,
-            )
+        mine = [name for index in result.bad_microbatches for name in names[index]]
+        of_ranks: list[list[str]] = [[]] * self.ranks.layout.world_size()
+        dist.all_gather_object(of_ranks, mine if self.ranks.at.tensor == 0 else [])
+        if not self.ranks.is_first():
+            return
+        suspects = [name for theirs in of_ranks for name in theirs]
+        samples = suspects or self.data.names_of_all(before.position())
+        if suspects:
+            which = f"No finite loss from {_listed(suspects)}"
+        else:
+            first, last = before.samples_seen, after.samples_seen - 1
+            which = f"It read samples {first:,} to {last:,} of the run: {_listed(samples)}"
+        event = Event(
+            step=after.step,
+            event="bad_step",
+            message=f"changed no weight: {result.in_words()} ({after.bad_steps} in a row; "
+            f"train.max_bad_steps is {self.config.train.max_bad_steps}). {which}",
+            value=float(after.bad_steps),
+            usual=float(self.config.train.max_bad_steps),
+            samples=samples,
+        )
+        self._write_events([event])
 
 
 def _listed(names: Sequence[str]) -> str:

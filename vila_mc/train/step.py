@@ -26,6 +26,7 @@ from vila_mc.observe.spans import Spans
 from vila_mc.parallel.frozen_layers import NoGradientFromAbove
 from vila_mc.parallel.groups import Ranks
 from vila_mc.topology.flops import pairs_of
+from vila_mc.train.loss_scale import LossScale
 from vila_mc.train.optimizer import build_optimizer
 from vila_mc.train.watch import watch
 
@@ -73,7 +74,7 @@ class Trainer:
         """
         losses, by_entry = self._forward_backward(microbatches)
         bad = tuple(index for index, loss in enumerate(losses) if not math.isfinite(loss))
-        loss_scale = float(self.optimizer.get_loss_scale())
+        scale = LossScale(self.optimizer)
         with self.spans.span("norm"):
             grad_norm = self._gradient_norm()
             total, by_entries = self._sum_over_ranks(
@@ -84,6 +85,7 @@ class Trainer:
                 should_stop,
             )
         loss = total.loss_sum / max(total.trained_tokens, 1.0)
+        overflowed = scale.settle(loss)
         if total.trained_tokens == 0:
             raise TrainingError(
                 "no token of this step is trained, so there is nothing to learn. Samples lose what "
@@ -109,7 +111,7 @@ class Trainer:
             substitutes=int(total.substitutes),
             should_stop=total.stop_requests > 0,
             skipped=skipped,
-            overflowed=math.isfinite(loss) and float(self.optimizer.get_loss_scale()) < loss_scale,
+            overflowed=overflowed,
             bad_microbatches=bad,
             loss_by_entry=by_entries,
         )

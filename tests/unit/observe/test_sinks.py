@@ -8,13 +8,13 @@ import pytest
 from tests.support.tiny import tiny_run
 from vila_mc.config.run import RunConfig
 from vila_mc.observe import sinks
-from vila_mc.observe.record import StartRecord, StepRecord, ValidationRecord
+from vila_mc.observe.record import Event, StartRecord, StepRecord, ValidationRecord
 
 
 class _Kept:
     def __init__(self, config: RunConfig, after_step: int) -> None:
         self.label, self.after_step = config.train.phase, after_step
-        self.records: list[StartRecord | StepRecord | ValidationRecord | None] = []
+        self.records: list[StartRecord | StepRecord | ValidationRecord | Event | None] = []
 
     def start(self, record: StartRecord) -> None:
         self.records.append(record)
@@ -24,6 +24,9 @@ class _Kept:
 
     def write_validation(self, record: ValidationRecord) -> None:
         self.records.append(record)
+
+    def write_event(self, event: Event) -> None:
+        self.records.append(event)
 
     def close(self) -> None:
         self.records.append(None)

@@ -124,6 +124,12 @@ class TrainingData(AbstractContextManager["TrainingData"]):
             for rows in self._draws(samples_seen)[0]
         ]
 
+    def names_of_all(self, samples_seen: int) -> list[str]:
+        """What all ranks read in that step, in the order of the stream."""
+        batch = self._sampler.at(samples_seen)
+        drawn = zip(batch.datasets.tolist(), batch.samples.tolist(), strict=True)
+        return [f"{self.readers[dataset].prefix}[{sample}]" for dataset, sample in drawn]
+
     def iterate(self, samples_seen: int) -> Iterator[StepData]:
         """One step after the other, without end, read ahead by the workers. One call at a time.
 
