@@ -99,6 +99,9 @@ class TrainConfig:
     """The same by torch.profiler: every operation, a file per rank in train.output/profile."""
     alarms: AlarmConfig = AlarmConfig()
     """When a run says that something looks wrong."""
+    check_replicas_every: int | None = None
+    """Compare what ranks hold copies of, bit for bit, in every step whose number is a multiple of
+    this, and before every save; a difference ends the run (default: never)."""
     timeout_minutes: float = 30.0
     """A collective that waits longer than this ends the run."""
     time_limit_minutes: float | None = None
@@ -148,6 +151,8 @@ class TrainConfig:
                 f"train.{name}_steps is {list(steps)}; it must be the first and the last step, "
                 "counted from 1: [10, 12].",
             )
+        if self.check_replicas_every is not None:
+            require_positive("train", check_replicas_every=self.check_replicas_every)
         if self.init_std is not None:
             require_positive("train", init_std=self.init_std)
         require(

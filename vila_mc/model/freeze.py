@@ -23,11 +23,16 @@ def freeze_all_but(stage: VilaModel, learning: Collection[str]) -> None:
         weight.requires_grad_(piece in learning)
 
 
-def weights_by_piece(stage: VilaModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Every parameter of a stage and the piece it belongs to, see ``config.trainable``."""
+def weights_by_name(stage: VilaModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Every parameter of a stage and its name in the whole model: layers are counted over all."""
     first = stage.plan.layers.start
     for name, weight in stage.named_parameters():
-        yield piece_of(_LAYER.sub(lambda layer: str(first + int(layer[0])), name)), weight
+        yield _LAYER.sub(lambda layer: str(first + int(layer[0])), name), weight
+
+
+def weights_by_piece(stage: VilaModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Every parameter of a stage and the piece it belongs to, see ``config.trainable``."""
+    return ((piece_of(name), weight) for name, weight in weights_by_name(stage))
 
 
 def end_backward_where_nothing_learns(stages: Sequence[VilaModel], ranks: Ranks) -> None:

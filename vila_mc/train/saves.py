@@ -49,7 +49,8 @@ class Saves:
             validation_loss: of this step; None where it was not measured.
 
         Raises:
-            TrainingError: on every rank; a weight is not finite, and nothing was written.
+            TrainingError: on every rank, and nothing was written: a weight is not finite, or
+                copies of one differ.
             SetupError: on every rank; the disk is full, or another directory is in its place.
         """
         self.finish(wait=True)  # the one before
@@ -58,6 +59,7 @@ class Saves:
                 f"a weight is not finite after step {state.step}, so nothing was saved; "
                 "earlier checkpoints are untouched. Lower optimizer.lr."
             )
+        self.trainer.require_equal_copies(f"after step {state.step}")
         manifest = Manifest(
             step=state.step,
             samples_seen=state.samples_seen,
