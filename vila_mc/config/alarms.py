@@ -24,7 +24,7 @@ class AlarmConfig:
     """Steps are said to be slow that take this many times as long as the run's fastest window of
     them. none: never."""
     straggler: float | None = 1.3
-    """A rank is said to be slow whose forward passes take this many times as long as those of the
+    """A rank is said to be slow whose passes take this many times as long as those of the
     ranks that do the same work. none: never."""
     data_wait: float | None = 0.2
     """Share of the steps' time that a rank waits for its data from which that is said. none:

@@ -102,6 +102,8 @@ class TrainConfig:
     check_replicas_every: int | None = None
     """Compare what ranks hold copies of, bit for bit, in every step whose number is a multiple of
     this, and before every save; a difference ends the run (default: never)."""
+    deterministic: bool = False
+    """Compute the same bits in every run on the same machines, also on GPUs, where it is slower."""
     timeout_minutes: float = 30.0
     """A collective that waits longer than this ends the run."""
     time_limit_minutes: float | None = None

@@ -31,7 +31,10 @@ def fusion_options(config: RunConfig, part: Literal["vision", "language"]) -> di
         "bias_activation_fusion": is_language and is_runnable,
         # It rounds the gradient of the logits to bf16, which is what they are then and not else.
         "cross_entropy_loss_fusion": (
-            is_language and is_runnable and config.train.precision == "bf16"
+            is_language
+            and is_runnable
+            and config.train.precision == "bf16"
+            and not config.train.deterministic  # Megatron-LM's deterministic mode refuses it
         ),
         "gradient_accumulation_fusion": has_apex_weight_gradient(),
     }

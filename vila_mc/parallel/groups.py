@@ -28,6 +28,7 @@ from vila_mc.parallel.agreement import require_same
 from vila_mc.parallel.alone import short_ways_for_one
 from vila_mc.parallel.cpu_backend import undo_cpu_backend, use_cpu_backend
 from vila_mc.parallel.cpu_passes import fewer_passes
+from vila_mc.parallel.deterministic import deterministic_algorithms
 from vila_mc.parallel.frozen_layers import recompute_above_frozen_layers
 from vila_mc.parallel.gradient_norm import norm_on_the_device
 from vila_mc.processes import RESTARTS_OF_TORCHRUN, STORE_FILE, STORE_LISTENER
@@ -56,6 +57,7 @@ def distributed(
     seed: int,
     timeout_minutes: float = 30.0,
     same: Mapping[str, str] | None = None,
+    deterministic: bool = False,
 ) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, or be the only one; leave them at the end.
 
@@ -64,12 +66,15 @@ def distributed(
         seed: the same on all ranks. Tensor-parallel ranks derive different dropout seeds from it.
         timeout_minutes: a collective that waits longer fails on every rank.
         same: what all ranks must have in common, see ``require_same``.
+        deterministic: whether every run computes the same bits, see ``deterministic_algorithms``.
 
     Raises:
         ConfigError: the world size does not divide, or ranks differ in ``same``.
-        SetupError: there are more ranks than GPUs.
+        SetupError: there are more ranks than GPUs, or the environment forbids ``deterministic``.
     """
     with ExitStack() as at_the_end:
+        if deterministic:
+            at_the_end.enter_context(deterministic_algorithms())
         yield _join(parallel, seed, timeout_minutes, same or {}, at_the_end)
 
 

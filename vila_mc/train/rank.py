@@ -149,6 +149,7 @@ def _train(config: RunConfig, stop: StopRequest) -> ExitCode:
             config.parallel,
             seed=config.train.seed,
             timeout_minutes=config.train.timeout_minutes,
+            deterministic=config.train.deterministic,
             same=identity(
                 config,
                 [reader.manifest for reader in data.readers],
