@@ -32,11 +32,9 @@ VARIABLES = {
 
 
 def _settings() -> dict[str, Any]:
-    cudnn = torch.backends.cudnn
     return {
         "torch": torch.are_deterministic_algorithms_enabled(),
         "warns only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "cudnn": (cudnn.deterministic, cudnn.benchmark),
         **{name: os.environ.get(name) for name in VARIABLES},
     }
 
@@ -49,7 +47,6 @@ def test_it_sets_what_it_promises_and_puts_it_back(monkeypatch: pytest.MonkeyPat
         assert _settings() == {
             "torch": True,
             "warns only": False,
-            "cudnn": (True, False),
             **VARIABLES,
         }
     assert _settings() == before

@@ -44,11 +44,8 @@ def deterministic_algorithms() -> Iterator[None]:
                 f"{' or '.join(allowed)}. Unset it, or set train.deterministic to false."
             )
     added = [name for name in _VARIABLES if name not in os.environ]
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
     os.environ |= {name: _VARIABLES[name][0] for name in added}
-    torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
+    torch.use_deterministic_algorithms(True)  # of cuDNN, too
     try:
         yield
     except RuntimeError as error:
@@ -60,7 +57,6 @@ def deterministic_algorithms() -> Iterator[None]:
             "or leave out what uses that operation."
         ) from error
     finally:
-        cudnn.deterministic, cudnn.benchmark = before
         torch.use_deterministic_algorithms(False)
         for name in added:
             del os.environ[name]
