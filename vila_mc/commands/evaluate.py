@@ -75,7 +75,7 @@ def _evaluate(options: EvaluateOptions) -> int:
     for_tasks = (options.task, options.data, options.judge, options.limit)
     if options.questions is None or options.images is None or any(for_tasks):
         raise ConfigError(
-            "give a public task (--task and --data, and if you like --judge and --limit), "
+            "give either a public task (--task and --data, and if you like --judge and --limit), "
             "questions of your own (--questions and --images), or --loss."
         )
     return _evaluate_questions(options, options.questions, options.images)
