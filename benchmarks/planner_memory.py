@@ -48,9 +48,9 @@ GRID |= {
     f"one rank of eight, {kind}": (8, {**ALONE, "model.connector.kind": kind})
     for kind in CONNECTORS
 }
-OTHERS = {"Qwen3-8B on 128": Path("preset:qwen3-8b")}
+OTHERS = {"one rank of eight, Qwen3-8B": Path("preset:qwen3-8b")}
 """Language models in place of the recipe's, by case."""
-GRID |= dict.fromkeys(OTHERS, (128, NONE))
+GRID |= dict.fromkeys(OTHERS, (8, ALONE))
 MOST = 0.03
 
 
