@@ -140,7 +140,7 @@ def data_lines(plan: Plan) -> list[str]:
             [
                 heading,
                 ("images of a row", f"{plan.job.images:.2f}", guess),
-                ("positions that samples take", "100 %", "assumed: no padding"),
+                ("positions that samples take", "100.0%", "assumed: no padding"),
                 ("images of the fullest rank / an average one", "1.00", "assumed: all alike"),
                 steps,
             ]
@@ -166,9 +166,11 @@ def _save_lines(plan: Plan) -> list[str]:
     saves, config = plan.saves, plan.config
     share = saves.waiting / (plan.time.total * config.train.steps + saves.waiting)
     how = "in the background" if config.train.async_save else "at once"
+    each = f"{saves.stall:.1f} s for each and " if saves.count > 1 else ""
     return prose(
-        f"{saves.count:,} checkpoints of {saves.size / 1e9:,.0f} GB, written {how}: training waits "
-        f"{saves.stall:.1f} s for one, {share:.1%} of the hours. Restarts are not counted."
+        f"Checkpoints ({saves.count:,} of {saves.size / 1e9:,.1f} GB) are written {how}: training "
+        f"waits {each}{saves.last:.1f} s for the last, {share:.1%} of the hours. Restarts are not "
+        "counted."
     )
 
 

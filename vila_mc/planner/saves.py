@@ -23,6 +23,8 @@ class Saves:
     """Bytes of one."""
     stall: float
     """Seconds that training waits for one, but the last."""
+    last: float
+    """Seconds that the end of the run waits for the last."""
     waiting: float
     """Seconds that it waits for all of them."""
 
@@ -51,7 +53,8 @@ def saves_of(config: RunConfig, job: Job, step: float, disk: float) -> Saves:
         count=count,
         size=size,
         stall=stall,
-        waiting=(count - 1) * stall + copying + writing,  # the end waits for the last one
+        last=copying + writing,
+        waiting=(count - 1) * stall + copying + writing,
     )
 
 
