@@ -39,8 +39,18 @@ from vila_mc.observe.history import Start, read_history
 NUM_STEPS = 300
 PATIENCE_SECONDS = 300.0
 DISK_MIB = 48
+MOST_RESTARTS = 3
 COMMAND = (
-    *("--ranks", 2, "--parallel.pipeline", 2, "--max-restarts", 3, "--train.steps", NUM_STEPS),
+    *(
+        "--ranks",
+        2,
+        "--parallel.pipeline",
+        2,
+        "--max-restarts",
+        MOST_RESTARTS,
+        "--train.steps",
+        NUM_STEPS,
+    ),
     *("--train.save_every", 10, "--train.keep_last", 3, "--train.timeout_minutes", 0.5),
 )
 
@@ -105,6 +115,10 @@ class Soak:
     def _starts(self) -> list[Start]:
         return [event for event in read_history(self.output) if isinstance(event, Start)]
 
+    def has_used_restarts(self) -> bool:
+        """Whether the next one would be kept waiting for long."""
+        return self._starts()[-1].restart >= MOST_RESTARTS - 1
+
     def ended(self, code: ExitCode | int, *said: str) -> None:
         """Wait for the command to end as it should."""
         run: Finished = finish(self.process, PATIENCE_SECONDS)
@@ -117,28 +131,13 @@ class Soak:
 
 
 def kill_a_rank(soak: Soak) -> None:
-    """SIGKILL."""
+    """SIGKILL; the launcher starts the run again."""
     soak.choose.choice(ranks_of(soak.process)).kill()
-    _by_itself(soak)
 
 
 def stop_a_rank(soak: Soak) -> None:
     """SIGSTOP: a hang."""
     soak.choose.choice(ranks_of(soak.process)).suspend()
-    _by_itself(soak)
-
-
-def _by_itself(soak: Soak) -> None:
-    """The launcher starts the run again; then the command is ended, for others to come."""
-    starts = soak.starts()
-
-    def is_again() -> bool:
-        return soak.starts() > starts or soak.process.poll() is not None
-
-    wait_until(is_again, "the restart", PATIENCE_SECONDS)
-    assert soak.starts() > starts, finish(soak.process).err
-    soak.process.send_signal(signal.SIGTERM)
-    soak.ended(ExitCode.REQUEUE, "restart 1 of 3")
 
 
 def kill_the_launcher(soak: Soak) -> None:
@@ -276,12 +275,17 @@ def _round(soak: Soak, names: list[str], ends: float, tally: Tally, reference: P
         while time.monotonic() < ends:
             pending = soak.choose.choice(names)
             before = tally.injected[pending]
+            if soak.has_used_restarts():
+                starts = soak.starts()
+                warn_as_a_scheduler(soak)
+                soak.start()
+                soak.goes_on(starts + 1)
+            starts = soak.starts()
             FAULTS[pending](soak)
             tally.injected[pending] += 1
-            starts = soak.starts()
-            _require_intact(soak.output)
             soak.start()
             soak.goes_on(starts + 1)
+            _require_intact(soak.output)
             tally.recovered[pending] += 1
             print(f"recovered: {pending}, at step {steps_done(soak.output)}", flush=True)
     except DoneError:

@@ -16,6 +16,7 @@ from tests.support.launching import (
     finish,
     python_path,
     ranks_of,
+    restarts_before_each_start,
     steps_done,
     trace_of,
     training,
@@ -23,14 +24,12 @@ from tests.support.launching import (
 )
 from vila_mc.checkpoint.manifest import whole_checkpoints
 from vila_mc.errors import ExitCode
-from vila_mc.observe.history import End, Start, read_history
+from vila_mc.observe.history import End, read_history
 from vila_mc.train.standing import standing_of
 
 MANY_STEPS = 100_000
-
-
-def _restarts(output: Path) -> list[int]:
-    return [event.restart for event in read_history(output) if isinstance(event, Start)]
+A_START = 240.0
+"""Seconds that a busy machine may take to start ranks again."""
 
 
 def test_a_killed_rank_is_started_again_and_the_run_learns_the_same(
@@ -40,12 +39,12 @@ def test_a_killed_rank_is_started_again_and_the_run_learns_the_same(
     with training(*command, "--max-restarts", 1) as process:
         wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
         ranks_of(process)[1].kill()
-        run = finish(process)
+        run = finish(process, A_START)
     assert run.code == ExitCode.OK, run.err
     assert "rank 1 was killed by SIGKILL" in run.err
     assert "restart 1 of 1 in 2 s" in run.err
     assert trace_of(tmp_path) == trace_of(unbroken[1])
-    assert _restarts(tmp_path) == [0, 1]
+    assert restarts_before_each_start(tmp_path) == [0, 1]
     ends = [event for event in read_history(tmp_path) if isinstance(event, End)]
     assert [end.code for end in ends] == [ExitCode.FAULT, ExitCode.OK]
     standing = standing_of(tmp_path)
@@ -87,11 +86,11 @@ def test_ranks_of_torchrun_are_started_again(
     try:
         wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
         ranks_of(process)[1].kill()
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=A_START)
     finally:
         for child in psutil.Process(process.pid).children() if process.poll() is None else []:
             child.kill()
         process.kill()
     assert process.returncode == 0, said
     assert trace_of(tmp_path) == trace_of(unbroken[1])
-    assert _restarts(tmp_path) == [0, 1]
+    assert restarts_before_each_start(tmp_path) == [0, 1]

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from vila_mc.observe.history import Start, read_history
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
@@ -112,6 +113,11 @@ def steps_done(output: Path) -> int:
     """The last step in the metrics of a run."""
     records = read_metrics(output / METRICS_NAME)
     return int(records[-1]["step"]) if records else 0
+
+
+def restarts_before_each_start(output: Path) -> list[int]:
+    """For every start of a run, how often its launcher had started it again before."""
+    return [event.restart for event in read_history(output) if isinstance(event, Start)]
 
 
 def trace_of(output: Path) -> list[tuple[float, ...]]:
