@@ -28,7 +28,7 @@ ALONE = {
     "parallel.pipeline": "1",
 }
 GRID: dict[str, tuple[int, Mapping[str, str]]] = {
-    "as the recipe says": (128, {}),
+    "recomputation": (128, {"train.recompute": "full"}),
     "no recomputation": (128, NONE),
     "no recomputation, micro-batch 4": (128, {**NONE, "train.micro_batch": "4"}),
     "one rank of eight": (8, ALONE),

@@ -111,6 +111,7 @@ def _tower(config: RunConfig) -> Tower:
         kept_wide=3 if vision.facts().activation == "quick_gelu" else 2,
         connector=connector,
         visual_tokens=model.visual_tokens(),
+        pixels=3 * vision.image_size**2,
         connector_kept=model.connector.kept_bytes(
             Site(
                 grid=vision.grid(),

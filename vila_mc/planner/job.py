@@ -77,6 +77,8 @@ class Tower:
     meets them: those that read every patch count for each patch that a token stands for."""
     visual_tokens: int = 0
     """Positions of the language model that an image takes, each a row of the connector's."""
+    pixels: int = 0
+    """Numbers of an image."""
     connector_kept: float = 0
     """Bytes that an image leaves for the connector's backward pass on one tensor-parallel rank."""
 

@@ -18,7 +18,8 @@ class Memory:
     activations: float
     """Kept for backward passes, of all microbatches under way."""
     passing: float
-    """What one pass needs beside them: logits and their gradients, a layer that is recomputed."""
+    """What one pass needs beside them: the gradient of logits, a layer that is recomputed, or a
+    tower of which nothing is kept."""
 
     def total(self) -> float:
         """All of it."""
@@ -88,11 +89,15 @@ def chunk_activations(job: Job, chunk: Stage) -> float:
     adapted = bool(job.learns.adapters)
     for layers, learns in ((learning, True), (backward - learning, adapted)):
         total += layers * ((1 - again) * layer_activations(job, learns) + again * inputs)
-    if chunk.has_head:
-        logits = job.positions() * job.decoder.vocab / job.share.tensor
-        total += job.engine.loss_bytes * logits
-        total += 2 * inputs
-    return total
+    return total + _head_activations(job, chunk)
+
+
+def _head_activations(job: Job, chunk: Stage) -> float:
+    if not chunk.has_head:
+        return 0.0
+    whole = job.share.tensor if job.engine.sequence else 1
+    logits = job.positions() * job.decoder.vocab / job.share.tensor
+    return job.engine.loss_bytes * logits + 2 * HALF * job.positions() * job.decoder.width / whole
 
 
 def layer_activations(job: Job, learns: bool) -> float:
@@ -121,16 +126,37 @@ def tower_activations(job: Job, tower: Tower) -> float:
     return HALF * rows * (4 * tower.width + 4 * tower.width / tensor + ffn)
 
 
+def tower_passing(job: Job, tower: Tower) -> float:
+    """Bytes that a forward pass of a tower's layer needs where nothing of it is kept.
+
+    Its feed-forward part, what stands around it, and the pixels, as they come and as patches.
+    """
+    images = job.held_images() / job.share.context
+    rows = images * tower.positions
+    ffn = (tower.kept_wide + tower.gated) * tower.ffn / job.share.tensor
+    return HALF * rows * (4 * tower.width + ffn) + (1 + HALF) * images * tower.pixels
+
+
 def _passing(job: Job, chunk: Stage) -> float:
-    rows, tensor = job.positions(), job.share.tensor
-    # The gradient of the logits beside them, or a feed-forward layer's: of gate and up, and what
-    # comes before they are one.
-    most = HALF * rows * (2 + 2 * job.decoder.gated) * job.decoder.ffn / tensor
-    if not job.backward_layers(chunk):
-        most = 0.0
+    """Beside what all microbatches under way keep, at the worst of three moments of a pass."""
+    rows, tensor, head = job.positions(), job.share.tensor, _head_activations(job, chunk)
+    is_split = job.engine.sequence and tensor > 1
+    inputs = HALF * rows * job.decoder.width
+    received = inputs / (tensor if is_split else 1) if job.share.pipeline > 1 else 0.0
+    moments = [0.0]
     if chunk.has_head:
         logits = rows * job.decoder.vocab / tensor
-        most = max(most, (HALF if job.engine.loss_bytes == 4 else 6) * logits)
-    if job.recompute == "full" and chunk.layers:
-        most += layer_activations(job, job.learning_layers(chunk) > 0)
-    return most
+        moments.append((HALF if job.engine.loss_bytes == 4 else 6) * logits + received)
+    if job.backward_layers(chunk):
+        # The gradient of gate and up, and what comes before they are one; the logits are gone.
+        layer = HALF * rows * (2 + 2 * job.decoder.gated) * job.decoder.ffn / tensor - head
+        if job.recompute == "full":
+            layer += layer_activations(job, job.learning_layers(chunk) > 0)
+        moments.append(layer + received)
+    if chunk.has_vision and job.tower is not None:
+        # The tower comes first: of its microbatch nothing else is there yet.
+        seen = job.learning_tower() * tower_activations(job, job.tower)
+        unseen = chunk_activations(job, chunk) - seen
+        moments.append(tower_passing(job, job.tower) - unseen)
+    gathered = inputs if is_split and chunk.layers else 0.0  # the whole sequence, for products
+    return max(moments) + gathered

@@ -99,7 +99,8 @@ def test_memory_by_hand() -> None:
     held = rank_memory(job, 0, FITTED)
     assert (held.weights, held.gradients, held.optimizer) == (2000, 1600, 12 * 400 / 4)
     assert held.activations == 2 * 16 * 4096 * 2 * 4096  # two microbatches under way
-    assert held.passing == layer_activations(JOB, True) + 4096 * 2 * 4 * 11008  # and its gradients
+    passing = layer_activations(JOB, True) + 4096 * 2 * 4 * 11008  # and its gradients
+    assert held.passing == passing + 4096 * 2 * 4096  # and what the next stage sends back
 
 
 def test_the_rehearsals_first_and_last_stage_of_the_7b() -> None:
