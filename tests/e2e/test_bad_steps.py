@@ -45,17 +45,28 @@ class _NanGradient(torch.autograd.Function):
         return grad * math.nan
 
 
+def _is_bad(labels: torch.Tensor) -> bool:
+    return int(labels.clamp(min=0).sum()) % 16 == 0
+
+
 def _train(
-    recipe: Path, output: Path, stop_after: int | None, parallel: dict[str, Any]
+    recipe: Path,
+    output: Path,
+    stop_after: int | None,
+    parallel: dict[str, Any],
+    *,
+    in_loss: bool = False,
 ) -> TrainState:
-    """Train, with a NaN in the gradient of some samples, which their labels decide."""
+    """Train, with a NaN in the gradient of some samples, which their labels decide, or in their
+    loss, too."""
     options = {"train.output": str(output), "train.steps": NUM_STEPS, "optimizer.weight_decay": 0.1}
     config = load_run([recipe], options | parallel)
     original = step_module.loss_sum_and_count
 
     def poisoned(labels: torch.Tensor, loss_bs: torch.Tensor) -> Any:
-        is_bad = int(labels.clamp(min=0).sum()) % 16 == 0
-        return original(labels, _NanGradient.apply(loss_bs) if is_bad else loss_bs)
+        if not _is_bad(labels):
+            return original(labels, loss_bs)
+        return original(labels, math.nan * loss_bs if in_loss else _NanGradient.apply(loss_bs))
 
     step_module.loss_sum_and_count = poisoned
     layout = Layout.of(config.parallel, int(os.environ["WORLD_SIZE"]))
@@ -126,6 +137,49 @@ def test_every_layout_passes_over_the_same_steps(
     for ours, theirs in zip(_trace(tmp_path), _trace(unbroken), strict=True):
         assert ours["learning_rate"] == theirs["learning_rate"]
         assert (ours["grad_norm"] is None) == (theirs["grad_norm"] is None) == ours["skipped"]
+
+
+def _events(output: Path) -> dict[int, dict[str, Any]]:
+    records = read_metrics(output / METRICS_NAME)
+    return {record["step"]: record for record in records if record.get("event") == "bad_step"}
+
+
+def _samples(recipe: Path) -> list[tuple[list[str], list[str]]]:
+    """Of each step: all that it reads, and what of it has no finite loss; a sample a pass."""
+    config, samples, position = load_run([recipe], {"data.workers": 0}), [], 0
+    layout = Layout(tensor=1, pipeline=1, data=1)
+    with training_data(config, layout, layout.coordinates(0)) as data:
+        for _ in range(NUM_STEPS):
+            step, names = data.step(position), data.names(position)
+            passes = zip(step.microbatches, names, strict=True)
+            bad = [name for batch, (name,) in passes if _is_bad(batch.labels)]
+            samples.append(([name for (name,) in names], bad))
+            position = step.samples_seen
+    return samples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["pipeline 2", "data 2"])
+def test_samples_without_a_finite_loss_are_named(layout: str, recipe: Path, tmp_path: Path) -> None:
+    """By the ranks that know them, which need not be the first."""
+    world_size, parallel = LAYOUTS[layout]
+    run_ranks(world_size, _train, recipe, tmp_path, None, parallel, in_loss=True)
+    events = _events(tmp_path)
+    assert list(events) == _skipped(tmp_path)
+    for step, (_, bad) in enumerate(_samples(recipe), start=1):
+        assert sorted(bad) == sorted(events[step]["samples"] if step in events else [])
+        for name in bad:
+            assert name in events[step]["message"]
+
+
+def test_all_samples_are_recorded_where_the_gradient_alone_is_bad(
+    recipe: Path, unbroken: Path
+) -> None:
+    events, samples = _events(unbroken), _samples(recipe)
+    assert list(events) == _skipped(unbroken)
+    for step, event in events.items():
+        assert sorted(event["samples"]) == sorted(samples[step - 1][0])
+        assert f"samples {4 * step - 4} to {4 * step - 1} of the run" in event["message"]
 
 
 def _no_such_number(word: str) -> None:

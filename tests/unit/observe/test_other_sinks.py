@@ -12,7 +12,7 @@ import pytest
 from tests.support.records import start_record, step_record
 from tests.support.tiny import tiny_run
 from vila_mc.errors import SetupError
-from vila_mc.observe.record import ValidationRecord, numbers_of
+from vila_mc.observe.record import Event, ValidationRecord, numbers_of
 from vila_mc.observe.sinks import open_sinks, require_packages
 from vila_mc.observe.tensorboard import TENSORBOARD_NAME, TensorBoardLog
 from vila_mc.observe.weights_and_biases import ID_NAME, WandbLog
@@ -24,6 +24,7 @@ VALIDATION = ValidationRecord(
     validation_loss_by_entry=[1.5],
     validation_ms=3.0,
 )
+EVENT = Event(step=3, event="loss", message="loss 9 is high", value=9.0, usual=2.0)
 
 
 def test_figures_have_the_names_of_the_record() -> None:
@@ -57,6 +58,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
         for step in steps:
             log.write(step_record(step, loss=float(10 * after_step + step)))
         log.write_validation(VALIDATION)
+        log.write_event(EVENT)
         log.close()
     read = EventAccumulator(str(tmp_path / TENSORBOARD_NAME)).Reload()
     losses = [(event.step, event.value) for event in read.Scalars("train/loss")]
@@ -64,6 +66,9 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     tags = {f"train/{name}" for name in numbers_of(step_record())} - {"train/step"}
     assert tags <= set(read.Tags()["scalars"])
     assert read.Scalars("validation/validation_loss")[-1].value == 1.5
+    (event, *_) = read.Tensors("events/loss/text_summary")
+    assert event.step == 3
+    assert b"loss 9 is high" in event.tensor_proto.string_val[0]
     (text, *_) = read.Tensors("run/text_summary")
     assert b"84db454" in text.tensor_proto.string_val[0]
 
@@ -117,6 +122,7 @@ def test_wandb_goes_on_with_the_same_run(played: Any, tmp_path: Path) -> None:
         log.start(start_record(after_step=step - 1))
         log.write(step_record(step))
         log.write_validation(VALIDATION)
+        log.write_event(EVENT)
         log.close()
     first, second = played.runs
     assert (first.given["id"], second.given["id"]) == (None, "abc123")
@@ -125,7 +131,8 @@ def test_wandb_goes_on_with_the_same_run(played: Any, tmp_path: Path) -> None:
     assert (second.given["project"], second.given["name"]) == ("vila", tmp_path.name)
     assert second.metrics == {"*": {"step_metric": "step"}}
     assert (second.facts["after_step"], second.is_finished) == (1, True)
-    step, validation = second.logged
+    step, validation, event = second.logged
+    assert event == {"step": 3, "events/loss": "loss 9 is high"}
     assert (step["step"], step["train/loss"], validation["step"]) == (2, 2.18341, 2)
     assert validation["validation/validation_loss"] == 1.5
 

@@ -140,6 +140,24 @@ class _NanGradient(torch.autograd.Function):
         return grad * math.nan
 
 
+def test_the_loss_scale_answers_for_gradients_alone(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts as a bad step does not lower it, what lowers it counts as none."""
+    config = tiny_run(train={"precision": "fp16"})
+    trainer = Trainer(config, ranks, build_stages(config, ranks))
+    batches = tiny_microbatches(config, 0, 1)
+    trainer.step(batches)
+    scales = [float(trainer.optimizer.get_loss_scale())]
+    for loss in ("nan", "inf and -inf", "finite"):
+        with monkeypatch.context() as patch:
+            patch.setattr(step_module, "loss_sum_and_count", _poisoned(loss))
+            result = trainer.step(batches)
+        assert (result.skipped, result.overflowed) == (True, loss == "finite")
+        scales.append(float(trainer.optimizer.get_loss_scale()))
+    assert scales == [scales[0]] * 3 + [scales[0] / 2]
+
+
 def test_weights_that_are_not_finite_are_seen(ranks: Ranks) -> None:
     config = tiny_run(train={"trainable": ["connector"]})
     stages = build_stages(config, ranks)
