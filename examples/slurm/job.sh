@@ -26,7 +26,7 @@ run_recipe_of() {
     fi
     # A launcher that has ended leaves the others time to say why they end, and to save.
     srun --ntasks-per-node=1 --kill-on-bad-exit=0 "${container[@]}" bash "$1" \
-        --max-restarts "${RESTARTS:-3}" "${2}" &
+        --max-restarts "${RESTARTS:-3}" "${@:2}" &
     step=$!
     # SLURM sends USR1 to this script some minutes before the limit (#SBATCH --signal). srun passes it on,
     # and every launcher saves after its step and ends with 85. They know the limit themselves, too.
