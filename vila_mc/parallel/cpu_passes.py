@@ -1,4 +1,4 @@
-"""SwiGLU's backward pass and the rotation of queries and keys, in few passes over memory on a CPU.
+"""SwiGLU and the rotation of queries and keys, in few passes over memory on a CPU.
 
 Megatron-Core 0.19.2 has torch compile its SwiGLU, which nobody does on a CPU: as it is written, its
 backward pass makes nine tensors one after the other. Its rotation makes six, and for every layer
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from vila_mc.parallel.megatron_patches import CPU_PASSES
 
@@ -19,20 +20,18 @@ from vila_mc.parallel.megatron_patches import CPU_PASSES
 @contextmanager
 def fewer_passes() -> Iterator[None]:
     """While active, Megatron-Core computes these two so. Only for a machine without a GPU."""
-    with CPU_PASSES.applied(swiglu_backward, Rotation()):
+    with CPU_PASSES.applied(swiglu, swiglu_backward, Rotation()):
         yield
 
 
+def swiglu(inputs: Tensor) -> Tensor:
+    """``silu(gate) * up``: [..., f] from [..., 2 * f], the gates and then what they are for."""
+    gate, up = inputs.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
 def swiglu_backward(grad: Tensor, inputs: Tensor) -> Tensor:
-    """The gradient of ``silu(gate) * up``.
-
-    Args:
-        grad: [..., f].
-        inputs: [..., 2 * f], the gates and then what they are for.
-
-    Returns:
-        [..., 2 * f], like ``inputs``.
-    """
+    """The gradient [..., 2 * f] of ``swiglu``, from that of its output [..., f] and its inputs."""
     gate, up = inputs.chunk(2, -1)
     result = torch.empty_like(inputs, memory_format=torch.contiguous_format)
     to_gate, to_up = result.chunk(2, -1)

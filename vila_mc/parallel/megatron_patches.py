@@ -96,6 +96,7 @@ ALONE = Patch(
 )
 CPU_PASSES = Patch(
     targets=(
+        "megatron.core.fusions.fused_bias_swiglu:swiglu",
         "megatron.core.fusions.fused_bias_swiglu:swiglu_back",
         "megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_bshd",
     ),

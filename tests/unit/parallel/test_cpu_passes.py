@@ -6,7 +6,7 @@ from megatron.core.fusions import fused_bias_swiglu
 from megatron.core.models.common.embeddings import rope_utils
 from torch import Tensor
 
-from vila_mc.parallel.cpu_passes import Rotation, fewer_passes, swiglu_backward
+from vila_mc.parallel.cpu_passes import Rotation, fewer_passes, swiglu, swiglu_backward
 
 S, B, HEADS, D = 6, 2, 3, 8
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float64: 1e-14}
@@ -27,8 +27,9 @@ def close(got: Tensor, wanted: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_the_gradient_of_swiglu(dtype: torch.dtype) -> None:
+def test_swiglu_and_its_gradient(dtype: torch.dtype) -> None:
     inputs, grad = draw(S, B, 2 * D, dtype=dtype), draw(S, B, D, dtype=dtype)
+    assert torch.equal(swiglu(inputs), fused_bias_swiglu.swiglu(inputs))
     got = swiglu_backward(grad, inputs)
     assert close(got, fused_bias_swiglu.swiglu_back(grad, inputs))
     assert got.is_contiguous()
@@ -73,6 +74,7 @@ def test_training_goes_on_where_inference_has_seen_the_angles() -> None:
 def test_they_stand_in_for_the_originals_and_are_taken_away() -> None:
     before = fused_bias_swiglu.swiglu_back, rope_utils._apply_rotary_pos_emb_bshd
     with fewer_passes():
+        assert fused_bias_swiglu.swiglu is swiglu
         assert fused_bias_swiglu.swiglu_back is swiglu_backward
         assert isinstance(rope_utils._apply_rotary_pos_emb_bshd, Rotation)
     assert (fused_bias_swiglu.swiglu_back, rope_utils._apply_rotary_pos_emb_bshd) == before
