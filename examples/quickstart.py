@@ -26,7 +26,7 @@ from vila_mc.evaluation.report import AnswerRow, write_report
 from vila_mc.evaluation.scores import score
 from vila_mc.files import write_json
 from vila_mc.observe.console import clock
-from vila_mc.observe.metrics import METRICS_NAME, read_metrics
+from vila_mc.observe.run_summary import read_run
 from vila_mc.topology.layout import Layout
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -269,7 +269,7 @@ def report(job: Quickstart) -> None:
     """One HTML page and result.json."""
     started = time.monotonic()
     answers = [answer_row(job, record) for record in read_jsonl(job.path("answers.jsonl"))]
-    curves = {phase: read_metrics(job.path(f"runs/{phase}/{METRICS_NAME}")) for phase in PHASES}
+    curves = {phase: read_run(job.path(f"runs/{phase}")) for phase in PHASES}
     proof = json.loads(job.path("export.json").read_text(encoding="utf-8"))
     packages = ("torch", "megatron-core", "transformers")
     result: dict[str, Any] = {

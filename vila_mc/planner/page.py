@@ -15,6 +15,7 @@ from vila_mc.planner.search import Search
 _KINDS = ("weights", "gradients", "optimizer", "activations", "passing")
 _ROW, _LABEL, _WIDE = 26, 70, 900
 """Pixels of a line of a chart, of its label, and of the whole chart."""
+_UNITS = ((2**40, "TiB"), (GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 _NAMED = 12
 """Groups of tensors, kinds of calls and complaints that the page shows of a rank."""
 
@@ -56,7 +57,7 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"gib": lambda size: f"{size / GIB:.2f}", "mib": _mib}
+    environment.filters |= {"gib": lambda size: f"{size / GIB:.2f}", "size": _size}
     best = found.plans[0]
     return environment.get_template("plan.html.j2").render(
         title=title,
@@ -84,8 +85,10 @@ def page(
     )
 
 
-def _mib(size: float) -> str:
-    return f"{size / 2**20:,.1f} MiB"
+def _size(size: float) -> str:
+    """In the unit that suits it."""
+    unit, name = next((u for u in _UNITS if size >= u[0]), _UNITS[-1])
+    return f"{size / unit:,.4g} {name}"
 
 
 def _memory_chart(bars: Sequence[Bar], gpu_bytes: float) -> dict[str, object]:

@@ -44,9 +44,9 @@ def row(**changes: Any) -> AnswerRow:
     return AnswerRow(**(values | changes))
 
 
-def curve(length: int) -> list[dict[str, float]]:
+def curve(length: int) -> list[dict[str, Any]]:
     return [
-        {"step": step, "loss": 4 * 0.99**step, "learning_rate": 1e-3 / (step + 1)}
+        {"step": step, "loss": 4 * 0.99**step, "learning_rate": 1e-3 / (step + 1), "each": [1.0]}
         for step in range(length)
     ]
 
