@@ -91,7 +91,12 @@ class _Runs:
 
     def _start(self, train: dict[str, Any], output: Path, seed: Path | None = None) -> None:
         FP8GlobalStateManager.reset()  # it is one for all models of a process
-        section = {"layers": "transformer_engine", "precision": "bf16", "output": str(output)}
+        section: dict[str, Any] = {
+            "layers": "transformer_engine",
+            "precision": "bf16",
+            "output": str(output),
+            "check_replicas_every": 1,
+        }
         config = tiny_run(parallel=self.parallel, train=section | train)
         stages = build_stages(config, self.ranks)
         before = {}
