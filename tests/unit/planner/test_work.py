@@ -169,3 +169,14 @@ def test_nothing_goes_back_below_what_learns() -> None:
     (stage,) = job.stages
     assert (job.learning_layers(stage), job.backward_layers(stage)) == (2, 32)
     assert job.learning_tower() == 4
+
+
+@pytest.mark.parametrize(("kind", "counted"), [("qformer", 68.06), ("mlp2x_gelu", 64.83)])
+def test_what_a_connector_keeps_is_held(kind: str, counted: float) -> None:
+    # Rehearsals of the 7B on one rank of eight: benchmarks/planner_memory.py.
+    recipe = Path(__file__).parents[3] / "examples/pretrain_7b.yaml"
+    alone = {"parallel.tensor": "1", "parallel.sequence": "false", "parallel.pipeline": "1"}
+    overrides = {**alone, "train.recompute": "none", "data.blend": "[{path: none}]"}
+    config = load_run([recipe], {**overrides, "model.connector.kind": kind})
+    job = job_of(config, Layout.of(config.parallel, 8))
+    assert rank_memory(job, 0, FITTED).total() / 2**30 == pytest.approx(counted, rel=0.01)
