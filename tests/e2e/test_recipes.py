@@ -174,6 +174,34 @@ def test_a_job_in_a_container_names_image_and_mounts(slurm: dict[str, object]) -
     assert not Path(str(slurm["CALLS"]), "scontrol").read_text().count("requeue")
 
 
+@pytest.mark.parametrize(
+    ("status", "state", "code", "is_requeued"),
+    [
+        (0, "RUNNING", 0, False),
+        (85, "RUNNING", 0, True),
+        (85, "COMPLETING", 85, False),  # scancel
+        (1, "RUNNING", 1, False),
+        (2, "RUNNING", 2, False),
+        (130, "RUNNING", 130, False),
+    ],
+)
+def test_a_job_goes_back_into_the_queue_when_its_run_says_so(
+    status: int, state: str, code: int, is_requeued: bool, slurm: dict[str, object], tmp_path: Path
+) -> None:
+    srun = tmp_path / "bin" / "srun"
+    srun.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >"$CALLS/srun"\nexit {status}\n')
+    command = ["bash", "examples/slurm/pretrain_7b.sbatch", "--data.blend", "[{path: a b}]"]
+    environment = _environment(slurm | {"JOB_STATE": state, "RESTARTS": 5})
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, timeout=60, check=False)
+    assert done.returncode == code
+    calls = Path(str(slurm["CALLS"]))
+    assert ("requeue 17" in (calls / "scontrol").read_text()) == is_requeued
+    assert (calls / "srun").read_text().splitlines()[2:] == [
+        *("bash", "examples/pretrain_7b.sh", "--max-restarts", "5"),
+        *("--data.blend", "[{path: a b}]"),
+    ]
+
+
 @pytest.mark.parametrize("script", ["align_7b", "pretrain_7b", "sft_7b", "pretrain_13b"])
 def test_a_script_says_what_it_takes_and_what_it_lacks(script: str) -> None:
     command = ["bash", f"examples/{script}.sh"]
