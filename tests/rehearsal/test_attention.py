@@ -1,9 +1,12 @@
 """The attention kernel that a rehearsal assumes is the one that a GPU takes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.rehearsal.small import rehearsed, small_run
 from vila_mc.rehearsal.attention import kernel_of_a_gpu
 
 # precision, width of a head, whether fewer heads of keys than of queries, kernel
@@ -27,6 +30,18 @@ def test_by_format_width_and_groups(
     dtype: torch.dtype, width: int, is_grouped: bool, kernel: str
 ) -> None:
     assert kernel_of_a_gpu(dtype, width, is_grouped=is_grouped) == kernel
+
+
+def test_grouped_queries_in_fp32_keep_no_scores(guard: Path) -> None:
+    """torch's kernel for fp32 on a GPU wants as many heads of keys as of queries."""
+    run = small_run(
+        model={"language": {"max_positions": 512}},
+        data={"sequence_length": 512},
+        train={"precision": "fp32"},
+    )
+    assert run.model.language.kv_heads < run.model.language.heads
+    tensors = rehearsed(guard, run).step.tensors
+    assert not [one for one in tensors if one.shape[-2:] == (512, 512)]
 
 
 @pytest.mark.gpu

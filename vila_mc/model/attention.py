@@ -168,6 +168,10 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
     ) -> Tensor:
         """[b, a, s, d] from a query of that shape and key and value [b, groups, s, d]."""
         query, key, value = inputs_basd
+        if query.is_cuda and query.dtype == torch.float32 and query.size(1) != key.size(1):
+            # On a GPU torch has no kernel for these that does not keep all scores.
+            served = query.size(1) // key.size(1)
+            key, value = (t.repeat_interleave(served, dim=1) for t in (key, value))
         return F.scaled_dot_product_attention(
             query,
             key,
