@@ -31,6 +31,7 @@ from vila_mc.checkpoint.manifest import (
     Manifest,
     TemplateRecord,
     checkpoint_name,
+    newest_checkpoint,
     versions,
 )
 from vila_mc.checkpoint.places import Place, empty_objects, model_places
@@ -69,11 +70,14 @@ def write_weights_checkpoint(
         The directory of the checkpoint, of step 0.
 
     Raises:
-        CheckpointError: there is a checkpoint already, or a weight is no number.
+        CheckpointError: there is a checkpoint already, of whatever step; or a weight is no number.
     """
+    if (found := newest_checkpoint(config.train.output)) is not None:
+        raise CheckpointError(
+            f"{found} exists, and of several checkpoints in a directory the newest is read. Choose "
+            "another output."
+        )
     final = config.train.output / checkpoint_name(_STEP)
-    if final.exists():
-        raise CheckpointError(f"{final} exists. Remove it, or choose another output.")
     with whole_directory(final) as partial:
         state, dtype = Reading(tensors, origin), DTYPES[config.train.precision]
         places = {

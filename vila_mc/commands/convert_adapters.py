@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def import_adapters_of(options: "ImportOptions") -> int:
     """Write a checkpoint of adapters beside a base, and compare it with PEFT. Raises VilaError."""
     from vila_mc.convert.import_adapters import import_adapters
-    from vila_mc.convert.import_checkpoint import RECIPE_NAME
+    from vila_mc.convert.import_directory import RECIPE_NAME
 
     if options.adapters is None or options.base is None:
         raise ConfigError("give --adapters and --base together.")

@@ -51,7 +51,7 @@ class ImportOptions:
     base: Annotated[Path | None, Argument("DIR")] = None
     """The checkpoint that --adapters were trained beside, imported before."""
     output: Annotated[Path, Argument("DIR")]
-    """Directory to write."""
+    """Directory to write, new or empty."""
     image_mode: ImageMode | None = None
     """How an image becomes square (default: as the source says)."""
     select_layer: int | None = None
@@ -167,7 +167,8 @@ def import_command(options: ImportOptions) -> int:
     from vila_mc.convert.families.vision import DEFAULT_LAYER
     from vila_mc.convert.formats.whole_directory import read_whole
     from vila_mc.convert.grow_vocabulary import with_tokenizer
-    from vila_mc.convert.import_checkpoint import RECIPE_NAME, import_checkpoint
+    from vila_mc.convert.import_checkpoint import import_checkpoint
+    from vila_mc.convert.import_directory import RECIPE_NAME
     from vila_mc.convert.proof.compare_source import compare_source
 
     if options.adapters is not None or options.base is not None:

@@ -87,6 +87,13 @@ class ConfigValues:
             raise self.refusal(key, f"a number greater than 0 is needed. {_RESTORE}")
         return float(value)
 
+    def share(self, key: str) -> float:
+        """A number from 0 to below 1; 0 where nothing is said. Raises CheckpointError."""
+        value = 0.0 if self.get(key) is None else self.get(key)
+        if not _is_number(value) or not 0 <= value < 1:
+            raise self.refusal(key, f"a number of at least 0 and below 1 is needed. {_RESTORE}")
+        return float(value)
+
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         """A list of ``count`` finite numbers. Raises CheckpointError."""
         value = self.get(key)

@@ -35,7 +35,7 @@ from vila_mc.convert.proof.fresh_request import require_installed
 from vila_mc.convert.proof.reference import image_token_of, proving_model, reference_of
 from vila_mc.convert.safetensors_writer import SafetensorsWriter
 from vila_mc.convert.weights import open_safetensors
-from vila_mc.errors import CheckpointError, ConfigError
+from vila_mc.errors import CheckpointError, ConfigError, say
 from vila_mc.files import write_json
 from vila_mc.model.megatron_config import DTYPES
 from vila_mc.topology.shapes import Shape, model_parameters
@@ -84,11 +84,18 @@ def export_adapters(
     config = manifest.config
     wanted = list(factors(config.model, config.lora, format))
     if not wanted:
+        has_others = bool(config.lora.parts())
+        advice = "Use hf-vila." if has_others else "Export its weights."
         raise CheckpointError(
-            f"{directory} holds no adapters that {format} has a place for. Export its weights.",
-            option="adapters",
+            f"{directory} holds no adapters that {format} has a place for. {advice}",
+            option="format" if has_others else "adapters",
         )
-    has_connector = _learned_connector(directory, config, format)
+    learned = _learned(directory, config)
+    held = {name for name in learned if format != "llm" or name.startswith("language.")}
+    _require_a_connector_alone(held, directory)
+    has_connector = bool(held)
+    if format == "llm":
+        _say_what_is_left_out(learned, config)
     dtype = dtype or DTYPES[config.train.precision]
     tensors = open_whole(directory, manifest)
     table = connector_table(config.model, find_format("hf-vila").naming) if has_connector else None
@@ -142,21 +149,35 @@ def prove_adapters(
         return compare_adapters(export, adapters, reference)
 
 
-def _learned_connector(directory: Path, config: RunConfig, format: FormatName) -> bool:
-    """Whether the connector learned, of what is not an adapter; nothing else may have.
-
-    Raises:
-        CheckpointError: something else did, or was not loaded from a base.
-    """
+def _learned(directory: Path, config: RunConfig) -> set[str]:
+    """What a checkpoint holds besides adapters: it learned, or was not loaded from a base."""
     stored = stored_shapes(directory)
-    held = {
+    return {
         each.name
         for each in model_parameters(config.model, config.lora)
         if not is_adapter(each.name) and places_of(each)[0].key in stored
     }
-    if format == "llm":
-        held = {name for name in held if name.startswith("language.")}
-    others = sorted(name for name in held if not name.startswith("connector."))
+
+
+def _say_what_is_left_out(learned: set[str], config: RunConfig) -> None:
+    """One line about what the format llm has no place for, if there is any."""
+    others = ("vision", "connector")
+    adapters = [f"adapters of {part}" for part in config.lora.parts() if part in others]
+    weights = [
+        f"weights of {part}"
+        for part in others
+        if any(name.startswith(f"{part}.") for name in learned)
+    ]
+    if adapters or weights:
+        say(
+            f"left out, as the format llm is the language model alone: "
+            f"{', '.join([*adapters, *weights])}"
+        )
+
+
+def _require_a_connector_alone(learned: set[str], directory: Path) -> None:
+    """Refuse to leave out what else learned besides adapters. Raises CheckpointError."""
+    others = sorted(name for name in learned if not name.startswith("connector."))
     if others:
         more = f" and {len(others) - _MOST_NAMES} more" if len(others) > _MOST_NAMES else ""
         raise CheckpointError(
@@ -164,7 +185,6 @@ def _learned_connector(directory: Path, config: RunConfig, format: FormatName) -
             f"{', '.join(others[:_MOST_NAMES])}{more} learned, or did not come from train.load. "
             "Merge the adapters into an export of all."
         )
-    return bool(held)
 
 
 def _connector(state: Reading, table: Table | None) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from vila_mc.checkpoint.base_place import record_of
 from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
@@ -18,7 +17,7 @@ from vila_mc.config.load import run_to_dict
 from vila_mc.config.optimizer import OptimizerConfig
 from vila_mc.config.run import RunConfig
 from vila_mc.convert.formats.registry import FormatName, find_format
-from vila_mc.convert.import_checkpoint import RECIPE_NAME
+from vila_mc.convert.import_directory import import_directory, write_recipe
 from vila_mc.convert.names import connector_table
 from vila_mc.convert.peft_format import (
     IN_FRONT,
@@ -32,7 +31,7 @@ from vila_mc.convert.peft_format import (
 )
 from vila_mc.convert.rename_tensors import check_tensors, from_hf, their_shapes
 from vila_mc.convert.weights import open_safetensors
-from vila_mc.errors import CheckpointError, ConfigError
+from vila_mc.errors import CheckpointError, ConfigError, say
 from vila_mc.model.megatron_config import DTYPES
 
 _PICKLE = "adapter_model.bin"
@@ -50,11 +49,11 @@ def import_adapters(adapters: Path, base: Path, output: Path) -> Path:
         The directory of the checkpoint.
 
     Raises:
-        CheckpointError: there is a checkpoint already; or the adapters are damaged, or of another
-            model, or hold what is not computed here; it names what.
+        CheckpointError: ``output`` holds something already; or the adapters are damaged, or of
+            another model, or hold what is not computed here; it names what.
     """
     output = Path(os.path.abspath(output))
-    directory = resolve_checkpoint(base)
+    directory = resolve_checkpoint(Path(os.path.abspath(base)))
     manifest = Manifest.read(directory)
     if manifest.config.lora.parts():
         raise CheckpointError(
@@ -69,27 +68,25 @@ def import_adapters(adapters: Path, base: Path, output: Path) -> Path:
     learned: tuple[str, ...] = ("connector",) if said.has_connector else ()
     try:
         train = replace(manifest.config.train, output=output, load=directory, trainable=learned)
+        data = replace(manifest.config.data, tokenizer=_tokenizer_of(manifest))
         # Rates of the base's run may be of parts that do not learn here.
-        config = replace(manifest.config, lora=lora, train=train, optimizer=OptimizerConfig())
+        config = replace(
+            manifest.config, lora=lora, train=train, data=data, optimizer=OptimizerConfig()
+        )
     except ConfigError as error:
         raise CheckpointError(f"the adapters in {adapters} cannot be used: {error}") from None
     found = _placed(tensors, config, format, str(adapters / WEIGHTS))
     said.targets.require_same(modules, linear_modules(config.model, format))
-    output.mkdir(parents=True, exist_ok=True)
-    values = run_to_dict(config)
-    recipe: dict[str, Any] = {"model": values["model"], "lora": values["lora"]}
-    recipe["train"] = {"trainable": list(learned)}
-    if config.data.tokenizer is not None:
-        recipe["data"] = {"tokenizer": values["data"]["tokenizer"]}
-    (output / RECIPE_NAME).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    path = write_weights_checkpoint(
-        config,
-        found,
-        str(adapters),
-        template=template_of(manifest),
-        base=record_of(directory, manifest, output),
-    )
-    mark_needed(directory, output)
+    with import_directory(output):
+        write_recipe(output, _recipe(config))
+        path = write_weights_checkpoint(
+            config,
+            found,
+            str(adapters),
+            template=template_of(manifest),
+            base=record_of(directory, manifest, output),
+        )
+        mark_needed(directory, output)
     return path
 
 
@@ -103,6 +100,28 @@ def rounding_line(adapters: Path, checkpoint: Path) -> str | None:
         return None
     given = str(wider[0]).removeprefix("torch.")
     return f"the adapters are {given}, and were rounded to {precision}, as the base is"
+
+
+def _tokenizer_of(manifest: Manifest) -> Path | None:
+    """That of the base by a path that holds from every folder; None, and a line, if it is gone."""
+    named = manifest.config.data.tokenizer
+    if named is None or named.exists():
+        return None if named is None else Path(os.path.abspath(named))
+    say(
+        f"the tokenizer {named}, which the base was trained with, is not there, so the recipe "
+        "names none: set data.tokenizer to where it is now"
+    )
+    return None
+
+
+def _recipe(config: RunConfig) -> dict[str, Any]:
+    """What a run that goes on from the adapters says, besides its data."""
+    values = run_to_dict(config)
+    recipe = {"model": values["model"], "lora": values["lora"]}
+    recipe["train"] = {"trainable": list(config.train.trainable)}
+    if config.data.tokenizer is not None:
+        recipe["data"] = {"tokenizer": values["data"]["tokenizer"]}
+    return recipe
 
 
 def _open(adapters: Path) -> dict[str, LazyTensor]:

@@ -4,23 +4,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vila_mc.checkpoint.manifest import TemplateRecord
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.convert.chat_template import published_template
 from vila_mc.convert.formats.format import ForeignModel
+from vila_mc.convert.import_directory import TOKENIZER_NAME, import_directory, write_recipe
 from vila_mc.convert.tokenizer_source import copy_tokenizer
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.errors import VilaError
 
-RECIPE_NAME = "model.yaml"
-TOKENIZER_NAME = "tokenizer"
 _LONGEST_ROW = 4096
-_NO_FOLD = 1 << 20
-"""Characters of a line: a path with spaces stays on one."""
 
 
 def import_checkpoint(source: ForeignModel, output: Path, precision: str | None = None) -> Path:
@@ -36,27 +31,26 @@ def import_checkpoint(source: ForeignModel, output: Path, precision: str | None 
         The directory of the checkpoint.
 
     Raises:
-        CheckpointError: there is a checkpoint already, a weight is missing or no number, or the
-            tokenizer is damaged.
+        CheckpointError: ``output`` holds something already, a weight is missing or no number, or
+            the tokenizer is damaged; nothing is left then.
     """
     if precision is None:
         precision = "bf16" if source.is_bf16() else "fp32"
     output = Path(os.path.abspath(output))  # the recipe is used from other folders, too
-    # Written first: what stands there when the checkpoint appears is complete.
-    output.mkdir(parents=True, exist_ok=True)
-    tokenizer = copy_tokenizer(
-        source.tokenizer_dir, output / TOKENIZER_NAME, has_added_tokens=source.has_added_tokens
-    )
-    config = run_of(source, precision, output, tokenizer)
-    values = run_to_dict(config)
-    recipe: dict[str, Any] = {"model": values["model"]}
-    if tokenizer is not None:
-        recipe["data"] = {"tokenizer": values["data"]["tokenizer"]}
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=_NO_FOLD)
-    (output / RECIPE_NAME).write_text(text, encoding="utf-8")
-    template = _template(source.tokenizer_dir, tokenizer)
-    origin = str(source.tokenizer_dir)
-    return write_weights_checkpoint(config, source.tensors, origin, template=template)
+    with import_directory(output):
+        # The checkpoint last: what stands there when it appears is complete.
+        tokenizer = copy_tokenizer(
+            source.tokenizer_dir, output / TOKENIZER_NAME, has_added_tokens=source.has_added_tokens
+        )
+        config = run_of(source, precision, output, tokenizer)
+        values = run_to_dict(config)
+        recipe: dict[str, Any] = {"model": values["model"]}
+        if tokenizer is not None:
+            recipe["data"] = {"tokenizer": values["data"]["tokenizer"]}
+        write_recipe(output, recipe)
+        template = _template(source.tokenizer_dir, tokenizer)
+        origin = str(source.tokenizer_dir)
+        return write_weights_checkpoint(config, source.tensors, origin, template=template)
 
 
 def _template(directory: Path, tokenizer: Path | None) -> TemplateRecord | None:

@@ -138,6 +138,8 @@ def read_config(directory: Path) -> PeftConfig:
         CheckpointError: it is missing, or asks for what is not computed here; it names what.
     """
     where = directory / CONFIG
+    if not where.exists():
+        raise CheckpointError(f"there is no {CONFIG} in {directory}. Give what peft saved.")
     config = ConfigValues(read_json(where), where)
     config.require("peft_type", "LORA")
     config.require("bias", "none", None)
@@ -152,7 +154,7 @@ def read_config(directory: Path) -> PeftConfig:
     for key in ("corda_config", "loftq_config", "lora_ga_config"):
         config.require(key, None, {})
     rank, alpha = config.size("r"), config.number("lora_alpha")
-    dropout = 0.0 if not config.get("lora_dropout") else config.number("lora_dropout")
+    dropout = config.share("lora_dropout")
     if config.flag("use_rslora"):
         alpha *= math.sqrt(rank)
     targets, saved = Targets.read(config), bool(config.get("modules_to_save"))

@@ -55,6 +55,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except ForeignFileError as error:
         raise CheckpointError(f"{path} {error}. Fetch it again.") from None
     except FileNotFoundError:
+        if (path.parent / _ADAPTER).exists():
+            raise _not_merged(path.parent) from None
         raise CheckpointError(
             f"there is no {path}. Give the directory of a Hugging Face model."
         ) from None
@@ -79,10 +81,7 @@ def open_weights(directory: Path, *, trust_pickle: bool = False) -> dict[str, La
             missing or damaged, or holds other tensors than its index says.
     """
     if (directory / _ADAPTER).exists():
-        raise CheckpointError(
-            f"{directory} holds an adapter ({_ADAPTER}) that is not merged into the weights. Merge "
-            "it first; or import the model alone, and the adapter beside what that gives."
-        )
+        raise _not_merged(directory)
     files = _weight_files(directory, WEIGHTS, INDEX)
     open_file = open_safetensors
     if not files and trust_pickle:
@@ -243,6 +242,13 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
         str(name): LazyTensor(tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)  # type: ignore[misc]
         for name, tensor in state.items()
     }
+
+
+def _not_merged(directory: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{directory} holds an adapter ({_ADAPTER}) that is not merged into the weights. Merge it "
+        "first; or import the model alone, and the adapter beside what that gives."
+    )
 
 
 def _absent(directory: Path) -> CheckpointError:

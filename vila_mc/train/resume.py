@@ -26,7 +26,7 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
 
     Raises:
         ConfigError: train.resume or train.steps forbids it.
-        CheckpointError: it is damaged, of another model, or of other data.
+        CheckpointError: it is damaged, an import, of another model, or of other data.
         DataError: a dataset is missing.
     """
     train = config.train
@@ -39,6 +39,11 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
             "train.resume to true to go on from it, or train.output to another directory."
         )
     manifest = Manifest.read(earlier)
+    if manifest.step == 0 and manifest.layout is None:
+        raise CheckpointError(
+            f"train.output {train.output} holds an import, {earlier.name}, which has weights and "
+            "no run to go on with. Name it in train.load, and another directory in train.output."
+        )
     manifest.require_same_model(config, earlier)
     require_same_adapters(manifest.config.lora, config.lora, earlier)
     _require_same_task(manifest, config)

@@ -128,10 +128,12 @@ def test_nothing_is_left_of_a_checkpoint_that_failed(config: RunConfig) -> None:
     assert not list(config.train.output.iterdir())
 
 
-def test_a_checkpoint_is_not_written_over(config: RunConfig, written: Written) -> None:
-    _, state = written
-    with pytest.raises(CheckpointError, match="exists"):
-        write_weights_checkpoint(config, lazily(state), "the test")
+def test_a_checkpoint_is_not_written_over_nor_beside(config: RunConfig, written: Written) -> None:
+    directory, state = written
+    for name in ("step-00000000", "step-00000007"):
+        directory = directory.rename(directory.with_name(name))
+        with pytest.raises(CheckpointError, match=f"{name} exists, and of several"):
+            write_weights_checkpoint(config, lazily(state), "the test")
 
 
 def test_a_manifest_from_before_an_option_existed_is_read(

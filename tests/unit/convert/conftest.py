@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.adapters import LORA, write_checkpoint
 from tests.unit.convert.independent_vila import SENTENCES, VOCABULARY
+from vila_mc.convert.export_adapters import export_adapters
 from vila_mc.data.tokenizers.tokenizer import train_tokenizer
 
 
@@ -57,3 +59,23 @@ def photo() -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What adapters stand beside."""
+    return write_checkpoint(tmp_path_factory.mktemp("base"), {}, ["connector"], None)
+
+
+@pytest.fixture(scope="session")
+def adapted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters, and a connector that learned."""
+    lora = LORA | dict(vision_targets=["k_proj", "fc2"])
+    return write_checkpoint(tmp_path_factory.mktemp("x") / "adapted", lora, ["connector"], base)
+
+
+@pytest.fixture
+def peft(adapted: Path, tmp_path: Path) -> Path:
+    """The adapters of the language model, in PEFT's format."""
+    export_adapters(adapted, tmp_path / "peft", "llm")
+    return tmp_path / "peft"

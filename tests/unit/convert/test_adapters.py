@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +14,23 @@ import transformers
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.parity.lora_trace import make_adapters_matter
-from tests.unit.checkpoint.conftest import save, trainer
-from tests.unit.convert.independent_vila import VOCABULARY
-from vila_mc.checkpoint.base import base_of_run, open_whole
+from tests.support.adapters import LORA, MODEL, write_checkpoint
+from tests.unit.checkpoint.conftest import trainer
+from vila_mc.checkpoint.base import open_whole
 from vila_mc.checkpoint.base_place import base_directory
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, versions
-from vila_mc.checkpoint.save import PendingSave
+from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.commands import convert_checkpoint
 from vila_mc.config.lora import is_adapter
 from vila_mc.convert import peft_targets
 from vila_mc.convert.export_adapters import export_adapters, prove_adapters
 from vila_mc.convert.export_checkpoint import export_checkpoint
+from vila_mc.convert.formats.whole_directory import read_whole
 from vila_mc.convert.import_adapters import import_adapters
 from vila_mc.convert.peft_format import CONFIG, WEIGHTS, read_config
 from vila_mc.convert.proof import fresh_request
 from vila_mc.errors import CheckpointError, ConfigError, SetupError
-
-LORA = dict(rank=3, alpha=4.5, targets=["q_proj", "v_proj", "up_proj", "down_proj"])
-MODEL = {"language": {"vocab_size": VOCABULARY, "layers": 2}}
-
-
-def _write(output: Path, lora: dict[str, Any], trainable: list[str], load: Path | None) -> Path:
-    sections: dict[str, Any] = {"train": {"output": str(output), "trainable": trainable}}
-    with trainer(model=MODEL, lora=lora, **sections) as made:
-        if load is None:
-            return save(made, step=1)
-        manifest = load_weights(load, made.stages)
-        base = base_of_run(load, manifest, made.stages, output)
-        make_adapters_matter(made.stages[0], made.ranks)
-        with torch.no_grad():
-            for weight in made.stages[0].parameters():
-                if weight.requires_grad:
-                    weight.add_(0.01)
-        said = Manifest(
-            step=2, samples_seen=0, config=made.config, layout=None, versions=versions()
-        )
-        output.mkdir()
-        return PendingSave(
-            said, made.ranks, made.stages, made.optimizer, base=base, in_background=False
-        ).finish()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("base")
-    return _write(output, {}, ["connector"], None)
-
-
-@pytest.fixture(scope="module")
-def adapted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters, and a connector that learned."""
-    lora = LORA | dict(vision_targets=["k_proj", "fc2"])
-    return _write(tmp_path_factory.mktemp("x") / "adapted", lora, ["connector"], base)
-
-
-@pytest.fixture
-def peft(adapted: Path, tmp_path: Path) -> Path:
-    """The adapters of the language model, in PEFT's format."""
-    export_adapters(adapted, tmp_path / "peft", "llm")
-    return tmp_path / "peft"
 
 
 def test_put_beside_the_base_by_their_names_they_are_the_merged_model(
@@ -94,7 +51,7 @@ def test_put_beside_the_base_by_their_names_they_are_the_merged_model(
             found[f"{module}.weight"] = found[f"{module}.weight"] + scale * (b @ a)
             adapted_modules.add(module)
             assert module.rpartition(".")[2] in config["target_modules"]
-    assert len(adapted_modules) == 2 * len(LORA["targets"])  # type: ignore[arg-type]
+    assert len(adapted_modules) == 2 * len(LORA["targets"])
     assert found.keys() == merged.keys()
     for name, weight in merged.items():
         assert found[name].allclose(weight, rtol=0, atol=1e-6), name
@@ -132,7 +89,7 @@ def test_there_and_back_is_bit_equal(adapted: Path, base: Path, peft: Path, tmp_
     assert came == {name for name in before if is_adapter(name) and name.startswith("language.")}
     assert all(after[name].read().equal(before[name].read()) for name in came)
     lora = manifest.config.lora
-    assert (lora.rank, lora.alpha, set(lora.targets)) == (3, 4.5, set(LORA["targets"]))  # type: ignore[call-overload]
+    assert (lora.rank, lora.alpha, set(lora.targets)) == (3, 4.5, set(LORA["targets"]))
     assert lora.vision_targets == ()
     with trainer(model=MODEL, lora=LORA, train={"trainable": []}) as made:
         load_weights(resolve_checkpoint(tmp_path / "back"), made.stages)
@@ -236,6 +193,8 @@ def test_of_a_whole_model_too_every_tensor_is_named(
         (dict(layers_to_transform=[1]), r"not known here .*layers_to_transform"),
         (dict(r=0), r"r is 0; a whole number"),
         (dict(r=5), r"mis-shaped .*lora_A"),
+        (dict(lora_dropout=-0.1), r"lora_dropout is -0\.1; a number of at least 0 and below 1 is"),
+        (dict(lora_dropout=1), r"lora_dropout is 1; a number of at least 0 and below 1 is needed"),
     ],
     ids=str,
 )
@@ -271,6 +230,16 @@ def test_a_pickle_is_never_read(
         import_adapters(peft, base, tmp_path / "back")
 
 
+def test_what_peft_did_not_save_is_no_adapter(peft: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds an adapter .* that is not merged"):
+        read_whole(peft)
+    (peft / CONFIG).unlink()
+    for folder in (peft, tmp_path / "nothing"):
+        message = rf"there is no adapter_config\.json in {folder}\. Give what peft saved\.$"
+        with pytest.raises(CheckpointError, match=message):
+            import_adapters(folder, base, tmp_path / "back")
+
+
 @pytest.mark.parametrize(
     ("renamed", "message"),
     [
@@ -295,9 +264,26 @@ def test_what_cannot_be_exported_as_adapters(adapted: Path, base: Path, tmp_path
         export_adapters(adapted, tmp_path / "none", "hf-llava")
     with pytest.raises(CheckpointError, match=r"has adapters already"):
         import_adapters(tmp_path, adapted, tmp_path / "none")
-    more = _write(tmp_path / "more", LORA, ["language.norm"], base)
+    more = write_checkpoint(tmp_path / "more", LORA, ["language.norm"], base)
     with pytest.raises(CheckpointError, match=r"more than adapters .*final_layernorm\.weight lear"):
         export_adapters(more, tmp_path / "none", "llm")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_a_format_leaves_out_is_said(
+    adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_adapters(adapted, tmp_path / "llm", "llm")
+    said = "left out, as the format llm is the language model alone: adapters of vision, weights of"
+    assert capsys.readouterr().out == f"{said} connector\n"
+    export_adapters(adapted, tmp_path / "whole")
+    assert not capsys.readouterr().out
+    of_vision = shutil.copytree(adapted, tmp_path / "of vision")
+    manifest = Manifest.read(of_vision)
+    config = replace(manifest.config, lora=replace(manifest.config.lora, targets=()))
+    replace(manifest, config=config).write(of_vision)
+    with pytest.raises(CheckpointError, match=r"no adapters that llm has a place.* Use hf-vila\."):
+        export_adapters(of_vision, tmp_path / "none", "llm")
     assert not (tmp_path / "none").exists()
 
 

@@ -95,6 +95,20 @@ def test_the_recipe_names_paths_that_hold_from_every_folder(
     assert (run.data.tokenizer or Path()).is_file()
 
 
+def test_an_import_leaves_its_source_and_its_output_alone(parts: Path) -> None:
+    """Where it is refused, and where it fails half way."""
+    source = combine_parts(parts / "llm", parts / "vision", "linear")
+    before = sorted(parts.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"vision holds .*needs a new or empty directory"):
+        import_checkpoint(source, parts / "vision")
+    name = "language.decoder.final_layernorm.weight"
+    spoiled = lazily({name: torch.full(source.tensors[name].shape, torch.nan)})
+    source = dataclasses.replace(source, tensors=source.tensors | spoiled)
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        import_checkpoint(source, parts / "ours")
+    assert sorted(parts.rglob("*")) == before
+
+
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_bf16_weights_are_rounded_on_both_sides(
     is_streamed: bool, parts: Path, in_process: None

@@ -97,6 +97,13 @@ def test_a_dataset_made_anew_from_other_data(
         checkpoint_to_resume(_run(output, other))
 
 
+def test_an_import_is_no_run_to_go_on_with(output: Path, prefix: Path) -> None:
+    path = output / checkpoint_name(2)
+    replace(Manifest.read(path), step=0).write(path)
+    with pytest.raises(CheckpointError, match=r"holds an import, .* in train\.load, and another"):
+        checkpoint_to_resume(_run(output, prefix))
+
+
 def test_a_dataset_that_is_gone(output: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no dataset"):
         checkpoint_to_resume(_run(output, tmp_path / "none"))
