@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from vila_mc import __version__
 from vila_mc.config.load import run_to_dict
+from vila_mc.config.model import ModelConfig
 from vila_mc.config.run import RunConfig
 from vila_mc.config.train import MODEL_PARTS, LayerKind, ModelPart
 from vila_mc.data.indexed.dataset_manifest import DatasetManifest, contents_sha256
@@ -176,8 +177,7 @@ class Manifest:
         Raises:
             CheckpointError: it names every option of the model section that differs.
         """
-        theirs = leaves(run_to_dict(self.config)["model"], "model")
-        ours = leaves(run_to_dict(config)["model"], "model")
+        theirs, ours = _model_options(self.config, config)
         if may_grow and theirs[_VOCABULARY] < ours[_VOCABULARY]:
             theirs[_VOCABULARY] = ours[_VOCABULARY]
         if may_grow and "tiles" in (theirs[_IMAGE_MODE], ours[_IMAGE_MODE]):
@@ -193,11 +193,11 @@ class Manifest:
             differences = "; ".join(
                 f"{name}: checkpoint {theirs.get(name)}, run {ours.get(name)}" for name in differ
             )
-            more = ""
+            more = _to_keep_its_connector(self.config.model, config.model, differ)
             if _VOCABULARY in differ:
-                more = "; a vocabulary grows with train.load alone, and never shrinks"
+                more += "; a vocabulary grows with train.load alone, and never shrinks"
             elif _IMAGE_SIZE in differ:
-                more = "; train.interpolate_positions lets train.load stretch a tower"
+                more += "; train.interpolate_positions lets train.load stretch a tower"
             raise CheckpointError(
                 f"{directory} holds another model: {differences}. Use the model section it was "
                 f"trained with, {_other_parts(differ, parts) if may_grow else ''}or another "
@@ -270,6 +270,35 @@ def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
         dotted = f"{prefix}.{name}"
         found |= leaves(value, dotted) if isinstance(value, dict) else {dotted: value}
     return found
+
+
+def _model_options(theirs: RunConfig, ours: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of two model sections by their dotted names. What only one leaves open is what it
+    stands for, so that a model that is spelled out is no other."""
+    one, other = (leaves(run_to_dict(each)["model"], "model") for each in (theirs, ours))
+    stands_for = theirs.model.defaults(), ours.model.defaults()
+    for name in stands_for[0]:
+        if one[name] != other[name]:
+            one[name], other[name] = (defaults[name] for defaults in stands_for)
+    return one, other
+
+
+def _to_keep_its_connector(theirs: ModelConfig, ours: ModelConfig, differ: Sequence[str]) -> str:
+    """How a run behind another tower gets the connector of a checkpoint; empty if that cannot be,
+    or is not why they differ."""
+    kept = {
+        f"model.connector.{name}": getattr(theirs.connector, name)
+        for name, default in theirs.connector.facts().options.items()
+        if default is None and f"model.connector.{name}" in differ
+    }
+    if not kept or theirs.connector.kind != ours.connector.kind:
+        return ""
+    try:
+        dataclasses.replace(ours, connector=theirs.connector)
+    except ConfigError:
+        return ""
+    options = " and ".join(f"{name} {value}" for name, value in kept.items())
+    return f"; its connector is kept with {options}, as what is not given fits the run's own tower"
 
 
 _VOCABULARY = "model.language.vocab_size"

@@ -1,7 +1,7 @@
 """The shape of a VILA: vision tower, connector, language model."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vila_mc.config.checks import STRICT, require, require_known, require_positive
 from vila_mc.config.connectors import ConnectorConfig, ConnectorLayer, Tower
@@ -323,6 +323,14 @@ class ModelConfig:
             f"model.vision.width {width} is not a multiple of model.connector.heads {heads}. "
             "Change one of them.",
         )
+
+    def defaults(self) -> dict[str, Any]:
+        """What options stand for that are none, by their dotted names."""
+        return {
+            "model.language.head_width": self.language.resolved_head_width(),
+            "model.vision.channel_mean": list(self.vision.resolved_channel_mean()),
+            "model.vision.channel_std": list(self.vision.resolved_channel_std()),
+        }
 
     def visual_tokens(self) -> int:
         """Visual tokens per square that the tower sees (q)."""
