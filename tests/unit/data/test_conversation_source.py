@@ -54,6 +54,18 @@ def test_conversations_from_an_array(tmp_path: Path) -> None:
         ({"conversations": [{"from": "system", "value": "x"}]}, "the turns are none"),
         ({"conversations": ["x"]}, "x is no turn"),
         ({"conversations": said("Q", "<image>")}, "a gpt turn holds <image>"),
+        ({"conversations": said("Q", "<video>")}, "a gpt turn holds <video>; as text, write it"),
+        ({"conversations": said("<video>Q", "A")}, "1 <video> markers but no 'video'. Name it"),
+        ({"conversations": said("<video>Q", "A"), "video": None}, "1 <video> markers but no"),
+        ({"conversations": said("Q<video>", "A", "<video>", "B"), "video": ""}, "names no frames"),
+        (
+            {"image": "a", "conversations": said("<image><video>Q", "A")},
+            "1 <video> markers but no 'video'",
+        ),
+        (
+            {"video": ["a"], "conversations": said("<video>Q", "<video>")},
+            "a gpt turn holds <video>",
+        ),
         ({}, "no 'conversations', 'messages'"),
     ],
 )
@@ -141,6 +153,10 @@ def test_frames_of_a_video(write_lines: Write, tmp_path: Path) -> None:
         ({"video": [], "conversations": said("<video>", "A")}, "bad conversation"),
         ({"video": ["a"], "conversations": said("Q", "A")}, "bad conversation"),
         ({"video": ["a"], "conversations": said("<video><image>", "A")}, "bad conversation"),
+        (
+            {"video": ["a"], "conversations": said("<video>", "A", "<video>", "B")},
+            "bad conversation",
+        ),
         ({"image": "http://x.org/a.jpg", "conversations": said("<image>", "A")}, "bad image name"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "bad conversation"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "bad conversation"),

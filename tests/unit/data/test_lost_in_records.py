@@ -44,6 +44,13 @@ LOST = {
     "videos": {"conversations": TALK, "videos": ["a.mp4"]},
     "sounds": {"conversations": TALK, "audios": ["a.wav"]},
     "boxes": {"conversations": TALK, "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}},
+    "images of another case": {"conversations": TALK, "Image": "a.jpg"},
+    "a video of another case": {"conversations": TALK, "Video": "a.mp4"},
+    "a system text of another case": {"conversations": TALK, "SYSTEM": "Answer in French."},
+    "tools of another case": {"conversations": TALK, "Tools": '[{"name": "weather"}]'},
+    "a key with a space": {"conversations": TALK, "video ": "a.mp4"},
+    "turns of another case": {"question": "Q", "answer": "A", "Messages": SAME_TALK},
+    "a loss of another case": {"conversations": [ASKED, ANSWERED, ASKED, ANSWERED | {"Loss": 0}]},
     "one list of turns": {"conversations": TALK, "messages": SAME_TALK[:1]},
     "one text of a turn": {"conversations": [ASKED, ANSWERED | {"content": "A dog."}]},
     "one speaker of a turn": {"conversations": [ASKED | {"role": "assistant"}, ANSWERED]},
@@ -63,10 +70,11 @@ def test_a_record_of_which_a_part_is_not_read_is_rejected(
     "record",
     [
         {"conversations": TALK, "tools": None, "videos": [], "audio": ""},
+        {"conversations": TALK, "Video": None, "Tools": [], "ID": 7, "Source": "web"},
         {"conversations": TALK, "messages": SAME_TALK},
         {"conversations": [ASKED | {"role": "user"}, ANSWERED | {"content": "A cat."}]},
     ],
-    ids=["absent", "the same turns", "the same texts and speakers"],
+    ids=["absent", "absent or of no meaning", "the same turns", "the same texts and speakers"],
 )
 def test_what_is_said_twice_or_not_at_all_loses_nothing(
     record: dict[str, Any], tmp_path: Path
@@ -74,6 +82,14 @@ def test_what_is_said_twice_or_not_at_all_loses_nothing(
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps(record))
     assert isinstance(first(conversations(file)), RawSample)
+
+
+def test_a_key_of_another_case_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"conversations": TALK, "Video": "ok.mp4"}))
+    rejected = first(conversations(file))
+    assert isinstance(rejected, Rejected)
+    assert rejected.detail == "'Video' is not read, and would be lost; name it 'video'"
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

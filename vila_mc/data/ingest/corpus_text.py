@@ -11,7 +11,6 @@ from pathlib import Path
 
 from vila_mc.data.chat_templates import Template
 from vila_mc.data.sources.compressed import DAMAGE
-from vila_mc.data.sources.conversations import VIDEO_MARKER
 from vila_mc.data.sources.file_kinds import open_regular
 from vila_mc.data.sources.parquet import read_texts
 from vila_mc.data.sources.plain_text import is_plain, open_plain
@@ -19,7 +18,7 @@ from vila_mc.data.sources.record_files import decode, read_records
 from vila_mc.data.sources.records import NOT_READ, RejectionError
 from vila_mc.data.sources.tars import read_member
 from vila_mc.data.sources.webdataset import read_shard
-from vila_mc.data.turns import IMAGE_MARKER
+from vila_mc.data.turns import IMAGE_MARKER, VIDEO_MARKER
 from vila_mc.errors import DataError
 
 TEXT_KEYS = ("text", "text_list", "caption", "value", "question", "answer", "content")

@@ -10,8 +10,9 @@ record                                                     who wrote it
 
 Images are named under ``image`` (one) or ``images`` (a list), with one ``<image>`` marker in the
 user's turns per image. ``video`` names a video file, or its frames, as a list of images or as a
-folder of them; ``<video>`` in a user's turn stands for all of them. A content may also be a list of
-``{type: text, text}`` and ``{type: image}``, where no text is ever a marker.
+folder of them; ``<video>`` in a user's turn stands for all of them. A marker of nothing, or one in
+an assistant's turn, rejects the record: a marker cannot be said as text. A content may also be a
+list of ``{type: text, text}`` and ``{type: image}``, where no text may hold a marker.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ from vila_mc.data.sources.records import (
     RejectionError,
     is_given,
     missing_key,
+    refuse_other_case,
     require_string,
 )
 from vila_mc.data.sources.said import SYSTEM, Said, content_text, entry_of, user_text
@@ -56,14 +58,14 @@ from vila_mc.data.sources.video import (
     spread,
 )
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.data.turns import IMAGE_MARKER, Turn
+from vila_mc.data.turns import IMAGE_MARKER, VIDEO_MARKER, Turn
 from vila_mc.errors import DataError
 from vila_mc.flow import RawImage, RawSample
 
-VIDEO_MARKER = "<video>"
-
 _NOT_READ = ("tools", "functions", "videos", "audio", "audios", "objects")
 """Keys with a part of the conversation that no template writes here."""
+_KEYS = (SYSTEM, "image", "images", "video", "conversations", "messages")
+"""Keys that decide what becomes of a record."""
 _OTHER_VIDEOS = (".avi", ".gif", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".ogv", ".3gp")
 _PLAYLISTS = (".m3u8", ".m3u", ".mpd")
 
@@ -85,8 +87,12 @@ class ConversationSource(ImageRecordSource):
 
     def parse(self, record: Record, file: Path, place: int | str) -> Iterator[RawSample | Rejected]:
         """See ``RecordSource.parse``."""
-        if not_read := [key for key in _NOT_READ if is_given(record, key)]:
-            raise RejectionError("not supported", f"{not_read[0]!r} is not read, and would be lost")
+        not_read = (key for key in record if key.strip().lower() in _NOT_READ)
+        if lost := [key for key in not_read if is_given(record, key)]:
+            raise RejectionError(
+                "not supported", f"{lost[0][:40]!r} is not read, and would be lost"
+            )
+        refuse_other_case(record, _KEYS)
         frames, others = self._frames(record)
         system, turns, names = _turns(record)
         turns = self._arranged(turns, len(names), [mark for mark, _ in frames])
@@ -107,6 +113,12 @@ class ConversationSource(ImageRecordSource):
             turns = list(dropwhile(lambda turn: turn.role == "assistant", turns))
         if frames:
             return _with_frames(turns, frames)
+        if lone := _markers(turns, VIDEO_MARKER):
+            raise RejectionError(
+                "bad conversation",
+                f"there are {lone} {VIDEO_MARKER} markers but no 'video'. Name it; "
+                f"{_as_text(VIDEO_MARKER)}",
+            )
         asked = [turn for turn in turns if turn.role != "assistant"]
         if self.places_images_first and asked and not any(IMAGE_MARKER in t.text for t in asked):
             first = turns.index(asked[0])
@@ -182,8 +194,10 @@ def _turns(record: Record) -> tuple[str | None, list[Turn], list[object]]:
             raise RejectionError("bad conversation", "a system text stands behind other turns")
         if one.role == "assistant":
             text = content_text(one.content)
-            if IMAGE_MARKER in text:
-                raise RejectionError("bad conversation", f"a gpt turn holds {IMAGE_MARKER}")
+            if marker := next((one for one in (IMAGE_MARKER, VIDEO_MARKER) if one in text), None):
+                raise RejectionError(
+                    "bad conversation", f"a gpt turn holds {marker}; {_as_text(marker)}"
+                )
             turns.append(Turn("assistant", text, one.is_trained))
         else:
             turns.append(Turn(one.role, user_text(one.content, inline)))
@@ -220,8 +234,7 @@ def _listed(record: Record, key: str) -> list[Said]:
 
 def _with_frames(turns: Sequence[Turn], frames: Sequence[str]) -> list[Turn]:
     """Put the marker of each frame in place of ``<video>``; images and a video do not mix."""
-    markers = sum(turn.text.count(VIDEO_MARKER) for turn in turns if turn.role == "user")
-    images = sum(turn.text.count(IMAGE_MARKER) for turn in turns if turn.role == "user")
+    markers, images = _markers(turns, VIDEO_MARKER), _markers(turns, IMAGE_MARKER)
     if markers != 1 or images:
         raise RejectionError(
             "bad conversation",
@@ -231,10 +244,20 @@ def _with_frames(turns: Sequence[Turn], frames: Sequence[str]) -> list[Turn]:
     expanded = "\n".join(frames)
     return [
         replace(turn, text=turn.text.replace(VIDEO_MARKER, expanded))
-        if turn.role == "user"
+        if turn.role != "assistant"
         else turn
         for turn in turns
     ]
+
+
+def _markers(turns: Sequence[Turn], marker: str) -> int:
+    """How often it stands where a user's words do."""
+    return sum(turn.text.count(marker) for turn in turns if turn.role != "assistant")
+
+
+def _as_text(marker: str) -> str:
+    """What to do with a marker that is meant as it is written, such as a tag of HTML."""
+    return f"as text, write it another way, such as < {marker[1:-1]} >"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ A source reads its files twice over. ``blocks`` runs in one process, in order, a
 into pieces; ``samples`` runs wherever there is a processor free and turns a piece into samples.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -156,6 +156,20 @@ def is_given(record: Record, key: str) -> bool:
     """Whether a record says anything under ``key``: null, "" and [] are what absent columns are
     written as."""
     return record.get(key) not in (None, "", [], {})
+
+
+def refuse_other_case(record: Record, keys: Collection[str]) -> None:
+    """Refuse what stands under a key that is one of ``keys`` but for case or spaces around it.
+
+    Raises:
+        RejectionError: there is such a key; nobody would look there.
+    """
+    for key in record:
+        meant = key.strip().lower()
+        if key != meant and meant in keys and is_given(record, key):
+            raise RejectionError(
+                "not supported", f"{key[:40]!r} is not read, and would be lost; name it {meant!r}"
+            )
 
 
 def missing_key(record: Record, wanted: str, option: str | None = None) -> RejectionError:

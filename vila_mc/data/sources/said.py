@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vila_mc.data.sources.records import Record, RejectionError, is_given
-from vila_mc.data.turns import IMAGE_MARKER, Role
+from vila_mc.data.sources.records import (
+    Record,
+    RejectionError,
+    is_given,
+    refuse_other_case,
+)
+from vila_mc.data.turns import IMAGE_MARKER, VIDEO_MARKER, Role
 
 SYSTEM: Literal["system"] = "system"
 
@@ -16,7 +21,8 @@ _ROLES: dict[str, Role | Literal["system"]] = {
 }
 _IMAGE_KEYS = ("image", "url", "path", "image_url")
 _IMAGE_TYPES = ("image", "image_url")
-_VIDEO_MARKER = "<video>"
+_KEYS = ("from", "role", "value", "content", "loss", "weight", "tool_calls", "function_call")
+"""Of an entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ def entry_of(entry: object) -> Said:
     """
     if not isinstance(entry, dict):
         raise RejectionError("bad conversation", f"{str(entry)[:80]} is no turn")
+    refuse_other_case(entry, _KEYS)
     if is_given(entry, "tool_calls") or is_given(entry, "function_call"):
         raise RejectionError("bad conversation", "a turn calls a tool, which no template writes")
     speakers = [entry[key] for key in ("from", "role") if is_given(entry, key)]
@@ -134,7 +141,7 @@ def _text(item: object) -> str:
     is_text = isinstance(item, dict) and item.get("type") in ("text", None)
     if not is_text or not isinstance(text, str):
         raise RejectionError("bad conversation", f"{str(item)[:80]} is neither text nor image")
-    if IMAGE_MARKER in text or _VIDEO_MARKER in text:
+    if IMAGE_MARKER in text or VIDEO_MARKER in text:
         raise RejectionError(
             "bad conversation", "a text beside {type: image} holds a literal marker"
         )
