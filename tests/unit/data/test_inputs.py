@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vila_mc.data.ingest.inputs import expand_inputs
-from vila_mc.errors import DataError
+from vila_mc.data.sources.pairs import PairsOptions
+from vila_mc.errors import ConfigError, DataError
 
 Write = Callable[..., Path]
 
@@ -29,6 +30,20 @@ def test_expand_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             expand_inputs([folder])
     with pytest.raises(DataError, match=r"b\.jsonl is named 2 times"):
         expand_inputs(["b.jsonl", "*.jsonl"])
+
+
+def test_images_are_one_folder_or_archives(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    for name in ("pics", "vids"):
+        (tmp_path / name).mkdir()
+    folders = (str(tmp_path / "pics"), str(tmp_path / "vids"))
+    options = PairsOptions(
+        input=(str(tmp_path / "a.jsonl"),), output="x", tokenizer=Path("t"), images=folders
+    )
+    with pytest.raises(
+        ConfigError, match=r"pics, a folder, and 1 more\. Give one folder, in which"
+    ):
+        options.source()
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:

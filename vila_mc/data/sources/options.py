@@ -72,8 +72,8 @@ class RawOptions:
 class ImageOptions(RawOptions):
     """From which files with images, to which dataset."""
 
-    images: Annotated[tuple[str, ...], Argument("DIR")] = ()
-    """Folder of the images, or .tar archives with them (default: folder of the input)."""
+    images: Annotated[tuple[str, ...], Argument("DIR|TAR")] = ()
+    """One folder of the images, or .tar archives with them (default: folder of the input)."""
     follow_links: bool = False
     """Follow links in the folder of the images that lead out of it."""
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -96,6 +96,12 @@ class ImageOptions(RawOptions):
             return files, ImageFolder(files[0].parent, self.follow_links)
         if len(self.images) == 1 and Path(self.images[0]).is_dir():
             return files, ImageFolder(Path(self.images[0]), self.follow_links)
+        if folder := next((one for one in self.images if Path(one).is_dir()), None):
+            raise ConfigError(
+                f"images is {folder}, a folder, and {len(self.images) - 1} more. Give one folder, "
+                "in which all images lie, or .tar archives.",
+                option="images",
+            )
         tars = expand_inputs(self.images, "images")
         if others := [tar for tar in tars if tar.suffix != ".tar"]:
             raise ConfigError(
