@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vila_mc.config.connectors import CONNECTORS, ConnectorConfig, Tower
+from vila_mc.config.connectors import CONNECTORS, ConnectorConfig, ConnectorKind, Tower
 from vila_mc.config.load import connector_from_text, load_run
 from vila_mc.config.recipe import PRESETS
 from vila_mc.errors import ConfigError
@@ -43,6 +43,8 @@ def test_a_connector_is_its_kind_or_a_mapping() -> None:
     ("text", "message"),
     [
         ("liner", "model.connector.kind is liner; it must be 'linear'"),
+        ("mlp9x_gelu", r"'qformer'\. Did you mean mlpNx_gelu with model\.connector\.layers 9\?$"),
+        ("mlp_downsample_2x2_fix", r"'qformer'\. Did you mean mlp_downsample\?$"),
         ("{kind: pooling, sid: 8}", "sid is not an option. Did you mean side"),
         ("{kind: linear, side: 8}", "kind linear has no such option"),
         ("[linear]", r"connector is \[linear\]; give a kind, or its options such as {kind: pool"),
@@ -78,6 +80,21 @@ def test_a_connector_that_does_not_divide_is_not_split() -> None:
         ConfigError, match=r"heads 12\) do not divide by parallel\.tensor 8\. Use repl"
     ):
         load_run([], options | {"parallel.connector_placement": "split"})
+
+
+@pytest.mark.parametrize("kind", CONNECTORS)
+def test_a_tower_that_is_too_narrow_is_refused(kind: ConnectorKind) -> None:
+    """Where a layer would have no outputs, or a LayerNorm would see a single channel."""
+    least = CONNECTORS[kind].least_width
+    narrow: dict[str, Any] = {"model.connector.kind": kind, "model.vision.heads": 1}
+    model = load_run([], narrow | {"model.vision.width": least}).model
+    layers = model.connector_layers()
+    assert all(min(layer.shape) > 0 for layer in layers)
+    if least == 1:
+        return
+    assert min(layer.shape[0] for layer in layers if layer.is_norm) == 2
+    with pytest.raises(ConfigError, match=rf"width is 5, .*{kind} narrows .* at least {least}, or"):
+        load_run([], narrow | {"model.vision.width": least - 1})
 
 
 def test_an_odd_grid_is_padded() -> None:

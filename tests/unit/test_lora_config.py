@@ -22,6 +22,12 @@ CONNECTOR = {"trainable": ["connector"]}
             CONNECTOR,
             r"lora\.rank is 33, more than model\.vision\.width 32",
         ),
+        (
+            dict(rank=4, alpha=1e30),
+            CONNECTOR,
+            r"lora\.alpha is 1e\+30, .* = 2\.5e\+29; that must be 1e-06 to 1000\. .* usual: 8",
+        ),
+        (dict(rank=4, alpha=1e-9), CONNECTOR, r"lora\.alpha is 1e-09, .* = 2\.5e-10; that must"),
         (dict(rank=4, alpha=0), CONNECTOR, r"lora\.alpha is 0\.0; it must be greater"),
         (dict(rank=4, dropout=1), CONNECTOR, r"lora\.dropout is 1\.0; it must be at least 0"),
         (

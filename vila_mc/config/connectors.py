@@ -217,6 +217,9 @@ class ConnectorFacts:
     """Side of the block of patches that is folded into one token."""
     num_tokens: Callable[[ConnectorConfig, int], int] = _one_per_block
     """Visual tokens of an image, from its options and the patches along one side."""
+    least_width: int = 1
+    """Of the tower: behind a narrower one, a layer would have no outputs, or a LayerNorm a single
+    channel, which is the same of every image."""
     options: Mapping[str, int | str | None] = field(default_factory=dict)
     """Options that concern it alone, with their defaults; None where the tower decides."""
     fitting: Callable[[ConnectorConfig, Tower], dict[str, int]] = _as_any_tower
@@ -333,11 +336,13 @@ CONNECTORS: Mapping[ConnectorKind, ConnectorFacts] = {
             kind="mlp_downsample_3x3_s2",
             layers=lambda _, e, h: _mlp(9 * e, 3 * e, e, e // 3, h, h, has_norms=True),
             block=3,
+            least_width=6,
         ),
         ConnectorFacts(
             kind="mlp_downsample_3x3_s2_new",
             layers=lambda _, e, h: _mlp(9 * e, 4 * e, 2 * e, e, e // 3, h, h, has_norms=True),
             block=3,
+            least_width=6,
         ),
         ConnectorFacts(
             kind="pooling",

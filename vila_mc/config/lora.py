@@ -7,6 +7,8 @@ from typing import Literal
 from vila_mc.config.checks import STRICT, require, require_positive
 
 AdaptedPart = Literal["vision", "language"]
+_SCALES = 1e-6, 1e3
+"""Least and greatest that what adapters compute is multiplied by. People use up to some tens."""
 LanguageTarget = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
 ]
@@ -89,6 +91,13 @@ class LoraConfig:
             self._refuse_options_without_rank()
             return
         require_positive("lora", rank=self.rank, alpha=self.resolved_alpha())
+        least, most = _SCALES
+        require(
+            least <= self.scale() <= most,
+            f"lora.alpha is {self.resolved_alpha():g}, so what adapters compute is multiplied by "
+            f"lora.alpha / lora.rank = {self.scale():g}; that must be {least:g} to {most:g}. Twice "
+            f"the rank is usual: {2 * self.rank}.",
+        )
         require(
             0 <= self.dropout < 1,
             f"lora.dropout is {self.dropout}; it must be at least 0 and below 1.",

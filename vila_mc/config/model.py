@@ -258,6 +258,12 @@ class LanguageConfig:
             vocab_size=self.vocab_size,
             max_positions=self.max_positions,
             rope_theta=self.rope_theta,
+            norm_epsilon=self.norm_epsilon,
+        )
+        require(
+            self.norm_epsilon < 1,
+            f"model.language.norm_epsilon is {self.norm_epsilon}; it must be less than 1. "
+            "Published models have 1e-5 or 1e-6.",
         )
         require(
             self.head_width is not None or self.width % self.heads == 0,
@@ -316,6 +322,13 @@ class ModelConfig:
             side is None or side <= grid,
             f"model.connector.side is {side}, but an image has only {grid} x {grid} patches. Use "
             f"at most {grid}.",
+        )
+        least = self.connector.facts().least_width
+        require(
+            self.vision.width >= least,
+            f"model.vision.width is {self.vision.width}, which model.connector.kind "
+            f"{self.connector.kind} narrows to less than 2. Use a width of at least {least}, or "
+            "another kind.",
         )
         heads, width = self.connector.heads or 1, self.connector.width or self.vision.width
         require(
