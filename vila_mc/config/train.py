@@ -157,6 +157,7 @@ class TrainConfig:
             require_positive("train", check_replicas_every=self.check_replicas_every)
         if self.init_std is not None:
             require_positive("train", init_std=self.init_std)
+            require(self.init_std <= 1, f"train.init_std is {self.init_std}; it must be at most 1.")
         require(
             self.epochs is None or 0 < self.epochs < math.inf,
             f"train.epochs is {self.epochs}; it must be greater than 0.",
@@ -193,6 +194,31 @@ class TrainConfig:
             f"train.keep_every {self.keep_every} is not a multiple of train.save_every "
             f"{self.save_every}, so not all of its checkpoints would be written. Change one of "
             "them.",
+        )
+
+    def check_load(self) -> None:
+        """Refuse what is said of ``load`` and would change nothing.
+
+        For those who start a run: a recipe may leave it to them to name what is loaded.
+
+        Raises:
+            ConfigError: there is no ``load``, or it gives no part that is spoken of.
+        """
+        said = {
+            "load_parts": set(self.load_parts) != set(MODEL_PARTS),
+            "interpolate_positions": self.interpolate_positions,
+        }
+        for name, is_said in said.items():
+            require(
+                self.load is not None or not is_said,
+                f"train.{name} is set, but train.load is none, so nothing is loaded. Set "
+                f"train.load, or leave train.{name} out.",
+            )
+        require(
+            "vision" in self.load_parts or not self.interpolate_positions,
+            "train.interpolate_positions stretches a vision tower, but train.load_parts "
+            f"[{', '.join(self.load_parts)}] loads none. Add vision to it, or leave "
+            "train.interpolate_positions out.",
         )
 
     def rows_of_a_pass(self) -> int:

@@ -19,6 +19,7 @@ def check_before_launch(config: RunConfig, world_size: int) -> None:
     Raises:
         VilaError: the layout, a dataset or the checkpoint to start from cannot be used.
     """
+    config.train.check_load()
     config, _ = with_micro_batch(config, Layout.of(config.parallel, world_size))
     config.check_world(world_size)
     plan_stages(config.model, config.parallel)

@@ -139,6 +139,7 @@ def _train(config: RunConfig, stop: StopRequest) -> ExitCode:
 
     rank, world_size = rank_and_world_size(os.environ)
     layout = Layout.of(config.parallel, world_size)
+    config.train.check_load()
     config, micro_batch_line = with_micro_batch(config, layout)
     config.check_world(layout.world_size())
     at = layout.coordinates(rank)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.support.tiles import MOST, SIDES, num_tiles, picture, with_newline
 from vila_mc.config.data import BlendEntry, DataConfig
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.batches.collate import collate
+from vila_mc.data.batches.datasets import open_blend
 from vila_mc.data.batches.loader import TrainingData
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.indexed.writer import IndexedWriter
@@ -23,7 +25,7 @@ from vila_mc.data.inspection.summary import summary_lines
 from vila_mc.data.inspection.verify_dataset import verify
 from vila_mc.data.tiles import Tiling
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
-from vila_mc.errors import DataError
+from vila_mc.errors import ConfigError, DataError
 from vila_mc.files import sha256_of
 from vila_mc.flow import EncodedSample, ImagePiece, Microbatch, RawImage, RawSample
 
@@ -73,6 +75,22 @@ def test_tiles_are_counted_from_the_index(
         of_sample = [p.sides for p in reader.sample(number) if isinstance(p, ImagePiece)]
         assert of_sample == [SIDES[(number + k) % len(SIDES)] for k in range(number % 3)]
     assert plain.sides.any() == (version == 3)
+
+
+def test_a_newline_is_a_token_of_the_tokenizer(
+    prefix: Path, tokenizer: Tokenizer, cut: ModelConfig
+) -> None:
+    """Models have more rows than their tokenizers have tokens, and nobody trained the others."""
+    number = tokenizer.vocab_size
+    data = DataConfig(blend=(BlendEntry(path=prefix),), tokenizer=tokenizer.path)
+    model = replace(cut, language=replace(cut.language, vocab_size=number + 8))
+    for newline in (number - 1, number):
+        ends = replace(model, vision=replace(model.vision, tile_newline=newline))
+        if newline < number:
+            assert len(open_blend(data, ends)) == 1
+        else:
+            with pytest.raises(ConfigError, match=rf"newline is {number}, .* 0 to {number - 1}\."):
+                open_blend(data, ends)
 
 
 def test_an_old_set_with_an_image_that_is_none(

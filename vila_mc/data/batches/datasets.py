@@ -34,7 +34,8 @@ def open_blend(data: DataConfig, model: ModelConfig) -> tuple[IndexedReader, ...
     """Open the datasets of a blend and check that they were made for this run.
 
     Raises:
-        ConfigError: the blend or the tokenizer is not set.
+        ConfigError: the blend or the tokenizer is not set, or the tokenizer lacks the token that
+            stands behind tiles.
         DataError: a dataset cannot be used, or was made with another tokenizer.
     """
     if not data.blend:
@@ -71,6 +72,12 @@ def _open(
             f"data.tokenizer {data.tokenizer} has {tokenizer.vocab_size} tokens, but "
             f"model.language.vocab_size is {model.language.vocab_size}. Raise the second to "
             "the first, or use the model's tokenizer."
+        )
+    newline = model.vision.tile_newline
+    if newline is not None and newline >= tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vision.tile_newline is {newline}, but data.tokenizer {data.tokenizer} has "
+            f"tokens 0 to {tokenizer.vocab_size - 1}. Use one of these."
         )
     tiling = Tiling.of(model.vision)
     readers = tuple(IndexedReader(entry.path, tiling) for entry in entries)
