@@ -252,7 +252,9 @@ MEANT = {
     "model.vision.layers": "model.vision.num_hidden_layers",
     "model.vision.image_size": "vision_resolution img-h",
     "model.vision.image_mode": "image_aspect_ratio",
-    "model.connector.kind": "mm_projector_type",
+    "model.connector.kind": "mm_projector_type model.connector_type",
+    "model.language.rope.scaling": "rope_scaling model.language.rope.kind model.language.rope.type",
+    "parallel.connector_placement": "connector_parallel parallel.connector",
     "model.connector.queries": "num_query_tokens model.connector.num_queries",
     "model.connector.cross_attention_every": "cross_attention_frequency",
     "data.blend": "data_path data-path data_mixture train_file",
@@ -274,6 +276,14 @@ def test_the_fields_usual_names_point_to_ours(given: str, meant: str) -> None:
         load_run([], {given: "1"})
     with pytest.raises(ConfigError, match=rf"^--{given} is not .*\. Did you mean --{meant}\?$"):
         PARSER.parse_args([f"--{given}", "1"])
+
+
+def test_a_section_is_no_option() -> None:
+    first = "--model.language.rope.scaling, --model.language.rope.factor"
+    with pytest.raises(
+        ConfigError, match=rf"rope is not an option, but a section: {first}, .*\.\.\."
+    ):
+        PARSER.parse_args(["--model.language.rope", "3"])
 
 
 def test_usual_names_lead_to_options_and_to_one_each() -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 
 from pydantic import TypeAdapter, ValidationError
 
-from vila_mc.config.usual_names import absent, ours
+from vila_mc.config.usual_names import absent, our_value, ours
 from vila_mc.config.values import kinds_of, prepare
 from vila_mc.errors import ConfigError
 from vila_mc.foreign_files import what_is_wrong
@@ -157,6 +157,9 @@ def unknown_option(given: str, known: Sequence[str], dashes: str = "") -> str:
     is_none = f"{dashes}{given} is not an option"
     if (usual := ours(given, known)) is not None:
         return f"{is_none}. Did you mean {dashes}{usual}?"
+    if within := [name for name in known if name.startswith(f"{given}.")]:
+        few = ", ".join(f"{dashes}{name}" for name in within[:_FEW])
+        return f"{is_none}, but a section: {few}{', ...' if within[_FEW:] else ''}."
     if what := absent(given):
         return f"{is_none}: there is no {what}. Run with --help to see every option."
     nearest = max(known, key=lambda name: _likeness(given, name), default="")
@@ -237,6 +240,8 @@ def shown(value: Any) -> str:
 
 _NO_NUMBER = re.compile(r"argument (?P<flag>\S+): invalid int value: '(?P<given>.*)'")
 """argparse's complaint."""
+_FEW = 5
+"""Options of a section that a message names."""
 _LIKE_A_TYPO = 0.7
 """Likeness above which one word is taken for a slip of another; difflib's own measure."""
 _ALLOWED = {
@@ -271,7 +276,16 @@ def _explain(
     if first["type"] in ("missing", "missing_argument"):
         return f"{name} is missing. Give it a value."
     allowed = _ALLOWED.get(first["type"]) or f"it {what_is_wrong(first)}"
-    return f"{name} is {shown(first['input'])}; {allowed}."
+    if first["type"] == "dataclass_type" and (within := _names_within(name, known(name))):
+        allowed = f"give a mapping of its options: {', '.join(within)}"
+    usual = our_value(name, str(first["input"])) if first["type"] == "literal_error" else None
+    hint = f" Did you mean {usual}?" if usual else ""
+    return f"{name} is {shown(first['input'])}; {allowed}.{hint}"
+
+
+def _names_within(section: str, known: Sequence[str]) -> list[str]:
+    """The last words of the names right below a section."""
+    return [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
 
 
 def _add_option(parser: ErrorRaisingParser, field: dataclasses.Field[Any], doc: str) -> None:

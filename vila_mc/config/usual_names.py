@@ -1,18 +1,20 @@
 """What other programs call our options, so that a message can name ours."""
 
+import re
 from collections.abc import Container
 
 _USUAL_NAMES = {
     "model.connector.kind": ("connector connector_type mm_projector mm_projector_type projector"),
     "model.connector.cross_attention_every": "cross_attention_freq cross_attention_frequency",
     "model.connector.queries": "num_queries num_query_tokens",
-    "parallel.connector_placement": "connector_parallel",
+    "parallel.connector_placement": "connector_parallel parallel.connector",
     "model.language.ffn": "ffn_hidden_size intermediate_size mlp_dim",
     "model.language.heads": "attention_heads n_head n_heads num_attention_heads num_heads",
     "model.language.kv_heads": "n_kv_heads num_key_value_heads num_query_groups",
     "model.language.layers": "depth n_layer n_layers num_hidden_layers num_layers",
     "model.language.max_positions": "max_position_embeddings n_positions",
     "model.language.norm_epsilon": "layernorm_epsilon rms_norm_eps",
+    "model.language.rope.scaling": "rope_scaling rope_type rope.kind rope.type",
     "model.language.rope_theta": "rope_base rotary_base",
     "model.language.tied_embeddings": (
         "tie_embeddings tie_word_embeddings untie_embeddings_and_output_weights"
@@ -156,7 +158,15 @@ _USUAL_NAMES = {
         "tune_vision_tower unfreeze_mm_vision_tower"
     ),
 }
-"""Ours, with the names that others give it."""
+"""Ours, with the names that others give it; with a dot where only in a section of that name."""
+
+_USUAL_VALUES = {
+    "model.connector.kind": {
+        r"mlp([1-9]\d?)x_gelu": r"mlpNx_gelu with model.connector.layers \1",
+        r"mlp_downsample_2x2(_fix)?": "mlp_downsample",
+    },
+}
+"""Values that others give an option, as patterns, and what they are here."""
 
 _ABSENT = {
     "QLoRA": "bits load_in_4bit load_in_8bit qlora",
@@ -206,6 +216,10 @@ def ours(given: str, known: Container[str]) -> str | None:
         known: names of the options that there are.
     """
     section, _, name = given.replace("-", "_").lower().rpartition(".")
+    within = f"{section.rpartition('.')[2]}.{name}"
+    for option, others in _USUAL_NAMES.items():
+        if within in others.split() and option in known:
+            return option
     for option, others in _USUAL_NAMES.items():
         own = option.rpartition(".")[2]
         is_own = name == own and (not option.startswith("lora.") or "lora" in section)
@@ -218,6 +232,14 @@ def ours(given: str, known: Container[str]) -> str | None:
         own.replace("_", "-") for own, others in _USUAL_FLAGS.items() if name in others.split()
     )
     return next((flag for flag in flags if flag in known), None)
+
+
+def our_value(option: str, given: str) -> str | None:
+    """What stands here for the value that others give an option; None if none is known."""
+    for pattern, own in _USUAL_VALUES.get(option, {}).items():
+        if found := re.fullmatch(pattern, given):
+            return found.expand(own)
+    return None
 
 
 def absent(given: str) -> str | None:
