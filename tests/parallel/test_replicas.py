@@ -59,7 +59,7 @@ def _flips(
         batches = tiny_microbatches(config, ranks.at.data, ranks.layout.data)
         for _ in range(2):
             trainer.step(batches)
-        trainer.require_equal_copies("now")
+        trainer.copies.require_equal("now")
         said = []
         for name, rank in flips:
             here = [w for stage in trainer.stages for n, w in weights_by_name(stage) if n == name]

@@ -59,7 +59,7 @@ class Saves:
                 f"a weight is not finite after step {state.step}, so nothing was saved; "
                 "earlier checkpoints are untouched. Lower optimizer.lr."
             )
-        self.trainer.require_equal_copies(f"after step {state.step}")
+        self.trainer.copies.require_equal(f"after step {state.step}")
         manifest = Manifest(
             step=state.step,
             samples_seen=state.samples_seen,

@@ -26,7 +26,7 @@ from vila_mc.observe.spans import Spans
 from vila_mc.parallel.frozen_layers import NoGradientFromAbove
 from vila_mc.parallel.groups import Ranks
 from vila_mc.topology.flops import pairs_of
-from vila_mc.train.copies import held_weights, replicas_of
+from vila_mc.train.copies import Copies
 from vila_mc.train.loss_scale import LossScale
 from vila_mc.train.optimizer import build_optimizer
 from vila_mc.train.watch import watch
@@ -59,8 +59,8 @@ class Trainer:
         self.spans = Spans(ranks.device)
         """Takes the time of what is done in steps, between its ``begin`` and ``end``."""
         watch(self.stages, self.optimizer, self.spans)
-        self._check_every = config.train.check_replicas_every
-        self._replicas = replicas_of(self.stages, ranks) if self._check_every else None
+        self.copies = Copies(config, self.stages, ranks)
+        """Compares weights that several ranks hold."""
 
     def step(self, microbatches: Sequence[Microbatch], *, should_stop: bool = False) -> StepResult:
         """Learn from one global batch.
@@ -77,8 +77,7 @@ class Trainer:
         """
         losses, by_entry = self._forward_backward(microbatches)
         step = self.scheduler.num_steps + 1
-        if self._check_every and step % self._check_every == 0:
-            self.require_equal_copies(f"in step {step}")  # soon the update would hide it
+        self.copies.require_equal_in(step)  # soon the update would hide it
         bad = tuple(index for index, loss in enumerate(losses) if not math.isfinite(loss))
         scale = LossScale(self.optimizer)
         with self.spans.span("norm"):
@@ -146,18 +145,6 @@ class Trainer:
         bad = torch.stack(finite).logical_not().sum()
         dist.all_reduce(bad)
         return int(bad) == 0
-
-    def require_equal_copies(self, when: str) -> None:
-        """Compare what ranks hold copies of, if train.check_replicas_every is set; together.
-
-        Args:
-            when: what a person calls the moment.
-
-        Raises:
-            TrainingError: on every rank; it names weights and ranks that differ.
-        """
-        if self._replicas is not None:
-            self._replicas.require_equal(list(held_weights(self.stages)), when)
 
     def _gradient_norm(self) -> float:
         """Over all ranks, before clipping.
