@@ -4,7 +4,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def _say(*blocks: Sequence[str]) -> None:
 
 def _read(given: Sequence[str], prog: str | None) -> _Asked:
     """What is asked. Raises VilaError."""
-    parsed = _parser(prog).parse_args(given)
+    parsed = _parser(prog).parse_args(list(_joined(given)))
     gpu_named(parsed.gpu)
     for name in ("gpus", "top"):
         if not 1 <= getattr(parsed, name) <= MOST_GPUS:
@@ -104,6 +104,15 @@ def _read(given: Sequence[str], prog: str | None) -> _Asked:
     if parsed.price is not None and not 0 <= parsed.price < float("inf"):
         raise ConfigError(f"--price is {parsed.price}; it must be 0 or greater.")
     return _of(parsed, load_run_from_args(parsed))
+
+
+def _joined(given: Sequence[str]) -> Iterator[str]:
+    """The words with --what-if and its value as one: argparse takes a value that begins with -- and
+    holds no space for an option of its own."""
+    words = iter(given)
+    for word in words:
+        value = next(words, None) if word == "--what-if" else None
+        yield word if value is None else f"{word}={value}"
 
 
 def _other(given: Sequence[str], options: str, prog: str | None) -> _Asked:

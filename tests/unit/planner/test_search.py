@@ -97,11 +97,11 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     files = {name: tmp_path / f"plan.{name}" for name in ("json", "html", "trace", "write")}
     options = [word for name, file in files.items() for word in (f"--{name}", str(file))]
     asked = [*CASE, "--price", "2", "--explain", "tensor=2,pipeline=2", *options]
-    assert main([*asked, "--what-if", "--gpus 16", "--top", "3"]) == 0
+    assert main([*asked, "--what-if", "--gpus 16", "--what-if", "--gpus=32", "--top", "3"]) == 0
     told = capsys.readouterr().out
     assert "100 steps of 64 rows of 4,096 positions" in told
     assert re.search(r"tensor 2 x pipeline 2 x data 2, micro-batch 1: fits", told)
-    assert re.search(r"\(1\) +tp\d.*\n\(1\) --gpus 16\n", told)
+    assert re.search(r"\(1\) +tp\d.*\n\(2\) +tp\d.*\n\(1\) --gpus 16\n\(2\) --gpus=32\n", told)
     plans = json.loads(files["json"].read_text())
     best = plans[0]
     parts = {name: held for name, held in best["memory_bytes_by_stage"][0].items() if name != "all"}
@@ -135,6 +135,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         (["--explain", "tensor=\u00b2"], "is no part of a layout"),
         (["--what-if", "--train.output 'a"], "whose quotes are not closed"),
         (["--what-if", "--json x"], "--json in --what-if is about what is printed"),
+        (["--what-if", "--gpus", "16"], "'16' belongs to no option. Put quotes around"),
+        (["--what-if"], "argument --what-if: expected one argument"),
         (["--what-if", "--gpus 8 --explain=tensor=2"], "--explain=tensor=2 in --what-if"),
     ],
 )
