@@ -1,6 +1,7 @@
 """A recipe and a layout as a job of the planner."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from math import prod
 
 from vila_mc.config.connector_memory import Site
@@ -26,8 +27,8 @@ def job_of(config: RunConfig, layout: Layout, known: Known = NOTHING) -> Job:
     learning = config.learning_pieces()
     backward = with_backward(learning | config.adapted_pieces(), model)
     vision_layers = sum(piece.startswith("vision.layers.") for piece in backward)
-    plans = plan_stages(model, config.parallel)
-    stages = tuple(_stage(config, plan, learning, backward) for plan in plans)
+    plans, layer = plan_stages(model, config.parallel), _layer_numbers(config)
+    stages = tuple(_stage(config, plan, layer, learning, backward) for plan in plans)
     images, most_images, attended = _rows(config, layout, known)
     return Job(
         decoder=_decoder(config),
@@ -124,27 +125,49 @@ def _tower(config: RunConfig) -> Tower:
     )
 
 
+def _layer_numbers(config: RunConfig) -> tuple[int, int]:
+    """Numbers that one tensor-parallel rank holds of a layer of the language model: its own, and
+    those of its adapters. All layers are alike, and of a deep model there are many."""
+    alone = StagePlan(layers=range(1), has_vision=False, has_embedding=False, has_head=False)
+    own = adapters = 0
+    for parameter in stage_parameters(config.model, alone, config.lora):
+        numbers = prod(parameter.local_shape(config.parallel.tensor))
+        own += numbers * (not is_adapter(parameter.name))
+        adapters += numbers * is_adapter(parameter.name)
+    return own, adapters
+
+
 def _stage(
-    config: RunConfig, plan: StagePlan, learning: Collection[str], backward: Collection[str]
+    config: RunConfig,
+    plan: StagePlan,
+    layer: tuple[int, int],
+    learning: Collection[str],
+    backward: Collection[str],
 ) -> Stage:
-    """What a stage holds, where these pieces learn and those have a backward pass."""
+    """What a stage holds of such layers, where these pieces learn and those have a backward
+    pass."""
     tensor = config.parallel.tensor
-    weights = learnt = 0
+    layers = [f"language.layers.{number}" for number in plan.layers]
+    learn = sum(piece in learning for piece in layers)
+    own, adapters = layer
+    weights, learnt = len(layers) * (own + adapters), learn * own + len(layers) * adapters
     for parameter in stage_parameters(
-        config.model, plan, config.lora, splits_connector=config.splits_connector()
+        config.model,
+        replace(plan, layers=range(0)),
+        config.lora,
+        splits_connector=config.splits_connector(),
     ):
         numbers = prod(parameter.local_shape(tensor))
         weights += numbers
         learns = is_adapter(parameter.name) or piece_of(parameter.name) in learning
         learnt += numbers * learns
-    layers = [f"language.layers.{layer}" for layer in plan.layers]
     return Stage(
         layers=len(layers),
         has_vision=plan.has_vision,
         has_embedding=plan.has_embedding,
         has_head=plan.has_head,
-        learning=sum(layer in learning for layer in layers),
-        backward=sum(layer in backward for layer in layers),
+        learning=learn,
+        backward=sum(piece in backward for piece in layers),
         weights=weights,
         learnt=learnt,
     )
