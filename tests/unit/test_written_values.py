@@ -281,9 +281,13 @@ def test_the_fields_usual_names_point_to_ours(given: str, meant: str) -> None:
 def test_a_section_is_no_option() -> None:
     first = "--model.language.rope.scaling, --model.language.rope.factor"
     with pytest.raises(
-        ConfigError, match=rf"rope is not an option, but a section: {first}, .*\.\.\."
+        ConfigError, match=rf"rope is not an option, but a section: {first}, .*_positions\.$"
     ):
         PARSER.parse_args(["--model.language.rope", "3"])
+    with pytest.raises(
+        ConfigError, match=r"model is not .* section: .*vision\.layers and others\.$"
+    ):
+        PARSER.parse_args(["--model", "3"])
 
 
 def test_usual_names_lead_to_options_and_to_one_each() -> None:

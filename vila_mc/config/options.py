@@ -159,7 +159,7 @@ def unknown_option(given: str, known: Sequence[str], dashes: str = "") -> str:
         return f"{is_none}. Did you mean {dashes}{usual}?"
     if within := [name for name in known if name.startswith(f"{given}.")]:
         few = ", ".join(f"{dashes}{name}" for name in within[:_FEW])
-        return f"{is_none}, but a section: {few}{', ...' if within[_FEW:] else ''}."
+        return f"{is_none}, but a section: {few}{' and others' if within[_FEW:] else ''}."
     if what := absent(given):
         return f"{is_none}: there is no {what}. Run with --help to see every option."
     nearest = max(known, key=lambda name: _likeness(given, name), default="")

@@ -133,7 +133,7 @@ class ConversationSource(ImageRecordSource):
         if value is None or (value in ("", []) and VIDEO_MARKER not in str(record)):
             return [], []
         others: list[str] = []
-        if isinstance(value, str):
+        if isinstance(value, str) and value:
             if is_video(value):
                 kept = read_frames(self.images.find(value), self.frames)
                 return [(self._marker(frame), frame.image) for frame in kept], []
