@@ -46,7 +46,7 @@ def main() -> int:
         batches = tiny_microbatches(config, 0, 1)
         trainer.step(batches)
         pairs = [
-            (_ms(lambda: trainer.require_equal_copies("now")), _ms(lambda: trainer.step(batches)))
+            (_ms(lambda: trainer.copies.require_equal("now")), _ms(lambda: trainer.step(batches)))
             for _ in range(arguments.rounds)
         ]
     compare, step = (statistics.median(times) for times in zip(*pairs, strict=True))
