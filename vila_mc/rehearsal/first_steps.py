@@ -56,7 +56,7 @@ def _fullest_of_the_first(config: RunConfig, data_ranks: int, num_steps: int) ->
     micro_batch, length = config.train.rows_of_a_pass(), config.data.sequence_length
     most, fullest, num_images, num_passes = -1, Batch((), False, ""), 0, 0
     for step, drawn in enumerate(replay.batches, start=1):
-        images, filled = _contents(drawn, config.model.tile_positions())
+        images, filled = _contents(drawn)
         passes = deal_rows(drawn.costs(), data_ranks, micro_batch)
         fullness = (images * (micro_batch * length + 1) + filled)[passes].sum(axis=-1)
         num_images, num_passes = num_images + int(images.sum()), num_passes + fullness.size
@@ -77,10 +77,11 @@ def _fullest_of_the_first(config: RunConfig, data_ranks: int, num_steps: int) ->
     return Batch(fullest.rows, is_synthetic=False, origin=fullest.origin + mean)
 
 
-def _contents(batch: GlobalBatch, tile_positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """[rows] images and filled positions. What a row cuts off has no images, at least no more."""
-    images = np.minimum(batch.images, batch.lengths // tile_positions)
-    counted = (np.bincount(batch.rows, each, batch.num_rows) for each in (images, batch.lengths))
+def _contents(batch: GlobalBatch) -> tuple[np.ndarray, np.ndarray]:
+    """[rows] images and filled positions."""
+    counted = (
+        np.bincount(batch.rows, each, batch.num_rows) for each in (batch.images, batch.lengths)
+    )
     of_images, filled = (each.astype(np.int64) for each in counted)
     return of_images, filled
 

@@ -57,6 +57,26 @@ def test_a_batch_is_a_stretch_of_the_stream(position: int, num_rows: int, packin
         assert batch.rows.tolist() == list(range(num_rows))
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_images_that_are_cut_off_are_not_counted(packing: bool) -> None:
+    """100 images of 4 positions in a row of 100: 25 are left, and rows are dealt by them."""
+    reader = FakeReader(8, 3)
+    reader.tokens[:], reader.images[:] = 3, [100, 0, 30, 25, 100, 1, 24, 2]
+    cut = Sampler(
+        Blend.by_weights([1], [8], 5),
+        [reader],  # type: ignore[list-item]
+        num_rows=8,
+        sequence_length=100,
+        tile_positions=4,
+        packing=packing,
+        end=8,
+    )
+    batch = cut.at(0)
+    expected = np.minimum(reader.images[batch.samples], 25)
+    np.testing.assert_array_equal(batch.images, expected)
+    assert batch.costs()[:, 0].max() == 25
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 3])), min_size=1, max_size=4))
 def test_interruptions_leave_no_trace(parts: list[tuple[int, int]]) -> None:

@@ -39,7 +39,8 @@ class GlobalBatch:
     lengths: np.ndarray
     """[n] int64 positions, visual tokens included, at most the sequence length."""
     images: np.ndarray
-    """[n] int64 images; tiles, where images are cut."""
+    """[n] int64 images; tiles, where images are cut. Of a sample that is cut as many as its row has
+    room for, which is the most that can be left of them."""
     rows: np.ndarray
     """[n] int64 row of each sample."""
     num_rows: int
@@ -168,7 +169,8 @@ class Sampler:
                 samples[here] = self._parts[index].numbers(samples[here])
             tokens, images[here] = reader.sizes(samples[here])
             lengths[here] = tokens + self._tile_positions * images[here]
-        return datasets, samples, np.minimum(lengths, self._length), images
+        lengths = np.minimum(lengths, self._length)
+        return datasets, samples, lengths, np.minimum(images, lengths // self._tile_positions)
 
 
 def _joined(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> _Drawn:
