@@ -60,7 +60,7 @@ def test_the_page_is_quiet_and_readable(
 def test_charts_have_a_lane_for_each_stage_and_a_box_for_each_pass(
     browser: Any, files: dict[str, Path], plan: Plan
 ) -> None:
-    best = json.loads(files["json"].read_text())[0]
+    best = json.loads(files["json"].read_text())["layouts"][0]
     passes = [e for e in json.loads(files["trace"].read_text())["traceEvents"] if e["ph"] == "X"]
     stages = best["layout"]["pipeline"]
     with opened(browser, files["html"]) as page:

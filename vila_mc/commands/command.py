@@ -53,20 +53,20 @@ def _with_flag(message: str, option: str) -> str:
     return f"{message} See {flag(option)}."
 
 
-def require_page(output: Path) -> None:
+def require_page(output: Path, option: str = "output") -> None:
     """Refuse to put a page in the place of what is none, such as a dataset. Raises DataError."""
     if output.is_file() and output.suffix.lower() not in (".html", ".htm"):
         raise DataError(
-            f"output is {output}, which is there and is no .html. Name a new file, or a page.",
-            option="output",
+            f"{option} is {output}, which is there and is no .html. Name a new file, or a page.",
+            option=option,
         )
 
 
-def require_no_input(output: Path, inputs: Iterable[Path]) -> None:
+def require_no_input(output: Path, inputs: Iterable[Path], option: str = "output") -> None:
     """Refuse to write over what is read. Raises DataError."""
     if output.exists() and any(output.samefile(one) for one in inputs if one.exists()):
         raise DataError(
-            f"output is {output}, which is also an input. Choose another.", option="output"
+            f"{option} is {output}, which is also an input. Choose another.", option=option
         )
 
 

@@ -7,16 +7,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vila_mc.commands.command import require_page
+from vila_mc.commands.command import require_no_input, require_page
 from vila_mc.commands.gpu_kind import DEFAULT, HELP, gpu_named
 from vila_mc.commands.plan_data import add_data_options, known_of
-from vila_mc.config.load import add_config_options, load_run, load_run_from_args
+from vila_mc.config.load import add_config_options, dotted_options, load_run, load_run_from_args
 from vila_mc.config.options import ErrorRaisingParser
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError, run_cli, say
 from vila_mc.files import write_whole
-from vila_mc.planner.compare import phase_lines, what_if_lines
+from vila_mc.planner.compare import Case, phase_lines, what_if_lines
 from vila_mc.planner.constants import FITTED
 from vila_mc.planner.known import Known
 from vila_mc.planner.named_layout import with_layout
@@ -29,7 +30,9 @@ from vila_mc.planner.trace import trace_of
 
 MOST_GPUS = 16_384
 """Beyond it the fitted constants say nothing."""
-_OF_THE_ANSWER = "top", "explain", "phase", "what_if", "json", "html", "trace", "write", "rehearsal"
+_OUTPUTS = "json", "html", "trace", "write"
+"""Options that name a file to write."""
+_OF_THE_ANSWER = "top", "explain", "phase", "what_if", "rehearsal", *_OUTPUTS
 """Options that another question cannot have for itself."""
 
 
@@ -48,9 +51,58 @@ class _Asked:
         gpus, gpu = self.options.gpus, gpu_named(self.options.gpu)
         return search(self.config, gpus, gpu, FITTED, self.known)
 
+    def case(self, name: str, found: Search) -> Case:
+        """It and its best layout, to stand beside others."""
+        options = self.options
+        return Case(
+            name=name,
+            gpus=options.gpus,
+            gpu=options.gpu,
+            price=options.price,
+            steps=self.config.train.steps,
+            known=self.known,
+            plan=next(iter(found.plans), None),
+        )
+
     def plan(self, config: RunConfig) -> Plan:
         """One layout. Raises ConfigError."""
         return plan_of(config, self.options.gpus, gpu_named(self.options.gpu), FITTED, self.known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is said of a question."""
+
+    asked: _Asked
+    found: Search
+    explained: Plan | None
+    phases: tuple[Case, ...]
+    """The recipe's own first; none if no other is asked about."""
+    others: tuple[Case, ...]
+    """With further options."""
+
+    def values(self) -> dict[str, Any]:
+        """As plain values: docs/planner.md describes them."""
+        options, found = self.asked.options, self.found
+        return {
+            "question": {
+                "title": _title(self.asked),
+                "gpus": options.gpus,
+                "gpu": options.gpu,
+                "price": options.price,
+                "steps": self.asked.config.train.steps,
+                "are_steps_known": self.asked.known.are_steps_known,
+                "rows": self.asked.rows,
+            },
+            "layouts": [plan_values(one, options.price) for one in found.plans],
+            "rejected": found.rejected,
+            "nearest": None if found.plans else found.nearest,
+            "explained": None
+            if self.explained is None
+            else plan_values(self.explained, options.price),
+            "phases": [one.values() for one in self.phases],
+            "what_ifs": [one.values() for one in self.others],
+        }
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -58,32 +110,33 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked = _read(given, prog)
     options = asked.options
-    if options.html is not None:
-        require_page(options.html)
+    others = [(one, _other(given, one, prog)) for one in options.what_if]
+    _require_outputs(options, [other.options for _, other in others])
     rehearsed = _rehearsed(asked)
-    phases = [_of(options, load_run([file])) for file in options.phase]
+    on_the_line = dotted_options(options)
+    further = [_of(options, load_run([file], on_the_line)) for file in options.phase]
     explained = None
     if options.explain:
         explained = asked.plan(with_layout(asked.config, options.explain))
-    others = [(one, _other(given, one, prog)) for one in options.what_if]
     found = asked.search()
     _say(prose(_title(asked)), prose(asked.rows), [""])
     _say(search_lines(found, FITTED, options.price, options.top))
-    if not found.plans:
-        return 1
     _say([""], prose(f"The recipe's own layout: {_own(asked)}"))
     if explained is not None:
         fits = "fits" if explained.fits() else "does not fit"
         title = f"{explained.layout}, micro-batch {explained.job.micro_batch}: {fits}"
         _say(["", title], plan_lines(explained))
-    best = found.plans[0]
+    phases = [one.case(one.config.train.phase, one.search()) for one in further]
     if phases:
-        _say([""], phase_lines([best, *map(_first, phases)]))
-    if others:
-        plans = [(one, next(iter(other.search().plans), None)) for one, other in others]
-        _say([""], what_if_lines(best, plans))
-    _write(asked, found, rehearsed)
-    return 0
+        phases.insert(0, asked.case(asked.config.train.phase, found))
+        _say([""], phase_lines(phases))
+        if on_the_line:
+            _say(prose(f"Given for every phase: {', '.join(on_the_line)}."))
+    whats = [other.case(one, other.search()) for one, other in others]
+    if whats:
+        _say([""], what_if_lines(asked.case("as asked", found), whats))
+    _write(_Answer(asked, found, explained, tuple(phases), tuple(whats)), rehearsed)
+    return 0 if found.plans and all(phase.plan for phase in phases) else 1
 
 
 def _say(*blocks: Sequence[str]) -> None:
@@ -171,7 +224,7 @@ def _parser(prog: str | None) -> ErrorRaisingParser:
         metavar="OPTIONS",
         help='other options, such as "--gpus 8" or "--gpu a100-80g", beside each other',
     )
-    planning.add_argument("--json", type=Path, metavar="FILE", help="write the layouts as values")
+    planning.add_argument("--json", type=Path, metavar="FILE", help="write the answer as values")
     planning.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts")
     planning.add_argument(
         "--rehearsal",
@@ -205,6 +258,23 @@ def _require_possible(parsed: argparse.Namespace, config: RunConfig) -> None:
         )
 
 
+def _require_outputs(options: argparse.Namespace, others: Sequence[argparse.Namespace]) -> None:
+    """Refuse to write over what is read, or over another output. Raises VilaError."""
+    inputs = [file for one in (options, *others) for file in one.config]
+    inputs += [*options.phase, *([] if options.rehearsal is None else [options.rehearsal])]
+    taken: dict[Path, str] = {}
+    for name in _OUTPUTS:
+        file, flag = getattr(options, name), f"--{name}"
+        if file is None:
+            continue
+        require_no_input(file, inputs, flag)
+        other = taken.setdefault(file.resolve(), flag)
+        if other != flag:
+            raise ConfigError(f"{other} and {flag} are both {file}. Give each a file of its own.")
+    if options.html is not None:
+        require_page(options.html, "--html")
+
+
 def _rehearsed(asked: _Asked) -> PlannedRehearsal | None:
     """The rehearsal that is to stand on the page. Raises ConfigError."""
     options = asked.options
@@ -234,20 +304,16 @@ def _own(asked: _Asked) -> str:
     return f"{plan.layout}: {plan.time.total:.2f} s a step, {held}."
 
 
-def _first(asked: _Asked) -> Plan:
-    """The best layout of a phase. Raises ConfigError: none fits."""
-    found = asked.search()
-    if not found.plans:
-        raise ConfigError(f"no layout of {asked.config.train.phase} fits: {found.nearest}.")
-    return found.plans[0]
-
-
-def _write(asked: _Asked, found: Search, beside: PlannedRehearsal | None) -> None:
-    parsed, best = asked.options, found.plans[0]
+def _write(answer: _Answer, beside: PlannedRehearsal | None) -> None:
+    asked, found, parsed = answer.asked, answer.found, answer.asked.options
     if parsed.json is not None:
-        _written(
-            parsed.json, json.dumps([plan_values(one) for one in found.plans], indent=2) + "\n"
-        )
+        _written(parsed.json, json.dumps(answer.values(), indent=2) + "\n")
+    if not found.plans:
+        for file in (parsed.html, parsed.trace, parsed.write):
+            if file is not None:
+                say(f"{file} is not written: no layout fits.")
+        return
+    best = found.plans[0]
     if parsed.html is not None:
         told = page(_title(asked), found, parsed.top, parsed.price, asked.rows, beside)
         _written(parsed.html, told)

@@ -72,8 +72,12 @@ def load_run(files: Sequence[Path], overrides: Mapping[str, Any] | None = None) 
 
 def load_run_from_args(parsed: argparse.Namespace) -> RunConfig:
     """The ``RunConfig`` that a parser with ``add_config_options`` has read."""
-    dotted = {name: value for name, value in vars(parsed).items() if "." in name}
-    return load_run(parsed.config, dotted)
+    return load_run(parsed.config, dotted_options(parsed))
+
+
+def dotted_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The options of a recipe among those of a command line, for ``load_run``."""
+    return {name: value for name, value in vars(parsed).items() if "." in name}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,7 +61,7 @@ def page(
     best = found.plans[0]
     return environment.get_template("plan.html.j2").render(
         title=title,
-        plans=[(str(plan.layout), plan_values(plan)) for plan in found.plans[:shown]],
+        plans=[(str(plan.layout), plan_values(plan, price)) for plan in found.plans[:shown]],
         price=price,
         rows=rows,
         limits=best.limits(),

@@ -38,7 +38,7 @@ def search_lines(found: Search, constants: Constants, price: float | None, top: 
     best, shown = found.plans[0], found.plans[:top]
     low, high = constants.band
     return [
-        *aligned([_HEADING + (("cost",) if price else ()), *_rows(shown, price)]),
+        *aligned([_HEADING + (() if price is None else ("cost",)), *_rows(shown, price)]),
         *legend(shown),
         "",
         *prose(
@@ -98,7 +98,7 @@ def _rows(plans: Sequence[Plan], price: float | None) -> list[tuple[str, ...]]:
             f"{plan.gpu_hours():,.0f}",
             f"{plan.gpu_hours() / plan.layout.world_size() / 24:.1f}",
         )
-        rows.append(row + ((f"{plan.gpu_hours() * price:,.0f}",) if price else ()))
+        rows.append(row + (() if price is None else (f"{plan.gpu_hours() * price:,.0f}",)))
     return rows
 
 
@@ -123,7 +123,7 @@ def plan_lines(plan: Plan) -> list[str]:
         "",
         *_save_lines(plan),
         "",
-        f"The first {_shown(plan.time.events)} microbatches: forward /, backward \\, waiting .",
+        f"The first {_shown(plan.time.events)}: forward /, backward \\, waiting .",
         *timeline(plan.time.events, plan.layout.pipeline),
     ]
 
@@ -193,8 +193,9 @@ def _terms(plan: Plan) -> list[tuple[str, float]]:
     ]
 
 
-def _shown(events: Sequence[Event]) -> int:
-    return 1 + max(event.microbatch for event in events)
+def _shown(events: Sequence[Event]) -> str:
+    last = max(event.microbatch for event in events)
+    return f"{last + 1} microbatches" if last else "microbatch"
 
 
 def timeline(events: Sequence[Event], pipeline: int) -> list[str]:
@@ -218,8 +219,8 @@ def _rejected(found: Search) -> list[str]:
     return aligned([("layouts", "rejected"), *((f"{count:,}", reason) for reason, count in ranked)])
 
 
-def plan_values(plan: Plan) -> dict[str, Any]:
-    """One layout as plain values, in seconds, bytes and FLOP/s."""
+def plan_values(plan: Plan, price: float | None) -> dict[str, Any]:
+    """One layout in seconds, bytes and FLOP/s, with its cost if an hour has a price."""
     return {
         "layout": asdict(plan.layout),
         "vision_placement": plan.config.parallel.vision_placement,
@@ -239,6 +240,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "rows": _row_values(plan),
         "saves": asdict(plan.saves),
         "gpu_hours": plan.gpu_hours(),
+        "cost": None if price is None else plan.gpu_hours() * price,
         "limited_by": plan.limits(),
     }
 

@@ -103,13 +103,16 @@ def candidates(
             rejected[_reason(error)] += 1
             continue
         for micro_batch in MICRO_BATCHES:
+            microbatches, left = divmod(config.train.global_batch, micro_batch * data)
             for recompute in ("none", "full"):
-                train = replace(config.train, micro_batch=micro_batch, recompute=recompute)
-                try:
-                    microbatches = train.microbatches(data)
-                    candidate = replace(placed, train=train)
-                except ConfigError:
+                if left:
                     rejected["the global batch does not divide"] += 1
+                    continue
+                try:
+                    train = replace(config.train, micro_batch=micro_batch, recompute=recompute)
+                    candidate = replace(placed, train=train)
+                except ConfigError as error:
+                    rejected[_reason(error)] += 1
                     continue
                 if parallel.virtual > 1 and microbatches % parallel.pipeline:
                     rejected["virtual stages need whole groups of microbatches"] += 1

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +14,13 @@ import pytest
 from vila_mc.commands.plan_cluster import main
 from vila_mc.config.load import load_run
 from vila_mc.config.run import RunConfig
-from vila_mc.errors import ConfigError
+from vila_mc.errors import ConfigError, VilaError
 from vila_mc.planner.constants import FITTED
 from vila_mc.planner.known import Known
 from vila_mc.planner.named_layout import with_layout
 from vila_mc.planner.plan import ALLOWANCE, plan_of
 from vila_mc.planner.report import timeline
-from vila_mc.planner.search import TOO_FULL, search
+from vila_mc.planner.search import TOO_FULL, candidates, search
 from vila_mc.planner.step import quick_step_time, step_time
 from vila_mc.topology.hardware import GPUS, Gpu
 
@@ -102,8 +104,21 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert "100 steps of 64 rows of 4,096 positions" in told
     assert re.search(r"tensor 2 x pipeline 2 x data 2, micro-batch 1: fits", told)
     assert re.search(r"\(1\) +tp\d.*\n\(2\) +tp\d.*\n\(1\) --gpus 16\n\(2\) --gpus=32\n", told)
-    plans = json.loads(files["json"].read_text())
-    best = plans[0]
+    told_as_values = json.loads(files["json"].read_text())
+    best = told_as_values["layouts"][0]
+    assert told_as_values["question"] | {"rows": ""} == {
+        "title": "pretrain on 8 x A100 SXM 80 GB: 100 steps of 64 rows of 4,096 positions",
+        "gpus": 8,
+        "gpu": "a100-80g",
+        "price": 2.0,
+        "steps": 100,
+        "are_steps_known": True,
+        "rows": "",
+    }
+    assert told_as_values["explained"]["layout"]["tensor"] == 2
+    assert [one["gpus"] for one in told_as_values["what_ifs"]] == [16, 32]
+    assert told_as_values["rejected"]["the global batch does not divide"] > 0
+    assert best["cost"] == pytest.approx(2 * best["gpu_hours"])
     parts = {name: held for name, held in best["memory_bytes_by_stage"][0].items() if name != "all"}
     assert best["memory_bytes_by_stage"][0]["all"] == pytest.approx(sum(parts.values()))
     events = json.loads(files["trace"].read_text())["traceEvents"]
@@ -153,9 +168,100 @@ def test_a_recipe_whose_own_layout_does_not_divide(capsys: pytest.CaptureFixture
     assert "own layout: cannot be. train.global_batch 64 is not" in capsys.readouterr().out
 
 
-def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--gpus", "1", "--gpu", "a100-40g"]) == 1
-    assert "no layout fits." in capsys.readouterr().out
+def test_nothing_fits_and_all_that_is_asked_is_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values, page = tmp_path / "plan.json", tmp_path / "plan.html"
+    asked = ["--gpus", "1", "--gpu", "a100-40g", "--json", str(values), "--html", str(page)]
+    asked += ["--explain", "micro_batch=2", "--what-if", "--gpu h200 --price 3"]
+    phase = tmp_path / "short.yaml"
+    phase.write_text("model: {language: {layers: 2}}\ntrain: {phase: sft}\n")
+    assert main([*asked, "--phase", str(phase)]) == 1
+    told = capsys.readouterr().out
+    assert "no layout fits.\n" in told
+    assert "tensor 1 x pipeline 1 x data 1, micro-batch 2: does not fit" in told
+    assert re.search(r"pretrain +no layout fits +100\nsft +tp1 pp1 dp1", told)
+    assert re.search(r"as asked +no layout fits +a100-40g\n\(1\) +\S.* +h200 ", told)
+    assert f"{page} is not written: no layout fits." in told.splitlines()
+    assert not page.exists()
+    answer = json.loads(values.read_text())
+    assert answer["layouts"] == []
+    assert answer["rejected"][TOO_FULL] > 0
+    assert "needs least" in answer["nearest"]
+    assert answer["explained"]["fits"] is False
+    assert [one["layout"] is None for one in answer["phases"]] == [True, False]
+
+
+SMALL = ["--gpus", "1", "--gpu", "h100-80g", "--model.language.layers", "2"]
+SMALL += ["--train.global_batch", "2", "--top", "1"]
+
+
+def test_cost_stands_wherever_hours_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = tmp_path / "plan.json", tmp_path / "plan.html"
+    phase = tmp_path / "second.yaml"
+    phase.write_text("train: {phase: sft, steps: 50}\n")
+    asked = [*SMALL, "--json", str(files[0]), "--html", str(files[1]), "--phase", str(phase)]
+    assert main([*asked, "--train.steps", "70000", "--price", "0", "--what-if", "--price 3"]) == 0
+    told = capsys.readouterr().out
+    assert len(re.findall(r"(?:GPU-hours|days) +cost$", told, re.MULTILINE)) == 3
+    answer = json.loads(files[0].read_text())
+    assert [answer["layouts"][0]["cost"], answer["phases"][1]["layout"]["cost"]] == [0, 0]
+    dearer = answer["what_ifs"][0]["layout"]
+    assert dearer["cost"] == pytest.approx(3 * dearer["gpu_hours"])
+    assert re.search(rf"^\(1\) .* {dearer['cost']:,.0f}$", told, re.MULTILINE)
+    assert "<th>cost</th>" in files[1].read_text()
+    assert "\nThe first microbatch: forward /" in told
+    # what the command line says of a recipe holds for the other phase, too
+    assert [one["steps"] for one in answer["phases"]] == [70_000, 70_000]
+    assert "Given for every phase: " in told
+
+    assert main([*asked, "--what-if", "--price 3"]) == 0
+    told = capsys.readouterr().out
+    assert len(re.findall(r" cost$", told, re.MULTILINE)) == 1
+    assert json.loads(files[0].read_text())["layouts"][0]["cost"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--write {0}", "--write is {0}, which is also an input"),
+        ("--json {1} --phase {1}", "--json is {1}, which is also an input"),
+        ("--trace {1} --what-if '--config {1}'", "--trace is {1}, which is also an input"),
+        ("--html {1}.html --rehearsal {1}.html", "--html is {1}.html, which is also an input"),
+        ("--json {2} --html {3}", "--json and --html are both {3}"),
+        ("--html {1}", "--html is {1}, which is there and is no .html"),
+    ],
+)
+def test_no_output_takes_the_place_of_an_input_or_another(
+    options: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "my.yaml", tmp_path / "other.yaml", tmp_path / "x", tmp_path / "a/../x"]
+    for file in (files[0], files[1], tmp_path / "other.yaml.html"):
+        file.write_text("train: {global_batch: 64}\n")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(VilaError, match=re.escape(told.format(*files))):
+        main([*CASE, "--config", str(files[0]), *shlex.split(options.format(*files))])
+    assert capsys.readouterr().out == ""
+    assert files[0].read_text() == files[1].read_text() == "train: {global_batch: 64}\n"
+    assert not files[2].exists()
+
+
+def test_what_a_micro_batch_is_rejected_for_is_named(
+    recipe: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picky(config: RunConfig) -> None:
+        if config.train.micro_batch == 2:
+            raise ConfigError(f"rows of {config.train.micro_batch} are odd. Take others.")
+
+    monkeypatch.setattr(RunConfig, "_check_best", picky)
+    rejected = Counter[str]()
+    assert list(candidates(recipe, 8, A100, rejected))
+    assert rejected["rows of are odd"] > 0
+    monkeypatch.undo()
+    without = Counter[str]()
+    assert list(candidates(recipe, 8, A100, without))
+    divides = "the global batch does not divide"
+    assert rejected[divides] == without[divides]
 
 
 def test_planning_needs_no_torch() -> None:
