@@ -48,6 +48,27 @@ PYTHON
     _recipe_fail "$message"
 }
 
+# _recipe_run COMMAND...: run it, so that a signal ends it at once: a shell waits for what it runs in front.
+# What it runs is ended by SIGTERM, as it is deaf to Ctrl-C.
+_recipe_run() {
+    local status=0
+    "$@" &
+    _recipe_running=$!
+    wait "$_recipe_running" || status=$?
+    _recipe_running=""
+    return "$status"
+}
+
+# _recipe_end STATUS: what a signal ends.
+_recipe_end() {
+    trap '' TERM INT HUP
+    if [[ -n ${_recipe_running:-} ]]; then
+        kill "$_recipe_running" 2>/dev/null || true
+        wait "$_recipe_running" || true
+    fi
+    exit "$1"
+}
+
 # _recipe_dry_run NAME GPUS BEST PAGE OPTION...: plan, and rehearsal of the recipe's own layout and, if BEST is
 # 1, of the plan's first; PAGE is written unless it is empty. Options are those of training.
 _recipe_dry_run() {
@@ -59,23 +80,29 @@ _recipe_dry_run() {
     local rehearse=("$checkout/tools/train.py" --config "$checkout/examples/$name.yaml")
     local on=(--gpus "$count" --gpu "$gpu") as=(--rehearse --as-ranks "$count" --gpu "$gpu")
     first="$(mktemp -d)"
+    _recipe_folder="$first"
+    export TMPDIR="$first" # what a program that is ended leaves behind goes with it
+    trap 'rm -rf "$_recipe_folder"' EXIT
+    trap '_recipe_end 143' TERM
+    trap '_recipe_end 130' INT
+    trap '_recipe_end 129' HUP
     ((!best)) || write=(--write "$first/layout.yaml")
     [[ -z $page ]] || keep=(--rehearsal "$first/rehearsal.json")
-    "$VENV_PYTHON" "${plan[@]}" "${on[@]}" "${write[@]}" "$@" || status=$?
+    _recipe_run "$VENV_PYTHON" "${plan[@]}" "${on[@]}" "${write[@]}" "$@" >"$first/said" || status=$?
+    grep -vxF "wrote $first/layout.yaml" "$first/said" || true # it is ours, and goes again
     echo
-    "$VENV_PYTHON" "${rehearse[@]}" "${as[@]}" "${keep[@]}" "$@" || status=$?
+    _recipe_run "$VENV_PYTHON" "${rehearse[@]}" "${as[@]}" "${keep[@]}" "$@" || status=$?
     if [[ -f $first/layout.yaml ]]; then
         printf '\nthe first layout of the plan:\n'
         layout=(--config "$first/layout.yaml")
-        "$VENV_PYTHON" "${rehearse[@]}" "${layout[@]}" "${as[@]}" "${keep[@]}" "$@" || status=$?
+        _recipe_run "$VENV_PYTHON" "${rehearse[@]}" "${layout[@]}" "${as[@]}" "${keep[@]}" "$@" || status=$?
     fi
     if [[ -n $page ]]; then
         [[ -f $first/rehearsal.json ]] || keep=()
-        "$VENV_PYTHON" "${plan[@]}" "${layout[@]}" "${on[@]}" --html "$page" "${keep[@]}" "$@" \
+        _recipe_run "$VENV_PYTHON" "${plan[@]}" "${layout[@]}" "${on[@]}" --html "$page" "${keep[@]}" "$@" \
             >"$first/said" || status=$?
         printf '\n%s\n' "$(tail -n 1 "$first/said")"
     fi
-    rm -r "$first"
     return "$status"
 }
 
@@ -166,7 +193,7 @@ run_recipe() {
             echo "data and checkpoint are not checked: no path for$lacking."
             exit "$status"
         fi
-        "$VENV_PYTHON" "${train[@]}" --check --ranks "$dry" "${data[@]}" \
+        _recipe_run "$VENV_PYTHON" "${train[@]}" --check --ranks "$dry" "${data[@]}" \
             --train.load "$LOAD" --train.output "$OUTPUT" "${others[@]}" || status=$?
         exit "$status"
     fi

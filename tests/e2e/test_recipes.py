@@ -241,7 +241,7 @@ for word; do
     [[ ${before:-} != --write && ${before:-} != --rehearsal ]] || touch "$word"
     before="$word"
 done
-[[ -z $tool ]] || { echo "${*#"$ROOT"/}" >>"$WORDS" && exit "${STATUS:-0}"; }
+[[ -z $tool ]] || { echo "${*#"$ROOT"/}" >>"$WORDS" && eval "${DOOR:-}"; exit "${STATUS:-0}"; }
 exec "$REAL" "$@"
 """
 
@@ -298,6 +298,53 @@ def test_a_dry_run_rehearses_the_best_layout_too(tmp_path: Path) -> None:
     assert code == 0
     assert said.index("the first layout of the plan:")
     assert not Path(written).exists()
+
+
+def test_a_dry_run_says_nothing_of_files_that_it_deletes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = (
+        'all="$*"; [[ $all != *"--write "* ]] || { echo a plan; echo "wrote ${all##*--write }"; }'
+    )
+    monkeypatch.setenv("DOOR", says)
+    code, said, _ = _dry_run(tmp_path, 8, "--best")
+    assert code == 0
+    assert "a plan\n" in said
+    assert "wrote" not in said
+
+
+def test_a_dry_run_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    interpreter, temporary = tmp_path / "python", tmp_path / "temporary"
+    interpreter.write_text(DOORS)
+    interpreter.chmod(0o755)
+    temporary.mkdir()
+    # the rehearsal says that it is there, and stays
+    door = (
+        '[[ "$*" != *--rehearse* ]] || '
+        '{ echo $$ >"$PID.new"; mv "$PID.new" "$PID"; exec sleep 60; }'
+    )
+    own = {"REAL": sys.executable, "WORDS": tmp_path / "words", "ROOT": REPOSITORY, "DOOR": door}
+    more = {"VILA_MC_PYTHON": interpreter, "PID": tmp_path / "pid", "TMPDIR": temporary}
+    script = subprocess.Popen(
+        ["bash", "examples/pretrain_7b.sh", "--dry-run", "8", "--best"],
+        cwd=REPOSITORY,
+        env=_environment(own | more),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_until((tmp_path / "pid").exists, "a rehearsal")
+        rehearsal = psutil.Process(int((tmp_path / "pid").read_text()))
+        assert len(list(temporary.iterdir())) == 1
+        script.terminate()
+        assert script.wait(timeout=30) == 128 + signal.SIGTERM
+        assert not rehearsal.is_running()
+        assert list(temporary.iterdir()) == []
+    finally:
+        kill_all(
+            psutil.Process(script.pid).children(recursive=True) if script.poll() is None else []
+        )
+        script.kill()
+        script.wait()
 
 
 def test_a_dry_run_puts_the_last_rehearsal_on_a_page(tmp_path: Path) -> None:
