@@ -244,7 +244,12 @@ def _parser(prog: str | None) -> ErrorRaisingParser:
 
 
 def _require_possible(parsed: argparse.Namespace, config: RunConfig) -> None:
-    """Refuse what the GPU does not compute."""
+    """Refuse what the GPU does not compute, and what nothing is known of."""
+    if config.train.precision == "fp32":
+        raise ConfigError(
+            "train.precision is fp32; the planner foretells bf16, fp16 and FP8. Plan with "
+            "--train.precision bf16, or see what fp32 holds with train --rehearse."
+        )
     recipe, gpu = config.train.fp8.recipe, gpu_named(parsed.gpu)
     if recipe != "none" and "fp8" not in gpu.peak:
         raise ConfigError(
@@ -300,8 +305,11 @@ def _own(asked: _Asked) -> str:
         plan = asked.plan(asked.config)
     except ConfigError as error:
         return f"cannot be. {error}"
+    rows = f"micro-batch {plan.job.micro_batch}"
+    if asked.config.train.micro_batch is None:
+        rows += ", which training chooses"
     held = f"{plan.fullest() / 2**30:.1f} GiB, which {'fits' if plan.fits() else 'does not fit'}"
-    return f"{plan.layout}: {plan.time.total:.2f} s a step, {held}."
+    return f"{plan.layout}, {rows}: {plan.time.total:.2f} s a step, {held}."
 
 
 def _write(answer: _Answer, beside: PlannedRehearsal | None) -> None:

@@ -12,7 +12,8 @@ _LAYERS = "layers_per_stage"
 
 
 def with_layout(config: RunConfig, text: str) -> RunConfig:
-    """The recipe in the layout; what the text leaves out is 1, or as the recipe has it.
+    """The recipe in the layout; what the text leaves out is 1, or as the recipe has it; a
+    micro-batch that neither has is the one that training chooses.
 
     Raises:
         ConfigError: the text is none of a layout, or the recipe cannot be split like this.

@@ -1,6 +1,6 @@
 """What is foretold of one layout of one recipe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vila_mc.config.run import RunConfig
 from vila_mc.planner.constants import Constants
@@ -13,6 +13,7 @@ from vila_mc.planner.step import StepTime, step_time, with_loading
 from vila_mc.topology.flops import pairs_of, step_flops
 from vila_mc.topology.hardware import Gpu
 from vila_mc.topology.layout import Layout
+from vila_mc.topology.micro_batch import choose_micro_batch
 
 ALLOWANCE = 6 * 2**30
 """Bytes beside the tensors of a step: CUDA's context and libraries (about 1 GiB), NCCL's buffers
@@ -68,7 +69,7 @@ class Plan:
         return self.flops_per_gpu() / self.gpu.peak["bf16"]
 
     def gpu_hours(self) -> float:
-        """Of the whole phase, its checkpoints included; restarts are not."""
+        """Of the whole phase, its checkpoints included; validation and restarts are not."""
         seconds = self.time.total * self.config.train.steps + self.saves.waiting
         return seconds * self.layout.world_size() / 3600
 
@@ -99,7 +100,8 @@ def plan_of(
     """Foretell one layout.
 
     Args:
-        config: the recipe with the layout in its ``parallel`` section.
+        config: the recipe with the layout in its ``parallel`` section; without a micro-batch it
+            takes the one that training chooses.
         world: GPUs in all.
         gpu: their kind.
         constants: fitted.
@@ -109,6 +111,9 @@ def plan_of(
         ConfigError: the GPUs do not divide into the layout, or the global batch into its passes.
     """
     layout = Layout.of(config.parallel, world)
+    if config.train.micro_batch is None:
+        rows, _ = choose_micro_batch(config, layout)
+        config = replace(config, train=replace(config.train, micro_batch=rows))
     config.check_world(world)
     job = job_of(config, layout, known)
     dealt = known.dealt(layout.data, job.micro_batch)

@@ -169,8 +169,8 @@ def _save_lines(plan: Plan) -> list[str]:
     each = f"{saves.stall:.1f} s for each and " if saves.count > 1 else ""
     return prose(
         f"Checkpoints ({saves.count:,} of {saves.size / 1e9:,.1f} GB) are written {how}: training "
-        f"waits {each}{saves.last:.1f} s for the last, {share:.1%} of the hours. Restarts are not "
-        "counted."
+        f"waits {each}{saves.last:.1f} s for the last, {share:.1%} of the hours. Validation and "
+        "restarts are not counted."
     )
 
 

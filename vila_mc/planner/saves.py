@@ -16,7 +16,7 @@ STATE = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saves:
-    """The checkpoints of a run; restarts are not counted."""
+    """The checkpoints of a run; validation and restarts are not counted."""
 
     count: int
     size: float

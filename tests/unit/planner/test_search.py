@@ -139,6 +139,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         (["--price", "-1"], "--price is -1.0; it must be 0 or greater"),
         (["--train.fp8.recipe", "delayed"], "an A100 SXM 80 GB computes no FP8"),
         (["--gpu", "h100-80g", "--train.fp8.recipe", "mxfp8"], "needs Blackwell"),
+        (["--config", "preset:tiny"], "train.precision is fp32; the planner foretells bf16, fp16"),
+        (["--what-if", "--train.precision fp32"], "train.precision is fp32"),
         (["--images", "29"], "a row of 4,096 positions has room for 28"),
         (["--phase", "/none"], "there is no recipe /none"),
         (["--what-if", "--trian.steps 3"], "--trian.steps is not an option"),
@@ -166,6 +168,22 @@ def test_mistakes_are_told(
 def test_a_recipe_whose_own_layout_does_not_divide(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*CASE, "--train.micro_batch", "3"]) == 0
     assert "own layout: cannot be. train.global_batch 64 is not" in capsys.readouterr().out
+
+
+def test_without_a_micro_batch_the_recipe_has_that_of_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny = ["--config", "preset:tiny", "--train.precision", "bf16", "--gpus", "1"]
+    assert main(tiny) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    own = "own layout: tensor 1 x pipeline 1 x data 1, micro-batch "
+    assert f"{own}8, which training chooses: " in told
+    assert "Validation and restarts are not counted." in told
+    assert main([*tiny, "--train.micro_batch", "2", "--explain", "tensor=1"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"{own}2: " in told
+    config = load_run(["preset:tiny"], {"train.precision": "bf16"})
+    assert plan_of(config, 2, A100, FITTED).job.micro_batch == 4
 
 
 def test_nothing_fits_and_all_that_is_asked_is_answered(
