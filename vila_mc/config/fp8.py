@@ -87,6 +87,12 @@ class Fp8Config:
         """Whether the linear layers of a part compute in FP8."""
         return self.recipe != "none" and part in self.parts
 
+    def layers(self, part: Fp8Part, depth: int) -> range:
+        """Of the ``depth`` layers of a part, those that compute in FP8."""
+        if not self.concerns(part):
+            return range(0)
+        return range(self.first_layers_bf16, depth - self.last_layers_bf16)
+
     def decides(self) -> dict[str, str]:
         """The options that decide the numbers by this recipe, and their values."""
         if self.recipe == "none":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from vila_mc.config.checks import STRICT, require
 from vila_mc.config.data import DataConfig
+from vila_mc.config.fp8 import Fp8Part
 from vila_mc.config.lora import LoraConfig
 from vila_mc.config.model import ModelConfig
 from vila_mc.config.optimizer import OptimizerConfig
@@ -207,25 +208,35 @@ class RunConfig:
 
     def _check_fp8_layers(self) -> None:
         """What is asked of FP8 must reach some layer."""
-        fp8, layers = self.train.fp8, set[str]()
+        fp8 = self.train.fp8
         first, last = fp8.first_layers_bf16, fp8.last_layers_bf16
-        depths = {
-            "vision": self.model.vision.built_layers(),
-            "language": self.model.language.layers,
-        }
         for part in filter(fp8.concerns, fp8.parts):
+            depth = self._depth(part)
             require(
-                first + last < depths[part],
+                first + last < depth,
                 f"train.fp8.first_layers_bf16 {first} and last_layers_bf16 {last} leave none of "
-                f"the {depths[part]} layers of {part} to FP8. Lower them, or take that part out of "
+                f"the {depth} layers of {part} to FP8. Lower them, or take that part out of "
                 "train.fp8.parts.",
             )
-            layers |= {f"{part}.layers.{each}" for each in range(first, depths[part] - last)}
         require(
-            not fp8.primary_weights or not layers.isdisjoint(self.learning_pieces()),
+            not fp8.primary_weights or not self.fp8_pieces().isdisjoint(self.learning_pieces()),
             "train.fp8.primary_weights keeps weights in FP8 that learn, and no layer that computes "
             f"in FP8 does: train.trainable is [{', '.join(self.train.trainable)}]. Leave it out.",
         )
+
+    def fp8_pieces(self) -> frozenset[str]:
+        """Layers whose matrix products are computed in FP8, such as ``language.layers.3``."""
+        fp8 = self.train.fp8
+        return frozenset(
+            f"{part}.layers.{layer}"
+            for part in fp8.parts
+            for layer in fp8.layers(part, self._depth(part))
+        )
+
+    def _depth(self, part: Fp8Part) -> int:
+        """Layers of a part that run."""
+        model = self.model
+        return model.vision.built_layers() if part == "vision" else model.language.layers
 
     def check_world(self, world_size: int) -> None:
         """Refuse a number of ranks that this run cannot use. Raises ConfigError."""

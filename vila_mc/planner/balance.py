@@ -40,6 +40,6 @@ def _seconds(times: PassTimes, index: int, layers: int) -> float:
     job = times.job
     chunk = job.chunks()[index]
     if layers != chunk.layers:
-        chunk = replace(chunk, layers=layers, learning=None, backward=None)
+        chunk = replace(chunk, layers=layers, learning=None, backward=None, in_fp8=None)
     passes = times.of(chunk, job.images, job.attended)
     return passes.forward + passes.backward

@@ -1,7 +1,7 @@
 """A recipe and a layout as a job of the planner."""
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from math import prod
 
 from vila_mc.config.connector_memory import Site
@@ -15,6 +15,25 @@ from vila_mc.topology.shapes import stage_parameters
 from vila_mc.topology.stage_plan import StagePlan, plan_stages
 
 
+@dataclass(frozen=True, slots=True)
+class _LayerNumbers:
+    """Numbers that one tensor-parallel rank holds of a layer of the language model."""
+
+    own: int
+    adapters: int
+    matrices: int
+    """Of its own, those of linear layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """Those that learn, that have a backward pass, and whose products are computed in FP8."""
+
+    learning: frozenset[str]
+    backward: frozenset[str]
+    in_fp8: frozenset[str]
+
+
 def job_of(config: RunConfig, layout: Layout, known: Known = NOTHING) -> Job:
     """One step of a recipe.
 
@@ -26,9 +45,10 @@ def job_of(config: RunConfig, layout: Layout, known: Known = NOTHING) -> Job:
     model, train = config.model, config.train
     learning = config.learning_pieces()
     backward = with_backward(learning | config.adapted_pieces(), model)
+    pieces = _Pieces(learning, backward, config.fp8_pieces())
     vision_layers = sum(piece.startswith("vision.layers.") for piece in backward)
     plans, layer = plan_stages(model, config.parallel), _layer_numbers(config)
-    stages = tuple(_stage(config, plan, layer, learning, backward) for plan in plans)
+    stages = tuple(_stage(config, plan, layer, pieces) for plan in plans)
     images, most_images, attended = _rows(config, layout, known)
     return Job(
         decoder=_decoder(config),
@@ -57,6 +77,7 @@ def job_of(config: RunConfig, layout: Layout, known: Known = NOTHING) -> Job:
             adapters=config.lora.rank or 0 if "language" in config.lora.parts() else 0,
         ),
         arithmetic="bf16" if train.fp8.recipe == "none" else "fp8",
+        tower_in_fp8=_tower_in_fp8(pieces),
         block_scaled=train.fp8.recipe in ("blockwise", "mxfp8"),
         engine=Engine(
             name="vila_mc",
@@ -125,32 +146,34 @@ def _tower(config: RunConfig) -> Tower:
     )
 
 
-def _layer_numbers(config: RunConfig) -> tuple[int, int]:
-    """Numbers that one tensor-parallel rank holds of a layer of the language model: its own, and
-    those of its adapters. All layers are alike, and of a deep model there are many."""
+def _layer_numbers(config: RunConfig) -> _LayerNumbers:
+    """All layers are alike, and of a deep model there are many."""
     alone = StagePlan(layers=range(1), has_vision=False, has_embedding=False, has_head=False)
-    own = adapters = 0
+    own = adapters = matrices = 0
     for parameter in stage_parameters(config.model, alone, config.lora):
         numbers = prod(parameter.local_shape(config.parallel.tensor))
-        own += numbers * (not is_adapter(parameter.name))
-        adapters += numbers * is_adapter(parameter.name)
-    return own, adapters
+        if is_adapter(parameter.name):
+            adapters += numbers
+        else:
+            own += numbers
+            matrices += numbers * (len(parameter.shape) == 2)
+    return _LayerNumbers(own, adapters, matrices)
 
 
-def _stage(
-    config: RunConfig,
-    plan: StagePlan,
-    layer: tuple[int, int],
-    learning: Collection[str],
-    backward: Collection[str],
-) -> Stage:
-    """What a stage holds of such layers, where these pieces learn and those have a backward
-    pass."""
-    tensor = config.parallel.tensor
-    layers = [f"language.layers.{number}" for number in plan.layers]
-    learn = sum(piece in learning for piece in layers)
-    own, adapters = layer
-    weights, learnt = len(layers) * (own + adapters), learn * own + len(layers) * adapters
+def _tower_in_fp8(pieces: _Pieces) -> tuple[int, int]:
+    """Layers of the tower in FP8: those with a backward pass, and the others."""
+    layers = {piece for piece in pieces.in_fp8 if piece.startswith("vision.layers.")}
+    return len(layers & pieces.backward), len(layers - pieces.backward)
+
+
+def _stage(config: RunConfig, plan: StagePlan, layer: _LayerNumbers, pieces: _Pieces) -> Stage:
+    """What a stage holds of such layers and of what stands beside them."""
+    tensor, is_primary = config.parallel.tensor, config.train.fp8.primary_weights
+    layers = {f"language.layers.{number}" for number in plan.layers}
+    learn, back = layers & pieces.learning, layers & pieces.backward
+    weights = len(layers) * (layer.own + layer.adapters)
+    learnt = len(learn) * layer.own + len(layers) * layer.adapters
+    matrices = Counter(dict.fromkeys(layers & pieces.in_fp8, layer.matrices))
     for parameter in stage_parameters(
         config.model,
         replace(plan, layers=range(0)),
@@ -159,15 +182,24 @@ def _stage(
     ):
         numbers = prod(parameter.local_shape(tensor))
         weights += numbers
-        learns = is_adapter(parameter.name) or piece_of(parameter.name) in learning
-        learnt += numbers * learns
+        adapts, piece = is_adapter(parameter.name), piece_of(parameter.name)
+        learnt += numbers * (adapts or piece in pieces.learning)
+        if piece in pieces.in_fp8 and len(parameter.shape) == 2 and not adapts:
+            matrices[piece] += numbers
+    primary = sum(matrices[piece] for piece in matrices if is_primary and piece in pieces.learning)
+    forward = matrices.total() - primary
+    turned = sum(matrices[piece] for piece in matrices if piece in pieces.backward) - primary
+    in_fp8 = layers & pieces.in_fp8
     return Stage(
         layers=len(layers),
         has_vision=plan.has_vision,
         has_embedding=plan.has_embedding,
         has_head=plan.has_head,
-        learning=learn,
-        backward=sum(piece in backward for piece in layers),
+        learning=len(learn),
+        backward=len(back),
         weights=weights,
         learnt=learnt,
+        in_fp8=(len(in_fp8 & learn), len(in_fp8 & back - learn), len(in_fp8 - back)),
+        fp8_copies=forward + turned,
+        gathered_in_fp8=0 if config.train.fp8.gathers_in_bf16() else primary,
     )

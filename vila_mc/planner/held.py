@@ -1,6 +1,7 @@
 """How many numbers a rank's weights are, and how many of them learn."""
 
 from vila_mc.planner.job import Job, Stage
+from vila_mc.planner.work import HALF
 
 
 def rank_weights(job: Job, rank: int) -> float:
@@ -13,6 +14,12 @@ def rank_learnt(job: Job, rank: int) -> float:
     """Of them, those that learn."""
     chunks = job.chunks()[rank :: job.share.pipeline]
     return sum(_learnt(job, one) if one.learnt is None else one.learnt for one in chunks)
+
+
+def rank_gathered(job: Job, rank: int) -> float:
+    """Bytes of its weights that data-parallel ranks gather after a step."""
+    chunks = job.chunks()[rank :: job.share.pipeline]
+    return HALF * rank_learnt(job, rank) - sum(one.gathered_in_fp8 for one in chunks)
 
 
 def adapter_weights(job: Job) -> float:

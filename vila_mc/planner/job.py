@@ -118,6 +118,13 @@ class Stage:
     """Numbers that one tensor-parallel rank holds; matrices alone are counted if none."""
     learnt: int | None = None
     """Of them, those that learn."""
+    in_fp8: tuple[int, int, int] | None = None
+    """Where the job is in FP8, how many of the layers are that learn, of those that only have a
+    backward pass, and of the others; all if none."""
+    fp8_copies: int = 0
+    """Bytes of the copies in FP8 that one tensor-parallel rank holds of weights beside them."""
+    gathered_in_fp8: int = 0
+    """Of ``learnt``, those that data-parallel ranks gather in FP8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +202,9 @@ class Job:
     """Whether the tower's layers are computed again, too, where they learn."""
     learns: Learns = field(default_factory=Learns)
     arithmetic: Arithmetic = "bf16"
+    """Of the language model's layers, and of what else is said to be in FP8."""
+    tower_in_fp8: tuple[int, int] = (0, 0)
+    """Where the job is in FP8, how many of the tower's layers are that learn, and of the others."""
     block_scaled: bool = False
     """FP8 whose scales belong to blocks of numbers, each scaled before its product."""
     engine: Engine = field(default_factory=Engine)
@@ -225,6 +235,11 @@ class Job:
         learns = self.learns
         below = self.tower is not None and (learns.vision or learns.connector)
         return stage.layers if learns.language or learns.adapters or below else 0
+
+    def layers_by_pass(self, stage: Stage) -> tuple[int, int, int]:
+        """Layers of a stage that learn, that only have a backward pass, and the others."""
+        learning, backward = self.learning_layers(stage), self.backward_layers(stage)
+        return learning, backward - learning, stage.layers - backward
 
     def learning_tower(self) -> int:
         """Layers of the tower that learn, and so have a backward pass."""

@@ -13,6 +13,7 @@ class Memory:
     """Bytes of one rank at the peak."""
 
     weights: float
+    """With the copies of them in FP8."""
     gradients: float
     optimizer: float
     activations: float
@@ -41,7 +42,7 @@ def rank_memory(job: Job, rank: int, constants: Constants) -> Memory:
         for number, chunk in enumerate(chunks)
     )
     return Memory(
-        weights=HALF * weights / kept,
+        weights=HALF * weights / kept + sum(chunk.fp8_copies for chunk in chunks),
         gradients=(engine.gradient_bytes + engine.kept_gradients) * learnt / graded,
         optimizer=12 * learnt / state,
         activations=activations * constants.kept[job.engine.name],

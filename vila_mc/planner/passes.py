@@ -31,6 +31,8 @@ class Passes:
 
 
 _FIELDS = fields(Passes)
+_PASSES = (True, True), (False, True), (False, False)
+"""Of ``Job.layers_by_pass``: whether they learn, whether they have a backward pass."""
 
 
 class PassTimes:
@@ -38,7 +40,7 @@ class PassTimes:
 
     def __init__(self, job: Job, clock: Clock) -> None:
         self.job, self._clock = job, clock
-        self._layers: dict[tuple[float, bool, bool], Passes] = {}
+        self._layers: dict[tuple[float, bool, bool, bool], Passes] = {}
         self._seen: dict[float, Passes] = {}
         self._head: Passes | None = None
 
@@ -53,14 +55,12 @@ class PassTimes:
         job, total = self.job, Passes()
         if chunk.has_vision and job.tower is not None:
             total += self._vision(images)
-        learning, backward = job.learning_layers(chunk), job.backward_layers(chunk)
-        for layers, learns, goes_back in (
-            (learning, True, True),
-            (backward - learning, False, True),
-            (chunk.layers - backward, False, False),
-        ):
-            if layers:
-                total += self._layer(attended, learns, goes_back) * layers
+        layers = job.layers_by_pass(chunk)
+        in_fp8 = layers if chunk.in_fp8 is None else chunk.in_fp8
+        for count, eight, (learns, goes_back) in zip(layers, in_fp8, _PASSES, strict=True):
+            for number, is_fp8 in ((eight, True), (count - eight, False)):
+                if number:
+                    total += self._layer(attended, learns, goes_back, is_fp8) * number
         if chunk.has_head:
             total += self._output()
         return total
@@ -75,11 +75,11 @@ class PassTimes:
             self._seen[images] = seen + Passes(vision=seen.forward + seen.backward)
         return self._seen[images]
 
-    def _layer(self, attended: float, learns: bool, goes_back: bool) -> Passes:
-        key = attended, learns, goes_back
+    def _layer(self, attended: float, learns: bool, goes_back: bool, in_fp8: bool) -> Passes:
+        key = attended, learns, goes_back, in_fp8
         if key not in self._layers:
             job = replace(self.job, attended=attended)
-            self._layers[key] = _decoder(job, self._clock, learns, goes_back)
+            self._layers[key] = _decoder(job, self._clock, *key[1:])
         return self._layers[key]
 
     def _output(self) -> Passes:
@@ -97,9 +97,9 @@ def chunk_passes(job: Job, chunk: Stage, clock: Clock) -> Passes:
     return PassTimes(job, clock).of(chunk, job.images, job.attended)
 
 
-def _decoder(job: Job, clock: Clock, learns: bool, goes_back: bool) -> Passes:
+def _decoder(job: Job, clock: Clock, learns: bool, goes_back: bool, in_fp8: bool) -> Passes:
     """One layer of the language model."""
-    layer = decoder_layer(job)
+    layer = decoder_layer(job, in_fp8)
     passes = _layer(job, clock, layer, learns, goes_back)
     again = 0.0
     if goes_back and job.recompute == "full":
@@ -113,14 +113,17 @@ def _decoder(job: Job, clock: Clock, learns: bool, goes_back: bool) -> Passes:
 def _vision(job: Job, clock: Clock) -> Passes:
     tower, learns = job.tower, job.learns
     assert tower is not None
-    learning = job.learning_tower()
-    layer = tower_layer(job, tower)
-    frozen = _layer(job, clock, layer, False, False)
-    learnt = _layer(job, clock, layer, True, True)
-    total = frozen * (tower.layers - learning) + learnt * learning
-    if job.recompute_vision:
-        again = learnt.forward * learning
-        total += Passes(backward=again, recomputed=again)
+    learning, total = job.learning_tower(), Passes()
+    layers = learning, tower.layers - learning
+    for count, eight, does_learn in zip(layers, job.tower_in_fp8, (True, False), strict=True):
+        for number, in_fp8 in ((eight, True), (count - eight, False)):
+            if not number:
+                continue
+            layer = tower_layer(job, tower, in_fp8)
+            one = _layer(job, clock, layer, does_learn, does_learn)
+            if does_learn and job.recompute_vision:
+                one += Passes(backward=one.forward, recomputed=one.forward)
+            total += one * number
     operators = connector(job, tower)
     back = 0.0
     if learns.connector or learns.vision:

@@ -118,6 +118,7 @@ def plan_lines(plan: Plan) -> list[str]:
         *aligned(rows),
         f"{ALLOWANCE / GIB:.0f} GiB beside them are left for what is no tensor; the GPU has "
         f"{plan.gpu.memory / GIB:.1f}.",
+        *_fp8_lines(plan),
         "",
         *aligned(terms),
         "",
@@ -159,6 +160,16 @@ def data_lines(plan: Plan) -> list[str]:
             ("images of the fullest pass", f"{dealt.fullest_pass():,}", source),
             steps,
         ]
+    )
+
+
+def _fp8_lines(plan: Plan) -> list[str]:
+    """What of FP8's memory is counted; nothing without FP8."""
+    if plan.config.train.fp8.recipe == "none":
+        return []
+    return prose(
+        "Weights are counted with their copies in FP8, none of it measured. What layers in FP8 "
+        "keep for the backward pass is counted as in bf16, and scales are not."
     )
 
 

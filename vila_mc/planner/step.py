@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from vila_mc.planner.clock import Clock
 from vila_mc.planner.constants import Constants
-from vila_mc.planner.held import rank_learnt, rank_weights
+from vila_mc.planner.held import rank_gathered, rank_learnt, rank_weights
 from vila_mc.planner.job import Job
 from vila_mc.planner.passes import Passes, PassTimes
 from vila_mc.planner.replay import Dealt
@@ -179,5 +179,7 @@ def _data_sums(job: Job, clock: Clock) -> float:
     if engine.sharding == "weights":
         weights = max(rank_weights(job, rank) for rank in range(pipeline))
         return scattered + 2 * clock.spread(HALF * weights, members, stride, calls)
-    shared = HALF if engine.sharding != "none" else engine.gradient_bytes
-    return scattered + clock.spread(shared * learnt, members, stride, calls)
+    shared = engine.gradient_bytes * learnt
+    if engine.sharding != "none":
+        shared = max(rank_gathered(job, rank) for rank in range(pipeline))
+    return scattered + clock.spread(shared, members, stride, calls)

@@ -52,8 +52,8 @@ def _product(name: str, rows: float, inner: float, outer: float, quantised: bool
     )
 
 
-def decoder_layer(job: Job) -> Layer:
-    """One layer of the language model."""
+def decoder_layer(job: Job, in_fp8: bool = True) -> Layer:
+    """One layer of the language model, in FP8 where the job is and ``in_fp8``."""
     decoder, tensor, rows = job.decoder, job.share.tensor, job.positions()
     heads = decoder.query_width() / tensor
     qkv, ffn = decoder.qkv_width() / tensor, decoder.ffn / tensor
@@ -65,26 +65,26 @@ def decoder_layer(job: Job) -> Layer:
         Operator(
             name="norms and sums", kind="memory", moved=HALF * 10 * rows * decoder.width / whole
         ),
-        _product("query, key, value", rows, decoder.width, qkv, True),
+        _product("query, key, value", rows, decoder.width, qkv, in_fp8),
         Operator(name="rotation", kind="memory", moved=HALF * 2 * rows * qkv),
         *_attention(job, rows, attended, heads, decoder.heads / tensor, job.length),
-        _product("projection", rows, heads, decoder.width, True),
-        _product("feed-forward in", rows, decoder.width, wide, True),
+        _product("projection", rows, heads, decoder.width, in_fp8),
+        _product("feed-forward in", rows, decoder.width, wide, in_fp8),
         Operator(name="activation", kind="memory", moved=HALF * rows * (wide + ffn)),
-        _product("feed-forward out", rows, ffn, decoder.width, True),
+        _product("feed-forward out", rows, ffn, decoder.width, in_fp8),
     ]
     return Layer(tuple(operators), HALF * rows * decoder.width)
 
 
-def tower_layer(job: Job, tower: Tower) -> Layer:
-    """One layer of the vision transformer."""
+def tower_layer(job: Job, tower: Tower, in_fp8: bool = False) -> Layer:
+    """One layer of the vision transformer, in FP8 where the job is and ``in_fp8``."""
     tensor = job.share.tensor
     rows = job.micro_batch * job.images * tower.positions / job.share.context
     width, ffn = tower.width / tensor, tower.ffn / tensor
     wide = ffn * (1 + tower.gated)
     operators = [
         Operator(name="norms and sums", kind="memory", moved=HALF * 10 * rows * tower.width),
-        _product("query, key, value", rows, tower.width, 3 * width, False),
+        _product("query, key, value", rows, tower.width, 3 * width, in_fp8),
         *_attention(
             job,
             rows,
@@ -93,10 +93,10 @@ def tower_layer(job: Job, tower: Tower) -> Layer:
             tower.heads / tensor,
             tower.positions,
         ),
-        _product("projection", rows, width, tower.width, False),
-        _product("feed-forward in", rows, tower.width, wide, False),
+        _product("projection", rows, width, tower.width, in_fp8),
+        _product("feed-forward in", rows, tower.width, wide, in_fp8),
         Operator(name="activation", kind="memory", moved=HALF * rows * (wide + ffn)),
-        _product("feed-forward out", rows, ffn, tower.width, False),
+        _product("feed-forward out", rows, ffn, tower.width, in_fp8),
     ]
     return Layer(tuple(operators), HALF * rows * tower.width)
 

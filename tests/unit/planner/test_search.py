@@ -186,6 +186,13 @@ def test_without_a_micro_batch_the_recipe_has_that_of_training(
     assert plan_of(config, 2, A100, FITTED).job.micro_batch == 4
 
 
+def test_a_plan_in_fp8_says_what_it_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--gpus", "1", "--model.language.layers", "4", "--gpu", "h100-80g"]
+    for recipe, said in (("current", True), ("none", False)):
+        assert main([*options, "--train.fp8.recipe", recipe]) == 0
+        assert ("counted with their copies in FP8" in capsys.readouterr().out) == said
+
+
 def test_nothing_fits_and_all_that_is_asked_is_answered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

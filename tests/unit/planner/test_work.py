@@ -12,7 +12,7 @@ from vila_mc.config.trainable import learning_pieces, piece_of
 from vila_mc.planner.clock import Clock
 from vila_mc.planner.constants import FITTED
 from vila_mc.planner.from_recipe import job_of
-from vila_mc.planner.held import rank_learnt, rank_weights
+from vila_mc.planner.held import rank_gathered, rank_learnt, rank_weights
 from vila_mc.planner.job import Decoder, Engine, Job, Learns, Share, Stage, Tower
 from vila_mc.planner.memory import layer_activations, rank_memory, under_way
 from vila_mc.planner.passes import chunk_passes
@@ -42,6 +42,82 @@ def test_a_layer_by_hand() -> None:
     assert head(job)[0].flops == 2 * rows * 4096 * 32000 / 2
     seen = replace(job, tower=CLIP, images=3)
     assert tower_layer(seen, CLIP).summed == 2 * (2 * 3 * 577) * 1024
+
+
+_FP8 = {"train.fp8.recipe": "current", "model.language.layers": "8"}
+
+
+@pytest.mark.parametrize(
+    ("options", "language", "vision"),
+    [
+        ({}, (8, 0, 0), (0, 0)),
+        ({"first_layers_bf16": "2", "last_layers_bf16": "3"}, (3, 0, 0), (0, 0)),
+        ({"parts": "[vision]"}, (0, 0, 0), (0, 23)),
+        ({"parts": "[vision, language]", "first_layers_bf16": "2"}, (6, 0, 0), (0, 21)),
+        ({"primary_weights": "true"}, (8, 0, 0), (0, 0)),
+    ],
+)
+def test_time_and_memory_of_fp8_are_of_the_layers_that_are_in_it(
+    options: dict[str, str], language: tuple[int, int, int], vision: tuple[int, int]
+) -> None:
+    of_fp8 = {f"train.fp8.{name}": value for name, value in options.items()}
+    config = load_run([], {**_FP8, **of_fp8})
+    layout, gpu = Layout.of(config.parallel, 8), GPUS["h100-80g"]
+    job = job_of(config, layout)
+    (stage,) = job.stages
+    assert (stage.in_fp8, job.tower_in_fp8) == (language, vision)
+    bf16 = job_of(load_run([], {**_FP8, "train.fp8.recipe": "none"}), layout)
+    matrices = 4 * 4096**2 + 3 * 4096 * 11008
+    primary = config.train.fp8.primary_weights
+    copies = 0 if primary else 2 * language[0] * matrices
+    copies += vision[1] * (4 * 1024**2 + 2 * 1024 * 4096)  # frozen: for the forward pass alone
+    more = rank_memory(job, 0, FITTED).weights - rank_memory(bf16, 0, FITTED).weights
+    assert more == copies
+    saved = rank_gathered(bf16, 0) - rank_gathered(job, 0)
+    assert saved == (8 * matrices if primary else 0)
+
+    def one(of: Job, has_layers: int, has_vision: bool) -> float:
+        chunk = replace(stage, layers=has_layers, learning=None, backward=None, in_fp8=None)
+        chunk = replace(chunk, has_vision=has_vision, has_head=False)
+        passes = chunk_passes(of, chunk, Clock(gpu, of, FITTED))
+        return passes.forward + passes.backward
+
+    passes = chunk_passes(job, stage, Clock(gpu, job, FITTED))
+    plain = chunk_passes(bf16, bf16.stages[0], Clock(gpu, bf16, FITTED))
+    faster = plain.forward + plain.backward - passes.forward - passes.backward
+    eight = replace(bf16, arithmetic="fp8")
+    a_layer = one(bf16, 1, False) - one(eight, 1, False)
+    a_tower = one(bf16, 0, True) - one(replace(eight, tower_in_fp8=(0, 23)), 0, True)
+    assert a_layer > 0
+    assert a_tower > 0
+    assert faster == pytest.approx(language[0] * a_layer + vision[1] / 23 * a_tower)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected", "copies"),
+    [
+        ("['language.layers[-4:]']", (4, 0, 2), 2 * 4 + 2),
+        ("['connector', 'language.layers[-4:]']", (4, 2, 0), 2 * 6),
+    ],
+)
+def test_layers_in_fp8_are_told_apart_by_their_passes(
+    trainable: str, expected: tuple[int, int, int], copies: int
+) -> None:
+    options = {"train.fp8.first_layers_bf16": "2", "train.trainable": trainable}
+    config = load_run([], {**_FP8, **options})
+    (stage,) = job_of(config, Layout.of(config.parallel, 8)).stages
+    assert stage.in_fp8 == expected
+    assert stage.fp8_copies == copies * (4 * 4096**2 + 3 * 4096 * 11008)
+
+
+def test_primary_weights_are_gathered_in_fewer_bytes_but_for_mxfp8() -> None:
+    def gathered(**fp8: str) -> float:
+        options = {f"train.fp8.{name}": value for name, value in fp8.items()}
+        config = load_run([], {"model.language.layers": "8", **options})
+        return rank_gathered(job_of(config, Layout.of(config.parallel, 8)), 0)
+
+    assert gathered(recipe="mxfp8", primary_weights="true") == gathered()
+    assert gathered(recipe="blockwise", primary_weights="true") < gathered()
 
 
 def test_unfused_attention_computes_what_is_masked() -> None:
