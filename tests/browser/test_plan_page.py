@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.browser import PHONE, opened
+from tests.support.launching import wait_until
 from tests.support.rehearsal_json import rehearsal_json
 from vila_mc.commands.plan_cluster import main
 from vila_mc.config.load import load_run
@@ -110,7 +111,9 @@ def test_the_keyboard_opens_a_stage_and_moves_a_chart(browser: Any, files: dict[
     with opened(browser, files["html"], PHONE) as page:
         page.tab_to("timeline by stage")
         page.page.keyboard.press("ArrowRight")
-        page.page.wait_for_function("document.querySelector('#timeline').scrollLeft > 0")
+        moved = "document.querySelector('#timeline').scrollLeft > 0"
+        # the page forbids the eval with which wait_for_function looks a second time
+        wait_until(lambda: bool(page.page.evaluate(moved)), "the chart's move")
         assert page.count("details[open]") == 1
         page.tab_to("summary")
         page.page.keyboard.press("Enter")
