@@ -7,10 +7,14 @@ tokens of both must be the same.
 """
 
 import argparse
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the tests are
 
 from tests.support.tiny import tiny_run
 from vila_mc.data.batches.collate import collate

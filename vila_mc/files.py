@@ -142,6 +142,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Which directory stands at ``path``, whatever was there before; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class Lock:
     """A file or directory that one process holds, until ``release`` or its death.
 

@@ -59,7 +59,9 @@ def test_fp8_is_laid_over_the_recipe_of_an_h100_and_small() -> None:
     run.check_world(8)
     assert run.train.fp8.recipe == "current"
     assert run.train.layers == "transformer_engine"
-    default = dataclasses.replace(run.train, layers=plain.train.layers, fp8=plain.train.fp8)
+    assert (plain.train.recompute, run.train.recompute) == ("none", "full")
+    same = dict(layers=plain.train.layers, fp8=plain.train.fp8, recompute=plain.train.recompute)
+    default = dataclasses.replace(run.train, **same)
     assert dataclasses.replace(run, train=default) == plain
     small = recipe("pretrain_7b", "smoke", fp8)
     assert small.train.fp8 == run.train.fp8

@@ -10,7 +10,7 @@ from vila_mc.checkpoint.disk import Failure, lost_output, on_first_rank, raise_o
 from vila_mc.checkpoint.retention import check_room
 from vila_mc.config.train import TrainConfig
 from vila_mc.errors import SetupError, say
-from vila_mc.files import Lock
+from vila_mc.files import Lock, identity_of
 from vila_mc.parallel.groups import Ranks
 
 _PATIENCE_SECONDS = 30.0
@@ -42,26 +42,17 @@ class OwnOutput:
 
         on_first_rank(ranks, take, config.output)
         _require_shared(config.output, ranks)
-        self._identity = _identity(config.output)
+        self._identity = identity_of(config.output)
 
     def require_in_place(self) -> None:
         """Raises SetupError where another directory stands by now, which the lock does not hold."""
-        if _identity(self._directory) not in (self._identity, None):
+        if identity_of(self._directory) not in (self._identity, None):
             raise lost_output(self._directory)
 
     def release(self) -> None:
         """Let another run have it."""
         if self._lock is not None:
             self._lock.release()
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which directory stands at ``path``, whatever was there before; None if there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _locked(directory: Path) -> Lock:

@@ -1,6 +1,7 @@
 """Plain text files become documents: whole, or line by line; nothing of them vanishes."""
 
 import gzip
+import re
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_all_of_a_folder_is_a_document_or_is_listed(
     listed = (tmp_path / "set.rejected.jsonl").read_text()
     assert "a secret" not in listed
     assert listed.count("it is a link") == 2
-    assert listed.count('"unread_bytes": 8') == 1
+    assert len(re.findall(r'"unread_bytes": 8\b', listed)) == 1  # a link has those of its target
     assert "document" not in reader.manifest.source
 
 

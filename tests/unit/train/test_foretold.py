@@ -112,6 +112,7 @@ def test_a_run_says_it_once(
     times = StepTimes(*[1e9] * len(StepTimes._fields))
     monkeypatch.setattr(journals, "device_name", lambda _: device)
     monkeypatch.setattr(journals, "on_first_rank", lambda *_: None)  # it opens the sinks
+    monkeypatch.setattr(journals, "names_of_ranks", lambda _: ["rank 0", "rank 1"])
     monkeypatch.setattr(journals, "gather_times", lambda *_: ([times] * 2, 0.5))
     ranks: Any = SimpleNamespace(
         device=torch.device("cpu"),
