@@ -20,7 +20,7 @@ from vila_mc.errors import ConfigError, run_cli, say
 from vila_mc.files import write_json
 
 if TYPE_CHECKING:
-    from vila_mc.convert.formats.format import Format
+    from vila_mc.convert.formats.format import ForeignModel, Format
 
 Dtype = Literal["fp32", "bf16"]
 _QUESTION = "Describe this image."
@@ -163,10 +163,6 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def import_command(options: ImportOptions) -> int:
     """Write a checkpoint of step 0. Raises VilaError."""
-    from vila_mc.convert.combine_parts import combine_parts
-    from vila_mc.convert.families.vision import DEFAULT_LAYER
-    from vila_mc.convert.formats.whole_directory import read_whole
-    from vila_mc.convert.grow_vocabulary import with_tokenizer
     from vila_mc.convert.import_checkpoint import import_checkpoint
     from vila_mc.convert.import_directory import RECIPE_NAME
     from vila_mc.convert.proof.compare_source import compare_source
@@ -175,6 +171,34 @@ def import_command(options: ImportOptions) -> int:
         from vila_mc.commands.convert_adapters import import_adapters_of
 
         return import_adapters_of(options)
+    source = _source_of(options)
+    path = import_checkpoint(source, options.output, options.dtype)
+    recipe = options.output / RECIPE_NAME
+    say(f"read {source.kind}: {len(source.tensors)} tensors\nwrote {path}")
+    if options.no_verify:
+        print("not verified: run without --no-verify before relying on it")
+    else:
+        proof = compare_source(
+            source,
+            options.output,
+            is_image_mode_given=options.image_mode is not None,
+            is_streamed=options.streamed or None,
+        )
+        for text in proof.proven:
+            say(f"verified against the source in a fresh process: {text}")
+        for text in proof.unproven:
+            say(f"NOT verified: {text}")
+    say(f"train from it with --config {recipe} --train.load {options.output}")
+    return 0
+
+
+def _source_of(options: ImportOptions) -> "ForeignModel":
+    """What is imported: a whole model, or the parts of a new one. Raises VilaError."""
+    from vila_mc.convert.combine_parts import combine_parts
+    from vila_mc.convert.families.vision import DEFAULT_LAYER
+    from vila_mc.convert.formats.whole_directory import read_whole
+    from vila_mc.convert.grow_vocabulary import with_tokenizer
+
     trust, mode = options.trust_pickle, options.image_mode
     llm, vision = options.llm, options.vision
     select_layer = DEFAULT_LAYER if options.select_layer is None else options.select_layer
@@ -206,24 +230,7 @@ def import_command(options: ImportOptions) -> int:
         raise ConfigError("give either --model, or both --llm and --vision.")
     if options.tokenizer is not None:
         source = with_tokenizer(source, options.tokenizer)
-    path = import_checkpoint(source, options.output, options.dtype)
-    recipe = options.output / RECIPE_NAME
-    say(f"read {source.kind}: {len(source.tensors)} tensors\nwrote {path}")
-    if options.no_verify:
-        print("not verified: run without --no-verify before relying on it")
-    else:
-        proof = compare_source(
-            source,
-            options.output,
-            is_image_mode_given=mode is not None,
-            is_streamed=options.streamed or None,
-        )
-        for text in proof.proven:
-            say(f"verified against the source in a fresh process: {text}")
-        for text in proof.unproven:
-            say(f"NOT verified: {text}")
-    say(f"train from it with --config {recipe} --train.load {options.output}")
-    return 0
+    return source
 
 
 def export_command(options: ExportOptions) -> int:

@@ -166,6 +166,18 @@ class TrainConfig:
             self.epochs is None or self.steps == DEFAULT_STEPS,
             f"train.steps is {self.steps} and train.epochs {self.epochs}. Give one of them.",
         )
+        self._check_numbers()
+        self._check_parts()
+        require(
+            self.keep_every is None
+            or (self.keep_every > 0 and self.keep_every % self.save_every == 0),
+            f"train.keep_every {self.keep_every} is not a multiple of train.save_every "
+            f"{self.save_every}, so not all of its checkpoints would be written. Change one of "
+            "them.",
+        )
+
+    def _check_numbers(self) -> None:
+        """Refuse layers and FP8 that do not go together. Raises ConfigError."""
         require(
             self.fp8.recipe == "none" or self.precision == "bf16",
             f"train.fp8.recipe is {self.fp8.recipe} and train.precision {self.precision}; what is "
@@ -178,6 +190,9 @@ class TrainConfig:
                 f"train.fp8.recipe {self.fp8.recipe} needs layers of Transformer Engine for "
                 f"{part}, and train.{name} is torch. Set it to auto.",
             )
+
+    def _check_parts(self) -> None:
+        """Refuse parts that are none, or named twice. Raises ConfigError."""
         require(
             len(self.load_parts) > 0,
             f"train.load_parts is empty; name at least one of {', '.join(MODEL_PARTS)}.",
@@ -188,13 +203,6 @@ class TrainConfig:
                 f"train.{name} names a part twice: {', '.join(parts)}.",
             )
         require_names(self.trainable)
-        require(
-            self.keep_every is None
-            or (self.keep_every > 0 and self.keep_every % self.save_every == 0),
-            f"train.keep_every {self.keep_every} is not a multiple of train.save_every "
-            f"{self.save_every}, so not all of its checkpoints would be written. Change one of "
-            "them.",
-        )
 
     def check_load(self) -> None:
         """Refuse what is said of ``load`` and would change nothing.
