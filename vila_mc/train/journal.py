@@ -81,31 +81,7 @@ class Journal:
         has_stages = self.ranks.layout.pipeline > 1
         of_ranks, peak_memory_gib = gather_times(self.ranks, seconds, spans)
         times = SharedTimes.of(of_ranks, has_stages=has_stages)
-        speed = self._speedometer.of(
-            positions=result.positions,
-            pairs=result.pairs,
-            images=result.num_images,
-            seconds=times.step / 1000,
-        )
-        record = StepRecord(
-            step=after.step,
-            loss=result.loss,
-            grad_norm=result.grad_norm,
-            skipped=result.skipped,
-            learning_rate=result.learning_rate,
-            trained_tokens=result.trained_tokens,
-            images=result.num_images,
-            samples=result.num_samples,
-            filled=round(result.filled, 4),
-            substitutes=result.substitutes,
-            loss_by_entry=list(result.loss_by_entry),
-            positions=result.positions,
-            peak_memory_gib=round(peak_memory_gib, 3),
-            save_ms=round(self._saving_ms, 3),
-            slowest_rank=times.slowest_rank,
-            **times.figures(),
-            **speed._asdict(),
-        )
+        record = self._record(after.step, result, times, peak_memory_gib)
         self._saving_ms = 0.0
         for sink in self.sinks:
             sink.write(record)
@@ -123,6 +99,36 @@ class Journal:
             announce(self.ranks, what)
         elif result.skipped:
             self._write_bad_step(before, after, result)
+
+    def _record(
+        self, step: int, result: StepResult, times: SharedTimes, peak_memory_gib: float
+    ) -> StepRecord:
+        """All figures of a step."""
+        speed = self._speedometer.of(
+            positions=result.positions,
+            pairs=result.pairs,
+            images=result.num_images,
+            seconds=times.step / 1000,
+        )
+        return StepRecord(
+            step=step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            skipped=result.skipped,
+            learning_rate=result.learning_rate,
+            trained_tokens=result.trained_tokens,
+            images=result.num_images,
+            samples=result.num_samples,
+            filled=round(result.filled, 4),
+            substitutes=result.substitutes,
+            loss_by_entry=list(result.loss_by_entry),
+            positions=result.positions,
+            peak_memory_gib=round(peak_memory_gib, 3),
+            save_ms=round(self._saving_ms, 3),
+            slowest_rank=times.slowest_rank,
+            **times.figures(),
+            **speed._asdict(),
+        )
 
     @contextmanager
     def saving(self) -> Iterator[None]:
