@@ -48,7 +48,7 @@ class Failure:
         """The failure as something a person can put right; None if it is a fault of ours."""
         if self.errno in _FULL:
             return SetupError(
-                f"no space left for a checkpoint in {directory}. Older checkpoints are untouched. "
+                f"no space left in {directory}. The checkpoints that are there are untouched. "
                 "Free some space and start again: the run resumes from the newest one."
             )
         is_within = self.filename != str(directory)  # else it could not be made at the start

@@ -1,12 +1,13 @@
 """What a run says and records of its steps: to people, and to every sink."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch.distributed as dist
 
-from vila_mc.checkpoint.disk import on_first_rank
+from vila_mc.checkpoint.disk import disk_errors_explained, on_first_rank
 from vila_mc.config.run import RunConfig
 from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.errors import say
@@ -83,8 +84,7 @@ class Journal:
         times = SharedTimes.of(of_ranks, has_stages=has_stages)
         record = self._record(after.step, result, times, peak_memory_gib)
         self._saving_ms = 0.0
-        for sink in self.sinks:
-            sink.write(record)
+        self._tell(lambda sink: sink.write(record))
         if self.ranks.is_first():
             self._write_events(self._alarms.after_step(record, of_ranks))
         for what in self._foretold.after_step(
@@ -139,13 +139,11 @@ class Journal:
 
     def write_validation(self, record: ValidationRecord) -> None:
         """One validation, after the step that it follows."""
-        for sink in self.sinks:
-            sink.write_validation(record)
+        self._tell(lambda sink: sink.write_validation(record))
 
     def close(self) -> None:
         """Close the sinks."""
-        for sink in self.sinks:
-            sink.close()
+        self._tell(lambda sink: sink.close())
 
     def _open(self, after_step: int) -> None:
         """The sinks, which learn at once what the run is."""
@@ -155,10 +153,18 @@ class Journal:
         for sink in self.sinks:
             sink.start(record)
 
+    def _tell(self, tell: Callable[[Sink], None]) -> None:
+        """Tell every sink something.
+
+        A file that is appended to does not say its name when its disk is full, so it is said here.
+        """
+        with disk_errors_explained(self.config.train.output):
+            for sink in self.sinks:
+                tell(sink)
+
     def _write_events(self, events: Sequence[Event]) -> None:
         for event in events:
-            for sink in self.sinks:
-                sink.write_event(event)
+            self._tell(partial(Sink.write_event, event=event))
 
     def _warn_of_no_images(self) -> None:
         if idle := need_images(self.config):

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from vila_mc.files import partial_path
 from vila_mc.train.stacks import keep_traceback
 
 STATUS_DIRECTORY = "VILA_MC_STATUS"
@@ -121,7 +122,7 @@ def _ending_file(directory: Path, rank: int) -> Path:
 
 def _write(path: Path, status: Sign) -> None:
     """Whole or not at all; a launcher that is gone, with its directory, needs no status."""
-    partial = path.with_suffix(".partial")
+    partial = partial_path(path)
     try:
         partial.write_text(json.dumps(asdict(status)))
         os.replace(partial, path)

@@ -110,9 +110,9 @@ def _masked(error: OSError) -> RuntimeError:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "No space"), "no space left for a checkpoint in .*untouched"),
-        (_masked(OSError(errno.ENOSPC, "No space")), "no space left for a checkpoint"),
-        (_masked(OSError(errno.EDQUOT, "Quota")), "no space left for a checkpoint"),
+        (OSError(errno.ENOSPC, "No space"), "no space left in .*untouched"),
+        (_masked(OSError(errno.ENOSPC, "No space")), "no space left in "),
+        (_masked(OSError(errno.EDQUOT, "Quota")), "no space left in "),
         (PermissionError(errno.EACCES, "denied", "/x/y"), "/x/y cannot be used: Permission denied"),
         (OSError(errno.EROFS, "Read-only"), "cannot be used: Read-only file system"),
     ],
