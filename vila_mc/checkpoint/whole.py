@@ -1,4 +1,4 @@
-"""A trained model whole, in one process, from a checkpoint of any layout."""
+"""A trained model to evaluate, whole or shared by ranks, from a checkpoint of any layout."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -20,18 +20,21 @@ from vila_mc.topology.stage_plan import plan_stages
 
 
 @contextmanager
-def whole_model(path: Path) -> Iterator[tuple[VilaModel, Manifest]]:
-    """Load a checkpoint of any layout into one process, in fp32, ready to evaluate.
+def whole_model(path: Path, tensor: int = 1) -> Iterator[tuple[VilaModel, Manifest]]:
+    """Load a checkpoint of any layout, in fp32, ready to evaluate.
 
     Args:
         path: a step-* directory, or a directory of them (the newest is taken).
+        tensor: tensor-parallel ranks that hold one copy together; the other ranks that were started
+            hold further copies.
 
     Raises:
         CheckpointError: it is missing or damaged.
+        ConfigError: the model or the ranks do not divide by ``tensor``.
     """
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
-    config = on_one_rank(manifest.config)
+    config = to_evaluate(manifest.config, tensor)
     with distributed(config.parallel, seed=config.train.seed) as ranks:
         stages = build_stages(config, ranks)
         load_weights(directory, stages)
@@ -41,7 +44,7 @@ def whole_model(path: Path) -> Iterator[tuple[VilaModel, Manifest]]:
 @contextmanager
 def weightless_model(config: RunConfig) -> Iterator[VilaModel]:
     """The whole model of a run on one rank, its weights on torch's meta device: no memory."""
-    single = on_one_rank(config)
+    single = to_evaluate(config)
     with distributed(single.parallel, seed=config.train.seed) as ranks:
         (plan,) = plan_stages(single.model, single.parallel)
         with torch.device("meta"):
@@ -52,8 +55,12 @@ def weightless_model(config: RunConfig) -> Iterator[VilaModel]:
         yield model.eval()
 
 
-def on_one_rank(config: RunConfig) -> RunConfig:
-    """The same run in one process, in fp32 on torch's layers, to evaluate anywhere."""
+def to_evaluate(config: RunConfig, tensor: int = 1) -> RunConfig:
+    """The same run on one stage, in fp32 on torch's layers, to evaluate anywhere.
+
+    Raises:
+        ConfigError: the model does not divide by ``tensor``.
+    """
     train = dataclasses.replace(
         config.train,
         precision="fp32",
@@ -62,4 +69,4 @@ def on_one_rank(config: RunConfig) -> RunConfig:
         layers="torch",
         vision_layers=None,
     )
-    return dataclasses.replace(config, parallel=ParallelConfig(), train=train)
+    return dataclasses.replace(config, parallel=ParallelConfig(tensor=tensor), train=train)

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vila_mc.checkpoint.lazy import Reading
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, newest_checkpoint
 from vila_mc.checkpoint.trained_template import template_to_ask_with
 from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
-from vila_mc.checkpoint.whole import whole_model
+from vila_mc.checkpoint.whole import to_evaluate, whole_model
 from vila_mc.convert.chat_template import published_template
 from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.whole_directory import read_whole
@@ -21,7 +22,8 @@ from vila_mc.errors import ConfigError, DataError
 from vila_mc.evaluation.conversation import AskedModel
 from vila_mc.model.build import build_stages
 from vila_mc.model.vila_model import VilaModel
-from vila_mc.parallel.groups import distributed
+from vila_mc.parallel.groups import Ranks, distributed
+from vila_mc.topology.shapes import Parameter, stage_parameters
 
 _PLAIN_NOTE = (
     "the template plain is a prompt of the images alone, so the words of a question are not put to "
@@ -31,9 +33,9 @@ _PLAIN_NOTE = (
 
 @contextmanager
 def open_model(
-    path: Path, tokenizer: Path | None = None, template: str | None = None
+    path: Path, tokenizer: Path | None = None, template: str | None = None, tensor: int = 1
 ) -> Iterator[tuple[AskedModel, list[str]]]:
-    """A whole model in fp32 in this process.
+    """A whole model in fp32, in this process or shared by tensor-parallel ranks.
 
     A directory of Hugging Face is read as an import reads it, so that no code in it runs; pixels,
     tokens and prompts are made by ours, as in training.
@@ -43,17 +45,19 @@ def open_model(
             or published model of a format that is imported whole.
         tokenizer: the one that the model was trained with if None.
         template: a name as ``find_template`` takes it; the one that it was trained with if None.
+        tensor: ranks that hold one copy together; the others that were started hold more copies.
 
     Yields:
         The model, and lines about what may not be as in its training.
 
     Raises:
-        ConfigError: no tokenizer is known, or there is no such template.
+        ConfigError: no tokenizer is known, there is no such template, or model or ranks do not
+            divide by ``tensor``.
         CheckpointError: the model is missing, damaged, or not supported.
         DataError: the tokenizer cannot be used.
     """
     opened = _open_published if is_published(path) else _open_checkpoint
-    with opened(path, tokenizer, template) as (asked, notes):
+    with opened(path, tokenizer, template, tensor) as (asked, notes):
         if isinstance(asked.template, Template) and asked.template.is_plain:
             notes.append(_PLAIN_NOTE)
         yield asked, notes
@@ -67,9 +71,9 @@ def is_published(path: Path) -> bool:
 
 @contextmanager
 def _open_checkpoint(
-    path: Path, tokenizer: Path | None, template: str | None
+    path: Path, tokenizer: Path | None, template: str | None, tensor: int
 ) -> Iterator[tuple[AskedModel, list[str]]]:
-    with whole_model(path) as (model, manifest):
+    with whole_model(path, tensor) as (model, manifest):
         known = _tokenizer(tokenizer or manifest.config.data.tokenizer, path)
         chosen, note = template_to_ask_with(template, known, manifest.datasets, manifest.template)
         notes = [another_tokenizer(manifest, known), note]
@@ -78,12 +82,12 @@ def _open_checkpoint(
 
 @contextmanager
 def _open_published(
-    path: Path, tokenizer: Path | None, template: str | None
+    path: Path, tokenizer: Path | None, template: str | None, tensor: int
 ) -> Iterator[tuple[AskedModel, list[str]]]:
     source = read_whole(path)
     known = _tokenizer(tokenizer or _tokenizer_of(source), path)
     chosen, note = _template(source, known, template)
-    with _built(source) as model:
+    with _built(source, tensor) as model:
         yield AskedModel(model, known, chosen), [note] if note else []
 
 
@@ -112,12 +116,27 @@ def _tokenizer_of(source: ForeignModel) -> Path | None:
 
 
 @contextmanager
-def _built(source: ForeignModel) -> Iterator[VilaModel]:
-    config = run_of(source, "fp32")
+def _built(source: ForeignModel, tensor: int) -> Iterator[VilaModel]:
+    config = to_evaluate(run_of(source, "fp32"), tensor)
     with distributed(config.parallel, seed=config.train.seed) as ranks:
         (model,) = build_stages(config, ranks)
         tensors = Reading(source.tensors, str(source.tokenizer_dir))
+        shapes = {
+            each.name: each
+            for each in stage_parameters(
+                config.model, model.plan, splits_connector=config.splits_connector()
+            )
+        }
         with torch.no_grad():
             for name, weight in model.named_parameters():
-                weight.copy_(tensors[name])
+                weight.copy_(_shard(tensors[name], shapes[name], ranks))
         yield model.eval()
+
+
+def _shard(whole: Tensor, parameter: Parameter, ranks: Ranks) -> Tensor:
+    """What this tensor-parallel rank holds of a parameter."""
+    axis, tensor = parameter.split_axis, ranks.layout.tensor
+    if axis is None or tensor == 1:
+        return whole
+    blocks = whole.chunk(parameter.blocks, axis)
+    return torch.cat([block.chunk(tensor, axis)[ranks.at.tensor] for block in blocks], axis)

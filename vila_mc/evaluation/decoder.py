@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
 from vila_mc.config.model import ModelConfig
@@ -34,8 +36,11 @@ def encoded_positions(pieces: Sequence[Piece], shape: ModelConfig) -> int:
 class Decoder:
     """Prompts of any lengths that a model has read, each a row to go on with.
 
+    Tensor-parallel ranks do the same together: each keeps the keys and values of its own heads, and
+    all get the same logits.
+
     Args:
-        model: a whole model in evaluation mode.
+        model: a whole model in evaluation mode, or this rank's part of one.
         prompts: what ``encode_prompt`` gives for each.
         room: most positions that will be read behind a prompt.
 
@@ -60,6 +65,19 @@ class Decoder:
         self.cache.wanted = torch.tensor([length - 1 for length in lengths], device=self.device)
         self.logits_bv = self._read(batch.to(self.device), lengths)[:, 0]
         """Of the token that follows each row. [b, v]"""
+
+    def agree(self, tokens: Sequence[int]) -> list[int]:
+        """What the first of the tensor-parallel ranks has chosen, on all of them.
+
+        They choose from equal logits, but a GPU may add the same numbers in another order each
+        time.
+        """
+        group = self.model.groups.tp
+        if group.size() == 1:
+            return list(tokens)
+        chosen = torch.tensor(tokens, device=self.device)
+        dist.broadcast(chosen, group=group, group_src=0)
+        return chosen.tolist()
 
     def read(self, tokens: Sequence[int]) -> Tensor:
         """Read one more token in each row. Returns the logits of those that follow: [b, v]."""
@@ -86,8 +104,11 @@ class Decoder:
 
     def _read(self, batch: Microbatch, lengths: Sequence[int]) -> Tensor:
         with torch.inference_mode():
-            logits_bsv: Tensor = self.model(batch, with_loss=False, cache=self.cache)
+            shard: Tensor = self.model(batch, with_loss=False, cache=self.cache)  # [b, s, v/tp]
             self.cache.advance(lengths)
+            logits_bsv: Tensor = gather_from_tensor_model_parallel_region(
+                shard, group=self.model.groups.tp
+            )
         return logits_bsv.float()
 
     def _text(self, tokens: Sequence[Sequence[int]]) -> Microbatch:

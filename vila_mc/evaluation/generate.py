@@ -73,7 +73,8 @@ def stream(
     answers: list[list[int]] = [[] for _ in prompts]
     going = [*range(len(prompts))]
     for position in range(max_new_tokens):
-        tokens = choice.next_tokens(decoder.logits_bv, [generators[row] for row in going])
+        drawn = choice.next_tokens(decoder.logits_bv, [generators[row] for row in going])
+        tokens = decoder.agree(drawn)
         for row, token in zip(going, tokens, strict=True):
             answers[row].append(token)
             yield row, token

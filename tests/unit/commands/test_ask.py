@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.commands.conftest import BARE, KINDS, Askable, record_template
+from tests.support.askable import BARE, KINDS, Askable, record_template
 from vila_mc.commands import ask, evaluate
 from vila_mc.errors import CheckpointError, DataError, VilaError, run_cli
 from vila_mc.evaluation import questions

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.askable import Askable
 from tests.support.released_tasks import RELEASED
-from tests.unit.commands.conftest import Askable
 from vila_mc.commands import evaluate
 from vila_mc.errors import ConfigError, DataError, run_cli
 from vila_mc.evaluation.generate import generate
