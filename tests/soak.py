@@ -36,7 +36,8 @@ from vila_mc.checkpoint.manifest import FileRecord, Manifest, step_of, whole_che
 from vila_mc.errors import ExitCode
 from vila_mc.observe.history import Start, read_history
 
-NUM_STEPS = 300
+NUM_STEPS = 60
+"""A fault costs about as many steps as lie between two checkpoints: some ten faults to an end."""
 PATIENCE_SECONDS = 300.0
 DISK_MIB = 48
 MOST_RESTARTS = 3
