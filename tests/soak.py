@@ -34,7 +34,8 @@ from tests.support.launching import (
 from tests.support.tiny_data import write_dataset
 from vila_mc.checkpoint.manifest import FileRecord, Manifest, step_of, whole_checkpoints
 from vila_mc.errors import ExitCode
-from vila_mc.observe.history import Start, read_history
+from vila_mc.observe.history import read_history
+from vila_mc.observe.record import StartRecord
 
 NUM_STEPS = 60
 """A fault costs about as many steps as lie between two checkpoints: some ten faults to an end."""
@@ -113,8 +114,8 @@ class Soak:
         """So far."""
         return len(self._starts())
 
-    def _starts(self) -> list[Start]:
-        return [event for event in read_history(self.output) if isinstance(event, Start)]
+    def _starts(self) -> list[StartRecord]:
+        return [event for event in read_history(self.output) if isinstance(event, StartRecord)]
 
     def has_used_restarts(self) -> bool:
         """Whether the next one would be kept waiting for long."""

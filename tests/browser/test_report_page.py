@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 
 from tests.support.browser import PHONE, opened
+from tests.support.records import start_record
 from vila_mc.checkpoint.manifest import Manifest, checkpoint_name
 from vila_mc.commands.report import main
 from vila_mc.config.load import run_from_dict
 from vila_mc.errors import ExitCode
-from vila_mc.observe.history import Start, record_end, record_start
+from vila_mc.observe.history import Ends, record_start
 from vila_mc.observe.metrics import METRICS_NAME
-from vila_mc.observe.record import StartRecord
-from vila_mc.observe.starts import add_start
 from vila_mc.topology.layout import Layout
 
 HOSTILE = "<img src=http:a.b onerror=alert(1)>"
@@ -84,16 +83,14 @@ def _checkpoint(folder: Path) -> None:
 
 def _history(folder: Path) -> None:
     """Two starts, the second a restart after a fault."""
-    for restart in (0, 1):
-        place: dict[str, Any] = dict(steps=STEPS, phase="sft", ranks=4, time=1.8e9 + restart)
-        record_start(folder, Start(step=restart, restart=restart, **place))
-        if not restart:
-            record_end(folder, ExitCode.FAULT, MESSAGE)
     what: dict[str, Any] = dict(
         device=HOSTILE, host=HOSTILE, git={"commit": HOSTILE, "is_modified": True}
     )
-    what |= dict(format_version=2, time="", after_step=0, num_ranks=4, layout={}, versions={})
-    add_start(folder, StartRecord(config={}, **what))
+    for restart in (0, 1):
+        place = dict(step=restart, steps=STEPS, ranks=4, time=1.8e9 + restart)
+        record_start(folder, start_record(restart=restart, **place, **what))
+        if not restart:
+            Ends(folder).record(ExitCode.FAULT, MESSAGE)
 
 
 @pytest.fixture(scope="module")

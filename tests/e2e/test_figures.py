@@ -20,9 +20,9 @@ from vila_mc.commands import evaluate
 from vila_mc.config.load import load_run, run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError
+from vila_mc.observe.history import HISTORY_NAME
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
 from vila_mc.observe.record import FORMAT_VERSION, StartRecord, StepRecord
-from vila_mc.observe.starts import read_starts
 from vila_mc.observe.trace import LANES
 from vila_mc.parallel.groups import distributed
 from vila_mc.topology.flops import step_flops
@@ -132,11 +132,11 @@ def test_speeds_are_those_of_the_step(run: RunConfig, steps: list[dict[str, Any]
 
 
 def test_what_the_run_is_stands_beside_its_figures(run: RunConfig) -> None:
-    (start,) = read_starts(run.train.output)
-    assert set(start) == {field.name for field in fields(StartRecord)}
-    assert (start["format_version"], start["after_step"]) == (FORMAT_VERSION, 0)
+    (start,) = read_metrics(run.train.output / HISTORY_NAME)
+    assert set(start) == {"event"} | {field.name for field in fields(StartRecord)}
+    assert (start["format_version"], start["step"], start["restart"]) == (FORMAT_VERSION, 0, 0)
     assert start["layout"] == {"tensor": 1, "pipeline": 2, "data": 1, "virtual": 1}
-    assert (start["num_ranks"], start["device"]) == (2, "cpu")
+    assert (start["ranks"], start["device"], start["steps"]) == (2, "cpu", 4)
     assert start["config"] == json.loads(json.dumps(run_to_dict(run)))
     assert "torch" in start["versions"]
     assert start["git"] is None or re.fullmatch("[0-9a-f]{40}", start["git"]["commit"])

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-from vila_mc.observe.history import Start, read_history
+from vila_mc.observe.history import read_history
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
+from vila_mc.observe.record import StartRecord
 
 REPOSITORY = Path(__file__).parents[2]
 NUM_STEPS = 30
@@ -117,7 +118,7 @@ def steps_done(output: Path) -> int:
 
 def restarts_before_each_start(output: Path) -> list[int]:
     """For every start of a run, how often its launcher had started it again before."""
-    return [event.restart for event in read_history(output) if isinstance(event, Start)]
+    return [event.restart for event in read_history(output) if isinstance(event, StartRecord)]
 
 
 def trace_of(output: Path) -> list[tuple[float, ...]]:

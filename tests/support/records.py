@@ -47,11 +47,14 @@ def start_record(**facts: Any) -> StartRecord:
     """The start of a run on two GPUs."""
     usual = dict(
         format_version=FORMAT_VERSION,
-        time="2026-11-28T10:00:00+00:00",
-        after_step=0,
+        time=1.8e9,
+        step=0,
+        steps=100,
+        phase="sft",
+        ranks=2,
+        restart=0,
         host="node-1",
         device="NVIDIA H100 80GB HBM3",
-        num_ranks=2,
         layout={"tensor": 1, "pipeline": 1, "data": 2, "virtual": 1},
         versions={"vila_mc": "0.1.0"},
         git={"commit": "84db454", "is_modified": False},

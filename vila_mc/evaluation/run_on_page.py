@@ -1,28 +1,20 @@
 """A run as the report shows it, from all that it has written of itself. No torch."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from vila_mc.checkpoint.manifest import Manifest, newest_checkpoint
 from vila_mc.config.data import DataConfig
 from vila_mc.errors import CheckpointError, ExitCode
 from vila_mc.evaluation.curves import named_datasets
-from vila_mc.foreign_files import ForeignFileError, read_foreign
-from vila_mc.observe.history import End, Start, read_history, restarts_of
+from vila_mc.foreign_files import ForeignFileError
+from vila_mc.observe.history import End, read_history, restarts_of
 from vila_mc.observe.record import StartRecord
 from vila_mc.observe.run_reader import read_record
 from vila_mc.observe.run_summary import summary
-from vila_mc.observe.starts import STARTS_NAME
 from vila_mc.observe.thinned import Record
-
-_LARGEST_STARTS = 2**26
-"""Bytes; some ten thousand starts."""
-_START = TypeAdapter(StartRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +61,7 @@ def run_on_page(run: Path, name: str) -> RunOnPage:
     records = record.records()
     phase, of_checkpoint, datasets = _of_newest_checkpoint(folder)
     of_starts, moments = _starts(folder)
-    facts = summary(records) | of_checkpoint | _last_start(folder) | of_starts
+    facts = summary(records) | of_checkpoint | of_starts
     if record.num_events:
         counts = sorted(record.num_events.items())
         facts["alarms"] = ", ".join(f"{count:,} {kind}" for kind, count in counts)
@@ -115,42 +107,32 @@ def _datasets(data: DataConfig) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({n})" for n, name in enumerate(names)]
 
 
-def _last_start(folder: Path) -> dict[str, str]:
-    """On what a run started last, and from which code; nothing where it is not recorded."""
-    try:
-        lines = read_foreign(folder / STARTS_NAME, _LARGEST_STARTS).splitlines()
-    except (OSError, ForeignFileError):
-        return {}
-    for line in reversed(lines):
-        try:
-            start = _START.validate_python(json.loads(line.decode(errors="replace")))
-        except (ValidationError, ValueError, RecursionError):
-            continue
-        facts = {"device": f"{start.num_ranks:,} x {start.device}, the first on {start.host}"}
-        if start.git is not None:
-            changed = " with changes" if start.git.get("is_modified") else ""
-            facts["code"] = f"commit {start.git.get('commit')}{changed}"
-        return facts
-    return {}
-
-
 def _starts(folder: Path) -> tuple[dict[str, str], list[Moment]]:
-    """How often a run was started, and each start and end."""
+    """How often a run was started, the last time on what; each start and end."""
     try:
         history = read_history(folder)
     except ForeignFileError as error:
         return {"starts": f"its history {error}"}, []
-    starts = sum(isinstance(one, Start) for one in history)
     if not history:
         return {}, []
-    facts = {"starts": f"{starts:,}, {restarts_of(history):,} of them by itself after a fault"}
+    starts = [one for one in history if isinstance(one, StartRecord)]
+    facts = _last_start(starts[-1]) if starts else {}
+    facts["starts"] = f"{len(starts):,}, {restarts_of(history):,} of them by itself after a fault"
     if isinstance(last := history[-1], End):
         facts["last end"] = _moment(last).what
     return facts, [_moment(one) for one in history]
 
 
-def _moment(event: Start | End) -> Moment:
-    if isinstance(event, Start):
+def _last_start(start: StartRecord) -> dict[str, str]:
+    facts = {"device": f"{start.ranks:,} x {start.device}, the first on {start.host}"}
+    if start.git is not None:
+        changed = " with changes" if start.git.get("is_modified") else ""
+        facts["code"] = f"commit {start.git.get('commit')}{changed}"
+    return facts
+
+
+def _moment(event: StartRecord | End) -> Moment:
+    if isinstance(event, StartRecord):
         by = f"restart {event.restart:,}" if event.restart else "started"
         what = f"{by} on {event.ranks:,} ranks, after step {event.step:,} of {event.steps:,}"
         return Moment(_clock(event.time), what, "")

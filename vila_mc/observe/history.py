@@ -1,7 +1,7 @@
 """When a run was started and how each start ended: ``history.jsonl`` beside its metrics.
 
 One JSON object a line, appended in one write, so that starts, launchers of several machines and
-readers need not know of each other. docs/operations.md has the schema.
+readers need not know of each other. docs/figures.md has the schema.
 """
 
 import contextlib
@@ -17,7 +17,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from vila_mc.errors import ExitCode
+from vila_mc.files import identity_of
 from vila_mc.foreign_files import read_foreign
+from vila_mc.observe.record import StartRecord
 from vila_mc.processes import RESTARTS_OF_TORCHRUN
 
 HISTORY_NAME = "history.jsonl"
@@ -28,26 +30,11 @@ _LONGEST_CAUSE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """Ranks have met and loaded, and go on after ``step``."""
-
-    time: float
-    """Seconds since the epoch, here and below."""
-    step: int
-    """Optimizer steps done before."""
-    steps: int
-    """Of the whole run."""
-    phase: str
-    ranks: int
-    restart: int
-    """0 for a start by a person or a scheduler, n for the n-th restart after it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """A start has ended."""
 
     time: float
+    """When, in seconds since the epoch."""
     code: int
     """An ``ExitCode``."""
     cause: str
@@ -58,8 +45,8 @@ class End:
     """Whether that machine does not start the run again by itself."""
 
 
-_KINDS: dict[str, TypeAdapter[Start] | TypeAdapter[End]] = {
-    "start": TypeAdapter(Start),
+_KINDS: dict[str, TypeAdapter[StartRecord] | TypeAdapter[End]] = {
+    "start": TypeAdapter(StartRecord),
     "end": TypeAdapter(End),
 }
 
@@ -70,19 +57,37 @@ def restarts_before(environment: Mapping[str, str]) -> int:
     return int(said) if said.isdecimal() else 0
 
 
-def record_start(output: Path, start: Start) -> None:
+def record_start(output: Path, start: StartRecord) -> None:
     """Append a start."""
     _append(output, {"event": "start"} | asdict(start))
 
 
-def record_end(output: Path, code: ExitCode, cause: str = "", *, is_last: bool = True) -> None:
-    """Append the end of a start."""
-    cause, host = cause[:_LONGEST_CAUSE], socket.gethostname()
-    end = End(time=time.time(), code=code, cause=cause, host=host, is_last=is_last)
-    _append(output, {"event": "end"} | asdict(end))
+class Ends:
+    """Writes down how starts of a run end, unless another directory has taken its output's place.
+
+    Args:
+        output: of the run, before its first start.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output, self._place = output, identity_of(output)
+
+    def record(self, code: ExitCode, cause: str = "", *, is_last: bool = True) -> None:
+        """Append the end of a start."""
+        if not self._is_in_place():
+            return
+        cause, host = cause[:_LONGEST_CAUSE], socket.gethostname()
+        end = End(time=time.time(), code=code, cause=cause, host=host, is_last=is_last)
+        _append(self._output, {"event": "end"} | asdict(end))
+
+    def _is_in_place(self) -> bool:
+        now = identity_of(self._output)
+        if self._place is None:  # the run has made its output, which holds something
+            return now is not None and any(self._output.iterdir())
+        return now == self._place
 
 
-def read_history(output: Path) -> list[Start | End]:
+def read_history(output: Path) -> list[StartRecord | End]:
     """All of it, in order; none where there is no file. What is not whole is passed over.
 
     Raises:
@@ -92,7 +97,7 @@ def read_history(output: Path) -> list[Start | End]:
         content = read_foreign(output / HISTORY_NAME, _LARGEST_BYTES)
     except OSError:
         return []
-    events: list[Start | End] = []
+    events: list[StartRecord | End] = []
     for line in content.decode(errors="replace").split("\n"):
         try:
             values = json.loads(line)
@@ -103,9 +108,9 @@ def read_history(output: Path) -> list[Start | End]:
     return events
 
 
-def restarts_of(events: list[Start | End]) -> int:
+def restarts_of(events: list[StartRecord | End]) -> int:
     """Starts that a launcher made by itself."""
-    return sum(isinstance(event, Start) and event.restart > 0 for event in events)
+    return sum(isinstance(event, StartRecord) and event.restart > 0 for event in events)
 
 
 def _append(output: Path, values: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class MetricsLog:
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed in close()
 
     def start(self, record: StartRecord) -> None:
-        """Nothing: what a run is stands in ``starts.jsonl``."""
+        """Nothing: what a run is stands in its history."""
 
     def write(self, record: StepRecord) -> None:
         """Append one step."""

@@ -90,19 +90,25 @@ class ValidationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord:
-    """What a run is, each time that it starts or goes on."""
+    """What a run is, each time that its ranks have met and loaded, and it starts or goes on."""
 
     format_version: int
     """Of the fields of all records, see ``FORMAT_VERSION``."""
-    time: str
-    """When it started, UTC, as ISO 8601 has it."""
-    after_step: int
+    time: float
+    """When, in seconds since the epoch."""
+    step: int
     """The step it goes on after; 0 at its beginning."""
+    steps: int
+    """Of the whole run."""
+    phase: str
+    ranks: int
+    """How many."""
+    restart: int
+    """0 for a start by a person or a scheduler, n for the n-th restart after it."""
     host: str
     """Machine of the first rank."""
     device: str
     """``cpu``, or what the driver calls the first rank's GPU."""
-    num_ranks: int
     layout: dict[str, int]
     """Degrees of parallelism."""
     versions: dict[str, str]
@@ -113,8 +119,9 @@ class StartRecord:
     """The whole configuration, defaults included."""
 
 
-FORMAT_VERSION = 2
-"""Version 1 had no times of a step's parts, speeds and memory, and no records of starts."""
+FORMAT_VERSION = 3
+"""Version 1 had no times of a step's parts, speeds and memory, and no records of starts; version 2
+had what a run is in a file of its own, not in its history."""
 
 
 def numbers_of(record: object) -> dict[str, float]:

@@ -29,7 +29,7 @@ class TensorBoardLog:
         """Show what the run is, as text."""
         text = json.dumps(asdict(record), indent=2)
         indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown: as it is
-        self._writer.add_text("run", indented, record.after_step)  # type: ignore[no-untyped-call]
+        self._writer.add_text("run", indented, record.step)  # type: ignore[no-untyped-call]
         self._writer.flush()  # type: ignore[no-untyped-call]
 
     def write(self, record: StepRecord) -> None:

@@ -13,11 +13,11 @@ from vila_mc.data.batches.loader import StepData, TrainingData
 from vila_mc.errors import say
 from vila_mc.flow import Microbatch, StepResult
 from vila_mc.observe.alarms import Alarms
+from vila_mc.observe.history import record_start
 from vila_mc.observe.record import Event, StepRecord, ValidationRecord
 from vila_mc.observe.sinks import Sink, open_sinks
 from vila_mc.observe.spans import Span
 from vila_mc.observe.speed import Speedometer
-from vila_mc.observe.starts import add_start
 from vila_mc.observe.step_times import SharedTimes
 from vila_mc.parallel.agreement import names_of_ranks
 from vila_mc.parallel.groups import Ranks
@@ -149,7 +149,7 @@ class Journal:
         """The sinks, which learn at once what the run is."""
         self.sinks = open_sinks(self.config, after_step)
         record = start_facts(self.config, self.ranks, after_step)
-        add_start(self.config.train.output, record)
+        record_start(self.config.train.output, record)
         for sink in self.sinks:
             sink.start(record)
 

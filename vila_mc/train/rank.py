@@ -9,7 +9,7 @@ from pathlib import Path
 from vila_mc.config.fp8 import Fp8Recipe
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ExitCode, RankError, SetupError, VilaError, say, user_error
-from vila_mc.observe.history import Start, record_end, record_start, restarts_before
+from vila_mc.observe.history import Ends
 from vila_mc.processes import end_with_parent
 from vila_mc.topology.layout import Layout
 from vila_mc.train.faults import StopRequest, deadline_of, end_at_once_when_stopped
@@ -61,21 +61,22 @@ def train_rank(config: RunConfig) -> int:
         status = StatusWriter(Path(directory), int(os.environ["RANK"]))
         keep_stacks(Path(directory), int(os.environ["RANK"]))
     stop = StopRequest(deadline_of(config.train, os.environ, time.time()))
+    ends = Ends(config.train.output)
     try:
         code = _train(config, stop)
         if status is None and _is_first():
-            record_end(config.train.output, code)
+            ends.record(code)
         return code
     except RankError as error:  # found by a rank itself: another start may help
-        _report("fault", error, status, error, config)
+        _report("fault", error, status, error, ends)
         return ExitCode.FAULT
     except Exception as error:
         explained, lost = user_error(error), lost_peer(error)
         if explained is not None:
-            _report("user", explained, status, error, config)
+            _report("user", explained, status, error, ends)
             return ExitCode.USER_ERROR
         if lost is not None:
-            _report("lost", lost, status, error, config)
+            _report("lost", lost, status, error, ends)
             return ExitCode.FAULT
         if status is not None:
             status.end("fault", f"{type(error).__name__}: {error}".splitlines()[0], error)
@@ -169,8 +170,6 @@ def _train(config: RunConfig, stop: StopRequest) -> ExitCode:
                 say(f"warning: {missing}", to_stderr=True)
         config = with_steps(config, data.readers)
         loop = TrainingLoop(config, ranks, data, stop)
-        if ranks.is_first():
-            record_start(config.train.output, _start(config, loop.state.step, layout))
         stop.listen()
         try:
             state = loop.fit()
@@ -185,23 +184,12 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _start(config: RunConfig, step: int, layout: Layout) -> Start:
-    return Start(
-        time=time.time(),
-        step=step,
-        steps=config.train.steps,
-        phase=config.train.phase,
-        ranks=layout.world_size(),
-        restart=restarts_before(os.environ),
-    )
-
-
 def _report(
     cause: Cause,
     error: VilaError,
     status: StatusWriter | None,
     raised: Exception,
-    config: RunConfig,
+    ends: Ends,
 ) -> None:
     """To our launcher; without it to a person, and to torchrun through its error file."""
     if status is not None:
@@ -213,4 +201,4 @@ def _report(
     say(f"error: {error}", to_stderr=True)
     if _is_first():
         code = ExitCode.USER_ERROR if cause == "user" else ExitCode.FAULT
-        record_end(config.train.output, code, str(error))
+        ends.record(code, str(error))

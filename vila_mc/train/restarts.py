@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vila_mc.errors import ExitCode, say
-from vila_mc.files import identity_of
-from vila_mc.observe.history import End, read_history, record_end
+from vila_mc.observe.history import End, Ends, read_history
 from vila_mc.observe.metrics import last_step
 from vila_mc.train.stop_signals import StopSignals
 
@@ -66,7 +65,7 @@ def start_until_done(
         StoppedError: asked to stop between two starts.
     """
     failed_after: list[int] = []
-    place = identity_of(output)
+    ends = Ends(output)
     seen = len(read_history(output))
     for restarts in itertools.count():
         before, seen = seen, len(read_history(output))
@@ -84,8 +83,7 @@ def start_until_done(
         may_help = outcome.code is ExitCode.FAULT and most > 0 and stop.code is None
         why_not = _why_not(failed_after, most) if may_help and has_time else ""
         is_last = not may_help or not has_time or bool(why_not)
-        if _is_still(output, place):
-            record_end(output, outcome.code, outcome.cause, is_last=is_last)
+        ends.record(outcome.code, outcome.cause, is_last=is_last)
         if not may_help:
             return outcome.code
         if not has_time:
@@ -98,20 +96,6 @@ def start_until_done(
         with stop.waiting():
             pause(seconds)
     raise AssertionError("count() has no end")
-
-
-def _is_still(output: Path, before: tuple[int, int] | None) -> bool:
-    """Whether no other directory has taken the place of a run's.
-
-    Args:
-        output: of the run.
-        before: what stood there before its first start; None for one that the run has made, which
-            holds something.
-    """
-    now = identity_of(output)
-    if before is None:
-        return now is not None and any(output.iterdir())
-    return now == before
 
 
 def _why_not(failed_after: Sequence[int], most: int) -> str:

@@ -14,8 +14,9 @@ from vila_mc.errors import CheckpointError, DataError, ExitCode
 from vila_mc.files import Lock
 from vila_mc.foreign_files import ForeignFileError, open_foreign
 from vila_mc.observe.console import clock
-from vila_mc.observe.history import End, Start, read_history, restarts_of
+from vila_mc.observe.history import End, read_history, restarts_of
 from vila_mc.observe.metrics import METRICS_NAME
+from vila_mc.observe.record import StartRecord
 
 _END_BYTES = 2**22
 """Of the metrics that are read: some ten thousand steps."""
@@ -91,7 +92,7 @@ def standing_of(output: Path) -> Standing:
         )
     steps = [record for record in records if "loss" in record]
     alarms = [record for record in records if isinstance(record.get("event"), str)]
-    start = next((event for event in reversed(events) if isinstance(event, Start)), None)
+    start = next((event for event in reversed(events) if isinstance(event, StartRecord)), None)
     step = max((record["step"] for record in records), default=start.step if start else 0)
     pace = _pace(steps)
     silence = time.time() - metrics.stat().st_mtime if records else None
@@ -114,7 +115,7 @@ def standing_of(output: Path) -> Standing:
         alarms=len(alarms),
         last_alarm=str(alarms[-1].get("message"))[:_LONGEST_TEXT] if alarms else None,
         skipped_steps=sum(record.get("skipped") is True for record in steps),
-        starts=sum(isinstance(event, Start) for event in events),
+        starts=sum(isinstance(event, StartRecord) for event in events),
         restarts=restarts_of(events),
     )
 
@@ -178,7 +179,7 @@ def _recent_records(metrics: Path) -> list[dict[str, Any]]:
 
 
 def _state(
-    is_held: bool, events: Sequence[Start | End], silence: float | None, pace: float | None
+    is_held: bool, events: Sequence[StartRecord | End], silence: float | None, pace: float | None
 ) -> tuple[str, str]:
     """What a run does, and why it does not."""
     last = events[-1] if events else None

@@ -1,8 +1,9 @@
 """What a run is, written down each time that it starts."""
 
+import os
 import socket
+import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -11,20 +12,24 @@ from vila_mc.checkpoint.manifest import versions
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.observe.git import git_state
+from vila_mc.observe.history import restarts_before
 from vila_mc.observe.record import FORMAT_VERSION, StartRecord
 from vila_mc.parallel.groups import Ranks
 from vila_mc.parallel.installed import accelerator_versions
 
 
 def start_facts(config: RunConfig, ranks: Ranks, after_step: int) -> StartRecord:
-    """The record of a start that goes on after ``after_step``, as the first rank sees it."""
+    """The record of a start, now, that goes on after ``after_step``; as the first rank sees it."""
     return StartRecord(
         format_version=FORMAT_VERSION,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-        after_step=after_step,
+        time=time.time(),
+        step=after_step,
+        steps=config.train.steps,
+        phase=config.train.phase,
+        ranks=ranks.layout.world_size(),
+        restart=restarts_before(os.environ),
         host=socket.gethostname(),
         device=device_name(ranks.device),
-        num_ranks=ranks.layout.world_size(),
         layout=asdict(ranks.layout),
         versions=versions() | accelerator_versions(),
         git=git_state(Path(__file__).parent),

@@ -5,24 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.records import start_record
 from vila_mc.errors import ExitCode
 from vila_mc.observe.history import (
     HISTORY_NAME,
     End,
-    Start,
+    Ends,
     read_history,
-    record_end,
     record_start,
     restarts_before,
     restarts_of,
 )
 
-START = Start(time=3.0, step=4, steps=30, phase="sft", ranks=2, restart=1)
+START = start_record(step=4, restart=1)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     record_start(tmp_path, START)
-    record_end(tmp_path, ExitCode.FAULT, "rank 1 was killed")
+    Ends(tmp_path).record(ExitCode.FAULT, "rank 1 was killed")
     start, end = read_history(tmp_path)
     assert start == START
     assert isinstance(end, End)
@@ -41,23 +41,42 @@ def test_what_is_not_whole_is_passed_over(tmp_path: Path) -> None:
         + "\n".join(lines)
         + "\n\udcff".encode(errors="surrogatepass").decode(errors="replace")
     )
-    record_end(tmp_path, ExitCode.OK)
+    Ends(tmp_path).record(ExitCode.OK)
     (end,) = read_history(tmp_path)
     assert isinstance(end, End)
     assert read_history(tmp_path / "gone") == []
 
 
 def test_an_output_that_is_gone_is_no_fault(tmp_path: Path) -> None:
-    record_end(tmp_path / "gone", ExitCode.OK)
+    Ends(tmp_path / "gone").record(ExitCode.OK)
     (tmp_path / HISTORY_NAME).symlink_to(tmp_path / "elsewhere")
-    record_end(tmp_path, ExitCode.OK)
+    Ends(tmp_path).record(ExitCode.OK)
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_cause_is_bounded(tmp_path: Path) -> None:
-    record_end(tmp_path, ExitCode.FAULT, "x" * 10_000)
+    Ends(tmp_path).record(ExitCode.FAULT, "x" * 10_000)
     assert len((tmp_path / HISTORY_NAME).read_text()) < 1000
     assert json.loads((tmp_path / HISTORY_NAME).read_text())["event"] == "end"
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_an_end_stays_out_of_what_took_the_place_of_an_output(
+    was_there: bool, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    if was_there:
+        output.mkdir()
+    ends = Ends(output)
+    output.mkdir(exist_ok=True)
+    (output / "metrics.jsonl").touch()
+    ends.record(ExitCode.FAULT)
+    output.rename(tmp_path / "elsewhere")
+    ends.record(ExitCode.OK)
+    output.mkdir()
+    ends.record(ExitCode.OK)
+    assert not list(output.iterdir())
+    assert len(read_history(tmp_path / "elsewhere")) == 1
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
 
     for after_step, steps in ((0, (1, 2, 3)), (1, (2,))):  # the second goes on after the first
         log = TensorBoardLog(tmp_path, after_step)
-        log.start(start_record(after_step=after_step))
+        log.start(start_record(step=after_step))
         for step in steps:
             log.write(step_record(step, loss=float(10 * after_step + step)))
         log.write_validation(VALIDATION)
@@ -119,7 +119,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_wandb_goes_on_with_the_same_run(played: Any, tmp_path: Path) -> None:
     for step in (1, 2):
         log = WandbLog("vila", tmp_path, "sft")
-        log.start(start_record(after_step=step - 1))
+        log.start(start_record(step=step - 1))
         log.write(step_record(step))
         log.write_validation(VALIDATION)
         log.write_event(EVENT)
@@ -130,7 +130,7 @@ def test_wandb_goes_on_with_the_same_run(played: Any, tmp_path: Path) -> None:
     assert second.given["resume"] == "allow"
     assert (second.given["project"], second.given["name"]) == ("vila", tmp_path.name)
     assert second.metrics == {"*": {"step_metric": "step"}}
-    assert (second.facts["after_step"], second.is_finished) == (1, True)
+    assert (second.facts["step"], second.is_finished) == (1, True)
     step, validation, event = second.logged
     assert event == {"step": 3, "events/loss": "loss 9 is high"}
     assert (step["step"], step["train/loss"], validation["step"]) == (2, 2.18341, 2)

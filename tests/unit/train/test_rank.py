@@ -1,9 +1,15 @@
 """A rank that is left alone says so in one line, whatever library noticed."""
 
+from pathlib import Path
+
 import pytest
 
-from vila_mc.errors import SetupError
+from tests.support.tiny import tiny_run
+from vila_mc.errors import ExitCode, SetupError
+from vila_mc.observe.history import End, read_history
+from vila_mc.train import rank
 from vila_mc.train.rank import LAUNCHED_BY_US, lost_peer, rank_and_world_size
+from vila_mc.train.rank_status import STATUS_DIRECTORY
 
 LOST = {
     "gloo, closed": "[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by "
@@ -81,3 +87,30 @@ def test_half_of_a_launcher_is_refused(changes: dict[str, str | None], said: str
     environment = {name: value for name, value in (STARTED | changes).items() if value is not None}
     with pytest.raises(SetupError, match=said):
         rank_and_world_size(environment)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_under_another_launcher_a_rank_writes_the_end_of_its_own_output_alone(
+    fails: bool, is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+
+    def train(*_: object) -> ExitCode:
+        if is_replaced:
+            output.rename(tmp_path / "elsewhere")
+            output.mkdir()
+        if fails:
+            raise SetupError("the disk is gone.")
+        return ExitCode.REQUEUE
+
+    for name, stand_in in (("_train", train), ("end_at_once_when_stopped", lambda: None)):
+        monkeypatch.setattr(rank, name, stand_in)
+    monkeypatch.setattr(rank, "end_with_parent", lambda *_: None)
+    for name in (STATUS_DIRECTORY, LAUNCHED_BY_US, "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    code = rank.train_rank(tiny_run(train={"output": str(output)}))
+    assert code == (ExitCode.USER_ERROR if fails else ExitCode.REQUEUE)
+    ends = [(end.code, end.cause) for end in read_history(output) if isinstance(end, End)]
+    assert ends == ([] if is_replaced else [(code, "the disk is gone." if fails else "")])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vila_mc.errors import ExitCode
-from vila_mc.observe.history import End, read_history, record_end
+from vila_mc.observe.history import End, Ends, read_history
 from vila_mc.train import restarts
 from vila_mc.train.restarts import Outcome, start_until_done
 from vila_mc.train.stop_signals import StoppedError, StopSignals
@@ -118,16 +118,16 @@ def test_a_fault_after_a_request_is_the_end(tmp_path: Path) -> None:
 def test_a_machine_that_has_given_up_is_not_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record_end(tmp_path, ExitCode.USER_ERROR, "of an earlier run")
+    Ends(tmp_path).record(ExitCode.USER_ERROR, "of an earlier run")
     looks: list[int] = []
 
     def start(number: int, look: Callable[[], None]) -> Outcome:
         look()
         looks.append(number)
         # The other machine starts again after the first fault, and not after its mistake.
-        record_end(tmp_path, FAULT, "died", is_last=False)
+        Ends(tmp_path).record(FAULT, "died", is_last=False)
         if number == 1:
-            record_end(tmp_path, ExitCode.USER_ERROR, "an image is damaged")
+            Ends(tmp_path).record(ExitCode.USER_ERROR, "an image is damaged")
         return Outcome(FAULT)
 
     with StopSignals() as stop:

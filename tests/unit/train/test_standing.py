@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from tests.support.launching import REPOSITORY, python_path
+from tests.support.records import start_record
 from vila_mc.commands.train import main
 from vila_mc.errors import DataError, ExitCode
 from vila_mc.files import Lock
-from vila_mc.observe.history import HISTORY_NAME, Start, record_end, record_start
+from vila_mc.observe.history import HISTORY_NAME, Ends, record_start
 from vila_mc.observe.metrics import METRICS_NAME
 from vila_mc.train.standing import lines_of, standing_of
 
-START = Start(time=0.0, step=0, steps=200, phase="sft", ranks=2, restart=0)
+START = start_record(steps=200)
 
 
 def _step(number: int, **more: Any) -> dict[str, Any]:
@@ -61,9 +62,9 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
 )
 def test_how_it_ended(code: ExitCode | None, state: str, tmp_path: Path) -> None:
     record_start(tmp_path, START)
-    record_start(tmp_path, Start(time=1.0, step=9, steps=200, phase="sft", ranks=2, restart=1))
+    record_start(tmp_path, start_record(step=9, steps=200, restart=1))
     if code is not None:
-        record_end(tmp_path, code, "rank 1 was killed" if code else "")
+        Ends(tmp_path).record(code, "rank 1 was killed" if code else "")
     standing = standing_of(tmp_path)
     assert standing.state.startswith(state)
     assert standing.step == 9
