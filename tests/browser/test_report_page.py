@@ -160,6 +160,9 @@ def test_every_figure_has_a_panel_and_every_run_a_curve(browser: Any, report: Pa
         assert starts[2].startswith("ended with 1, fault, on ")
         assert starts[3] == MESSAGE
         assert starts[4] == f"restart 1 on 4 ranks, after step 1 of {STEPS}"
+        assert page.count(".on-steps .alarm") == page.count("#alarm-curve-0-0-steps-0") == 1
+        said = page.page.locator("#alarm-curve-0-0-steps-0 > title").text_content()
+        assert said == f"60 alarms, the first: loss after step {STEPS}: {MESSAGE}"
         assert page.count(".alarms tbody tr") == 50
         assert page.texts(".alarms p") == ["The last 50 of 60."]
         assert page.texts(".alarms td.said")[0] == MESSAGE

@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from vila_mc.evaluation.marks import Mark, draw_marks, marks_of, with_tooltips
 from vila_mc.observe.thinned import Record, bound, num_steps, thin
 
 MAX_POINTS = 600
@@ -133,13 +134,14 @@ class Course:
 
     steps: Sequence[Record]
     validations: Sequence[Record]
+    events: Sequence[Record] = ()
 
     @staticmethod
-    def of(records: Sequence[Record]) -> "Course":
-        """A run from the records of its steps and validations."""
+    def of(records: Sequence[Record], events: Sequence[Record] = ()) -> "Course":
+        """A run from the records of its steps and validations, and its alarms."""
         steps = [record for record in records if "validation_loss" not in record]
         validations = [record for record in records if "validation_loss" in record]
-        return Course(thin(steps, MAX_POINTS), thin(validations, MAX_POINTS))
+        return Course(thin(steps, MAX_POINTS), thin(validations, MAX_POINTS), events)
 
     def has(self, axis: Axis) -> bool:
         """Whether there is anything to run along."""
@@ -201,7 +203,20 @@ def _band(panel: Panel, steps: Sequence[Record]) -> tuple[list[float], list[floa
     return low, high
 
 
-def draw(panel: Panel, axis: Axis, lines: Sequence[Line], name: str) -> markupsafe.Markup:
+def alarms_of(panel: Panel, axis: Axis, runs: Sequence[Course]) -> list[Mark]:
+    """The alarms of runs that a panel shows, by run."""
+    return [
+        mark
+        for number, run in enumerate(runs)
+        for mark in marks_of(
+            run.events, panel.name, run.along(axis), COLOURS[number % len(COLOURS)]
+        )
+    ]
+
+
+def draw(
+    panel: Panel, axis: Axis, lines: Sequence[Line], marks: Sequence[Mark], name: str
+) -> markupsafe.Markup:
     """A panel as inline SVG in the page's own text colour.
 
     No text of a user enters the picture: matplotlib would read a ``$`` in it as mathematics.
@@ -210,6 +225,7 @@ def draw(panel: Panel, axis: Axis, lines: Sequence[Line], name: str) -> markupsa
         panel: its figure.
         axis: what runs across.
         lines: its curves; at least one.
+        marks: its alarms.
         name: of the picture, unlike those of all others of the page.
     """
     style = {
@@ -227,10 +243,8 @@ def draw(panel: Panel, axis: Axis, lines: Sequence[Line], name: str) -> markupsa
         figure.subplots_adjust(left=0.2, right=0.97, top=0.95, bottom=0.2)
         for number, line in enumerate(lines):
             _draw_line(axes, line, f"{name}-{number}", is_noisy=bool(panel.banded))
-        if len({line.is_validation for line in lines}) > 1:
-            axes.plot([], [], color=_TEXT_COLOUR, label="training")
-            axes.plot([], [], color=_TEXT_COLOUR, label="validation", linestyle="--", marker=".")
-            axes.legend(frameon=False)
+        draw_marks(axes, marks, name)
+        _explain(axes, lines, has_marks=bool(marks))
         if panel.is_logarithmic and all(value > 0 for line in lines for value in line.up):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
@@ -241,7 +255,21 @@ def draw(panel: Panel, axis: Axis, lines: Sequence[Line], name: str) -> markupsa
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     svg = drawn.getvalue()
-    return markupsafe.Markup(svg[svg.index("<svg") :].replace(_TEXT_COLOUR, "currentColor"))
+    svg = svg[svg.index("<svg") :].replace(_TEXT_COLOUR, "currentColor")
+    return markupsafe.Markup(with_tooltips(svg, marks, name))
+
+
+def _explain(axes: Any, lines: Sequence[Line], *, has_marks: bool) -> None:
+    """A legend, where there is more to tell apart than runs."""
+    kinds: dict[str, dict[str, str]] = {}
+    if len({line.is_validation for line in lines}) > 1:
+        kinds |= {"training": {}, "validation": dict(linestyle="--", marker=".")}
+    if has_marks:
+        kinds["alarm"] = dict(linestyle="", marker="v")
+    for label, kind in kinds.items():
+        axes.plot([], [], color=_TEXT_COLOUR, label=label, **kind)
+    if kinds:
+        axes.legend(frameon=False)
 
 
 def _draw_line(axes: Any, line: Line, name: str, *, is_noisy: bool) -> None:

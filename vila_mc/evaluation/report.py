@@ -9,12 +9,20 @@ from typing import Any
 import jinja2
 
 from vila_mc.errors import DataError
-from vila_mc.evaluation.curves import AXES, COLOURS, Course, draw, lines_of, panels_of
+from vila_mc.evaluation.curves import (
+    AXES,
+    COLOURS,
+    Course,
+    alarms_of,
+    draw,
+    lines_of,
+    panels_of,
+)
 from vila_mc.evaluation.run_on_page import RunOnPage
 from vila_mc.evaluation.scores import TaskScore, by_task, score
 from vila_mc.evaluation.time_split import PARTS, time_split
 from vila_mc.files import write_whole
-from vila_mc.observe.thinned import all_steps
+from vila_mc.observe.thinned import Record, all_steps
 
 SHEET_LENGTH = 48
 """Answers shown per task, in the order given."""
@@ -64,11 +72,11 @@ def write_report(
     Raises:
         DataError: an image of an answer is neither PNG nor JPEG.
     """
-    phases = curves.items()
+    phases = [(name, _course(records)) for name, records in curves.items()]
     _write(
         output,
         title,
-        groups=[_group(name, number, {name: r}) for number, (name, r) in enumerate(phases)],
+        groups=[_group(name, number, {name: one}) for number, (name, one) in enumerate(phases)],
         scores={"": score(answers)} if answers else {},
         sheets=[_sheet(task, rows) for task, rows in by_task(answers).items()],
         columns={"": facts} if facts else {},
@@ -89,7 +97,7 @@ def write_runs(
         runs: at least one, each with a name of its own.
         scores: of answers that were counted, by what they are called.
     """
-    of_runs = {run.name: run.records for run in runs}
+    of_runs = {run.name: _course(run.records, run.events) for run in runs}
     _write(
         output,
         title,
@@ -120,17 +128,22 @@ def _write(output: Path, title: str, **content: Any) -> None:
     write_whole(output, page)
 
 
-def _group(name: str, number: int, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+def _course(records: Sequence[Mapping[str, Any]], events: Sequence[Record] = ()) -> Course:
+    return Course.of([dict(one) for one in records], events)
+
+
+def _group(name: str, number: int, runs: Mapping[str, Course]) -> Any:
     """The panels of runs whose curves share them."""
-    courses = [Course.of([dict(one) for one in records]) for records in runs.values()]
+    courses = list(runs.values())
     axes = [axis for axis in AXES if all(course.has(axis) for course in courses)]
     panels = []
     for place, panel in enumerate(panels_of(courses)):
-        pictures = [
-            (axis.name, draw(panel, axis, lines, f"curve-{number}-{place}-{axis.name}"))
-            for axis in axes
-            if (lines := lines_of(panel, axis, courses))
-        ]
+        pictures = []
+        for axis in axes:
+            if lines := lines_of(panel, axis, courses):
+                picture = f"curve-{number}-{place}-{axis.name}"
+                marks = alarms_of(panel, axis, courses)
+                pictures.append((axis.name, draw(panel, axis, lines, marks, picture)))
         if pictures:
             panels.append({"name": panel.name, "dataset": panel.dataset, "pictures": pictures})
     return {
