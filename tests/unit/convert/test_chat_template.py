@@ -1,9 +1,11 @@
 """An export chats with the template that its model was trained with, token by token."""
 
+import copy
 import dataclasses
 import json
+import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,10 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     return messages
 
 
+def _pickled(chat: Any) -> Any:
+    return pickle.loads(pickle.dumps(chat))
+
+
 def _ids(processor: Any, messages: list[dict[str, Any]], **options: bool) -> list[int]:
     given = processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
     return given["input_ids"][0]
@@ -132,6 +138,47 @@ def test_a_conversation_reads_as_in_training(
 ) -> None:
     pieces = conversation_pieces(NAMED[name], TURNS, [image] * 5)
     assert _ids(exported[name], _messages(TURNS)) == _trained_ids(pieces, folder)
+
+
+@pytest.mark.parametrize("copied", [lambda chat: chat, copy.deepcopy, _pickled])
+@pytest.mark.parametrize("name", NAMED)
+def test_a_rendered_conversation_keeps_the_tokens_of_its_template(
+    name: str, copied: Callable[[Any], Any], exported: dict[str, Any]
+) -> None:
+    """As most code for transformers does it: a text first, which the processor gets later."""
+    processor, picture = exported[name], Image.new("RGB", (30, 20))
+    chats = [_messages(TURNS[:3]), _messages(TURNS[:1])]
+    how = dict(add_generation_prompt=True)
+    texts = [processor.apply_chat_template(chat, **how) for chat in chats]
+    assert texts == processor.apply_chat_template(chats, **how)
+    assert all("token-" not in text and "piece-end" not in text for text in texts)
+    given = processor(text=[copied(text) for text in texts], images=[[picture] * 3, [picture]])
+    assert given["input_ids"] == [_ids(processor, chat, **how) for chat in chats]
+
+
+def test_a_text_made_from_a_rendered_conversation_is_plain(
+    exported: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a user wrote into it may look like a token of the template, so none is read."""
+    processor = exported["chatml"]
+    warned: list[str] = []
+    logger = type(processor).__call__.__globals__["logger"]
+    monkeypatch.setattr(logger, "warning_once", warned.append)
+    text = processor.apply_chat_template([{"role": "user", "content": "Who?"}])
+    start = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert start in processor(text=text)["input_ids"][0]
+    assert not warned
+    assert start not in processor(text=text + " ")["input_ids"][0]
+    assert ["'<|im_start|>', '<|im_end|>'" in words for words in warned] == [True]
+
+
+def test_another_template_is_rendered_as_it_is(exported: dict[str, Any]) -> None:
+    processor, template = exported["chatml"], "{{ messages[0]['content'] }}<|im_end|>"
+    chat = [{"role": "user", "content": "Who?"}]
+    text = processor.apply_chat_template(chat, chat_template=template)
+    assert (text, type(text)) == ("Who?<|im_end|>", str)
+    ids = processor.apply_chat_template(chat, chat_template=template, tokenize=True)
+    assert ids == processor(text=text)["input_ids"]
 
 
 @pytest.mark.parametrize("name", NAMED)

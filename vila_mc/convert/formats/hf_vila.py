@@ -80,6 +80,7 @@ class _HfVila:
             "architectures": ["VilaForConditionalGeneration"],
             "auto_map": {
                 "AutoConfig": "configuration_vila.VilaConfig",
+                "AutoModel": modeling,
                 "AutoModelForCausalLM": modeling,
                 "AutoModelForImageTextToText": modeling,
             },

@@ -7,8 +7,10 @@ tokens per image.
 # transformers is not typed:
 # mypy: allow-subclassing-any, no-warn-return-any
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.generation import GenerationMixin, LogitsProcessorList
@@ -123,6 +125,31 @@ class VilaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         index = is_image.unsqueeze(-1).expand_as(embeds)
         return embeds.masked_scatter(index, visual.reshape(n * q, h).to(embeds))
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Each row ``expand_size`` times, for beams or several answers, with all of its images.
+
+        transformers would repeat image by image, which puts a row's second image into its first
+        copy.
+        """
+        pixels = kwargs.pop("pixel_values", None)
+        expanded, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, input_ids=input_ids, **kwargs
+        )
+        if pixels is not None:
+            rows = [pixels] if input_ids is None else self._by_row(input_ids, pixels)
+            kwargs["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
+        return expanded, kwargs
+
+    def _by_row(self, input_ids: Tensor, pixels: Tensor) -> Sequence[Tensor]:
+        """Pixels [n, 3, y, x] of each row; all as one where placeholders and images disagree."""
+        places = (input_ids == self.config.image_token_id).sum(1).tolist()
+        visual_tokens = max(1, sum(places) // len(pixels))
+        counts = [count // visual_tokens for count in places]
+        # Where they disagree, forward says so.
+        return torch.split(pixels, counts) if sum(counts) == len(pixels) else [pixels]
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """Processors that look tokens up by id (repetition penalty) never see the placeholder."""

@@ -10,7 +10,7 @@ SentencePiece model, it gives exactly that model's ids (the exporter's verificat
 
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -21,6 +21,29 @@ from transformers.utils import logging
 IMAGE_MARKER = "<image>"
 
 logger = logging.get_logger(__name__)
+
+
+class RenderedChat(str):
+    """A chat as text, which knows which of its tokens are the template's own.
+
+    Given to the processor as it is, it becomes the tokens of training. A text made from it (cut,
+    joined, formatted) is a plain text again.
+
+    Args:
+        parts: kinds and texts in order: ``text``, ``token``, or ``join`` where a text ends that
+            the next goes on from.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+
+    def __new__(cls, parts: Iterable[tuple[str, str]]) -> "RenderedChat":
+        parts = tuple(parts)
+        chat = super().__new__(cls, "".join(text for _, text in parts))
+        chat.parts = parts
+        return chat
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RenderedChat, (self.parts,)
 
 
 class VilaProcessor(ProcessorMixin):
@@ -65,12 +88,14 @@ class VilaProcessor(ProcessorMixin):
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
-        videos: None = None,
-        audio: None = None,
+        videos: Any = None,
+        audio: Any = None,
         *,
+        audios: Any = None,
         return_tensors: str | None = None,
         padding: bool | str = False,
         padding_side: str | None = None,
+        truncation: bool | None = False,
         add_special_tokens: bool = True,
     ) -> BatchFeature:
         """Encode one prompt or a batch.
@@ -79,12 +104,15 @@ class VilaProcessor(ProcessorMixin):
             images: one per ``<image>`` marker, in reading order: an image, a list, or a list of
                 lists (one per prompt).
             text: a prompt or a list of prompts. ``<image>`` marks an image; any other special
-                token in it is read as the characters it is made of.
-            videos: not supported; transformers passes it from conversations.
-            audio: not supported, likewise.
+                token in it is read as the characters it is made of, but for those of the template
+                in what ``apply_chat_template`` returned.
+            videos: not supported, so None or an empty list.
+            audio: likewise, as transformers calls it in conversations.
+            audios: likewise, as some callers do.
             return_tensors: "pt", "np" or None for lists.
             padding: as in tokenizers: False, True ("longest") or "max_length".
             padding_side: "left" or "right"; the tokenizer's own if None.
+            truncation: not supported, so False or None: a cut may fall into an image.
             add_special_tokens: whether a BOS token starts each prompt, if the tokenizer has one.
 
         Returns:
@@ -92,11 +120,13 @@ class VilaProcessor(ProcessorMixin):
             [n, 3, y, x]; n counts tiles, where images are cut.
 
         Raises:
-            ValueError: there is no text, markers and images differ in number, or there is video
-                or audio.
+            ValueError: there is no text, markers and images differ in number, there is video or
+                audio, or prompts are to be cut.
         """
-        if videos is not None or audio is not None:
+        if not all(map(_is_nothing, (videos, audio, audios))):
             raise ValueError("this model reads text and images; leave out video and audio.")
+        if truncation:
+            raise ValueError("a prompt is not cut, as images would be; give a shorter one.")
         if text is None:
             raise ValueError("there is no text. Give a prompt, with <image> where an image goes.")
         prompts = [text] if isinstance(text, str) else list(text)
@@ -119,36 +149,63 @@ class VilaProcessor(ProcessorMixin):
         ``counts`` gives the squares of each image in turn; one each if None.
         """
         counts = repeat(1) if counts is None else counts
-        if self.tokenizer.eos_token in self._marked.sub("", prompt):
-            logger.warning_once(
-                f"The prompt holds {self.tokenizer.eos_token!r}, which is read as plain text. For "
-                "a conversation with earlier answers, use apply_chat_template(..., tokenize=True)."
-            )
+        parts = prompt.parts if isinstance(prompt, RenderedChat) else tuple(self._parts(prompt))
+        self._warn_of_tokens("".join(text for kind, text in parts if kind == "text"))
         bos = self.tokenizer.bos_token_id
         ids = [bos] if add_special_tokens and bos is not None else []
-        start, end, piece_end = self._marks.values()
         is_after_text = goes_on = False
-        for part in self._marked.split(prompt):
-            if part == piece_end:
+        for kind, text in parts:
+            if kind == "join":
                 goes_on = is_after_text
-            elif part.startswith(start):
-                ids += self._token(part.removeprefix(start).removesuffix(end))
+            elif kind == "token":
+                ids += self._token(text)
                 is_after_text = goes_on = False
-            elif part:
-                ids += self._encode_part(part, goes_on, counts)
-                is_after_text, goes_on = not part.endswith(IMAGE_MARKER), False
+            else:
+                ids += self._encode_part(text, goes_on, counts)
+                is_after_text, goes_on = not text.endswith(IMAGE_MARKER), False
         return ids
 
     def apply_chat_template(
         self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any
     ) -> Any:
-        """Prompt of a conversation, with the exact tokens of training if ``tokenize`` is True.
+        """Prompt of a conversation, or its tokens, which are exactly those of training.
 
-        The arguments are those of every transformers processor.
+        The arguments are those of every transformers processor. Without ``tokenize`` the prompt is
+        a ``RenderedChat`` (of several conversations, a list), which the processor reads as exactly.
         """
+        if not self._is_own(args[0] if args else kwargs.get("chat_template")):
+            return super().apply_chat_template(conversation, *args, tokenize=tokenize, **kwargs)
+        kwargs = self._marks | kwargs
+        result = super().apply_chat_template(conversation, *args, tokenize=tokenize, **kwargs)
         if tokenize:
-            kwargs = self._marks | kwargs
-        return super().apply_chat_template(conversation, *args, tokenize=tokenize, **kwargs)
+            return result
+        if isinstance(result, list):
+            return [RenderedChat(self._parts(text)) for text in result]
+        return RenderedChat(self._parts(result))
+
+    def _is_own(self, template: str | None) -> bool:
+        """Whether a chat template, or the directory's if None, asks for the marks."""
+        return "token_start" in str(self.chat_template if template is None else template)
+
+    def _parts(self, text: str) -> Iterator[tuple[str, str]]:
+        """What ``RenderedChat`` is made of, from a text with marks."""
+        start, end, piece_end = self._marks.values()
+        for part in self._marked.split(text):
+            if part == piece_end:
+                yield "join", ""
+            elif part.startswith(start):
+                yield "token", part.removeprefix(start).removesuffix(end)
+            elif part:
+                yield "text", part
+
+    def _warn_of_tokens(self, text: str) -> None:
+        """Where a text looks as if it had been made of a conversation."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        if found := [token.content for token in added if token.special and token.content in text]:
+            logger.warning_once(
+                f"The prompt holds {', '.join(map(repr, found))}, which is read as plain text. For "
+                "a conversation, use apply_chat_template, and give what it returns as it is."
+            )
 
     def _token(self, text: str) -> list[int]:
         """The template's own token; none where the tokenizer has no such thing (BOS)."""
@@ -206,3 +263,9 @@ class VilaProcessor(ProcessorMixin):
                 "Give one image per marker, in reading order."
             )
         return flat
+
+
+def _is_nothing(given: Any) -> bool:
+    """None, or lists of it."""
+    is_list = isinstance(given, (list, tuple))
+    return all(map(_is_nothing, given)) if is_list else given is None
