@@ -90,14 +90,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     A loss or gradient norm that was not finite is None.
 
-    A run that was killed may have left half a line at the end, which is passed over.
+    A run that was killed may have left half a line at the end, which is passed over, as is what a
+    disk has damaged.
     """
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
     return records

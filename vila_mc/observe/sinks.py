@@ -34,14 +34,15 @@ class Sink(Protocol):
 
 SINKS: tuple[Callable[[RunConfig, int], Sink | None], ...] = (
     lambda config, _: StepPrinter(config.train.steps, config.train.phase),
-    lambda config, after_step: MetricsLog(config.train.output, after_step),
-    lambda config, after_step: (
-        TensorBoardLog(config.train.output, after_step) if config.train.tensorboard else None
-    ),
+    # Before the metrics are cut, which say what it was sent.
     lambda config, _: (
         WandbLog(config.train.wandb, config.train.output, config.train.phase)
         if config.train.wandb
         else None
+    ),
+    lambda config, after_step: MetricsLog(config.train.output, after_step),
+    lambda config, after_step: (
+        TensorBoardLog(config.train.output, after_step) if config.train.tensorboard else None
     ),
 )
 """From the configuration and the step that a run goes on after to a sink; None if not wanted."""

@@ -80,10 +80,10 @@ def test_a_fresh_run_starts_empty(tmp_path: Path) -> None:
     assert _steps(tmp_path) == []
 
 
-def test_half_a_line_is_passed_over_and_removed(tmp_path: Path) -> None:
+def test_what_is_no_whole_record_is_passed_over_and_removed(tmp_path: Path) -> None:
     _write(tmp_path, 0, 1, 2)
-    with open(tmp_path / METRICS_NAME, "a") as file:
-        file.write('{"step": 3, "lo')
+    with open(tmp_path / METRICS_NAME, "ab") as file:
+        file.write(b'\0\0\n7\n[]\n{"step": "3"}\n{"loss": 3}\n\xff\n{"step": 3, "lo')
     assert _steps(tmp_path) == [1, 2]
     _write(tmp_path, 2, 3)
     assert _steps(tmp_path) == [1, 2, 3]

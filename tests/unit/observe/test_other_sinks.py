@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +105,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Any:
         """As ``wandb.errors.Error``."""
 
     module: Any = SimpleNamespace(errors=SimpleNamespace(Error=Error), runs=[], fails=False)
+    module.__spec__ = "there is one"
 
     def init(**given: Any) -> _PlayedRun:
         if module.fails:
@@ -135,6 +137,30 @@ def test_wandb_goes_on_with_the_same_run(played: Any, tmp_path: Path) -> None:
     assert event == {"step": 3, "events/loss": "loss 9 is high"}
     assert (step["step"], step["train/loss"], validation["step"]) == (2, 2.18341, 2)
     assert validation["validation/validation_loss"] == 1.5
+
+
+def test_wandb_is_sent_no_step_twice(played: Any, tmp_path: Path) -> None:
+    """A run dies twice, the second time before it is where it was: every step is sent once."""
+    config = tiny_run(train={"wandb": "vila", "output": str(tmp_path)})
+    for after_step, until in ((0, 5), (2, 3), (2, 7)):
+        sinks = open_sinks(config, after_step)
+        for step in range(after_step + 1, until + 1):
+            for sink in sinks:
+                sink.write(step_record(step))
+                if step in (2, 4, 6):
+                    sink.write_validation(replace(VALIDATION, step=step))
+                if step in (3, 6):
+                    sink.write_event(replace(EVENT, step=step))
+    sent = [(figures["step"], *figures) for run in played.runs for figures in run.logged]
+    steps, validations, events = (
+        [step for step, *names in sent if any(name.startswith(group) for name in names)]
+        for group in ("train/", "validation/", "events/")
+    )
+    assert (steps, validations, events) == ([1, 2, 3, 4, 5, 6, 7], [2, 4, 6], [3, 6])
+    assert (tmp_path / ID_NAME).read_text() == "abc123\ntrain 5\nvalidation 4\nevents 3\n"
+    (tmp_path / ID_NAME).unlink()  # a person wants another run of W&B
+    open_sinks(config, 2)[1].write(step_record(3))
+    assert [figures["step"] for figures in played.runs[-1].logged] == [3]
 
 
 def test_wandb_that_does_not_start_is_said_in_one_line(played: Any, tmp_path: Path) -> None:
