@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from vila_mc.commands.asking import AskingOptions, asked_model, warn
 from vila_mc.commands.command import Job, refuse_unused, require_no_input, run_job
-from vila_mc.commands.evaluating import evaluate_task
+from vila_mc.commands.evaluating import evaluate_task, is_own
 from vila_mc.commands.evaluating_loss import evaluate_loss
 from vila_mc.config.options import Argument
 from vila_mc.errors import ConfigError, run_cli, say
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vila_mc.evaluation.scores import TaskScore
 
 
+_OF_TASKS = ("judge", "limit", "shots", "demonstrations", "shots_seed", "form", "ocr", "weigh")
 _FEW_TOKENS = 8
 """Of an answer to a question of one's own."""
 
@@ -36,17 +37,32 @@ class EvaluateOptions(AskingOptions):
 
     task: Annotated[str | None, Argument("NAME")] = None
     """vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mmbench, seed, pope, mme, coco, flickr30k,
-    mmvet, mmlu, bbh or drop."""
+    mmvet, mmlu, bbh or drop; or a file of your own (.jsonl, docs/evaluation.md)."""
     data: Annotated[Path | None, Argument("DIR")] = None
     """Folder of the task's files (docs/evaluation.md)."""
     judge: Annotated[str | None, Argument("NAME")] = None
-    """Public code to judge a task as, where two differ: official, llava or lmms-eval."""
+    """Public code to judge a task as, where two differ: official, llava or lmms-eval. Of a file of
+    your own: exact, words, anls, vqa or cider."""
     limit: PositiveInt | None = None
     """First items of a task that are asked (default: all)."""
+    shots: NonNegativeInt | None = None
+    """Demonstrations from the training split in front of each question (default: none)."""
+    demonstrations: Literal["random", "fixed", "similar"] | None = None
+    """Drawn for each question (the default), once for all, or most similar in words."""
+    shots_seed: int | None = None
+    """What is drawn for --shots follows from it (default: 0)."""
+    form: Literal["chat", "flamingo", "text"] | None = None
+    """How a prompt is written: turns in the chat template (the default), as open_flamingo does, or,
+    of a file of your own and of text tasks, a text to go on with."""
+    ocr: bool = False
+    """Name the OCR tokens of an image behind the question, as LLaVA does (textvqa)."""
+    weigh: Literal["letters", "texts", "texts_per_character"] | None = None
+    """Of choices in a file of your own the likeliest letter (the default), text, or text per
+    character is the answer."""
     questions: Annotated[Path | None, Argument("FILE")] = None
-    """JSON Lines of questions of your own."""
+    """JSON Lines of questions of your own, of which exact answers are counted."""
     images: Annotated[Path | None, Argument("DIR")] = None
-    """Folder of their images."""
+    """Folder of the images of your own questions, or task (then by default that of its file)."""
     loss: bool = False
     """Measure the loss instead, as the run of a checkpoint does on what nothing learns from."""
     datasets: Annotated[tuple[Path, ...], Argument("PREFIX")] = ()
@@ -70,13 +86,18 @@ def _evaluate(options: EvaluateOptions) -> int:
     if options.loss:
         return evaluate_loss(options)
     refuse_unused(options, ["datasets"], "only --loss reads datasets")
-    if options.task is not None and options.data is not None and options.questions is None:
-        return evaluate_task(options, options.task, options.data)
-    for_tasks = (options.task, options.data, options.judge, options.limit)
-    if options.questions is None or options.images is None or any(for_tasks):
+    if options.task is not None and options.questions is None:
+        own = is_own(options.task)
+        if own and options.data is None:
+            return evaluate_task(options, options.task, Path(options.task).parent)
+        if not own and options.data is not None:
+            return evaluate_task(options, options.task, options.data)
+    is_a_task = options.task or options.data or any(getattr(options, name) for name in _OF_TASKS)
+    if options.questions is None or options.images is None or is_a_task:
         raise ConfigError(
-            "give either a public task (--task and --data, and if you like --judge and --limit), "
-            "questions of your own (--questions and --images), or --loss."
+            "give either a public task (--task and --data, and if you like --judge, --limit or "
+            "--shots), a task of your own (--task FILE.jsonl), questions of which exact answers "
+            "are counted (--questions and --images alone), or --loss."
         )
     return _evaluate_questions(options, options.questions, options.images)
 

@@ -1,31 +1,40 @@
 """``vila-mc evaluate --task``: a public task, measured as its own code does."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_mc.commands.asking import asked_model, warn
-from vila_mc.errors import say
+from vila_mc.commands.command import refuse_unused, require_no_input
+from vila_mc.errors import ConfigError, say
 from vila_mc.table import aligned
 
 if TYPE_CHECKING:
     from vila_mc.commands.evaluate import EvaluateOptions
     from vila_mc.evaluation.tasks.asking import Answered
-    from vila_mc.evaluation.tasks.kept_answers import KeptAnswers
-    from vila_mc.evaluation.tasks.task import Figure, Item
+    from vila_mc.evaluation.tasks.demonstrations import Shots
+    from vila_mc.evaluation.tasks.kept_answers import Kept, KeptAnswers
+    from vila_mc.evaluation.tasks.task import Figure, Item, Task
 
 _AT_A_TIME = 8
 """Batches after which answers are on disk."""
 
 
+def is_own(task: str) -> bool:
+    """Whether what is given as a task is a file of one's own."""
+    return task.endswith(".jsonl")
+
+
 def evaluate_task(options: "EvaluateOptions", name: str, data: Path) -> int:
     """Ask, keep, judge, print. Raises VilaError."""
     from vila_mc.evaluation.tasks.kept_answers import KeptAnswers, write_answers
-    from vila_mc.evaluation.tasks.registry import find_judge, find_task
+    from vila_mc.evaluation.tasks.registry import find_judge
 
-    task = find_task(name)
+    task = _task(options, name)
     judge = find_judge(task, options.judge)
+    shots = _shots(options, task)
     every = task.read(data)
     if task.released and len(every) not in task.released:
         released = " or ".join(f"{count:,}" for count in task.released)
@@ -38,39 +47,123 @@ def evaluate_task(options: "EvaluateOptions", name: str, data: Path) -> int:
         "checkpoint": str(_identity(options.checkpoint)),
         "template": options.template,
         "tokenizer": str(options.tokenizer),
-        "task": name,
+        "task": _content(name) if is_own(name) else name,
         "max_new_tokens": tokens,
         "choice": asdict(choice),
+        "shots": asdict(shots),
+        "ocr": options.ocr,
+        "weigh": options.weigh,
     }
     kept = KeptAnswers(options.output, asked)
     missing = [item for item in items if item.id not in kept.answers]
     if len(missing) < len(items):
         say(f"{len(items) - len(missing)} of {len(items)} answers are in {kept.path}")
-    cut = sum(is_cut for _, is_cut in kept.answers.values())
     if missing:
         from vila_mc.evaluation.tasks.asking import ask_items
+        from vila_mc.evaluation.tasks.demonstrations import Demonstrations
 
+        pool = task.shown(data) if task.shown and shots.needed else []
+        demonstrations = Demonstrations(pool, shots)
         with asked_model(options) as whom:
             coming = ask_items(
-                whom, task, missing, batch=options.batch, max_new_tokens=tokens, choice=choice
+                whom,
+                task,
+                missing,
+                batch=options.batch,
+                max_new_tokens=tokens,
+                choice=choice,
+                demonstrations=demonstrations,
             )
-            cut += _collect(coming, missing, kept, _AT_A_TIME * options.batch)
-    answers = [kept.answers[item.id][0] for item in items]
+            _collect(coming, missing, kept, _AT_A_TIME * options.batch)
+    answers = [kept.answers[item.id] for item in items]
     write_answers(options.output, options.checkpoint.name, items, answers)
     kept.remove()
     if judge is None:
         say(f"{name}: {len(items)} answers are in {options.output}, to be judged elsewhere")
     else:
-        _say_figures(name, judge[0], judge[1](items, answers))
-    if cut:
-        warn(f"{cut} of {len(items)} answers had no end after {tokens} tokens (--max-new-tokens)")
+        figures = judge[1](items, [one["answer"] for one in answers])
+        _say_figures(task.name + _how(shots), judge[0], figures)
+    _warn_of_what_is_missing(answers, shots, tokens)
     return 0
+
+
+def _task(options: "EvaluateOptions", name: str) -> "Task":
+    """A public task, or the file of one's own. Raises VilaError."""
+    from vila_mc.evaluation.tasks.own import OwnTask, own_task
+    from vila_mc.evaluation.tasks.registry import find_task
+
+    if is_own(name):
+        refuse_unused(options, ["ocr"], f"{name} is no public task")
+        file = Path(name)
+        require_no_input(options.output, [file])
+        return own_task(
+            OwnTask(
+                file,
+                options.images or file.parent,
+                options.follow_links,
+                options.form or "chat",
+                options.weigh or "letters",
+            )
+        )
+    refuse_unused(options, ["weigh", "images", "follow_links"], f"{name} is a public task")
+    task = find_task(name)
+    if not options.ocr:
+        return task
+    if task.with_ocr is None:
+        raise ConfigError(f"{name} has no OCR tokens; textvqa has.", option="ocr")
+    return task.with_ocr
+
+
+def _shots(options: "EvaluateOptions", task: "Task") -> "Shots":
+    """Raises ConfigError: the task has none such."""
+    from vila_mc.evaluation.tasks.demonstrations import Shots
+    from vila_mc.evaluation.tasks.registry import TASKS
+
+    form = options.form or ("text" if task.is_text else "chat")
+    if (form == "text") != task.is_text:
+        raise ConfigError(
+            f"{task.name} is asked as text alone."
+            if task.is_text
+            else f"{task.name} is asked in the form chat or flamingo, not as text.",
+            option="form",
+        )
+    drawn = options.demonstrations or "random"
+    shots = Shots(options.shots or 0, drawn, options.shots_seed or 0, form)
+    if not shots.needed:
+        names = ["demonstrations", "shots_seed"]
+        refuse_unused(options, names, "no demonstrations are shown (--shots)")
+    elif task.shown is None:
+        raise ConfigError(
+            f"{task.name} has no training split to take demonstrations from; there is one of "
+            f"{', '.join(known for known in TASKS if TASKS[known].shown)}, and of a file with "
+            "lines of split train.",
+            option="shots",
+        )
+    return shots
+
+
+def _how(shots: "Shots") -> str:
+    """What to say of demonstrations."""
+    if not shots.needed:
+        return ""
+    return f", {shots.count}-shot, {shots.drawn} (seed {shots.seed}), as {shots.form}"
+
+
+def _warn_of_what_is_missing(answers: Sequence["Kept"], shots: "Shots", tokens: int) -> None:
+    if cut := sum(one["is_cut"] for one in answers):
+        warn(f"{cut} of {len(answers)} answers had no end after {tokens} tokens (--max-new-tokens)")
+    numbers = [len(one["demonstrations"]) for one in answers]
+    if few := sum(number < shots.needed for number in numbers):
+        warn(
+            f"{few} of {len(answers)} prompts hold fewer than {shots.needed} demonstrations, "
+            f"{min(numbers)} at the fewest: no more fit model.language.max_positions"
+        )
 
 
 def _collect(
     coming: Iterable["Answered"], items: Sequence["Item"], kept: "KeptAnswers", at_a_time: int
-) -> int:
-    """Keep answers as they come. Returns how many are cut.
+) -> None:
+    """Keep answers as they come.
 
     Raises:
         KeyboardInterrupt: it says where those so far are.
@@ -78,17 +171,14 @@ def _collect(
     from tqdm import tqdm
 
     waiting: list[Answered] = []
-    cut = 0
 
     def keep() -> None:
         kept.keep(waiting)
-        kept.answers.update({one.item.id: (one.answer, one.is_cut) for one in waiting})
         waiting.clear()
 
     try:
         for answered in tqdm(coming, total=len(items), unit="question", mininterval=1.0):
             waiting.append(answered)
-            cut += answered.is_cut
             if len(waiting) == at_a_time:
                 keep()
         keep()
@@ -98,7 +188,6 @@ def _collect(
             f"interrupted after {len(kept.answers)} answers, which are in {kept.path}; the same "
             "command goes on"
         ) from None
-    return cut
 
 
 def _say_figures(task: str, judge: str, figures: Sequence["Figure"]) -> None:
@@ -114,6 +203,11 @@ def _say_figures(task: str, judge: str, figures: Sequence["Figure"]) -> None:
     ]
     for line in aligned(rows):
         say(line)
+
+
+def _content(file: str) -> str:
+    """What answers to a task of one's own follow from, though its file may change meanwhile."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _identity(checkpoint: Path) -> Path:

@@ -109,3 +109,108 @@ def test_a_task_or_questions_and_not_both(given: list[str], tmp_path: Path) -> N
     how = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "a")]
     with pytest.raises(ConfigError, match="give either a public task"):
         evaluate.main([*how, *given], "tool")
+
+
+def own_options(model: Path, folder: Path, *more: str) -> list[str]:
+    """A task of one's own: six lines to show, of which one has the picture that is asked about."""
+    lines = [{"question": "what is one?", "answers": ["red"], "images": ["red.png"]}]
+    for number, name in enumerate(("red", "blue", "blue", "blue", "blue", "blue")):
+        told = {"question": f"what is {number}?", "answers": [name], "split": "train"}
+        lines.append(told | {"images": [f"{name}.png"]})
+    file = folder / "colours.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [
+        *("--checkpoint", str(model), "--task", str(file), "--images", str(model.parent)),
+        *("--output", str(folder / "answers.jsonl"), "--max-new-tokens", "2", *more),
+    ]
+
+
+@pytest.mark.parametrize("form", ["chat", "flamingo", "text"])
+def test_demonstrations_are_shown_and_written_down(
+    form: str, askable: Askable, said: Said, tmp_path: Path
+) -> None:
+    how = ("--shots", "2", "--demonstrations", "similar", "--form", form)
+    printed = said(evaluate.main, *own_options(askable.model(), tmp_path, *how))
+    assert printed[0] == f"colours, 2-shot, similar (seed 0), as {form}, judged as exact does:"
+    (answer,) = [json.loads(line) for line in (tmp_path / "answers.jsonl").open()]
+    assert [one["images"] for one in answer["demonstrations"]] == [["blue.png"]] * 2
+    assert answer["read"].count("<image>") == 3
+    assert answer["read"].count("blue") == 2
+    assert answer["prompt"] == "what is one?"
+
+
+def test_answers_of_other_shots_are_not_mixed(
+    askable: Askable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(asking, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(own_options(askable.model(), tmp_path, "--shots", "2"), "tool")
+    for other in (
+        ["--shots", "3"],
+        ["--shots", "2", "--shots-seed", "1"],
+        ["--shots", "2", "--demonstrations", "fixed"],
+        ["--shots", "2", "--form", "flamingo"],
+    ):
+        with pytest.raises(DataError, match="holds answers of another checkpoint, task or options"):
+            evaluate.main(own_options(askable.model(), tmp_path, *other), "tool")
+
+
+def test_demonstrations_that_do_not_fit_are_said(
+    askable: Askable, said: Said, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = own_options(askable.model(), tmp_path, "--shots", "5", "--max-new-tokens", "90")
+    assert evaluate.main(given, "tool") == 0
+    (answer,) = [json.loads(line) for line in (tmp_path / "answers.jsonl").open()]
+    number = len(answer["demonstrations"])
+    assert 0 < number < 5
+    assert answer["read"].count("<image>") == number + 1
+    assert (
+        f"1 of 1 prompts hold fewer than 5 demonstrations, {number} at the fewest: no more fit"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(
+        ConfigError, match=r"question 1 of colours takes .* positions and its answer"
+    ):
+        evaluate.main(own_options(askable.model(), tmp_path, "--max-new-tokens", "199"), "tool")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--shots", "6"],
+            "question 1 is to stand behind 6 demonstrations, and the training split",
+        ),
+        (["--demonstrations", "fixed"], "--demonstrations is given, but no demonstrations are"),
+        (["--ocr"], "--ocr is given, but .* is no public task"),
+        (["--judge", "vqa"], "question 1 has 1 answers, and vqa compares with those of 10"),
+        (["--judge", "gqa"], "colours is not judged as gqa does. There is exact, words"),
+    ],
+)
+def test_what_a_task_of_ones_own_has_not(
+    given: list[str], message: str, askable: Askable, tmp_path: Path
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        evaluate.main(own_options(askable.model(), tmp_path, *given), "tool")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("pope", ["--shots", "4"], "pope has no training split to take demonstrations from"),
+        ("mmlu", ["--form", "chat"], "mmlu is asked as text alone"),
+        ("pope", ["--form", "text"], "pope is asked in the form chat or flamingo, not as text"),
+        ("pope", ["--form", "flamingo"], "pope has no training split"),
+        ("pope", ["--ocr"], "pope has no OCR tokens; textvqa has"),
+        ("pope", ["--weigh", "texts"], "--weigh is given, but pope is a public task"),
+    ],
+)
+def test_what_a_public_task_has_not(
+    name: str, given: list[str], message: str, tmp_path: Path
+) -> None:
+    command = options(tmp_path, name, tmp_path, tmp_path / "a.jsonl", *given)
+    with pytest.raises(ConfigError, match=message):
+        evaluate.main(command, "tool")

@@ -3,15 +3,23 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from vila_mc.data.chat_templates import prompt
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
+from vila_mc.errors import ConfigError
 from vila_mc.evaluation.answer_end import AnswerEnd
 from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.conversation import AskedModel
-from vila_mc.evaluation.generate import generate
+from vila_mc.evaluation.decoder import encode_prompt
+from vila_mc.evaluation.generate import generate, prompt_positions
 from vila_mc.evaluation.likelihood import likelihoods
-from vila_mc.evaluation.tasks.task import Item, Task
-from vila_mc.flow import RawPiece, RawText
+from vila_mc.evaluation.tasks.demonstrations import NONE, Demonstrations
+from vila_mc.evaluation.tasks.prompts import (
+    prompt_pieces,
+    space_before_answer,
+    stops_of,
+    written,
+)
+from vila_mc.evaluation.tasks.task import Form, Item, Task
+from vila_mc.flow import RawPiece, RawText, TextPiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,20 @@ class Answered:
     answer: str
     is_cut: bool = False
     """Whether it would have gone on."""
+    prompt: str = ""
+    """All that was read, see ``written``."""
+    shown: tuple[Item, ...] = ()
+    """The demonstrations in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    item: Item
+    shown: tuple[Item, ...]
+    pieces: tuple[RawPiece, ...]
+
+    def answered(self, answer: str, is_cut: bool = False) -> Answered:
+        return Answered(self.item, answer, is_cut, written(self.pieces), self.shown)
 
 
 def ask_items(
@@ -32,8 +54,11 @@ def ask_items(
     batch: int,
     max_new_tokens: int,
     choice: Choice = GREEDY,
+    demonstrations: Demonstrations = NONE,
 ) -> Iterator[Answered]:
     """Ask, in order.
+
+    Where an item's demonstrations do not all fit the model's positions, the first are left out.
 
     Args:
         asked: whom.
@@ -42,41 +67,86 @@ def ask_items(
         batch: items that are answered together.
         max_new_tokens: longest answer.
         choice: how tokens are chosen.
+        demonstrations: what stands in front of each.
 
     Raises:
         ConfigError: an item and its answer do not fit the model's positions.
         DataError: an image cannot be decoded.
     """
+    form = "text" if task.is_text else demonstrations.shots.form
     end = AnswerEnd(asked.tokenizer, frozenset({asked.tokenizer.eos_id}))
-    if not task.is_text:
+    if form != "text":
         end = AnswerEnd.of(asked.template, asked.tokenizer)
-    end = replace(end, stops=(*end.stops, *task.stops))
+        end = replace(end, ids=end.ids | {asked.tokenizer.eos_id})
     for start in range(0, len(items), batch):
         chunk = items[start : start + batch]
         if task.asks == "letter":
-            yield from (Answered(item, _likeliest_letter(asked, task, item)) for item in chunk)
+            yield from (_choose(asked, task, item, demonstrations, form) for item in chunk)
             continue
-        prompts = [_pieces(asked, task, item) for item in chunk]
-        answers = generate(asked.model, asked.tokenizer, prompts, max_new_tokens, end, choice)
-        for item, ids in zip(chunk, answers, strict=True):
-            yield Answered(item, end.words(ids), is_cut=not end.is_reached(ids))
+        stops = (*end.stops, *task.stops, *stops_of(form, chunk[0]))
+        prompts = [
+            _fitting(asked, task, item, demonstrations, form, max_new_tokens) for item in chunk
+        ]
+        pieces = [one.pieces for one in prompts]
+        stopping = replace(end, stops=stops)
+        answers = generate(asked.model, asked.tokenizer, pieces, max_new_tokens, stopping, choice)
+        for one, ids in zip(prompts, answers, strict=True):
+            yield one.answered(stopping.words(ids), is_cut=not stopping.is_reached(ids))
 
 
-def _pieces(asked: AskedModel, task: Task, item: Item) -> tuple[RawPiece, ...]:
-    if task.is_text:
-        return (*item.images, RawText(item.question, is_trained=False))
-    return prompt(asked.template, item.question, item.images)
+def _fitting(
+    asked: AskedModel,
+    task: Task,
+    item: Item,
+    demonstrations: Demonstrations,
+    form: Form,
+    room: int,
+) -> _Prompt:
+    """A prompt with as many of the demonstrations as there is room for. Raises ConfigError."""
+    shape = asked.model.run_config.model
+    shown = tuple(demonstrations.of(item))
+    is_blind = demonstrations.shots.is_blind
+    while True:
+        pieces = prompt_pieces(asked.template, task, item, shown, form, is_blind=is_blind)
+        taken = prompt_positions(pieces, asked.tokenizer, shape)
+        if taken + room <= shape.language.max_positions:
+            return _Prompt(item, shown, pieces)
+        if not shown:
+            raise ConfigError(
+                f"question {item.id} of {task.name} takes {taken} positions and its answer {room}, "
+                f"and model.language.max_positions is {shape.language.max_positions}. Allow fewer "
+                "new tokens, or ask a model with more positions."
+            )
+        shown = shown[1:]
 
 
-def _likeliest_letter(asked: AskedModel, task: Task, item: Item) -> str:
+def _choose(
+    asked: AskedModel, task: Task, item: Item, demonstrations: Demonstrations, form: Form
+) -> Answered:
     """The letter whose text is likeliest behind the question; the first of equals."""
-    continuations = [
-        continuation(asked.tokenizer, item.question, text) for text in item.choices.values()
+    space = space_before_answer(asked.template, form)
+    texts = [text if form == "text" else space + text.strip() for text in item.choices.values()]
+    room = 1 + max(len(asked.tokenizer.encode(text)) for text in texts)
+    prompt = _fitting(asked, task, item, demonstrations, form, room)
+    continuations = [_continuation(asked.tokenizer, prompt.pieces, text, form) for text in texts]
+    found = likelihoods(asked.model, asked.tokenizer, prompt.pieces, continuations)
+    scores = [
+        one.log_likelihood / (len(text.strip()) if task.per_character else 1)
+        for one, text in zip(found, texts, strict=True)
     ]
-    pieces = _pieces(asked, task, item)
-    found = likelihoods(asked.model, asked.tokenizer, pieces, continuations)
-    scores = [one.log_likelihood for one in found]
-    return [*item.choices][scores.index(max(scores))]
+    return prompt.answered([*item.choices][scores.index(max(scores))])
+
+
+def _continuation(
+    tokenizer: Tokenizer, pieces: Sequence[RawPiece], text: str, form: Form
+) -> list[int]:
+    """Token ids of an answer behind a prompt: in the chat template those of training."""
+    last = pieces[-1]
+    if form == "text" and isinstance(last, RawText):
+        return continuation(tokenizer, last.text, text)
+    trained = encode_prompt([*pieces, RawText(text, is_trained=True)], tokenizer)[-1]
+    assert isinstance(trained, TextPiece)
+    return [int(token) for token in trained.ids]
 
 
 def continuation(tokenizer: Tokenizer, before: str, text: str) -> list[int]:

@@ -27,19 +27,19 @@ def read_json[KindT](data: Path, name: str, kind: TypeAdapter[KindT]) -> KindT:
         raise DataError(f"{data / name} {error}. Give the file as it was released.") from None
 
 
-def read_json_lines[KindT](data: Path, name: str, kind: TypeAdapter[KindT]) -> list[KindT]:
-    """A JSON Lines file of a task. Raises DataError."""
+def read_json_lines[KindT](
+    data: Path, name: str, kind: TypeAdapter[KindT], hint: str = "Give the file as it was released."
+) -> list[KindT]:
+    """A JSON Lines file of a task. Raises DataError, which ends with the hint."""
     found = []
-    for number, line in enumerate(_content(data, name).split(b"\n"), start=1):
+    for number, line in enumerate(_content(data, name, hint).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             found.append(parse_foreign(line, kind))
         except ForeignFileError as error:
-            raise DataError(
-                f"{data / name}:{number} {error}. Give the file as it was released."
-            ) from None
-    return require_some(found, data / name)
+            raise DataError(f"{data / name}:{number} {error}. {hint}") from None
+    return require_some(found, data / name, hint)
 
 
 def read_table(data: Path, name: str, delimiter: str) -> list[list[str]]:
@@ -81,13 +81,13 @@ class TaskImages:
         DataError: it is not there.
     """
 
-    def __init__(self, data: Path, *names: str) -> None:
+    def __init__(self, data: Path, *names: str, follow_links: bool = False) -> None:
         found = [data / name for name in names if (data / name).is_dir()]
         if not found:
             raise DataError(
                 f"{data} holds no folder {' or '.join(names)}. Put the task's images there."
             )
-        self._folder = ImageFolder(found[0])
+        self._folder = ImageFolder(found[0], follow_links)
 
     def has(self, name: str) -> bool:
         """Whether an image is there. Raises DataError: its name leads out of the folder."""
@@ -105,15 +105,17 @@ class TaskImages:
         )
 
 
-def require_some[ItemT](items: Iterable[ItemT], where: Path) -> list[ItemT]:
+def require_some[ItemT](
+    items: Iterable[ItemT], where: Path, hint: str = "Give the files as released."
+) -> list[ItemT]:
     """The items as a list. Raises DataError: there are none."""
     found = [*items]
     if not found:
-        raise DataError(f"{where} holds no question of this task. Give the files as released.")
+        raise DataError(f"{where} holds no question of this task. {hint}")
     return found
 
 
-def _content(data: Path, name: str) -> bytes:
+def _content(data: Path, name: str, hint: str = "Give the file as it was released.") -> bytes:
     try:
         return read_foreign(data / name, _LARGEST)
     except FileNotFoundError:
@@ -123,4 +125,4 @@ def _content(data: Path, name: str) -> bytes:
     except OSError as error:
         raise DataError(f"{data / name} cannot be read: {error}.") from None
     except ForeignFileError as error:
-        raise DataError(f"{data / name} {error}. Give the file as it was released.") from None
+        raise DataError(f"{data / name} {error}. {hint}") from None

@@ -17,13 +17,24 @@ _LARGEST = 1 << 30
 """Bytes of a file of answers."""
 
 
-class _Kept(TypedDict):
+class _Shown(TypedDict):
+    id: str
+    images: list[str]
+
+
+class Kept(TypedDict):
+    """An answer on disk."""
+
     id: str
     answer: str
     is_cut: bool
+    prompt: str
+    """All that was read, see ``vila_mc.evaluation.tasks.prompts.written``."""
+    demonstrations: list[_Shown]
+    """What of the training split stood in it."""
 
 
-_KEPT = TypeAdapter(_Kept)
+_KEPT = TypeAdapter(Kept)
 
 
 class KeptAnswers:
@@ -40,8 +51,8 @@ class KeptAnswers:
     def __init__(self, output: Path, asked: Mapping[str, Any]) -> None:
         self.path = output.with_name(f"{output.stem}.unfinished{output.suffix}")
         self._head = json.dumps(asked, sort_keys=True)
-        self.answers: dict[str, tuple[str, bool]] = {}
-        """By item: what was answered before, and whether it is cut."""
+        self.answers: dict[str, Kept] = {}
+        """By item: what was answered, here or before."""
         if self.path.exists():
             self._read()
         else:
@@ -49,12 +60,10 @@ class KeptAnswers:
 
     def keep(self, answers: Sequence[Answered]) -> None:
         """Add answers, which are on disk when this returns."""
-        lines = [
-            json.dumps(_Kept(id=one.item.id, answer=one.answer, is_cut=one.is_cut))
-            for one in answers
-        ]
+        kept = [_kept(one) for one in answers]
         with self.path.open("a") as file:
-            file.write("".join(line + "\n" for line in lines))
+            file.write("".join(json.dumps(one) + "\n" for one in kept))
+        self.answers.update({one["id"]: one for one in kept})
 
     def remove(self) -> None:
         """They stand in the output now."""
@@ -72,7 +81,7 @@ class KeptAnswers:
             whole = lines[:-1]
             for line in whole:
                 kept = parse_foreign(line, _KEPT)
-                self.answers[kept["id"]] = kept["answer"], kept["is_cut"]
+                self.answers[kept["id"]] = kept
         except (OSError, UnicodeDecodeError, ForeignFileError) as error:
             raise DataError(
                 f"{self.path} {error}. Remove it to begin anew, or give another output."
@@ -80,21 +89,38 @@ class KeptAnswers:
         self.path.write_bytes(b"\n".join([head, *whole, b""]))
 
 
-def write_answers(output: Path, model: str, items: Sequence[Item], answers: Sequence[str]) -> None:
-    """JSON Lines as LLaVA's scripts take them, right answers beside; whole or not at all."""
+def _kept(answered: Answered) -> Kept:
+    return {
+        "id": answered.item.id,
+        "answer": answered.answer,
+        "is_cut": answered.is_cut,
+        "prompt": answered.prompt,
+        "demonstrations": [
+            {"id": one.id, "images": [image.name for image in one.images]} for one in answered.shown
+        ],
+    }
+
+
+def write_answers(output: Path, model: str, items: Sequence[Item], answers: Sequence[Kept]) -> None:
+    """JSON Lines as LLaVA's scripts take them, what was read and what is right beside.
+
+    The file is whole, or not there.
+    """
     lines = [
         json.dumps(
             {
                 "question_id": item.id,
                 "prompt": item.question,
-                "text": answer,
+                "text": kept["answer"],
                 "answer_id": item.id,
                 "model_id": model,
                 "images": [image.name for image in item.images],
                 "expected": list(item.expected),
                 "category": item.category,
+                "read": kept["prompt"],
+                "demonstrations": kept["demonstrations"],
             }
         )
-        for item, answer in zip(items, answers, strict=True)
+        for item, kept in zip(items, answers, strict=True)
     ]
     write_whole(output, "".join(line + "\n" for line in lines))

@@ -58,7 +58,7 @@ def _read_karpathy(data: Path, file: str, folder: str) -> list[Item]:
     )
 
 
-def _judge_captions(items: Sequence[Item], answers: Sequence[str]) -> list[Figure]:
+def judge_captions(items: Sequence[Item], answers: Sequence[str]) -> list[Figure]:
     """CIDEr-D, times 100 as papers print it."""
     references = [[caption_words(text) for text in item.expected] for item in items]
     return [mean_of("CIDEr", cider([caption_words(said) for said in answers], references))]
@@ -80,7 +80,7 @@ TASKS = (
         "coco",
         "dataset_coco.json, val2014/",
         partial(_read_karpathy, file="dataset_coco.json", folder="val2014"),
-        {"pycocoevalcap": _judge_captions},
+        {"pycocoevalcap": judge_captions},
         max_new_tokens=64,
         released=(5_000,),
     ),
@@ -88,7 +88,7 @@ TASKS = (
         "flickr30k",
         "dataset_flickr30k.json, flickr30k-images/",
         partial(_read_karpathy, file="dataset_flickr30k.json", folder="flickr30k-images"),
-        {"pycocoevalcap": _judge_captions},
+        {"pycocoevalcap": judge_captions},
         max_new_tokens=64,
         released=(1_000,),
     ),

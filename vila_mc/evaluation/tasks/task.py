@@ -14,6 +14,11 @@ LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices direct
 """What LLaVA and VILA write behind questions whose answers are short."""
 
 
+Form = Literal["chat", "flamingo", "text"]
+"""How a prompt is written: as a user's turn in the chat template, as open_flamingo does, or as a
+text to go on with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One question of a task."""
@@ -29,6 +34,10 @@ class Item:
     """What items that count together have in common, as the two questions about an MME image."""
     choices: Mapping[str, str] = field(default_factory=dict)
     """Letter -> text, in order."""
+    words: str = ""
+    """The question without how to answer it; none where a picture is to be described."""
+    group: str = ""
+    """What the items that are shown with it have in common; none where all may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +77,17 @@ class Task:
     """Items of the files as they were released, where that is known: other numbers are said."""
     asks: Literal["answer", "letter"] = "answer"
     """Whether the model answers, or the likeliest letter is taken."""
+    per_character: bool = False
+    """Whether that is by log-likelihood per character of its text."""
     is_text: bool = False
     """Whether the question is a text to go on with, as language models are asked, rather than a
     user's turn in the chat template."""
     stops: tuple[str, ...] = ()
     """Texts that end an answer, besides what ended those of training."""
+    shown: Callable[[Path], list[Item]] | None = None
+    """Reads the items of the training split, which demonstrations are drawn from."""
+    with_ocr: "Task | None" = None
+    """The same with the OCR tokens of an image behind the question."""
 
 
 def mean_of(name: str, scores: Sequence[float], scale: float = 100.0) -> Figure:
