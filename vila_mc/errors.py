@@ -123,10 +123,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def say(text: str, *, to_stderr: bool = False) -> None:
-    """Print lines, each as ``printable`` has it, at once: names and records are a stranger's."""
+def say(text: str, *, to_stderr: bool = False, end: str = "\n") -> None:
+    """Print lines, each as ``printable`` has it, at once: names and records are a stranger's.
+
+    Args:
+        text: what is printed.
+        to_stderr: whether it is no result.
+        end: follows the text; nothing, where the line goes on.
+    """
     lines = "\n".join(map(printable, text.split("\n")))
-    print(lines, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+    print(lines, file=sys.stderr if to_stderr else sys.stdout, flush=True, end=end)
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

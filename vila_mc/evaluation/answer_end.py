@@ -56,6 +56,22 @@ class AnswerEnd:
         is_ended = bool(answer) and answer[-1] in self.ids
         return said.strip().removesuffix(self.text.strip() if is_ended else "").strip()
 
+    def settled_words(self, answer: Sequence[int]) -> str:
+        """What of ``words`` stays as it is, whatever token is next.
+
+        The beginning of what may become the end is left out, so are spaces behind the last word and
+        a character whose bytes are not all there.
+        """
+        if not answer or self.is_reached(answer):
+            return self.words(answer)
+        said = self._text(answer).lstrip().rstrip("\ufffd")
+        settled = said.rstrip()
+        # ``words`` looks for the template's own text in front of a token behind no spaces.
+        for words, ends in ((said, self._end_texts()), (settled, (self.text.strip(),))):
+            begun = [n for end in ends for n in range(1, len(end) + 1) if words.endswith(end[:n])]
+            settled = settled[: len(words) - max(begun, default=0)]
+        return settled.rstrip()
+
     def _end_texts(self) -> tuple[str, ...]:
         """What in the text itself is the end."""
         return (*self.stops, self.text) if self.is_text_alone else self.stops

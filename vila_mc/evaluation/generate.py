@@ -1,14 +1,15 @@
 """Answers of a whole model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from vila_mc.config.model import ModelConfig
 from vila_mc.data.tokenizers.tokenizer import Tokenizer
 from vila_mc.evaluation.answer_end import AnswerEnd
+from vila_mc.evaluation.answering import Answering, Continuation
 from vila_mc.evaluation.beam_search import search
 from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.decoder import Decoder, encode_prompt, encoded_positions
-from vila_mc.flow import Piece, RawPiece, TextPiece
+from vila_mc.flow import RawPiece
 from vila_mc.model.vila_model import VilaModel
 
 
@@ -46,45 +47,16 @@ def generate(
             search(Decoder(model, [one], max_new_tokens), max_new_tokens, end, choice.beams)
             for one in encoded
         ]
-    answers: list[list[int]] = [[] for _ in prompts]
-    for row, token in stream(model, tokenizer, prompts, max_new_tokens, end, choice):
-        answers[row].append(token)
-    return [tuple(answer) for answer in answers]
-
-
-def stream(
-    model: VilaModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[RawPiece]],
-    max_new_tokens: int,
-    end: AnswerEnd | None = None,
-    choice: Choice = GREEDY,
-) -> Iterator[tuple[int, int]]:
-    """``generate``, token after token, without beams.
-
-    Yields:
-        Number of a prompt, and the next token of its answer.
-    """
-    assert choice.beams == 1, "beams are known at the end alone"
-    end = end or _eos(tokenizer)
-    encoded = [encode_prompt(pieces, tokenizer) for pieces in prompts]
-    decoder = Decoder(model, encoded, max_new_tokens)
-    generators = [choice.generator(_text_ids(pieces)) for pieces in encoded]
-    answers: list[list[int]] = [[] for _ in prompts]
-    going = [*range(len(prompts))]
-    for position in range(max_new_tokens):
-        drawn = choice.next_tokens(decoder.logits_bv, [generators[row] for row in going])
-        tokens = decoder.agree(drawn)
-        for row, token in zip(going, tokens, strict=True):
-            answers[row].append(token)
-            yield row, token
-        left = [at for at, row in enumerate(going) if not end.is_reached(answers[row])]
-        if not left or position == max_new_tokens - 1:
-            return
-        if len(left) < len(going):
-            decoder.take(left)
-            going, tokens = [going[at] for at in left], [tokens[at] for at in left]
-        decoder.read(tokens)
+    answering = Answering(
+        model,
+        [
+            Continuation(encode_prompt(pieces, tokenizer), max_new_tokens, end, choice)
+            for pieces in prompts
+        ],
+    )
+    while answering.going:
+        answering.step()
+    return [tuple(answer) for answer in answering.answers]
 
 
 def prompt_positions(pieces: Sequence[RawPiece], tokenizer: Tokenizer, shape: ModelConfig) -> int:
@@ -94,7 +66,3 @@ def prompt_positions(pieces: Sequence[RawPiece], tokenizer: Tokenizer, shape: Mo
 
 def _eos(tokenizer: Tokenizer) -> AnswerEnd:
     return AnswerEnd(tokenizer, frozenset({tokenizer.eos_id}))
-
-
-def _text_ids(pieces: Sequence[Piece]) -> list[int]:
-    return [int(i) for piece in pieces if isinstance(piece, TextPiece) for i in piece.ids]

@@ -90,8 +90,8 @@ def test_what_cannot_be_asked_is_one_line(
     ("line", "message"),
     [
         ("/image", "/image has no image. Give a file"),
-        ("/images a.png", "/images is neither /image nor /new. A line is a question"),
-        ("/quit", "/quit is neither /image nor /new"),
+        ("/images a.png", "/images is none of /image, /new and /quit. A line is a question"),
+        ("/stop", "/stop is none of /image, /new and /quit"),
     ],
 )
 def test_a_misspelt_command_is_no_question(
