@@ -241,3 +241,106 @@ RELEASED: dict[str, Callable[[Path], None]] = {
     )
 }
 """By task: writes its files into a folder."""
+
+
+SHOWN = 9
+"""Questions of each training split."""
+
+
+def _coco_training(data: Path, questions: str, annotations: str) -> None:
+    asked, known = [], []
+    for number in range(SHOWN):
+        _picture(data / f"train2014/COCO_train2014_{number + 50:012}.jpg", f"#0000{number + 16:x}")
+        words = f"How many {number}?"
+        asked.append(dict(image_id=number + 50, question=words, question_id=900 + number))
+        said = [{"answer": f"{number} of them"}, *[{"answer": "none"}] * 9]
+        known.append(dict(question_id=900 + number, answers=said, answer_type="number"))
+    _json(data / questions, {"questions": asked})
+    _json(data / annotations, {"annotations": known})
+
+
+def _vqav2_training(data: Path) -> None:
+    _coco_training(
+        data,
+        "v2_OpenEnded_mscoco_train2014_questions.json",
+        "v2_mscoco_train2014_annotations.json",
+    )
+
+
+def _okvqa_training(data: Path) -> None:
+    _coco_training(
+        data, "OpenEnded_mscoco_train2014_questions.json", "mscoco_train2014_annotations.json"
+    )
+
+
+def _textvqa_training(data: Path) -> None:
+    entries = []
+    for number in range(SHOWN):
+        _picture(data / f"train_images/t{number}.jpg", f"#0000{number + 16:x}")
+        words = dict(image_id=f"t{number}", question=f"How many {number}?", question_id=number)
+        entries.append(words | {"answers": [f"{number} of them", *["none"] * 9]})
+    _json(data / "TextVQA_0.5.1_train.json", {"data": entries})
+
+
+def textvqa_ocr(data: Path) -> None:
+    """What Rosetta read in the images of both splits."""
+    seen = dict(image_id="ab", ocr_tokens=["NOKIA", "3310"], ocr_info=[], set_name="val")
+    _json(data / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": [seen]})
+    tokens = [dict(image_id=f"t{number}", ocr_tokens=[str(number)]) for number in range(SHOWN)]
+    _json(data / "TextVQA_Rosetta_OCR_v0.2_train.json", {"data": tokens})
+
+
+def _vizwiz_training(data: Path) -> None:
+    entries = []
+    for number in range(SHOWN):
+        _picture(data / f"train/{number}.jpg", f"#0000{number + 16:x}")
+        said = [{"answer": f"{number} of them"}, *[{"answer": "none"}] * 9]
+        words = dict(image=f"{number}.jpg", question=f"How many {number}?", answer_type="other")
+        entries.append(words | {"answers": said})
+    _json(data / "train.json", entries)
+
+
+def _gqa_training(data: Path) -> None:
+    entries = {}
+    for number in range(SHOWN):
+        _picture(data / f"images/t{number}.jpg", f"#0000{number + 16:x}")
+        words = dict(question=f"How many {number}?", imageId=f"t{number}")
+        entries[str(number)] = words | {"answer": f"{number} of them"}
+    _json(data / "train_balanced_questions.json", entries)
+
+
+def _scienceqa_training(data: Path) -> None:
+    entries = []
+    for number in range(SHOWN):
+        _picture(data / f"images/train/{number}/image.png", f"#0000{number + 16:x}")
+        asked = f"<image>\nContext: N/A\nHow many {number}?\nA. one\nB. two"
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": "A. one"}]
+        entries.append(dict(id=f"{number}", image=f"{number}/image.png", conversations=turns))
+    _json(data / "llava_train_CQM-A.json", entries)
+
+
+def _karpathy_training(data: Path, file: str, folder: str) -> None:
+    """Beside the test split, in the same file."""
+    held = json.loads((data / file).read_text())
+    held["images"] = [entry for entry in held["images"] if entry["split"] != "train"]
+    for number in range(SHOWN):
+        _picture(data / folder / f"t{number}.jpg", f"#0000{number + 16:x}")
+        words = [{"raw": f"{number} of them. "}, {"raw": "A dog."}]
+        entry = dict(filename=f"t{number}.jpg", imgid=50 + number, split="train", sentences=words)
+        held["images"].append(entry | {"filepath": folder})
+    _json(data / file, held)
+
+
+TRAINING: dict[str, Callable[[Path], None]] = {
+    "vqav2": _vqav2_training,
+    "okvqa": _okvqa_training,
+    "textvqa": _textvqa_training,
+    "vizwiz": _vizwiz_training,
+    "gqa": _gqa_training,
+    "scienceqa": _scienceqa_training,
+    "coco": lambda data: _karpathy_training(data, "dataset_coco.json", "train2014"),
+    "flickr30k": lambda data: _karpathy_training(
+        data, "dataset_flickr30k.json", "flickr30k-images"
+    ),
+}
+"""By task: writes the files of its training split beside the others."""

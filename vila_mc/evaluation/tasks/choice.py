@@ -4,6 +4,7 @@ import base64
 import binascii
 import string
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -49,24 +50,27 @@ _SCIENCE = TypeAdapter(list[_ScienceQuestion])
 _SEED = TypeAdapter(_Seed)
 
 
-def _read_science_qa(data: Path) -> list[Item]:
+def _read_science_qa(data: Path, split: str = "test") -> list[Item]:
     """LLaVA's form of it: the prompt is in the file, the answer begins with its letter."""
-    entries = read_json(data, "llava_test_CQM-A.json", _SCIENCE)
-    images = TaskImages(data, "images/test") if any("image" in e for e in entries) else None
+    name = f"llava_{split}_CQM-A.json"
+    entries = read_json(data, name, _SCIENCE)
+    images = TaskImages(data, f"images/{split}") if any("image" in e for e in entries) else None
     found = []
     for entry in entries:
         turns = [turn.get("value", "") for turn in entry["conversations"]]
         letter = turns[1].strip()[:1] if len(turns) > 1 else ""
         if len(turns) != 2 or letter not in string.ascii_uppercase:
             raise DataError(
-                f"question {entry['id']} of {data / 'llava_test_CQM-A.json'} is not a question and "
+                f"question {entry['id']} of {data / name} is not a question and "
                 "an answer that begins with its letter. Give the file as it was released."
             )
+        words = turns[0].replace("<image>", "").strip()
         shown = (images.find(entry["image"]),) if images and "image" in entry else ()
         found.append(
             Item(
                 id=str(entry["id"]),
-                question=turns[0].replace("<image>", "").strip() + LETTER_SUFFIX,
+                question=words + LETTER_SUFFIX,
+                words=words,
                 images=shown,
                 expected=(letter,),
                 category="with an image" if shown else "without an image",
@@ -148,6 +152,7 @@ TASKS = (
         {"lmms-eval": judge_each(lambda item, said: read_science_qa(said) == item.expected[0])},
         max_new_tokens=16,
         released=(4_241,),
+        shown=partial(_read_science_qa, split="train"),
     ),
     Task(
         "mmbench",

@@ -19,10 +19,16 @@ _MOST_VALUES = 50_000_000
 """VQAv2's annotations hold 10 million."""
 
 
-def read_json[KindT](data: Path, name: str, kind: TypeAdapter[KindT]) -> KindT:
-    """A JSON file of a task. Raises DataError."""
+def read_json[KindT](
+    data: Path,
+    name: str,
+    kind: TypeAdapter[KindT],
+    largest: int = _LARGEST,
+    most_values: int = _MOST_VALUES,
+) -> KindT:
+    """A JSON file of a task, of at most so many bytes and values. Raises DataError."""
     try:
-        return parse_foreign(_content(data, name), kind, _MOST_VALUES)
+        return parse_foreign(_content(data, name, largest=largest), kind, most_values)
     except ForeignFileError as error:
         raise DataError(f"{data / name} {error}. Give the file as it was released.") from None
 
@@ -115,9 +121,11 @@ def require_some[ItemT](
     return found
 
 
-def _content(data: Path, name: str, hint: str = "Give the file as it was released.") -> bytes:
+def _content(
+    data: Path, name: str, hint: str = "Give the file as it was released.", largest: int = _LARGEST
+) -> bytes:
     try:
-        return read_foreign(data / name, _LARGEST)
+        return read_foreign(data / name, largest)
     except FileNotFoundError:
         raise DataError(
             f"{data} holds no {name}. Put the task's file there as it was released."

@@ -40,8 +40,8 @@ _KARPATHY = TypeAdapter(_Karpathy)
 _VET = TypeAdapter(dict[str, _VetQuestion])
 
 
-def _read_karpathy(data: Path, file: str, folder: str) -> list[Item]:
-    """The test split of Karpathy's files."""
+def _read_karpathy(data: Path, file: str, folder: str, split: str = "test") -> list[Item]:
+    """A split of Karpathy's files."""
     images = TaskImages(data, folder)
     return require_some(
         (
@@ -52,7 +52,7 @@ def _read_karpathy(data: Path, file: str, folder: str) -> list[Item]:
                 expected=tuple(sentence["raw"] for sentence in entry["sentences"]),
             )
             for entry in read_json(data, file, _KARPATHY)["images"]
-            if entry["split"] == "test"
+            if entry["split"] == split
         ),
         data,
     )
@@ -75,22 +75,27 @@ def _read_vet(data: Path) -> list[Item]:
     )
 
 
+_COCO = partial(_read_karpathy, file="dataset_coco.json")
+_FLICKR = partial(_read_karpathy, file="dataset_flickr30k.json", folder="flickr30k-images")
+
 TASKS = (
     Task(
         "coco",
         "dataset_coco.json, val2014/",
-        partial(_read_karpathy, file="dataset_coco.json", folder="val2014"),
+        partial(_COCO, folder="val2014"),
         {"pycocoevalcap": judge_captions},
         max_new_tokens=64,
         released=(5_000,),
+        shown=partial(_COCO, folder="train2014", split="train"),
     ),
     Task(
         "flickr30k",
         "dataset_flickr30k.json, flickr30k-images/",
-        partial(_read_karpathy, file="dataset_flickr30k.json", folder="flickr30k-images"),
+        _FLICKR,
         {"pycocoevalcap": judge_captions},
         max_new_tokens=64,
         released=(1_000,),
+        shown=partial(_FLICKR, split="train"),
     ),
     Task("mmvet", "mm-vet.json, images/", _read_vet, {}, max_new_tokens=512, released=(218,)),
 )

@@ -1,11 +1,13 @@
 """VQAv2, OKVQA, TextVQA, VizWiz and GQA: a word or a phrase about an image."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 from pydantic import TypeAdapter
 
+from vila_mc.errors import DataError
 from vila_mc.evaluation.metrics.human_answers import Form, human_accuracy
 from vila_mc.evaluation.metrics.texts import is_equal
 from vila_mc.evaluation.tasks.files import TaskImages, only_file, read_json, require_some
@@ -49,6 +51,15 @@ class _TextVqa(TypedDict):
     data: list[_TextVqaQuestion]
 
 
+class _ImageTokens(TypedDict):
+    image_id: str
+    ocr_tokens: list[str]
+
+
+class _Ocr(TypedDict):
+    data: list[_ImageTokens]
+
+
 class _VizWizQuestion(TypedDict):
     image: str
     question: str
@@ -65,77 +76,107 @@ class _GqaQuestion(TypedDict):
 _QUESTIONS = TypeAdapter(_Questions)
 _ANNOTATIONS = TypeAdapter(_Annotations)
 _TEXT_VQA = TypeAdapter(_TextVqa)
+_OCR = TypeAdapter(_Ocr)
 _VIZ_WIZ = TypeAdapter(list[_VizWizQuestion])
 _GQA = TypeAdapter(dict[str, _GqaQuestion])
+_GQA_LIMITS = 4 << 30, 300_000_000
+"""Bytes and values of GQA's questions: those of training are near a million, with programs."""
 
 
-def _read_coco_questions(data: Path, questions: str, annotations: str) -> list[Item]:
+def _read_coco_questions(
+    data: Path, questions: str, annotations: str, split: str = "val2014"
+) -> list[Item]:
     """VQAv2's files, and OKVQA's of the same form."""
-    images = TaskImages(data, "val2014")
+    images = TaskImages(data, split)
     known = {
         str(entry["question_id"]): entry
-        for entry in read_json(data, only_file(data, annotations), _ANNOTATIONS)["annotations"]
+        for entry in read_json(data, only_file(data, annotations.format(split)), _ANNOTATIONS)[
+            "annotations"
+        ]
     }
+    asked = read_json(data, only_file(data, questions.format(split)), _QUESTIONS)["questions"]
     return require_some(
         (
             Item(
                 id=identity,
                 question=entry["question"] + WORD_SUFFIX,
-                images=(images.find(f"COCO_val2014_{entry['image_id']:012}.jpg"),),
+                words=entry["question"],
+                images=(images.find(f"COCO_{split}_{entry['image_id']:012}.jpg"),),
                 expected=tuple(said["answer"] for said in known[identity]["answers"]),
                 category=known[identity]["answer_type"],
             )
-            for entry in read_json(data, only_file(data, questions), _QUESTIONS)["questions"]
+            for entry in asked
             if (identity := str(entry["question_id"])) in known
         ),
         data,
     )
 
 
-def _read_text_vqa(data: Path) -> list[Item]:
+def _read_text_vqa(data: Path, split: str = "val", *, with_ocr: bool = False) -> list[Item]:
     images = TaskImages(data, "train_images", "train_val_images")
-    entries = read_json(data, "TextVQA_0.5.1_val.json", _TEXT_VQA)["data"]
-    return require_some(
-        (
+    entries = read_json(data, f"TextVQA_0.5.1_{split}.json", _TEXT_VQA)["data"]
+    seen = _ocr_lines(data, split) if with_ocr else {}
+    found = []
+    for entry in entries:
+        if with_ocr and entry["image_id"] not in seen:
+            raise DataError(
+                f"{data / _ocr_file(split)} has no OCR tokens of image {entry['image_id']}. Give "
+                "the file as it was released."
+            )
+        # LLaVA asks it as it is, lmms-eval with one capital and the rest in small letters.
+        words = entry["question"] + seen.get(entry["image_id"], "")
+        found.append(
             Item(
                 id=str(entry["question_id"]),
-                # LLaVA asks it as it is, lmms-eval with one capital and the rest in small letters.
-                question=entry["question"] + WORD_SUFFIX,
+                question=words + WORD_SUFFIX,
+                words=words,
                 images=(images.find(f"{entry['image_id']}.jpg"),),
                 expected=tuple(entry["answers"]),
             )
-            for entry in entries
-        ),
-        data,
-    )
+        )
+    return require_some(found, data)
 
 
-def _read_viz_wiz(data: Path) -> list[Item]:
-    images = TaskImages(data, "val")
+def _ocr_file(split: str) -> str:
+    return f"TextVQA_Rosetta_OCR_v0.2_{split}.json"
+
+
+def _ocr_lines(data: Path, split: str) -> dict[str, str]:
+    """By image: what LLaVA's released questions, and lmms-eval, say of the text in it."""
+    return {
+        entry["image_id"]: f"\nReference OCR token: {', '.join(entry['ocr_tokens'])}"
+        for entry in read_json(data, _ocr_file(split), _OCR)["data"]
+    }
+
+
+def _read_viz_wiz(data: Path, split: str = "val") -> list[Item]:
+    images = TaskImages(data, split)
     unanswerable = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
     return require_some(
         (
             Item(
                 id=entry["image"],
                 question=entry["question"] + unanswerable + WORD_SUFFIX,
+                words=entry["question"],
                 images=(images.find(entry["image"]),),
                 expected=tuple(said["answer"] for said in entry["answers"]),
                 category=entry["answer_type"],
             )
-            for entry in read_json(data, "val.json", _VIZ_WIZ)
+            for entry in read_json(data, f"{split}.json", _VIZ_WIZ)
         ),
         data,
     )
 
 
-def _read_gqa(data: Path) -> list[Item]:
+def _read_gqa(data: Path, split: str = "testdev") -> list[Item]:
     images = TaskImages(data, "images")
-    entries = read_json(data, "testdev_balanced_questions.json", _GQA)
+    entries = read_json(data, f"{split}_balanced_questions.json", _GQA, *_GQA_LIMITS)
     return require_some(
         (
             Item(
                 id=identity,
                 question=entry["question"] + WORD_SUFFIX,
+                words=entry["question"],
                 images=(images.find(f"{entry['imageId']}.jpg"),),
                 expected=(entry["answer"],),
             )
@@ -151,41 +192,61 @@ def _by_form(form: Form) -> Judge:
 
 _LMMS_EVAL: dict[str, Judge] = {"lmms-eval": _by_form("evalai")}
 
+_VQAV2 = partial(
+    _read_coco_questions,
+    questions="v2_OpenEnded_*{}_questions.json",
+    annotations="v2_*{}_annotations.json",
+)
+_OKVQA = partial(
+    _read_coco_questions,
+    questions="OpenEnded_*{}_questions.json",
+    annotations="mscoco_{}_annotations.json",
+)
+_TEXTVQA = Task(
+    "textvqa",
+    "TextVQA_0.5.1_val.json, train_images/",
+    _read_text_vqa,
+    _LMMS_EVAL,
+    max_new_tokens=16,
+    released=(5_000,),
+    shown=partial(_read_text_vqa, split="train"),
+)
+
 TASKS = (
     Task(
         "vqav2",
         "v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json, val2014/",
-        partial(
-            _read_coco_questions,
-            questions="v2_OpenEnded_*val2014_questions.json",
-            annotations="v2_*val2014_annotations.json",
-        ),
+        _VQAV2,
         {"official": _by_form("official"), "lmms-eval": _by_form("normalized")},
         max_new_tokens=16,
         released=(214_354,),
+        shown=partial(_VQAV2, split="train2014"),
     ),
     Task(
         "okvqa",
         "OpenEnded_mscoco_val2014_questions.json, mscoco_val2014_annotations.json, val2014/",
-        partial(
-            _read_coco_questions,
-            questions="OpenEnded_*val2014_questions.json",
-            annotations="mscoco_val2014_annotations.json",
-        ),
+        _OKVQA,
         _LMMS_EVAL | {"official": _by_form("official")},
         max_new_tokens=16,
         released=(5_046,),
+        shown=partial(_OKVQA, split="train2014"),
+    ),
+    replace(
+        _TEXTVQA,
+        with_ocr=replace(
+            _TEXTVQA,
+            read=partial(_read_text_vqa, with_ocr=True),
+            shown=partial(_read_text_vqa, split="train", with_ocr=True),
+        ),
     ),
     Task(
-        "textvqa",
-        "TextVQA_0.5.1_val.json, train_images/",
-        _read_text_vqa,
+        "vizwiz",
+        "val.json, val/",
+        _read_viz_wiz,
         _LMMS_EVAL,
         max_new_tokens=16,
-        released=(5_000,),
-    ),
-    Task(
-        "vizwiz", "val.json, val/", _read_viz_wiz, _LMMS_EVAL, max_new_tokens=16, released=(4_319,)
+        released=(4_319,),
+        shown=partial(_read_viz_wiz, split="train"),
     ),
     Task(
         "gqa",
@@ -194,6 +255,7 @@ TASKS = (
         {"lmms-eval": judge_each(lambda item, answer: float(is_equal(answer, item.expected[0])))},
         max_new_tokens=16,
         released=(12_578,),
+        shown=partial(_read_gqa, split="train"),
     ),
 )
 """VQAv2, OKVQA, TextVQA, VizWiz and GQA."""
