@@ -45,7 +45,7 @@ def launch(
     Args:
         command: script and its arguments.
         ranks: ranks on this machine.
-        stop: requests to stop, which are passed on.
+        stop: requests to stop, which are passed on, and what is said of them.
         meeting: what the machines of the run agreed on; None for one machine alone.
         restart: how often the run was started again by itself before.
 
@@ -65,9 +65,7 @@ def launch(
             processes.kill()
         if stop.was_cut_short and any(end.is_failure() for end in ends):
             return Outcome(ExitCode.INTERRUPTED)
-        return _explain(
-            ends, stop_code=stop.code, other_machines=meeting is not None, directory=directory
-        )
+        return _explain(ends, stop=stop, other_machines=meeting is not None, directory=directory)
 
 
 class _Ranks:
@@ -109,7 +107,10 @@ class _Ranks:
                 inherited = [meeting.listener.fileno()]
                 environment[STORE_LISTENER] = str(inherited[0])
             self._running[rank] = subprocess.Popen(
-                [sys.executable, *command], env=environment, pass_fds=inherited
+                [sys.executable, *command],
+                env=environment,
+                pass_fds=inherited,
+                stdin=None if rank == 0 else subprocess.DEVNULL,  # one reads what a person types
             )
 
     def send(self, number: signal.Signals) -> None:
@@ -200,13 +201,13 @@ def _common_environment(meeting: Meeting | None, directory: Path) -> Mapping[str
 
 
 def _explain(
-    ends: Sequence[RankEnd], *, stop_code: ExitCode | None, other_machines: bool, directory: Path
+    ends: Sequence[RankEnd], *, stop: StopSignals, other_machines: bool, directory: Path
 ) -> Outcome:
     """One line about what ended the run, and the exit code that fits it.
 
     Args:
         ends: how each rank of this machine ended.
-        stop_code: of a request to stop that this launcher was sent.
+        stop: what this launcher was sent, and what is said of it.
         other_machines: whether ranks of other machines take part.
         directory: where ranks have left their stacks.
     """
@@ -215,7 +216,7 @@ def _explain(
         return Outcome(ExitCode.OK)
     for code in (ExitCode.INTERRUPTED, ExitCode.REQUEUE):
         if code in exit_codes:
-            say("stopped and saved; the same command goes on from there", to_stderr=True)
+            _say_if_any(stop.sayings.stopped)
             return Outcome(code)
     # A mistake that only one rank can see ends the others, sometimes before it is reported.
     for end in ends:
@@ -224,18 +225,21 @@ def _explain(
             if said:
                 say(f"error: {said}", to_stderr=True)
             return Outcome(ExitCode.USER_ERROR, said)
-    if stop_code is not None and all(map(_had_not_begun, ends)):
-        say("stopped before the first step; nothing was lost", to_stderr=True)
-        return Outcome(stop_code)
+    if stop.code is not None and all(map(_had_not_begun, ends)):
+        _say_if_any(stop.sayings.before_work)
+        return Outcome(stop.code)
     verdict = verdict_of(ends, other_machines)
     if verdict.is_hang:
         _show_stacks(ends, verdict, directory)
-    say(
-        f"error: {verdict.cause}; the other ranks were stopped. Checkpoints are whole: the same "
-        "command goes on from the newest one.",
-        to_stderr=True,
-    )
+    kept = stop.sayings.kept
+    left = f" {kept[0].upper()}{kept[1:]}." if kept else ""
+    say(f"error: {verdict.cause}; the other ranks were stopped.{left}", to_stderr=True)
     return Outcome(ExitCode.FAULT, verdict.cause)
+
+
+def _say_if_any(text: str) -> None:
+    if text:
+        say(text, to_stderr=True)
 
 
 def _had_not_begun(end: RankEnd) -> bool:

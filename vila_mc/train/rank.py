@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vila_mc.config.fp8 import Fp8Recipe
@@ -53,6 +53,27 @@ def train_rank(config: RunConfig) -> int:
         after saving, USER_ERROR for a mistake, FAULT for anything else, as another rank's death.
     """
     end_at_once_when_stopped()
+    stop = StopRequest(deadline_of(config.train, os.environ, time.time()))
+    ends = Ends(config.train.output)
+
+    def ended(code: ExitCode, cause: str) -> None:
+        if STATUS_DIRECTORY not in os.environ and _is_first():  # our launcher records it itself
+            ends.record(code, cause)
+
+    return run_rank(lambda: _train(config, stop), ended)
+
+
+def run_rank(work: Callable[[], ExitCode], ended: Callable[[ExitCode, str], None]) -> int:
+    """Do a rank's work, and tell its launcher how it ended; signals are the caller's concern.
+
+    Args:
+        work: what is done; it returns the exit code.
+        ended: told the exit code and, of a mistake or fault, its cause.
+
+    Returns:
+        the exit code: that of the work, USER_ERROR for a mistake, FAULT for the loss of another
+        rank and what a rank itself found wrong. Other errors are raised.
+    """
     launcher = os.environ.get(LAUNCHED_BY_US)
     end_with_parent(signal.SIGTERM, int(launcher) if launcher else None)
     directory = os.environ.get(STATUS_DIRECTORY)
@@ -60,23 +81,23 @@ def train_rank(config: RunConfig) -> int:
     if directory:
         status = StatusWriter(Path(directory), int(os.environ["RANK"]))
         keep_stacks(Path(directory), int(os.environ["RANK"]))
-    stop = StopRequest(deadline_of(config.train, os.environ, time.time()))
-    ends = Ends(config.train.output)
     try:
-        code = _train(config, stop)
-        if status is None and _is_first():
-            ends.record(code)
+        code = work()
+        ended(code, "")
         return code
     except RankError as error:  # found by a rank itself: another start may help
-        _report("fault", error, status, error, ends)
+        _report("fault", error, status, error)
+        ended(ExitCode.FAULT, str(error))
         return ExitCode.FAULT
     except Exception as error:
         explained, lost = user_error(error), lost_peer(error)
         if explained is not None:
-            _report("user", explained, status, error, ends)
+            _report("user", explained, status, error)
+            ended(ExitCode.USER_ERROR, str(explained))
             return ExitCode.USER_ERROR
         if lost is not None:
-            _report("lost", lost, status, error, ends)
+            _report("lost", lost, status, error)
+            ended(ExitCode.FAULT, str(lost))
             return ExitCode.FAULT
         if status is not None:
             status.end("fault", f"{type(error).__name__}: {error}".splitlines()[0], error)
@@ -184,13 +205,7 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _report(
-    cause: Cause,
-    error: VilaError,
-    status: StatusWriter | None,
-    raised: Exception,
-    ends: Ends,
-) -> None:
+def _report(cause: Cause, error: VilaError, status: StatusWriter | None, raised: Exception) -> None:
     """To our launcher; without it to a person, and to torchrun through its error file."""
     if status is not None:
         status.end(cause, str(error), raised)
@@ -199,6 +214,3 @@ def _report(
 
     get_error_handler().record_exception(error)
     say(f"error: {error}", to_stderr=True)
-    if _is_first():
-        code = ExitCode.USER_ERROR if cause == "user" else ExitCode.FAULT
-        ends.record(code, str(error))

@@ -11,6 +11,7 @@ from typing import Protocol
 from vila_mc.errors import ExitCode, say
 from vila_mc.processes import leave_closed_terminal, listened_stop_signals
 from vila_mc.train.faults import code_of_signal
+from vila_mc.train.sayings import TRAINING, Sayings
 
 _ONE_REQUEST_SECONDS = 1.0
 """Signals that come within this time are one request: a terminal and a wrapper both send it."""
@@ -34,9 +35,13 @@ class StopSignals:
 
     No other signal does: a scheduler warns with one and tells with another, and what a run saves
     between the two must not be lost.
+
+    Args:
+        sayings: what a person is told of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sayings: Sayings = TRAINING) -> None:
+        self.sayings = sayings
         self.code: ExitCode | None = None
         """What the run is to end with, once a request was made."""
         self.was_cut_short = False
@@ -87,9 +92,9 @@ class StopSignals:
         if self.code is None and self._is_waiting:
             self.code = code
             raise StoppedError
-        if self.code is None:
+        if self.code is None and self.sayings.stopping:
             say(
-                "stopping: every rank finishes its step or validation, and saves"
+                f"stopping: {self.sayings.stopping}"
                 + "; Ctrl-C again ends at once, without" * (number == signal.SIGINT),
                 to_stderr=True,
             )
@@ -105,11 +110,8 @@ class StopSignals:
 
     def _end_at_once(self) -> None:
         if not self.was_cut_short:
-            say(
-                "ended at once; checkpoints are whole: the same command goes on from the newest "
-                "one, if there is any",
-                to_stderr=True,
-            )
+            kept = f"; {self.sayings.kept}, if there is any" if self.sayings.kept else ""
+            say(f"ended at once{kept}", to_stderr=True)
         self.was_cut_short = True
         if self._ranks is not None:
             self._ranks.send(signal.SIGKILL)

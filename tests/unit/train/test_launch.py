@@ -47,7 +47,9 @@ def test_exit_code_and_line(
         RankEnd(rank, exit_code, time=1.0, ending=said if exit_code == 2 else None)
         for rank, exit_code in enumerate(exit_codes)
     ]
-    outcome = _explain(ends, stop_code=stop_code, other_machines=False, directory=tmp_path)
+    stop = StopSignals()
+    stop.code = stop_code
+    outcome = _explain(ends, stop=stop, other_machines=False, directory=tmp_path)
     assert outcome.code == code
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -143,7 +145,7 @@ def test_a_hang_shows_every_stack_and_the_missing_rank_first(
         RankEnd(0, 1, 900.0, ending=waits),
         RankEnd(1, -9, 901.0, was_ended=True, was_frozen=True, heartbeat=still),
     ]
-    outcome = _explain(ends, stop_code=None, other_machines=False, directory=tmp_path)
+    outcome = _explain(ends, stop=StopSignals(), other_machines=False, directory=tmp_path)
     assert outcome.code is ExitCode.FAULT
     assert outcome.cause.startswith("rank 1 has stood still since ")
     lines = capsys.readouterr().err.splitlines()
