@@ -36,6 +36,11 @@ def final_name(partial: str) -> str:
     return partial.removesuffix(".partial").removeprefix(".") if is_partial else partial
 
 
+def unfinished_path(final: Path) -> Path:
+    """Where what has been done of a file so far is kept, for a person to see."""
+    return final.with_name(f"{final.stem}.unfinished{final.suffix}")
+
+
 @contextmanager
 def whole_file(final: Path) -> Iterator[BinaryIO]:
     """A new file to write, which replaces ``final`` at the end; its folder is made if need be.

@@ -13,6 +13,7 @@ from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.config.fp8 import Fp8Config
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.config.run import RunConfig
+from vila_mc.errors import ConfigError
 from vila_mc.model.build import build_stages
 from vila_mc.model.vila_model import VilaModel
 from vila_mc.parallel.groups import distributed
@@ -69,4 +70,13 @@ def to_evaluate(config: RunConfig, tensor: int = 1) -> RunConfig:
         layers="torch",
         vision_layers=None,
     )
-    return dataclasses.replace(config, parallel=ParallelConfig(tensor=tensor), train=train)
+    try:
+        return dataclasses.replace(config, parallel=ParallelConfig(tensor=tensor), train=train)
+    except ConfigError as error:
+        if tensor == 1:
+            raise
+        why = str(error).split(". ")[0]
+        raise ConfigError(
+            f"{tensor} ranks cannot hold one copy of this model together: {why}. Use fewer.",
+            option="tensor",
+        ) from None

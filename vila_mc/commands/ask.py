@@ -1,21 +1,30 @@
 """``vila-mc ask``: a question about images, or a conversation with a model."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import PositiveInt
 
-from vila_mc.commands.asking import AskingOptions, asked_model
+from vila_mc.commands.asking import asked_model
 from vila_mc.commands.command import Job, run_job
 from vila_mc.commands.conversing import answer, converse, require_files
+from vila_mc.commands.on_ranks import Shared, SharedAskingOptions, on_ranks
 from vila_mc.config.options import Argument
 from vila_mc.errors import run_cli
+from vila_mc.train.sayings import Sayings
+
+if TYPE_CHECKING:
+    from vila_mc.train.faults import StopRequest
+
+_SAYINGS = Sayings(stopping="", stopped="", before_work="interrupted", kept="")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskOptions(AskingOptions):
+class AskOptions(SharedAskingOptions):
     """Ask a trained model about images, or about nothing but the question.
 
     Without a question every line of the standard input is one, in one conversation, as in chat.
@@ -33,14 +42,21 @@ class AskOptions(AskingOptions):
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse, ask, print the answer. Raises VilaError."""
-    return run_job(Job(AskOptions, _ask), arguments, prog)
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_job(Job(AskOptions, partial(_start, given)), given, prog)
 
 
-def _ask(options: AskOptions) -> int:
+def _start(given: Sequence[str], options: AskOptions) -> int:
+    require_files(options.image)
+    # One question at a time: all ranks hold one copy of the model.
+    shared = Shared("vila_mc.commands.ask", given, None, _SAYINGS)
+    return on_ranks(options, shared, partial(_ask, options))
+
+
+def _ask(options: AskOptions, tensor: int, stop: "StopRequest | None") -> int:
     from vila_mc.evaluation.conversation import Conversation
 
-    require_files(options.image)
-    with asked_model(options) as asked:
+    with asked_model(options, tensor) as asked:
         conversation = Conversation(asked, options.max_new_tokens, options.choice())
         if options.question is not None:
             answer(conversation, options.question, options.image)

@@ -43,15 +43,20 @@ class AskingOptions:
 
 
 @contextmanager
-def asked_model(options: AskingOptions) -> Iterator["AskedModel"]:
+def asked_model(options: AskingOptions, tensor: int = 1) -> Iterator["AskedModel"]:
     """The model that the options name, after warnings of what may not be as in its training.
+
+    Args:
+        options: who is asked.
+        tensor: ranks that hold one copy together.
 
     Raises:
         VilaError: it cannot be used.
     """
     from vila_mc.convert.open_model import open_model
 
-    with open_model(options.checkpoint, options.tokenizer, options.template) as (asked, notes):
+    opened = open_model(options.checkpoint, options.tokenizer, options.template, tensor)
+    with opened as (asked, notes):
         for note in notes:
             warn(note)
         yield asked

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,17 @@ def run_job(job: Job[Any], arguments: Sequence[str] | None, prog: str | None) ->
             is an option of this job, it names the flag.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    try:
+    with naming_flags(job.options):
         return job.run(read_options(job.options, given, prog=prog, description=job.summary))
+
+
+@contextmanager
+def naming_flags(options: type[Any]) -> Iterator[None]:
+    """Where an error speaks of a parameter that is an option of these, have it name the flag."""
+    try:
+        yield
     except VilaError as error:
-        if error.option is None or error.option not in {one.name for one in fields(job.options)}:
+        if error.option is None or error.option not in {one.name for one in fields(options)}:
             raise
         raise type(error)(_with_flag(str(error), error.option)) from error
 

@@ -39,6 +39,8 @@ def answer(conversation: "Conversation", question: str, images: Sequence[Path]) 
 def converse(conversation: "Conversation", images: Sequence[Path]) -> None:
     """Answer line by line. A person may try again; where no person types, a mistake ends it.
 
+    Ranks that hold the model together are all asked what the first of them hears.
+
     Args:
         conversation: with the model.
         images: of the first question, and of the first behind each new start.
@@ -47,11 +49,10 @@ def converse(conversation: "Conversation", images: Sequence[Path]) -> None:
         VilaError: a question cannot be answered, and the lines come from a file or a pipe.
         KeyboardInterrupt: Ctrl-C, except in an answer to a person.
     """
-    is_person = sys.stdin.isatty()
-    if is_person:
-        say(_HELP, to_stderr=True)
+    from vila_mc.parallel.agreement import said_by_first
+
     waiting = list(images)
-    for line in _lines(is_person):
+    for line, is_person in said_by_first(_lines()):
         command, _, rest = line.partition(" ")
         try:
             if is_person and (dropped := _dropped(line)):
@@ -115,9 +116,11 @@ def _dropped(line: str) -> list[Path]:
     return []
 
 
-def _lines(is_person: bool) -> Iterator[str]:
-    """Lines of the standard input that hold something, until its end."""
+def _lines() -> Iterator[tuple[str, bool]]:
+    """Lines of the standard input that hold something, until its end; whether a person types."""
+    is_person = sys.stdin.isatty()
     if is_person:
+        say(_HELP, to_stderr=True)
         with suppress(ImportError):  # a Python without it
             import readline  # noqa: F401 - gives input() a history and arrow keys
     while True:
@@ -131,4 +134,4 @@ def _lines(is_person: bool) -> Iterator[str]:
         except UnicodeDecodeError:
             raise DataError("the standard input is no text in UTF-8. Give questions.") from None
         if line.strip():
-            yield line.strip()
+            yield line.strip(), is_person

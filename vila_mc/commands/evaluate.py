@@ -1,24 +1,35 @@
 """``vila-mc evaluate``: a public task or questions of one's own, and how good the answers are."""
 
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from vila_mc.commands.asking import AskingOptions, asked_model, warn
+from vila_mc.commands.asking import asked_model, warn
 from vila_mc.commands.command import Job, refuse_unused, require_no_input, run_job
 from vila_mc.commands.evaluating import evaluate_task, is_own
 from vila_mc.commands.evaluating_loss import evaluate_loss
+from vila_mc.commands.on_ranks import (
+    Shared,
+    SharedAskingOptions,
+    is_first_rank,
+    listening,
+    on_ranks,
+)
 from vila_mc.config.options import Argument
 from vila_mc.errors import ConfigError, run_cli, say
-from vila_mc.files import write_whole
+from vila_mc.files import unfinished_path, write_whole
+from vila_mc.train.sayings import Sayings
 
 if TYPE_CHECKING:
-    from vila_mc.evaluation.questions import Answer
+    from vila_mc.evaluation.questions import Answer, Question
     from vila_mc.evaluation.scores import TaskScore
+    from vila_mc.train.faults import StopRequest
 
 
 _OF_TASKS = ("judge", "limit", "shots", "demonstrations", "shots_seed", "form", "ocr", "weigh")
@@ -27,7 +38,7 @@ _FEW_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(AskingOptions):
+class EvaluateOptions(SharedAskingOptions):
     """Ask a trained model and measure its answers: a public task, or questions of your own.
 
     A task is read from its files as they were released, and judged as its own code does; one that
@@ -75,23 +86,31 @@ class EvaluateOptions(AskingOptions):
     """Follow links in the folder of the images that lead out of it."""
     batch: PositiveInt = 32
     """Questions at a time."""
+    tensor: Annotated[PositiveInt | None, Argument("N")] = None
+    """Of the ranks, those that hold one copy of the model together, by tensor parallelism (default:
+    1); each copy answers a share of the questions."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse, call, print the figures. Raises VilaError."""
-    return run_job(Job(EvaluateOptions, _evaluate), arguments, prog)
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_job(Job(EvaluateOptions, partial(_evaluate, given)), given, prog)
 
 
-def _evaluate(options: EvaluateOptions) -> int:
+def _evaluate(given: Sequence[str], options: EvaluateOptions) -> int:
     if options.loss:
         return evaluate_loss(options)
     refuse_unused(options, ["datasets"], "only --loss reads datasets")
-    if options.task is not None and options.questions is None:
-        own = is_own(options.task)
-        if own and options.data is None:
-            return evaluate_task(options, options.task, Path(options.task).parent)
-        if not own and options.data is not None:
-            return evaluate_task(options, options.task, options.data)
+    work = Shared("vila_mc.commands.evaluate", given, options.tensor or 1, _sayings(options))
+
+    def shared(do: Callable[[int, "StopRequest | None"], int]) -> int:
+        return on_ranks(options, work, do)
+
+    name, data = options.task, options.data
+    if name is not None and is_own(name):
+        data = Path(name).parent if data is None else None
+    if name is not None and data is not None and options.questions is None:
+        return shared(lambda tensor, stop: evaluate_task(options, name, data, tensor, stop))
     is_a_task = options.task or options.data or any(getattr(options, name) for name in _OF_TASKS)
     if options.questions is None or options.images is None or is_a_task:
         raise ConfigError(
@@ -99,31 +118,54 @@ def _evaluate(options: EvaluateOptions) -> int:
             "--shots), a task of your own (--task FILE.jsonl), questions of which exact answers "
             "are counted (--questions and --images alone), or --loss."
         )
-    return _evaluate_questions(options, options.questions, options.images)
+    file, images = options.questions, options.images
+    return shared(lambda tensor, stop: _evaluate_questions(options, file, images, tensor, stop))
 
 
-def _evaluate_questions(options: EvaluateOptions, file: Path, images: Path) -> int:
-    from vila_mc.evaluation.questions import ask, read_questions
+def _sayings(options: EvaluateOptions) -> Sayings:
+    goes_on = ", and the same command goes on" if options.task else ""
+    return Sayings(
+        stopping="every rank finishes its batch",
+        stopped="",  # the first rank says where the answers are
+        before_work="stopped before the first batch; nothing was lost",
+        kept=f"the answers so far are in {unfinished_path(options.output)}{goes_on}",
+    )
+
+
+def _evaluate_questions(
+    options: EvaluateOptions, file: Path, images: Path, tensor: int, stop: "StopRequest | None"
+) -> int:
+    from vila_mc.evaluation.questions import ask, read_questions, sharing_of
     from vila_mc.evaluation.scores import score
+    from vila_mc.evaluation.sharing import answered_together
 
     require_no_input(options.output, [file])
     tokens = options.max_new_tokens or _FEW_TOKENS
     choice = options.choice()
     questions = read_questions(file, images, follow_links=options.follow_links)
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
-    with asked_model(options) as asked:
-        coming = ask(
-            asked.model,
-            asked.tokenizer,
-            questions,
-            images,
-            template=asked.template,
-            max_new_tokens=tokens,
-            batch=options.batch,
-            follow_links=options.follow_links,
-            choice=choice,
-        )
-        answers = _collect(coming, len(questions), options.output)
+    with asked_model(options, tensor) as asked:
+
+        def ask_batch(batch: Sequence["Question"]) -> Iterable["Answer"]:
+            return ask(
+                asked.model,
+                asked.tokenizer,
+                batch,
+                images,
+                template=asked.template,
+                max_new_tokens=tokens,
+                batch=options.batch,
+                follow_links=options.follow_links,
+                choice=choice,
+            )
+
+        how = sharing_of(asked.model, options.batch)
+        coming = answered_together(asked.model, questions, ask_batch, how, listening(stop))
+        said = _collect(coming, len(questions), options.output)
+    if not is_first_rank():
+        return 0
+    by_question = {answer.question: answer for answer in said}
+    answers = [by_question[question] for question in questions]
     _write(options.output, answers)
     for task in score(answers):
         say(_line(task))
@@ -138,25 +180,28 @@ def _evaluate_questions(options: EvaluateOptions, file: Path, images: Path) -> i
 
 
 def _collect(coming: Iterable["Answer"], number: int, output: Path) -> list["Answer"]:
-    """All answers; where Ctrl-C comes first, those so far are kept under another name.
+    """All answers; where Ctrl-C or a mistake comes first, those so far are kept under another name.
 
     Raises:
         KeyboardInterrupt: it says where they are.
     """
     from tqdm import tqdm
 
+    kept = unfinished_path(output)
+
     answers: list[Answer] = []
     try:
         for answer in tqdm(coming, total=number, unit="question", mininterval=1.0):
             answers.append(answer)
-    except KeyboardInterrupt:
-        if not answers:
-            raise
-        kept = output.with_name(f"{output.stem}.unfinished{output.suffix}")
-        _write(kept, answers)
-        raise KeyboardInterrupt(
-            f"interrupted after {len(answers)} of {number} questions; their answers are in {kept}"
-        ) from None
+    except BaseException as error:
+        if answers and is_first_rank():
+            _write(kept, answers)
+        if answers and isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"interrupted after {len(answers)} of {number} questions; their answers are in "
+                f"{kept}"
+            ) from None
+        raise
     return answers
 
 

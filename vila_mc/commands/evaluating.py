@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_mc.commands.asking import asked_model, warn
 from vila_mc.commands.command import refuse_unused, require_no_input
+from vila_mc.commands.on_ranks import is_first_rank, listening
 from vila_mc.errors import ConfigError, say
 from vila_mc.table import aligned
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from vila_mc.evaluation.tasks.demonstrations import Shots
     from vila_mc.evaluation.tasks.kept_answers import Kept, KeptAnswers
     from vila_mc.evaluation.tasks.task import Figure, Item, Task
+    from vila_mc.train.faults import StopRequest
 
 _AT_A_TIME = 8
 """Batches after which answers are on disk."""
@@ -27,8 +30,10 @@ def is_own(task: str) -> bool:
     return task.endswith(".jsonl")
 
 
-def evaluate_task(options: "EvaluateOptions", name: str, data: Path) -> int:
-    """Ask, keep, judge, print. Raises VilaError."""
+def evaluate_task(
+    options: "EvaluateOptions", name: str, data: Path, tensor: int, stop: "StopRequest | None"
+) -> int:
+    """Ask, keep, judge, print; of several ranks the first alone writes. Raises VilaError."""
     from vila_mc.evaluation.tasks.kept_answers import KeptAnswers, write_answers
     from vila_mc.evaluation.tasks.registry import find_judge
 
@@ -54,27 +59,31 @@ def evaluate_task(options: "EvaluateOptions", name: str, data: Path) -> int:
         "ocr": options.ocr,
         "weigh": options.weigh,
     }
-    kept = KeptAnswers(options.output, asked)
+    kept = KeptAnswers(options.output, asked, is_writer=is_first_rank())
     missing = [item for item in items if item.id not in kept.answers]
     if len(missing) < len(items):
         say(f"{len(items) - len(missing)} of {len(items)} answers are in {kept.path}")
-    if missing:
-        from vila_mc.evaluation.tasks.asking import ask_items
+    if missing or stop is not None:  # ranks wait for each other: one may have seen the end before
+        from vila_mc.evaluation.sharing import answered_together
+        from vila_mc.evaluation.tasks.asking import ask_items, sharing_of
         from vila_mc.evaluation.tasks.demonstrations import Demonstrations
 
         pool = task.shown(data) if task.shown and shots.needed else []
-        demonstrations = Demonstrations(pool, shots)
-        with asked_model(options) as whom:
-            coming = ask_items(
+        with asked_model(options, tensor) as whom:
+            ask = partial(
+                ask_items,
                 whom,
                 task,
-                missing,
                 batch=options.batch,
                 max_new_tokens=tokens,
                 choice=choice,
-                demonstrations=demonstrations,
+                demonstrations=Demonstrations(pool, shots),
             )
+            how = sharing_of(whom, options.batch)
+            coming = answered_together(whom.model, missing, ask, how, listening(stop))
             _collect(coming, missing, kept, _AT_A_TIME * options.batch)
+    if not is_first_rank():
+        return 0
     answers = [kept.answers[item.id] for item in items]
     write_answers(options.output, options.checkpoint.name, items, answers)
     kept.remove()
@@ -165,6 +174,8 @@ def _collect(
 ) -> None:
     """Keep answers as they come.
 
+    Whatever ends them, those so far are kept.
+
     Raises:
         KeyboardInterrupt: it says where those so far are.
     """
@@ -181,13 +192,14 @@ def _collect(
             waiting.append(answered)
             if len(waiting) == at_a_time:
                 keep()
-        keep()
     except KeyboardInterrupt:
         keep()
         raise KeyboardInterrupt(
             f"interrupted after {len(kept.answers)} answers, which are in {kept.path}; the same "
             "command goes on"
         ) from None
+    finally:
+        keep()
 
 
 def _say_figures(task: str, judge: str, figures: Sequence["Figure"]) -> None:

@@ -1,11 +1,12 @@
 """``vila-mc evaluate --loss``: the loss of a checkpoint, as its run measures it."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_mc.commands.command import refuse_unused
-from vila_mc.errors import say
+from vila_mc.errors import ConfigError, say
 from vila_mc.files import write_json
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ _OF_ANSWERS = (
 def evaluate_loss(options: "EvaluateOptions") -> int:
     """Measure, print, write. Raises VilaError."""
     refuse_unused(options, _OF_ANSWERS, "--loss asks for no answer")
+    refuse_unused(options, ["ranks", "tensor"], "--loss is measured in one process")
+    if "RANK" in os.environ:
+        raise ConfigError("--loss is measured in one process. Start it without a launcher.")
     from vila_mc.train.checkpoint_loss import checkpoint_loss
 
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after

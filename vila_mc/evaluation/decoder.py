@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from vila_mc.errors import ConfigError, DataError
 from vila_mc.flow import IGNORE_LABEL, Microbatch, Piece, RawPiece, RawSample
 from vila_mc.model.kv_cache import KeyValueCache
 from vila_mc.model.vila_model import VilaModel
+from vila_mc.parallel.agreement import chosen_by_first
 
 
 def encode_prompt(pieces: Sequence[RawPiece], tokenizer: Tokenizer) -> tuple[Piece, ...]:
@@ -72,12 +72,7 @@ class Decoder:
         They choose from equal logits, but a GPU may add the same numbers in another order each
         time.
         """
-        group = self.model.groups.tp
-        if group.size() == 1:
-            return list(tokens)
-        chosen = torch.tensor(tokens, device=self.device)
-        dist.broadcast(chosen, group=group, group_src=0)
-        return chosen.tolist()
+        return chosen_by_first(tokens, self.model.groups.tp, self.device)
 
     def read(self, tokens: Sequence[int]) -> Tensor:
         """Read one more token in each row. Returns the logits of those that follow: [b, v]."""

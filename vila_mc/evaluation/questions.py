@@ -15,6 +15,7 @@ from vila_mc.errors import DataError
 from vila_mc.evaluation.answer_end import AnswerEnd
 from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.generate import generate
+from vila_mc.evaluation.sharing import CHARACTERS_A_TOKEN, Sharing
 from vila_mc.foreign_files import ForeignFileError, read_foreign
 from vila_mc.model.vila_model import VilaModel
 
@@ -158,6 +159,16 @@ def ask(
         answers = generate(model, tokenizer, prompts, max_new_tokens, end, choice)
         for question, ids in zip(chunk, answers, strict=True):
             yield Answer(question, end.words(ids), is_cut=not end.is_reached(ids))
+
+
+def sharing_of(model: VilaModel, batch: int) -> Sharing[Question]:
+    """How copies of a model share questions, ``batch`` at a time."""
+    image = model.run_config.model.image_positions()
+    return Sharing(
+        batch,
+        length=lambda one: len(one.images) * image + len(one.question) / CHARACTERS_A_TOKEN,
+        name=lambda one: f"{one.task} {one.id}",
+    )
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:

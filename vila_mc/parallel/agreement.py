@@ -3,7 +3,9 @@
 import hashlib
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,8 @@ from vila_mc.errors import ConfigError
 
 _MOST_NAMED = 4
 """Differences in one line."""
+_LONGEST_THOUGHT = timedelta(days=7)
+"""Of a person that ranks wait for."""
 
 
 def require_same(facts: Mapping[str, str], device: torch.device) -> None:
@@ -52,6 +56,44 @@ def greatest(number: int, device: torch.device) -> int:
     mine = torch.tensor(number, device=device)
     dist.all_reduce(mine, dist.ReduceOp.MAX)
     return int(mine)
+
+
+def said_by_all[T](mine: T) -> list[T]:
+    """What each rank says, by rank; every rank must call this."""
+    said = [mine] * dist.get_world_size()
+    dist.all_gather_object(said, mine)
+    return said
+
+
+def chosen_by_first(
+    numbers: Sequence[int], group: dist.ProcessGroup, device: torch.device
+) -> list[int]:
+    """The whole numbers of the first rank of a group, on all of them; all must call this."""
+    if group.size() == 1:
+        return list(numbers)
+    chosen = torch.tensor(numbers, device=device)
+    dist.broadcast(chosen, group=group, group_src=0)
+    found: list[int] = chosen.tolist()
+    return found
+
+
+def said_by_first[T](items: Iterator[T]) -> Iterator[T]:
+    """What the first rank iterates over, on every rank; the others' ``items`` are not looked at.
+
+    They wait for as long as it takes: items may be what a person types.
+    """
+    if dist.get_world_size() == 1:
+        yield from items
+        return
+    # Of NCCL a GPU would wait by working.
+    group = dist.new_group(backend="gloo", timeout=_LONGEST_THOUGHT)
+    assert isinstance(group, dist.ProcessGroup), "every rank is in it"
+    while True:
+        held: list[tuple[T, ...]] = [tuple(islice(items, 1)) if dist.get_rank() == 0 else ()]
+        dist.broadcast_object_list(held, src=0, group=group)
+        if not held[0]:
+            return
+        yield held[0][0]
 
 
 def _by_value(name: str, by_rank: Sequence[tuple[str, Mapping[str, str]]]) -> str:

@@ -11,6 +11,7 @@ from vila_mc.evaluation.conversation import AskedModel
 from vila_mc.evaluation.decoder import encode_prompt
 from vila_mc.evaluation.generate import generate, prompt_positions
 from vila_mc.evaluation.likelihood import likelihoods
+from vila_mc.evaluation.sharing import CHARACTERS_A_TOKEN, Sharing
 from vila_mc.evaluation.tasks.demonstrations import NONE, Demonstrations
 from vila_mc.evaluation.tasks.prompts import (
     prompt_pieces,
@@ -92,6 +93,16 @@ def ask_items(
         answers = generate(asked.model, asked.tokenizer, pieces, max_new_tokens, stopping, choice)
         for one, ids in zip(prompts, answers, strict=True):
             yield one.answered(stopping.words(ids), is_cut=not stopping.is_reached(ids))
+
+
+def sharing_of(asked: AskedModel, batch: int) -> Sharing[Item]:
+    """How copies of a model share items, ``batch`` at a time."""
+    image = asked.model.run_config.model.image_positions()
+    return Sharing(
+        batch,
+        length=lambda item: len(item.images) * image + len(item.question) / CHARACTERS_A_TOKEN,
+        name=lambda item: item.id,
+    )
 
 
 def _fitting(

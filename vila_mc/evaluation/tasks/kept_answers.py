@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from vila_mc.errors import DataError
 from vila_mc.evaluation.tasks.asking import Answered
 from vila_mc.evaluation.tasks.task import Item
-from vila_mc.files import write_whole
+from vila_mc.files import unfinished_path, write_whole
 from vila_mc.foreign_files import ForeignFileError, parse_foreign, read_foreign
 
 _LARGEST = 1 << 30
@@ -43,30 +43,33 @@ class KeptAnswers:
     Args:
         output: where all answers will stand.
         asked: what else the answers follow from: the checkpoint, the task, the options.
+        is_writer: whether this process writes; of several ranks one does.
 
     Raises:
         DataError: there is one of another evaluation, or it is damaged.
     """
 
-    def __init__(self, output: Path, asked: Mapping[str, Any]) -> None:
-        self.path = output.with_name(f"{output.stem}.unfinished{output.suffix}")
+    def __init__(self, output: Path, asked: Mapping[str, Any], *, is_writer: bool = True) -> None:
+        self.path = unfinished_path(output)
+        self._is_writer = is_writer
         self._head = json.dumps(asked, sort_keys=True)
         self.answers: dict[str, Kept] = {}
         """By item: what was answered, here or before."""
         if self.path.exists():
             self._read()
-        else:
-            self.path.write_text(self._head + "\n")
+        elif is_writer:
+            write_whole(self.path, self._head + "\n")
 
     def keep(self, answers: Sequence[Answered]) -> None:
         """Add answers, which are on disk when this returns."""
         kept = [_kept(one) for one in answers]
-        with self.path.open("a") as file:
-            file.write("".join(json.dumps(one) + "\n" for one in kept))
+        if self._is_writer:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(one) + "\n" for one in kept))
         self.answers.update({one["id"]: one for one in kept})
 
     def remove(self) -> None:
-        """They stand in the output now."""
+        """They stand in the output now. Of several ranks the writer calls this."""
         self.path.unlink()
 
     def _read(self) -> None:
@@ -86,7 +89,8 @@ class KeptAnswers:
             raise DataError(
                 f"{self.path} {error}. Remove it to begin anew, or give another output."
             ) from None
-        self.path.write_bytes(b"\n".join([head, *whole, b""]))
+        if self._is_writer:  # at once, for other ranks may be reading
+            write_whole(self.path, b"\n".join([head, *whole, b""]))
 
 
 def _kept(answered: Answered) -> Kept:
