@@ -19,6 +19,8 @@ from vila_mc.table import aligned
 PAGE = "ablations.html"
 _TEXT_COLOUR = "#010203"
 """Stands for the page's text colour while matplotlib draws."""
+_GREY = "#6b7280"
+"""Text of a picture by itself: it can be read on light and on dark pages."""
 
 type Figures = Mapping[str, Mapping[str, Sequence[Figure]]]
 """Arm -> measure -> what each seed scored."""
@@ -95,7 +97,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     for arm in result["arms"]:
         row = [arm["name"]]
         for cell, shown in zip(arm["figures"], has_paper, strict=True):
-            row.append(f"{cell['mean']:.2f} ± {cell['spread']:.2f}")
+            row.append(_with_spread(cell))
             if shown:
                 row.append("" if cell["paper"] is None else f"{cell['paper']:g}")
         rows.append(row)
@@ -107,51 +109,61 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     return [result["title"], *aligned(rows), *said]
 
 
+def _with_spread(cell: Mapping[str, Any]) -> str:
+    return f"{cell['mean']:,.2f}" + (f" ± {cell['spread']:.2f}" if cell["spread"] else "")
+
+
 def write_result(output: Path, result: Mapping[str, Any]) -> Path:
-    """Keep a table's result and write the page of all there are; returns the page's path."""
+    """Keep a table's result and its picture, and write the page of all there are; returns its path.
+
+    ``output/tables`` then holds ``NAME.json`` and ``NAME.svg``.
+    """
     folder = output / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{result['name']}.json", result)
-    results = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
-    ]
+    write_whole(folder / f"{result['name']}.svg", _picture(result).replace(_TEXT_COLOUR, _GREY))
+    files = sorted(folder.glob("*.json"))
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     for each in results:
-        each["pictures"] = [_picture(each, index) for index in range(len(each["measures"]))]
+        drawn = _picture(each).replace(_TEXT_COLOUR, "currentColor")
+        each["picture"] = markupsafe.Markup(drawn[drawn.index("<svg") :])
     template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    write_whole(output / PAGE, made.from_string(template).render(results=results))
+    write_whole(
+        output / PAGE, made.from_string(template).render(results=results, with_spread=_with_spread)
+    )
     return output / PAGE
 
 
-def _picture(result: Mapping[str, Any], index: int) -> markupsafe.Markup:
-    """One measure of all arms as inline SVG: a point for each seed, and the interval."""
-    measure = result["measures"][index]
+def _picture(result: Mapping[str, Any]) -> str:
+    """A panel for each measure as SVG: in each a mean and its interval for every arm, and its
+    seeds."""
     style = {
         "svg.fonttype": "none",
-        "svg.hashsalt": f"{result['name']}-{index}",
+        "svg.hashsalt": result["name"],
         "font.size": 9,
         **dict.fromkeys(
             ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"),
             _TEXT_COLOUR,
         ),
     }
-    arms = result["arms"]
+    arms, measures = result["arms"], result["measures"]
     with rc_context(style):
-        picture = Picture(figsize=(5.2, 0.8 + 0.34 * len(arms)), layout="constrained")
-        axes = picture.subplots()
-        for place, arm in enumerate(arms):
-            cell = arm["figures"][index]
-            axes.errorbar(
-                cell["mean"], place, xerr=cell["spread"], fmt="o", color="#2f7fd0", capsize=3
-            )
-            seeds = cell["seeds"]
-            axes.plot(seeds, [place] * len(seeds), "|", color="#d0782f", markersize=9)
-        axes.set_yticks(range(len(arms)), [arm["name"].replace("$", r"\$") for arm in arms])
-        axes.invert_yaxis()
-        axes.margins(y=0.15)
-        axes.set_xlabel(f"{measure['name']}, {measure['unit']}")
-        axes.spines[["top", "right"]].set_visible(False)
+        size = (2.0 + 2.3 * len(measures), 0.8 + 0.34 * len(arms))
+        picture = Picture(figsize=size, layout="constrained")
+        panels = picture.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+        for index, (axes, measure) in enumerate(zip(panels, measures, strict=True)):
+            for place, arm in enumerate(arms):
+                cell = arm["figures"][index]
+                mean, spread, seeds = cell["mean"], cell["spread"], cell["seeds"]
+                axes.errorbar(mean, place, xerr=spread, fmt="o", color="#2f7fd0", capsize=3)
+                if len(seeds) > 1:
+                    axes.plot(seeds, [place] * len(seeds), "|", color="#d0782f", markersize=9)
+            axes.margins(y=0.15)
+            axes.set_xlabel(f"{measure['name']}, {measure['unit']}")
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_yticks(range(len(arms)), [arm["name"] for arm in arms], parse_math=False)
+        panels[0].invert_yaxis()
         drawn = io.StringIO()
         picture.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    svg = drawn.getvalue()
-    return markupsafe.Markup(svg[svg.index("<svg") :].replace(_TEXT_COLOUR, "currentColor"))
+    return drawn.getvalue()

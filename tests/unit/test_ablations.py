@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "ablations"))
 from declared import Arm, Change, Phase, Table, read_phases, read_table, table_names
 from models import Plan, Scale, World
 from page import lines, result_of, write_result
+from resources import resources
 from steps import Runner, Step, StepFailedError
 from verdicts import Figure, Interval, difference, interval_of, verdict
 
@@ -320,3 +321,12 @@ class TestPage:
         assert "that &lt;i&gt;" in page
         assert page.count("<svg") == 2
         assert "agrees" in page
+        assert (tmp_path / "tables" / "other.svg").read_text().startswith("<?xml")
+
+    def test_the_planner_stands_beside_the_published_runs(self, tmp_path: Path) -> None:
+        result = resources({})
+        hours = {arm["name"]: arm["figures"][0] for arm in result["arms"]}
+        assert hours["VILA-7B, all phases"]["paper"] == pytest.approx(5100, rel=0.01)
+        assert result["claims"][0]["verdict"] == "agrees"
+        assert {claim["verdict"] for claim in result["claims"]} == {"agrees", "disagrees"}
+        assert "VILA-7B sft" in write_result(tmp_path, result).read_text()
