@@ -68,8 +68,6 @@ class Arm:
     __pydantic_config__ = STRICT
 
     name: str
-    everywhere: dict[str, Any] = field(default_factory=dict)
-    """Options of every phase, the shared ones too: the size of the language model, say."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the phases that are not shared, as those of a connector."""
     phases: dict[str, Change | None] = field(default_factory=dict)
@@ -86,8 +84,7 @@ class Arm:
             if change is None:
                 stands_for[name] = stands_for[phase.load]
                 continue
-            general = self.everywhere if phase.is_shared else self.everywhere | self.options
-            changed = change.of(phase, general)
+            changed = change.of(phase, {} if phase.is_shared else self.options)
             load = stands_for[changed.load]
             chain[name] = Change(load=load).of(changed, {})
             stands_for[name] = name

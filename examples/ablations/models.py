@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from declared import Arm, Measure, Phase, Table
@@ -15,6 +16,8 @@ from vila_mc.errors import DataError
 
 RECIPES = CHECKOUT / "examples" / "atlas"
 SHARED_SEED = 1
+RESULT = "result.json"
+"""In the folder of every step that measures something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +28,25 @@ class World:
     identity: str
     """Of its contents; another world is other steps."""
 
+    tasks: Mapping[str, Mapping[str, Any]]
+    """Name of a file of questions -> what the world says of it."""
+
     @staticmethod
     def open(folder: Path) -> "World":
         """Raises DataError: there is none, or not a whole one."""
-        marker = folder / "questions" / "index.json"
-        if not marker.is_file():
+        index = folder / "questions" / "index.json"
+        if not index.is_file():
             raise DataError(f"{folder} is no whole world: it has no questions/index.json.")
-        facts = [marker.read_bytes(), *(path.read_bytes() for path in _manifests(folder))]
-        return World(folder, hashlib.sha256(b"".join(facts)).hexdigest()[:12])
+        facts = [index.read_bytes(), *(path.read_bytes() for path in _manifests(folder))]
+        tasks = {Path(one["file"]).stem: one for one in json.loads(facts[0])}
+        return World(folder, hashlib.sha256(b"".join(facts)).hexdigest()[:12], tasks)
+
+    def task(self, name: str) -> Mapping[str, Any]:
+        """What the world says of a file of questions. Raises DataError: there is none."""
+        if name not in self.tasks:
+            known = ", ".join(sorted(self.tasks))
+            raise DataError(f"the world has no questions {name}. It has {known}.")
+        return self.tasks[name]
 
     def dataset(self, name: str) -> Path:
         """Prefix of an indexed dataset. Raises DataError: there is none."""
@@ -112,6 +126,15 @@ class Plan:
             for arm in self.table.arms
         }
 
+    def chances(self) -> dict[str, float | None]:
+        """Measure -> accuracy in per cent of answers that do not look; None for a loss."""
+        return {
+            measure.name: None
+            if measure.loss
+            else 100 * fmean(float(self._world.task(one)["chance"]) for one in measure.questions)
+            for measure in self.table.measures
+        }
+
     def _model(self, arm: str, seed: int, measure: Measure) -> Step:
         of_phases = self._trained[arm, seed]
         if measure.after is None:
@@ -175,7 +198,7 @@ class Plan:
             return [
                 "tools/evaluate.py",
                 *("--checkpoint", str(needs[0] / "run"), "--loss", "--datasets", str(prefix)),
-                *("--output", str(folder / "loss.json")),
+                *("--output", str(folder / RESULT)),
             ]
 
         return Step(
@@ -183,16 +206,17 @@ class Plan:
         )
 
     def _answers(self, name: str, shots: int, model: Step) -> Step:
-        questions = self._world.folder / "questions"
+        task = self._world.task(name)
 
         def arguments(folder: Path, needs: Sequence[Path]) -> list[str]:
-            few = ["--shots", str(shots)] if shots else []
             return [
                 "tools/evaluate.py",
                 *("--checkpoint", str(needs[0] / "run")),
-                *("--questions", str(questions / f"{name}.jsonl"), "--images", str(questions)),
-                *("--output", str(folder / "answers.jsonl")),
-                *few,
+                *("--task", str(self._world.folder / "questions" / str(task["file"]))),
+                *("--images", str(self._world.folder / "pictures"), "--form", str(task["form"])),
+                *(("--weigh", str(task["weighed"])) if "weighed" in task else ()),
+                *(("--shots", str(shots)) if shots else ()),
+                *("--output", str(folder / "answers.jsonl"), "--result", str(folder / RESULT)),
             ]
 
         description = {"questions": name, "shots": shots, "world": self._world.identity}
@@ -201,21 +225,12 @@ class Plan:
 
 def _figure(measure: Measure, folders: Sequence[Path]) -> Figure:
     """What the steps of one model wrote. Accuracies of several files are averaged, not pooled."""
+    results = [json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in folders]
     if measure.loss is not None:
-        (folder,) = folders
-        return Figure(_read_loss(folder / "loss.json"))
-    accuracies, counts = [], []
-    for folder in folders:
-        lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-        right = [bool(json.loads(line)["is_correct"]) for line in lines]
-        accuracies.append(100 * sum(right) / len(right))
-        counts.append(len(right))
-    return Figure(sum(accuracies) / len(accuracies), sum(counts))
-
-
-def _read_loss(file: Path) -> float:
-    figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return float(figures["loss"])
+        return Figure(float(results[0]["loss"]))
+    accuracies = [result["figures"][0] for result in results]
+    mean = sum(float(one["value"]) for one in accuracies) / len(accuracies)
+    return Figure(mean, sum(int(one["count"]) for one in accuracies))
 
 
 def _recipe(name: str) -> Path:

@@ -27,7 +27,11 @@ type Figures = Mapping[str, Mapping[str, Sequence[Figure]]]
 
 
 def result_of(
-    name: str, table: Table, figures: Figures, facts: Mapping[str, str]
+    name: str,
+    table: Table,
+    figures: Figures,
+    chances: Mapping[str, float | None],
+    facts: Mapping[str, str],
 ) -> dict[str, Any]:
     """All that is said of a table, as plain values: what ``tables/NAME.json`` holds.
 
@@ -35,6 +39,7 @@ def result_of(
         name: of the table.
         table: as declared.
         figures: what was measured.
+        chances: measure -> what answers that do not look get; None where that says nothing.
         facts: about the whole, for people.
     """
     return {
@@ -45,7 +50,12 @@ def result_of(
         "note": table.note,
         "facts": dict(facts),
         "measures": [
-            {"name": one.name, "unit": table.unit(one), "paper": one.paper}
+            {
+                "name": one.name,
+                "unit": table.unit(one),
+                "paper": one.paper,
+                "chance": chances[one.name],
+            }
             for one in table.measures
         ],
         "arms": [
@@ -100,6 +110,14 @@ def lines(result: Mapping[str, Any]) -> list[str]:
             row.append(_with_spread(cell))
             if shown:
                 row.append("" if cell["paper"] is None else f"{cell['paper']:g}")
+        rows.append(row)
+    if any(one["chance"] is not None for one in result["measures"]):
+        row = ["(chance)"]
+        for one, shown in zip(result["measures"], has_paper, strict=True):
+            row += [
+                "" if one["chance"] is None else f"{one['chance']:.2f}",
+                *([""] if shown else []),
+            ]
         rows.append(row)
     said = [
         f"{one['verdict']} ({one['low']:+.2f} to {one['high']:+.2f}): {one['says']} "
@@ -159,6 +177,8 @@ def _picture(result: Mapping[str, Any]) -> str:
                 axes.errorbar(mean, place, xerr=spread, fmt="o", color="#2f7fd0", capsize=3)
                 if len(seeds) > 1:
                     axes.plot(seeds, [place] * len(seeds), "|", color="#d0782f", markersize=9)
+            if measure["chance"] is not None:
+                axes.axvline(measure["chance"], color=_TEXT_COLOUR, linestyle=":", linewidth=1)
             axes.margins(y=0.15)
             axes.set_xlabel(f"{measure['name']}, {measure['unit']}")
             axes.spines[["top", "right"]].set_visible(False)

@@ -38,7 +38,9 @@ def resources(facts: Mapping[str, str]) -> dict[str, Any]:
         "asks": "Does the planner foretell what the published runs took?",
         "note": "Nothing was trained for it. No row had a part in the planner's fit.",
         "facts": dict(facts),
-        "measures": [{"name": "foretold", "unit": "GPU-hours", "paper": "GPU-hours"}],
+        "measures": [
+            {"name": "foretold", "unit": "GPU-hours", "paper": "GPU-hours", "chance": None}
+        ],
         "arms": [
             {"name": name, "figures": [_cell(value, published[name])]}
             for name, value in foretold.items()

@@ -58,7 +58,7 @@ def repeat(options: AblationOptions) -> int:
     if options.table == resources.NAME:
         return show(options.output, resources.resources(_versions()))
     table, phases = read_table(options.table), read_phases()
-    world = World.open(_world(options.output))
+    world = World.open(_world(options.output, is_small=options.gpus is None))
     scale = Scale() if options.gpus is None else Scale(options.gpus, ("model_gpu",))
     plan = Plan(table, phases, world, options.seeds, scale)
     cores = len(os.sched_getaffinity(0))
@@ -67,9 +67,8 @@ def repeat(options: AblationOptions) -> int:
     Runner(options.output, at_once=at_once, threads=threads, say=say).run(plan.steps())
     size = f"{options.gpus} GPUs" if options.gpus else "two CPU cores"
     facts = {"seeds": str(options.seeds), "size": size, **_versions()}
-    return show(
-        options.output, result_of(options.table, table, plan.figures(options.output), facts)
-    )
+    figures = plan.figures(options.output)
+    return show(options.output, result_of(options.table, table, figures, plan.chances(), facts))
 
 
 def show(output: Path, result: Mapping[str, Any]) -> int:
@@ -85,14 +84,14 @@ def _versions() -> dict[str, str]:
     return {"vila_mc": __version__} | {name: version(name) for name in packages}
 
 
-def _world(output: Path) -> Path:
+def _world(output: Path, *, is_small: bool) -> Path:
     """The small world, built if it is not there. Raises StepFailedError."""
-    folder = output / "world"
-    if not (folder / "questions" / "index.json").is_file():
-        output.mkdir(parents=True, exist_ok=True)
-        build = CHECKOUT / "examples" / "atlas" / "build.sh"
-        if code := subprocess.run(["bash", str(build), str(folder)], check=False).returncode:
-            raise StepFailedError(f"{build} ended with exit code {code}.")
+    folder = output / ("world" if is_small else "world-large")
+    output.mkdir(parents=True, exist_ok=True)
+    build = CHECKOUT / "examples" / "atlas" / "build.sh"
+    command = ["bash", str(build), str(folder), *(["--small"] if is_small else [])]
+    if code := subprocess.run(command, check=False).returncode:
+        raise StepFailedError(f"{build} ended with exit code {code}.")
     return folder
 
 

@@ -92,12 +92,11 @@ class TestArms:
     def test_options_of_an_arm_do_not_reach_what_is_shared(self) -> None:
         arm = Arm(
             name="a",
-            everywhere={"model.language.layers": 8},
             options={"model.connector.kind": "linear"},
             phases={"sft": Change(options={"model.connector.kind": "qformer"})},
         )
         chain = arm.chain(PHASES)
-        assert chain["base"].options == {"model.language.layers": 8}
+        assert not chain["base"].options
         assert chain["align"].options["model.connector.kind"] == "linear"
         assert chain["sft"].options["model.connector.kind"] == "qformer"
 
@@ -111,7 +110,8 @@ def world(tmp_path: Path) -> World:
     folder = tmp_path / "world"
     (folder / "data").mkdir(parents=True)
     (folder / "questions").mkdir()
-    (folder / "questions" / "index.json").write_text("[]")
+    labels = {"file": "labels.jsonl", "form": "chat", "chance": 0.25}
+    (folder / "questions" / "index.json").write_text(json.dumps([labels]))
     for name in ("text", "pairs", "sft"):
         (folder / "data" / f"{name}.json").write_text("{}")
     return World.open(folder)
@@ -189,12 +189,13 @@ class TestPlans:
 
     def test_what_was_answered_becomes_a_figure(self, world: World, tmp_path: Path) -> None:
         plan = self.plan(world, [{"name": "a"}])
-        for step, right in zip(plan.steps(), (1, 3), strict=True):
+        for step, value in zip(plan.steps(), (25.0, 75.0), strict=True):
             folder = step.folder(tmp_path)
             folder.mkdir(parents=True)
-            rows = [json.dumps({"is_correct": number < right}) for number in range(4)]
-            (folder / "answers.jsonl").write_text("\n".join(rows))
+            figures = [{"name": "accuracy", "value": value, "count": 4}]
+            (folder / "result.json").write_text(json.dumps({"figures": figures}))
         assert plan.figures(tmp_path)["a"]["reads"] == [Figure(25.0, 4), Figure(75.0, 4)]
+        assert plan.chances() == {"reads": 25.0}
 
 
 def a_step(kind: str, code: str, needs: tuple[Step, ...] = ()) -> Step:
@@ -302,15 +303,16 @@ class TestPage:
             "this": {"reads": [Figure(80.0, 100), Figure(82.0, 100), Figure(81.0, 100)]},
             "that <i>": {"reads": [Figure(20.0, 100), Figure(22.0, 100), Figure(21.0, 100)]},
         }
-        return result_of(name, table, figures, {"seeds": "3"})
+        return result_of(name, table, figures, {"reads": 20.0}, {"seeds": "3"})
 
     def test_the_terminal_shows_ours_beside_the_papers(self) -> None:
-        title, head, this, that, claim = lines(self.result())
+        title, head, this, that, chance, claim = lines(self.result())
         assert title == "A table"
         assert "paper: TextVQA" in head
         assert "81.00 ± " in this
         assert this.endswith("3.5")
-        assert that.rstrip().endswith("%") or "21.00" in that
+        assert "21.00" in that
+        assert "20.00" in chance
         assert claim.startswith("agrees (+")
 
     def test_tables_gather_on_one_page_and_nothing_is_markup(self, tmp_path: Path) -> None:
