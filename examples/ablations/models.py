@@ -216,7 +216,7 @@ class Plan:
                 *("--images", str(self._world.folder / "pictures"), "--form", str(task["form"])),
                 *(("--weigh", str(task["weighed"])) if "weighed" in task else ()),
                 *(("--shots", str(shots)) if shots else ()),
-                *("--output", str(folder / "answers.jsonl"), "--result", str(folder / RESULT)),
+                *("--output", str(folder / "answers.jsonl"), "--figures", str(folder / RESULT)),
             ]
 
         description = {"questions": name, "shots": shots, "world": self._world.identity}
@@ -227,7 +227,7 @@ def _figure(measure: Measure, folders: Sequence[Path]) -> Figure:
     """What the steps of one model wrote. Accuracies of several files are averaged, not pooled."""
     results = [json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in folders]
     if measure.loss is not None:
-        return Figure(float(results[0]["loss"]))
+        return Figure(float(results[0]["validation_loss"]))
     accuracies = [result["figures"][0] for result in results]
     mean = sum(float(one["value"]) for one in accuracies) / len(accuracies)
     return Figure(mean, sum(int(one["count"]) for one in accuracies))

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from vila_mc.train.faults import StopRequest
 
 
-_OF_TASKS = ("judge", "limit", "shots", "demonstrations", "shots_seed", "form", "ocr", "weigh")
+_OF_TASKS = (
+    *("judge", "limit", "shots", "demonstrations", "shots_seed", "form", "ocr", "weigh"),
+    "figures",
+)
 _FEW_TOKENS = 8
 """Of an answer to a question of one's own."""
 
@@ -80,6 +83,8 @@ class EvaluateOptions(SharedAskingOptions):
     """Indexed datasets to measure it on (default: the run's data.validation and data.held_out)."""
     output: Annotated[Path, Argument("FILE")]
     """JSON Lines of answers to write; with --loss, JSON of the figures."""
+    figures: Annotated[Path | None, Argument("FILE")] = None
+    """JSON of what a task's answers are measured by (default: they are only printed)."""
     max_new_tokens: PositiveInt | None = None
     """Longest answer (default: what the task asks for; 8 for questions of your own)."""
     follow_links: bool = False

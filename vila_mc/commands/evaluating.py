@@ -11,6 +11,7 @@ from vila_mc.commands.asking import asked_model, warn
 from vila_mc.commands.command import refuse_unused, require_no_input
 from vila_mc.commands.on_ranks import is_first_rank, listening
 from vila_mc.errors import ConfigError, say
+from vila_mc.files import write_json
 from vila_mc.table import aligned
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def evaluate_task(
 
     task = _task(options, name)
     judge = find_judge(task, options.judge)
+    if options.figures is not None:
+        _require_figures(options.figures, options.output, judge is not None, name)
     shots = _shots(options, task)
     every = task.read(data)
     if task.released and len(every) not in task.released:
@@ -92,8 +95,20 @@ def evaluate_task(
     else:
         figures = judge[1](items, [one["answer"] for one in answers])
         _say_figures(task.name + _how(shots), judge[0], figures)
+        if options.figures is not None:
+            said = {"task": task.name, "judge": judge[0], "shots": asdict(shots)}
+            write_json(options.figures, said | {"figures": [asdict(one) for one in figures]})
     _warn_of_what_is_missing(answers, shots, tokens)
     return 0
+
+
+def _require_figures(figures: Path, output: Path, is_judged: bool, name: str) -> None:
+    """Raises ConfigError: there will be none, or they would stand where the answers do."""
+    if not is_judged:
+        raise ConfigError(f"{name} is judged elsewhere, so it has no figures.", option="figures")
+    if figures.absolute() == output.absolute():
+        raise ConfigError("figures is output. Name another file.", option="figures")
+    figures.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
 
 
 def _task(options: "EvaluateOptions", name: str) -> "Task":

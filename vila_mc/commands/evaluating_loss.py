@@ -17,6 +17,7 @@ _OF_ANSWERS = (
     "data",
     "judge",
     "limit",
+    "figures",
     "questions",
     "images",
     "max_new_tokens",

@@ -129,14 +129,20 @@ def own_options(model: Path, folder: Path, *more: str) -> list[str]:
 def test_demonstrations_are_shown_and_written_down(
     form: str, askable: Askable, said: Said, tmp_path: Path
 ) -> None:
+    figures = tmp_path / "figures.json"
     how = ("--shots", "2", "--demonstrations", "similar", "--form", form)
-    printed = said(evaluate.main, *own_options(askable.model(), tmp_path, *how))
+    more = ("--figures", str(figures))
+    printed = said(evaluate.main, *own_options(askable.model(), tmp_path, *how, *more))
     assert printed[0] == f"colours, 2-shot, similar (seed 0), as {form}, judged as exact does:"
     (answer,) = [json.loads(line) for line in (tmp_path / "answers.jsonl").open()]
     assert [one["images"] for one in answer["demonstrations"]] == [["blue.png"]] * 2
     assert answer["read"].count("<image>") == 3
     assert answer["read"].count("blue") == 2
     assert answer["prompt"] == "what is one?"
+    kept = json.loads(figures.read_text())
+    assert (kept["task"], kept["judge"], kept["shots"]["count"]) == ("colours", "exact", 2)
+    assert kept["figures"][0]["count"] == 1
+    assert f"{kept['figures'][0]['value']:.2f}" in printed[1]
 
 
 def test_answers_of_other_shots_are_not_mixed(
@@ -185,6 +191,7 @@ def test_demonstrations_that_do_not_fit_are_said(
             "question 1 is to stand behind 6 demonstrations, and the training split",
         ),
         (["--demonstrations", "fixed"], "--demonstrations is given, but no demonstrations are"),
+        (["--figures", "answers.jsonl", "--output", "answers.jsonl"], "figures is output"),
         (["--ocr"], "--ocr is given, but .* is no public task"),
         (["--judge", "vqa"], "question 1 has 1 answers, and vqa compares with those of 10"),
         (["--judge", "gqa"], "colours is not judged as gqa does. There is exact, words"),
