@@ -20,10 +20,11 @@ from atlas.packages import COUNTRIES, GLOSSES, MAPS, RENDERER, fetch, sources_pa
 from atlas.pictures import Picture
 from atlas.questions import tasks
 from atlas.report import report_page
-from atlas.world import World, read_world
+from atlas.world import SMALL, World, read_world
 from PIL import Image
 
 from tests.support.atlas_packages import NAMES, TINY, rasterize, write_packages
+from vila_mc.config.load import load_run
 from vila_mc.data.sources.conversations import ConversationSource
 from vila_mc.data.sources.image_files import ImageFolder
 from vila_mc.data.sources.interleaved import InterleavedSource
@@ -219,6 +220,18 @@ def test_the_page_counts_what_is_there(made: tuple[Path, World, list[Picture]]) 
     assert f"| flag | 12 | {12 * TINY.flags} | {3 * TINY.flags} |" in page
     assert f"| text.jsonl | {counts['text.jsonl'][0]} |" in page
     assert "WordNet" in page
+
+
+def test_recipes_hand_on_what_learns_and_have_room_for_the_tokens() -> None:
+    recipes = Path(__file__).resolve().parents[2] / "examples" / "atlas"
+    phases = ("sight", "base", "align", "pretrain", "sft")
+    runs = {name: load_run([recipes / "model.yaml", recipes / f"{name}.yaml"]) for name in phases}
+    assert runs["sight"].model.vision == runs["base"].model.vision
+    assert runs["sight"].model.language != runs["base"].model.language  # which is thrown away
+    assert {runs[name].model for name in phases[1:]} == {runs["base"].model}
+    assert runs["base"].train.trainable == ("language",)
+    assert runs["align"].train.trainable == ("connector",)
+    assert runs["base"].model.language.vocab_size >= SMALL.vocabulary
 
 
 @pytest.mark.parametrize(
