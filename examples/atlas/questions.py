@@ -151,8 +151,8 @@ def _listed_task(world: World, pictures: Sequence[Picture], listed: str) -> Task
     kind = "locator" if listed in ("continent", "letter") else "flag"
     of_kind = [one for one in pictures if one.kind == kind and listed_word(world, one, listed)]
     rng = world.stream(f"listed {listed}")
-    shown = [one for one in of_kind if not one.is_test]
     asked = [one for one in of_kind if _is_listed_question(world, one, listed)]
+    shown = [one for one in of_kind if not one.is_test and one not in asked]
     is_held_out = listed == "corner"
     lines = [
         {**_listed_line(world, one, listed), "split": split}

@@ -32,6 +32,7 @@ from vila_mc.data.sources.pairs import PairSource
 from vila_mc.data.sources.records import read as read_source
 from vila_mc.data.sources.text import TextSource
 from vila_mc.errors import ConfigError, DataError, SetupError
+from vila_mc.evaluation.tasks.own import OwnTask, own_task
 from vila_mc.flow import RawSample
 
 TRAINED = ("sight.jsonl", "pairs.jsonl", "interleaved.jsonl", "sft.json")
@@ -168,6 +169,29 @@ def test_every_file_is_read_whole_by_its_kind_of_data(
     for picture in pictures:
         with Image.open(output / "pictures" / picture.name) as image:
             assert image.size == (TINY.pixels, TINY.pixels)
+
+
+def test_every_file_of_questions_is_a_task_of_ones_own(
+    made: tuple[Path, World, list[Picture]],
+) -> None:
+    output, _, _ = made
+    index = read(output / "questions" / "index.json")
+    assert {one["file"] for one in index} == {
+        file.name for file in (output / "questions").glob("*.jsonl")
+    }
+    for one in index:
+        task = own_task(
+            OwnTask(
+                output / "questions" / one["file"],
+                output / "pictures",
+                form=one["form"],
+                weigh=one.get("weighed", "letters"),
+            )
+        )
+        assert len(task.read(output)) == one["questions"]
+        assert one["metric"] in task.judges
+        assert (task.shown is not None) == (one["kind"] == "shots")
+        assert 0 < one["chance"] <= 1
 
 
 def test_documents_show_four_to_six_pictures_and_lists_say_one_thing(
