@@ -151,13 +151,21 @@ def opened(
         width: of the window, in pixels.
         colours: light or dark.
     """
+    with opened_at(browser, file.resolve().as_uri(), width, colours) as shown:
+        yield shown
+
+
+@contextmanager
+def opened_at(
+    browser: Any, address: str, width: int = 1280, colours: str = "light"
+) -> Iterator[OpenPage]:
+    """``opened``, of an address."""
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=colours, has_touch=width <= PHONE
     )
     try:
         page = context.new_page()
         shown = OpenPage(page)
-        address = file.resolve().as_uri()
         page.on("console", lambda line: shown.said.append(line.text))
         page.on("pageerror", lambda error: shown.said.append(str(error)))
         page.on("dialog", lambda dialog: _dismissed(dialog, shown))
@@ -174,5 +182,5 @@ def _dismissed(dialogue: Any, shown: OpenPage) -> None:
 
 
 def _noted(address: str, own: str, shown: OpenPage) -> None:
-    if address != own and not address.startswith("data:"):
+    if address.rstrip("/") != own and not address.startswith("data:"):
         shown.asked.append(address)

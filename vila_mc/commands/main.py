@@ -13,7 +13,7 @@ COMMANDS = {
     "tokenizer": ("train_tokenizer", "train a tokenizer on text or raw corpora"),
     "convert": ("convert_checkpoint", "to and from Hugging Face, and say what a checkpoint is"),
     "ask": ("ask", "ask a trained model about images, once"),
-    "chat": ("chat", "converse with a model in the terminal"),
+    "chat": ("chat", "converse with a model in the terminal, or serve it"),
     "plan": ("plan_cluster", "foretell time, memory and the best layout, without a GPU"),
     "report": ("report", "sum up a training run and draw its curves"),
     "evaluate": ("evaluate", "put a file of questions to a trained model, and count"),

@@ -257,6 +257,8 @@ def prompt(
     images: Sequence[RawImage] = (),
     earlier: Sequence[Turn] = (),
     earlier_images: Sequence[RawImage] = (),
+    *,
+    system: str | None = None,
 ) -> tuple[RawPiece, ...]:
     """Pieces in front of the answer to a question, exactly as a model is trained with them.
 
@@ -266,16 +268,25 @@ def prompt(
         images: what is asked about.
         earlier: what was said before, user and assistant in turn, with a marker for each image.
         earlier_images: the images of these turns, in order.
+        system: in place of the template's own system text.
 
     Raises:
-        DataError: the question has markers, but not one per image; ``plain`` has no image; or the
-            tokenizer's own template leaves something out.
+        DataError: the question has markers, but not one per image; ``plain`` has no image; the
+            template has no place for ``system``; or the tokenizer's own template leaves something
+            out.
     """
     template = _resolve(template)
     turns = [*earlier, asked(question, len(images))]
     shown = [*earlier_images, *images]
     if isinstance(template, TokenizerTemplate):
-        return template.prompt(turns, shown)
+        return template.prompt(turns, shown, system)
+    if system is not None:
+        if _SYSTEM not in template.first:
+            raise DataError(
+                "the model's chat template has no place for a system text. Leave it out, or put "
+                "it into the question."
+            )
+        template = replace(template, system=system.strip())
     return _written(template, turns, shown)
 
 

@@ -65,10 +65,17 @@ class TokenizerTemplate:
         trained = [span for span, turn in zip(spans, answers, strict=True) if turn.is_trained]
         return _split(rendered, trained, images)
 
-    def prompt(self, turns: Sequence[Turn], images: Sequence[RawImage]) -> tuple[RawPiece, ...]:
+    def prompt(
+        self, turns: Sequence[Turn], images: Sequence[RawImage], system: str | None = None
+    ) -> tuple[RawPiece, ...]:
         """See ``vila_mc.data.chat_templates.prompt``. Raises DataError."""
-        messages = self._messages(turns, None)
+        messages = self._messages(turns, system)
         rendered, _ = self._render(messages, add_generation_prompt=True)
+        if system is not None and system.strip() not in rendered:
+            raise DataError(
+                "the tokenizer's chat template leaves out the system text. Put it into the "
+                "question."
+            )
         if not all(words.strip() in rendered for words in messages[-1]["content"].split(_IMAGE)):
             raise DataError(
                 "the tokenizer's chat template leaves out the user's words. Use another template."

@@ -34,10 +34,13 @@ class AskedModel:
         """Whether a prompt is images alone, so that it is asked each question as if the first."""
         return isinstance(self.template, Template) and self.template.is_plain
 
+    def positions(self) -> int:
+        """Most positions that a prompt and its answer may take."""
+        return self.model.run_config.model.language.max_positions
+
     def room(self, pieces: Sequence[Piece]) -> int:
         """Positions that a prompt leaves to its answer. Raises ConfigError: it leaves none."""
-        shape = self.model.run_config.model
-        taken, limit = encoded_positions(pieces, shape), shape.language.max_positions
+        taken, limit = encoded_positions(pieces, self.model.run_config.model), self.positions()
         if taken >= limit:
             raise ConfigError(
                 f"the conversation takes {taken} positions with this question, and the model has "

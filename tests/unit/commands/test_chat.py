@@ -1,14 +1,20 @@
 """A conversation in the terminal: what a person types, drops and interrupts."""
 
 import io
+import os
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.support.askable import Askable
 from vila_mc.commands import ask, chat
+from vila_mc.errors import SetupError, VilaError
 from vila_mc.evaluation.answering import Answering
 
 LENGTH = ("--max-new-tokens", "6")
@@ -92,3 +98,57 @@ def test_beams_are_shown_at_the_end(typed: Any, askable: Askable, said: Any) -> 
     beams = (*LENGTH, "--beams", "3")
     expected = said(ask.main, "--checkpoint", askable.model(), *beams, "what is here")
     assert typed("what is here", options=beams) == expected
+
+
+def test_it_is_served_until_ctrl_c(
+    askable: Askable, said: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model stays in the main thread, which Ctrl-C reaches."""
+    (expected,) = said(ask.main, "--checkpoint", askable.model(), *LENGTH, "what is here")
+    answers: list[Any] = []
+
+    def client(line: str) -> None:
+        url = line.split()[4].rstrip(",")
+        body = {"messages": [{"role": "user", "content": "what is here"}], "model": "run"}
+        try:
+            reply = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+            answers.append(reply.json()["choices"][0]["message"]["content"])
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def announced(line: str, **_: Any) -> None:
+        if " is served at " in line:
+            threading.Thread(target=client, args=(line,)).start()
+
+    monkeypatch.setattr(chat, "say", announced)
+    (step,) = askable.model().iterdir()
+    with pytest.raises(KeyboardInterrupt):
+        chat.main([str(step), *LENGTH, "--serve", "0"], "tool")
+    assert answers == [expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--serve", "0", "--image", "{red}"], "--image is given, but every request brings"),
+        (["--serve", "0", "--beams", "2"], "--beams is given, but served words"),
+        (["--serve", "here"], r"--serve is here; give \[HOST:\]PORT"),
+        (["--name", "it"], "--name is given, but nothing is served"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: list[str], message: str, askable: Askable
+) -> None:
+    given = [option.format(red=askable.image()) for option in options]
+    with pytest.raises(VilaError, match=message):
+        chat.main([str(askable.model()), *given], "tool")
+
+
+def test_without_the_packages_it_says_what_to_install(
+    askable: Askable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    monkeypatch.delitem(sys.modules, "vila_mc.serving.app", raising=False)
+    monkeypatch.delitem(sys.modules, "vila_mc.serving.server", raising=False)
+    with pytest.raises(SetupError, match=r"pip install 'vila_mc\[serve\]'"):
+        chat.main([str(askable.model()), "--serve", "0"], "tool")

@@ -101,6 +101,19 @@ def test_a_prompt_after_others_is_the_prefix_in_training(template: TemplateName)
     assert whole[len(front)].is_trained
 
 
+@pytest.mark.parametrize("template", sorted({*BUILT_IN} - {"plain"}))
+def test_a_prompt_with_a_system_text_is_the_prefix_in_training(template: TemplateName) -> None:
+    whole = conversation_pieces(template, turns("Why?", "So."), [], system=" Be brief.")
+    front = prompt(template, "Why?", system=" Be brief.")
+    assert front == whole[: len(front)]
+    assert "Be brief." in shown(front)
+
+
+def test_a_system_text_without_a_place_is_refused() -> None:
+    with pytest.raises(DataError, match="has no place for a system text"):
+        prompt("plain", "", [A], system="Be brief.")
+
+
 def test_only_answers_are_trained() -> None:
     for template in BUILT_IN:
         pieces = conversation_pieces(template, turns("<image>\nQ", "answer"), [A])

@@ -176,6 +176,20 @@ def test_ids_are_those_of_apply_chat_template(tmp_path: Path, kind: str, name: s
     )
 
 
+def test_a_system_text_is_in_the_prompt_or_refused(tmp_path: Path) -> None:
+    tokenizer = write(tmp_path, byte_level(), CHATML)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids, _ = flat(encode(prompt(found(tokenizer), "Why?", system=" Be so."), tokenizer))
+    said = [{"role": "system", "content": " Be so."}, {"role": "user", "content": "Why?"}]
+    expected = theirs.apply_chat_template(
+        said, tokenize=True, add_generation_prompt=True, return_dict=True
+    )
+    assert ids == expected["input_ids"]
+    rewriting = found(write(tmp_path, byte_level(), REWRITING))
+    with pytest.raises(DataError, match="leaves out the system text"):
+        prompt(rewriting, "Why?", system="Be so.")
+
+
 @pytest.mark.parametrize("name", ["chatml", "trimming", "instructing"])
 def test_answers_and_what_ends_them_are_trained(tmp_path: Path, name: str) -> None:
     tokenizer = write(tmp_path, byte_level(), TEMPLATES[name])
