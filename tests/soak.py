@@ -24,6 +24,7 @@ import psutil
 from tests.support.launching import (
     Finished,
     finish,
+    kill_all,
     ranks_of,
     steps_done,
     trace_of,
@@ -39,7 +40,8 @@ from vila_mc.observe.record import StartRecord
 
 NUM_STEPS = 60
 """A fault costs about as many steps as lie between two checkpoints: some ten faults to an end."""
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 900.0
+"""Ranks that start on a machine with much else to do take minutes."""
 DISK_MIB = 48
 MOST_RESTARTS = 3
 COMMAND = (
@@ -108,7 +110,19 @@ class Soak:
             resumed = begun[-1].step if begun else 0
             return len(begun) >= starts and steps_done(self.output) >= resumed + beyond
 
-        wait_until(is_there, f"start {starts} and {beyond} steps", PATIENCE_SECONDS)
+        try:
+            wait_until(is_there, f"start {starts} and {beyond} steps", PATIENCE_SECONDS)
+        except AssertionError as late:
+            raise AssertionError(f"{late}; it had said: {self._said_so_far()}") from None
+
+    def _said_so_far(self) -> str:
+        """End it all, and the end of what it said."""
+        ranks = ranks_of(self.process)
+        self.process.kill()
+        kill_all(ranks)
+        out, err = self.process.communicate()
+        self.end()
+        return f"{out[-1000:]}\n{err[-4000:]}"
 
     def starts(self) -> int:
         """So far."""
