@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
@@ -36,9 +37,10 @@ from vila_mc.checkpoint.disk import Failure
 from vila_mc.checkpoint.host_copy import bring_to_host
 from vila_mc.checkpoint.manifest import FileRecord
 from vila_mc.checkpoint.state import content_metadata
+from vila_mc.errors import RankError
 from vila_mc.parallel.groups import Ranks
 from vila_mc.parallel.megatron_patches import PLAN_KEEPER
-from vila_mc.processes import fork_child
+from vila_mc.processes import fork_child, usual_cause
 
 _WRITER_NICENESS = 10
 
@@ -216,8 +218,7 @@ class BackgroundWrite:
         _, status = os.waitpid(self._pid, 0)
         if not answer:
             code = os.waitstatus_to_exitcode(status)
-            death = RuntimeError(f"the process that writes a checkpoint ended with {code}")
-            return Written(failure=Failure.of(death, self._plan.directory))
+            return Written(failure=_of_death(code, self._plan.directory))
         written = pickle.loads(answer)  # our own child's
         assert isinstance(written, Written)
         return written
@@ -227,6 +228,21 @@ class BackgroundWrite:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         self.result()
+
+
+def _of_death(code: int, directory: Path) -> Failure:
+    """What a process that left no answer tells by its exit code, negative for a signal's number."""
+    what = f"the process that writes a checkpoint ended with {code}"
+    failure = Failure.of(RuntimeError(what), directory)
+    if code >= 0 or failure.errno is not None:
+        return failure
+    cause = usual_cause(-code)
+    often = f" (most often {cause})" if cause else ""
+    killed = RankError(
+        f"the process that writes a checkpoint for rank {dist.get_rank()} was killed by "
+        f"{signal.Signals(-code).name}{often}"
+    )
+    return Failure(what, explanation=killed)
 
 
 def _write_and_answer(plan: ShardPlan, answer: int) -> None:
