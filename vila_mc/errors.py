@@ -58,6 +58,10 @@ class SetupError(VilaError):
     """The machine lacks something: a package, a GPU, disk space, a free port."""
 
 
+class HeldOutputError(SetupError):
+    """Another run holds the output, in which nothing of this one may then be written."""
+
+
 class RankError(VilaError):
     """A rank of a distributed run died or stopped answering."""
 

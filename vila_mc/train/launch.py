@@ -224,7 +224,8 @@ def _explain(
             said = end.ending.message if end.ending is not None else ""
             if said:
                 say(f"error: {said}", to_stderr=True)
-            return Outcome(ExitCode.USER_ERROR, said)
+            is_held = end.ending is not None and end.ending.cause == "held"
+            return Outcome(ExitCode.USER_ERROR, said, has_output=not is_held)
     if stop.code is not None and all(map(_had_not_begun, ends)):
         _say_if_any(stop.sayings.before_work)
         return Outcome(stop.code)

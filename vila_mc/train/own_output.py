@@ -9,7 +9,7 @@ import torch.distributed as dist
 from vila_mc.checkpoint.disk import Failure, lost_output, on_first_rank, raise_on_every_rank
 from vila_mc.checkpoint.retention import check_room
 from vila_mc.config.train import TrainConfig
-from vila_mc.errors import SetupError, say
+from vila_mc.errors import HeldOutputError, SetupError, say
 from vila_mc.files import Lock, identity_of
 from vila_mc.parallel.groups import Ranks
 
@@ -56,11 +56,11 @@ class OwnOutput:
 
 
 def _locked(directory: Path) -> Lock:
-    """Hold a directory, which must exist. Raises SetupError: another run holds it."""
+    """Hold a directory, which must exist. Raises HeldOutputError: another run holds it."""
     try:
         return Lock(directory, _PATIENCE_SECONDS)
     except BlockingIOError:
-        raise SetupError(
+        raise HeldOutputError(
             f"another run is writing to {directory}. Wait for it or stop it, or set train.output "
             "to another directory."
         ) from None

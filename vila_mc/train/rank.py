@@ -8,7 +8,15 @@ from pathlib import Path
 
 from vila_mc.config.fp8 import Fp8Recipe
 from vila_mc.config.run import RunConfig
-from vila_mc.errors import ExitCode, RankError, SetupError, VilaError, say, user_error
+from vila_mc.errors import (
+    ExitCode,
+    HeldOutputError,
+    RankError,
+    SetupError,
+    VilaError,
+    say,
+    user_error,
+)
 from vila_mc.observe.history import Ends
 from vila_mc.processes import end_with_parent
 from vila_mc.topology.layout import Layout
@@ -68,7 +76,8 @@ def run_rank(work: Callable[[], ExitCode], ended: Callable[[ExitCode, str], None
 
     Args:
         work: what is done; it returns the exit code.
-        ended: told the exit code and, of a mistake or fault, its cause.
+        ended: told the exit code and, of a mistake or fault, its cause; not where another run holds
+            the output.
 
     Returns:
         the exit code: that of the work, USER_ERROR for a mistake, FAULT for the loss of another
@@ -92,8 +101,10 @@ def run_rank(work: Callable[[], ExitCode], ended: Callable[[ExitCode, str], None
     except Exception as error:
         explained, lost = user_error(error), lost_peer(error)
         if explained is not None:
-            _report("user", explained, status, error)
-            ended(ExitCode.USER_ERROR, str(explained))
+            is_held = isinstance(explained, HeldOutputError)
+            _report("held" if is_held else "user", explained, status, error)
+            if not is_held:
+                ended(ExitCode.USER_ERROR, str(explained))
             return ExitCode.USER_ERROR
         if lost is not None:
             _report("lost", lost, status, error)

@@ -28,8 +28,9 @@ _BEAT_SECONDS = 1.0
 _LONG_SECONDS = 5.0
 """After which a rank that has not moved may be waiting for its GPU."""
 
-Cause = Literal["user", "lost", "fault"]
-"""A user's mistake, the loss of another rank, or anything else."""
+Cause = Literal["user", "held", "lost", "fault"]
+"""A user's mistake, that of an output which another run holds, the loss of another rank, or
+anything else."""
 
 
 @dataclass(frozen=True, slots=True)

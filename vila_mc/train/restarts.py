@@ -25,6 +25,8 @@ class Outcome:
     code: ExitCode
     cause: str = ""
     """Of a fault or mistake, in one line."""
+    has_output: bool = True
+    """False where another run holds the output, whose history goes on as its own."""
 
 
 class GivenUpError(Exception):
@@ -83,7 +85,8 @@ def start_until_done(
         may_help = outcome.code is ExitCode.FAULT and most > 0 and stop.code is None
         why_not = _why_not(failed_after, most) if may_help and has_time else ""
         is_last = not may_help or not has_time or bool(why_not)
-        ends.record(outcome.code, outcome.cause, is_last=is_last)
+        if outcome.has_output:
+            ends.record(outcome.code, outcome.cause, is_last=is_last)
         if not may_help:
             return outcome.code
         if not has_time:

@@ -11,7 +11,8 @@ from vila_mc.errors import ExitCode
 from vila_mc.processes import STOP_SIGNALS, listened_stop_signals
 from vila_mc.train import stop_signals
 from vila_mc.train.launch import _explain
-from vila_mc.train.rank_status import Ending, Heartbeat
+from vila_mc.train.rank_status import Cause, Ending, Heartbeat
+from vila_mc.train.restarts import Outcome
 from vila_mc.train.stop_signals import StoppedError, StopSignals
 from vila_mc.train.verdict import RankEnd
 
@@ -55,6 +56,14 @@ def test_exit_code_and_line(
     assert printed.out == ""
     assert printed.err.startswith(line)
     assert printed.err.count("\n") == bool(line)
+
+
+@pytest.mark.parametrize("cause", ["user", "held"])
+def test_an_output_of_another_run_is_left_alone(cause: Cause, tmp_path: Path) -> None:
+    said = Ending(0.0, "train.own_output", "", cause, "another run is writing there.")
+    ends = [RankEnd(0, 2, time=1.0, ending=said)]
+    outcome = _explain(ends, stop=StopSignals(), other_machines=False, directory=tmp_path)
+    assert outcome == Outcome(ExitCode.USER_ERROR, said.message, has_output=cause == "user")
 
 
 class _FakeRanks:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny import tiny_run
-from vila_mc.errors import ExitCode, SetupError
+from vila_mc.errors import ExitCode, HeldOutputError, SetupError
 from vila_mc.observe.history import End, read_history
 from vila_mc.train import rank
 from vila_mc.train.rank import LAUNCHED_BY_US, lost_peer, rank_and_world_size
@@ -89,10 +89,13 @@ def test_half_of_a_launcher_is_refused(changes: dict[str, str | None], said: str
         rank_and_world_size(environment)
 
 
-@pytest.mark.parametrize("fails", [True, False])
+HELD = HeldOutputError("another run is writing there.")
+
+
+@pytest.mark.parametrize("failure", [None, SetupError("the disk is gone."), HELD])
 @pytest.mark.parametrize("is_replaced", [True, False])
 def test_under_another_launcher_a_rank_writes_the_end_of_its_own_output_alone(
-    fails: bool, is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: SetupError | None, is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
@@ -101,8 +104,8 @@ def test_under_another_launcher_a_rank_writes_the_end_of_its_own_output_alone(
         if is_replaced:
             output.rename(tmp_path / "elsewhere")
             output.mkdir()
-        if fails:
-            raise SetupError("the disk is gone.")
+        if failure is not None:
+            raise failure
         return ExitCode.REQUEUE
 
     for name, stand_in in (("_train", train), ("end_at_once_when_stopped", lambda: None)):
@@ -111,6 +114,7 @@ def test_under_another_launcher_a_rank_writes_the_end_of_its_own_output_alone(
     for name in (STATUS_DIRECTORY, LAUNCHED_BY_US, "RANK"):
         monkeypatch.delenv(name, raising=False)
     code = rank.train_rank(tiny_run(train={"output": str(output)}))
-    assert code == (ExitCode.USER_ERROR if fails else ExitCode.REQUEUE)
+    assert code == (ExitCode.USER_ERROR if failure else ExitCode.REQUEUE)
     ends = [(end.code, end.cause) for end in read_history(output) if isinstance(end, End)]
-    assert ends == ([] if is_replaced else [(code, "the disk is gone." if fails else "")])
+    is_ours = not is_replaced and failure is not HELD
+    assert ends == ([(code, str(failure or ""))] if is_ours else [])

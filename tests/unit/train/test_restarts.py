@@ -86,6 +86,14 @@ def test_pauses_double_up_to_five_minutes(tmp_path: Path, monkeypatch: pytest.Mo
     assert pauses == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
 
 
+def test_nothing_is_written_where_another_run_is(tmp_path: Path) -> None:
+    outcome = Outcome(ExitCode.USER_ERROR, "another run is writing there.", has_output=False)
+    with StopSignals() as stop:
+        code = start_until_done(lambda *_: outcome, tmp_path, most=1, stop=stop, deadline=math.inf)
+    assert code is ExitCode.USER_ERROR
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGUSR1, ExitCode.REQUEUE)],
