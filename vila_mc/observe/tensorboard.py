@@ -15,14 +15,14 @@ class TensorBoardLog:
     Args:
         directory: the run's output.
         after_step: a resumed run's last step; TensorBoard then shows no later ones of the run that
-            died.
+            died, which may not have come to its first checkpoint.
     """
 
     def __init__(self, directory: Path, after_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
-            str(directory / TENSORBOARD_NAME), purge_step=after_step + 1 if after_step else None
+            str(directory / TENSORBOARD_NAME), purge_step=after_step + 1
         )
 
     def start(self, record: StartRecord) -> None:

@@ -53,7 +53,8 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs vila_mc[observe]")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for after_step, steps in ((0, (1, 2, 3)), (1, (2,))):  # the second goes on after the first
+    died, again, resumed = (0, (1, 2, 3)), (0, (1, 2, 3)), (1, (2,))
+    for after_step, steps in (died, again, resumed):
         log = TensorBoardLog(tmp_path, after_step)
         log.start(start_record(step=after_step))
         for step in steps:
