@@ -110,8 +110,10 @@ def run_rank(work: Callable[[], ExitCode], ended: Callable[[ExitCode, str], None
             _report("lost", lost, status, error)
             ended(ExitCode.FAULT, str(lost))
             return ExitCode.FAULT
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
         if status is not None:
-            status.end("fault", f"{type(error).__name__}: {error}".splitlines()[0], error)
+            status.end("fault", cause, error)
+        ended(ExitCode.FAULT, cause)
         raise
 
 
