@@ -18,14 +18,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from vila_mc.errors import ExitCode
 from vila_mc.files import identity_of
-from vila_mc.foreign_files import read_foreign
+from vila_mc.foreign_files import open_foreign
 from vila_mc.observe.record import StartRecord
 from vila_mc.processes import RESTARTS_OF_TORCHRUN
 
 HISTORY_NAME = "history.jsonl"
 RESTART = "VILA_MC_RESTART"
 """Environment variable: how often our launcher has started this run again by itself."""
-_LARGEST_BYTES = 2**26
+_END_BYTES = 2**26
+"""Of the file that are read: some ten thousand starts."""
 _LONGEST_CAUSE = 500
 
 
@@ -90,11 +91,16 @@ class Ends:
 def read_history(output: Path) -> list[StartRecord | End]:
     """All of it, in order; none where there is no file. What is not whole is passed over.
 
+    Of a history without end, such as that of a job which a scheduler has started every minute for
+    weeks, only what is last.
+
     Raises:
-        ForeignFileError: it is no file, or larger than any.
+        ForeignFileError: it is no file.
     """
     try:
-        content = read_foreign(output / HISTORY_NAME, _LARGEST_BYTES)
+        with open_foreign(output / HISTORY_NAME) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
+            content = file.read(_END_BYTES)
     except OSError:
         return []
     events: list[StartRecord | End] = []

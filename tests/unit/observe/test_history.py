@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.records import start_record
 from vila_mc.errors import ExitCode
+from vila_mc.observe import history
 from vila_mc.observe.history import (
     HISTORY_NAME,
     End,
@@ -16,6 +17,7 @@ from vila_mc.observe.history import (
     restarts_before,
     restarts_of,
 )
+from vila_mc.observe.record import StartRecord
 
 START = start_record(step=4, restart=1)
 
@@ -52,6 +54,16 @@ def test_an_output_that_is_gone_is_no_fault(tmp_path: Path) -> None:
     (tmp_path / HISTORY_NAME).symlink_to(tmp_path / "elsewhere")
     Ends(tmp_path).record(ExitCode.OK)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_of_a_long_history_the_end_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(20):
+        record_start(tmp_path, start_record(step=step))
+    size = (tmp_path / HISTORY_NAME).stat().st_size
+    monkeypatch.setattr(history, "_END_BYTES", size // 2)
+    steps = [event.step for event in read_history(tmp_path) if isinstance(event, StartRecord)]
+    assert steps == list(range(20 - len(steps), 20))
+    assert 8 <= len(steps) <= 10
 
 
 def test_a_cause_is_bounded(tmp_path: Path) -> None:
