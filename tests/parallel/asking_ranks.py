@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vila_mc.commands import ask, evaluate
+from vila_mc.commands import ask, chat, evaluate
 from vila_mc.processes import STORE_FILE
 
-_MAINS = {"ask": ask.main, "evaluate": evaluate.main}
+_MAINS = {"ask": ask.main, "chat": chat.main, "evaluate": evaluate.main}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vila_mc.evaluation.sharing import Sharing
 from vila_mc.evaluation.tasks.kept_answers import KeptAnswers
 from vila_mc.files import unfinished_path
 
-POPE, QUESTIONS, CONVERSATION = "pope", "questions", "conversation"
+POPE, QUESTIONS, CONVERSATION, CHAT = "pope", "questions", "conversation", "chat"
 RESUMED, SPLIT, DIFFERENT, UNEVEN = "resumed", "split", "different", "uneven"
 EQUAL_TO = {POPE: POPE, QUESTIONS: QUESTIONS, RESUMED: POPE, SPLIT: POPE}
 """What two ranks do, and which file of one rank theirs must be."""
@@ -72,6 +72,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     begun = "".join(kept[: 1 + NUM_KEPT]) + '{"id": "half'
     unfinished_path(folder / "two" / f"{RESUMED}.jsonl").write_text(begun)
     together = commands("two") | {
+        CHAT: Command("chat", (str(askable.model()), "--max-new-tokens", "6"), LINES),
         RESUMED: evaluate("two", RESUMED, *pope),
         SPLIT: evaluate("two", SPLIT, *pope, "--tensor", 2),
         DIFFERENT: evaluate("two", DIFFERENT, *pope, "--limit", "{rank}1"),
@@ -97,8 +98,9 @@ def test_the_answers_of_two_ranks_are_those_of_one(name: str, found: Found) -> N
     assert len(said) > 1  # or it would prove nothing
 
 
-def test_ranks_hold_a_conversation_with_one_person(found: Found) -> None:
-    first, second = found.shared[CONVERSATION]
+@pytest.mark.parametrize("name", [CONVERSATION, CHAT])
+def test_ranks_hold_a_conversation_with_one_person(name: str, found: Found) -> None:
+    first, second = found.shared[name]
     assert first.out == found.alone[CONVERSATION].out
     assert len(first.out.splitlines()) == 3
     assert (first.code, second.code, second.out) == (0, 0, "")

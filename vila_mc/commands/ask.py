@@ -11,16 +11,13 @@ from pydantic import PositiveInt
 
 from vila_mc.commands.asking import asked_model
 from vila_mc.commands.command import Job, run_job
-from vila_mc.commands.conversing import answer, converse, require_files
-from vila_mc.commands.on_ranks import Shared, SharedAskingOptions, on_ranks
+from vila_mc.commands.conversing import answer, converse, require_files, with_one_copy
+from vila_mc.commands.on_ranks import SharedAskingOptions
 from vila_mc.config.options import Argument
 from vila_mc.errors import run_cli
-from vila_mc.train.sayings import Sayings
 
 if TYPE_CHECKING:
     from vila_mc.train.faults import StopRequest
-
-_SAYINGS = Sayings(stopping="", stopped="", before_work="interrupted", kept="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +45,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def _start(given: Sequence[str], options: AskOptions) -> int:
     require_files(options.image)
-    # One question at a time: all ranks hold one copy of the model.
-    shared = Shared("vila_mc.commands.ask", given, None, _SAYINGS)
-    return on_ranks(options, shared, partial(_ask, options))
+    return with_one_copy("vila_mc.commands.ask", given, options, partial(_ask, options))
 
 
 def _ask(options: AskOptions, tensor: int, stop: "StopRequest | None") -> int:

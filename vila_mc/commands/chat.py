@@ -1,22 +1,28 @@
 """``vila-mc chat``: a conversation with a model, in the terminal or over HTTP."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import PositiveInt
 
-from vila_mc.commands.asking import AskingOptions, asked_model, warn
+from vila_mc.commands.asking import asked_model, warn
 from vila_mc.commands.command import Job, refuse_unused, run_job
-from vila_mc.commands.conversing import converse, require_files
+from vila_mc.commands.conversing import converse, require_files, with_one_copy
+from vila_mc.commands.on_ranks import SharedAskingOptions
 from vila_mc.config.options import Argument
 from vila_mc.errors import ConfigError, SetupError, run_cli, say
 
+if TYPE_CHECKING:
+    from vila_mc.train.faults import StopRequest
+
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions(AskingOptions):
+class ChatOptions(SharedAskingOptions):
     """Converse with a trained model about images.
 
     A line is a question. /image FILE, or a file dropped on the terminal, shows the next question
@@ -41,23 +47,29 @@ class ChatOptions(AskingOptions):
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse and converse. Raises VilaError."""
-    return run_job(Job(ChatOptions, _chat), arguments, prog)
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_job(Job(ChatOptions, partial(_start, given)), given, prog)
 
 
-def _chat(options: ChatOptions) -> int:
-    from vila_mc.evaluation.conversation import Conversation
-
+def _start(given: Sequence[str], options: ChatOptions) -> int:
     if options.serve is not None:
         return _serve(options, options.serve)
     refuse_unused(options, ["name"], "nothing is served without --serve")
     require_files(options.image)
-    with asked_model(options) as asked:
+    return with_one_copy("vila_mc.commands.chat", given, options, partial(_chat, options))
+
+
+def _chat(options: ChatOptions, tensor: int, stop: "StopRequest | None") -> int:
+    from vila_mc.evaluation.conversation import Conversation
+
+    with asked_model(options, tensor) as asked:
         converse(Conversation(asked, options.max_new_tokens, options.choice()), options.image)
     return 0
 
 
 def _serve(options: ChatOptions, where: str) -> int:
     refuse_unused(options, ["image"], "every request brings its own images")
+    refuse_unused(options, ["ranks"], "a served model is held by one process")
     if options.beams > 1:
         raise ConfigError("--beams is given, but served words are sent as they come. Leave it out.")
     try:

@@ -3,24 +3,39 @@
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from vila_mc.commands.asking import warn
+from vila_mc.commands.on_ranks import Shared, SharedAskingOptions, on_ranks
 from vila_mc.errors import DataError, VilaError, say
+from vila_mc.train.sayings import Sayings
 
 if TYPE_CHECKING:
     from vila_mc.evaluation.conversation import Conversation
+    from vila_mc.train.faults import StopRequest
 
+_SAYINGS = Sayings(stopping="", stopped="", before_work="interrupted", kept="")
 _NEW, _IMAGE, _QUIT = "/new", "/image", "/quit"
 _COMMAND = re.compile("/[a-z]+")
 _HELP = (
     f"A line is a question. {_IMAGE} FILE, or a file dropped here, shows the next question one "
     f"more image, {_NEW} starts a new conversation, {_QUIT} or Ctrl-D ends. Ctrl-C ends an answer."
 )
+
+
+def with_one_copy(
+    module: str,
+    given: Sequence[str],
+    options: SharedAskingOptions,
+    work: "Callable[[int, StopRequest | None], int]",
+) -> int:
+    """Do the work on the ranks that the options name, which hold one copy of the model together,
+    as there is one question at a time. See ``on_ranks``. Raises VilaError."""
+    return on_ranks(options, Shared(module, given, None, _SAYINGS), work)
 
 
 def answer(conversation: "Conversation", question: str, images: Sequence[Path]) -> None:

@@ -55,8 +55,8 @@ class _Group:
     prompt_tokens: list[int]
     speeches: list[Speech]
     answering: Answering
-    positions: int
-    """That all of them may take together."""
+    capacity: int
+    """Positions that each of them may take."""
 
 
 class Engine:
@@ -134,24 +134,23 @@ class Engine:
     def _admit(self) -> None:
         """Begin to answer those that waited, as many as there is room for."""
         room = self._limits.answers - sum(len(group.answering.going) for group in self._groups)
-        free = self._limits.fills * self._asked.positions() - sum(
-            group.positions for group in self._groups
-        )
+        held = sum(len(group.answering.going) * group.capacity for group in self._groups)
+        free = self._limits.fills * self._asked.positions() - held
         begun: list[tuple[Ticket, Continuation, int]] = []
-        longest = positions = 0
+        capacity = 0
         while self._waiting and len(begun) < room:
             ticket = self._waiting[0]
             self._prepare(ticket)
             if ticket.prepared is not None:
                 continuation, taken = ticket.prepared
-                longest = max(longest, taken + continuation.max_new_tokens)
-                if longest * (len(begun) + 1) > free and (begun or self._groups):
+                needed = max(capacity, taken + continuation.max_new_tokens)
+                if needed * (len(begun) + 1) > free and (begun or self._groups):
                     break
                 begun.append((ticket, continuation, taken))
-                positions = longest * len(begun)
+                capacity = needed
             self._waiting.popleft()
         if begun:
-            self._begin(begun, positions)
+            self._begin(begun, capacity)
 
     def _prepare(self, ticket: Ticket) -> None:
         """Read the prompt of a request, once, unless nobody waits for it or it cannot be used."""
@@ -187,7 +186,7 @@ class Engine:
             continuation = Continuation(pieces, count, end, request.choice)
             ticket.prepared = continuation, asked.positions() - room
 
-    def _begin(self, begun: list[tuple[Ticket, Continuation, int]], positions: int) -> None:
+    def _begin(self, begun: list[tuple[Ticket, Continuation, int]], capacity: int) -> None:
         tickets, continuations = [one[0] for one in begun], [one[1] for one in begun]
         try:
             answering = Answering(self._asked.model, continuations)
@@ -196,7 +195,7 @@ class Engine:
             return
         speeches = [Speech(one.end) for one in continuations]
         counts = [one[2] for one in begun]
-        self._groups.append(_Group(tickets, continuations, counts, speeches, answering, positions))
+        self._groups.append(_Group(tickets, continuations, counts, speeches, answering, capacity))
 
     def _step(self, group: _Group) -> None:
         for row in [*group.answering.going]:

@@ -17,6 +17,8 @@ from vila_mc.serving.refusal import RefusedError
 _SYSTEM = ("system", "developer")
 _KNOWN = ("role", "content", "name")
 """Keys of a message; a name changes nothing. Others may be there, but empty."""
+_OF_IMAGE = {"url", "detail"}
+"""Of an image; it is seen as in training, whatever detail is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ class _Reader:
 
     def _image(self, given: Any, where: str) -> RawImage:
         url = given.get("url") if isinstance(given, dict) else given
+        if isinstance(given, dict) and (unknown := given.keys() - _OF_IMAGE):
+            raise RefusedError(f"{min(unknown)[:40]!r} of an image is not known here", param=where)
         if not isinstance(url, str) or not url.startswith("data:"):
             raise RefusedError(
                 "an image must be a data: URL in base64; this server opens no addresses and no "

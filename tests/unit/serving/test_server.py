@@ -251,7 +251,7 @@ def talk(*roles: str) -> dict[str, Any]:
 
 
 def shown(url: Any) -> dict[str, Any]:
-    part = {"type": "image_url", "image_url": {"url": url}}
+    part = {"type": "image_url", "image_url": url if isinstance(url, dict) else {"url": url}}
     return {"messages": [{"role": "user", "content": [part]}]}
 
 
@@ -274,6 +274,7 @@ def shown(url: Any) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": "<image>"}]}, 400, "1 <image> markers but 0"),
         (shown("https://a.b/cat.png"), 400, "this server opens no addresses"),
         (shown("file:///etc/passwd"), 400, "this server opens no addresses"),
+        (shown({"url": "data:", "max_pixels": 9}), 400, "'max_pixels' of an image is not known"),
         (shown(None), 400, "must be a data: URL"),
         (shown("data:image/png,abc"), 400, "not in base64"),
         (shown("data:image/png;base64,@"), 400, "not in base64"),
