@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch.distributed as dist
 
@@ -163,8 +162,11 @@ class Journal:
                 tell(sink)
 
     def _write_events(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._tell(partial(Sink.write_event, event=event))
+        def write(sink: Sink) -> None:
+            for event in events:
+                sink.write_event(event)
+
+        self._tell(write)
 
     def _warn_of_no_images(self) -> None:
         if idle := need_images(self.config):
