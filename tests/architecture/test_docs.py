@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked import run_script
+
 ROOT = Path(__file__).resolve().parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "csrc" / "README.md"])
@@ -107,4 +109,5 @@ def test_newcomers_are_led_to_the_glossary(document: str) -> None:
 
 @pytest.mark.parametrize("benchmark", sorted(ROOT.glob("benchmarks/*.py")), ids=name)
 def test_benchmarks_start(benchmark: Path) -> None:
-    help_of(str(benchmark))
+    done = run_script(benchmark, "--help")
+    assert done.code == 0, done.err

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.launching import train
+from tests.support.forked import train
 from tests.support.ranks import run_ranks
 from tests.support.records import without_speed
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints

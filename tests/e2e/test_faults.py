@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from tests.e2e.conftest import LAYOUT
+from tests.support import launching
+from tests.support.forked import train, training
 from tests.support.launching import (
     NUM_STEPS,
     Finished,
@@ -24,8 +26,6 @@ from tests.support.launching import (
     restarts_before_each_start,
     steps_done,
     trace_of,
-    train,
-    training,
     wait_until,
 )
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints
@@ -79,7 +79,7 @@ def test_an_unbroken_run(unbroken: tuple[Finished, Path]) -> None:
 def test_refused_before_launch(
     arguments: tuple[object, ...], parts: tuple[str, ...], recipe: Path, tmp_path: Path
 ) -> None:
-    run = train("--config", recipe, "--train.output", tmp_path / "out", *arguments)
+    run = launching.train("--config", recipe, "--train.output", tmp_path / "out", *arguments)
     _assert_one_error(run, *parts)
     assert run.out == ""
     assert not (tmp_path / "out").exists()
@@ -278,7 +278,7 @@ def test_ranks_end_with_a_killed_launcher(recipe: Path, tmp_path: Path) -> None:
 
 def test_ranks_that_still_start_end_with_a_killed_launcher(recipe: Path, tmp_path: Path) -> None:
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path)
-    with training(*command) as process:
+    with launching.training(*command) as process:
         wait_until(lambda: len(ranks_of(process)) == 2, "two ranks")
         ranks = ranks_of(process)
         try:

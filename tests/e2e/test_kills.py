@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import LAYOUT
+from tests.support.forked import train, training
 from tests.support.launching import (
     Finished,
     finish,
     ranks_of,
     steps_done,
     trace_of,
-    train,
-    training,
     wait_until,
 )
 from tests.support.ranks import ranks_that_may_die

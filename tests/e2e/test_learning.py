@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launching import train, write_recipe
+from tests.support.forked import train
+from tests.support.launching import write_recipe
 from tests.support.ranks import run_ranks
 from tests.support.tiny_data import write_dataset
 from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launching import train, write_recipe
+from tests.support.forked import train
+from tests.support.launching import write_recipe
 from tests.support.tiny_data import write_dataset
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
 

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support import forked
 from tests.support.launching import REPOSITORY, kill_all, python_path, steps_done, wait_until
 from tests.support.ranks import run_ranks
 from tests.support.recipe_smoke import config_of, train, words_of_smoke
@@ -56,18 +57,12 @@ def _environment(more: Mapping[str, object]) -> dict[str, str]:
     return {**os.environ, **threads, **python, **{name: str(value) for name, value in more.items()}}
 
 
-def _smoke(script: str, output: Path, *options: object) -> str:
-    done = subprocess.run(
-        ["bash", script, "--smoke", "--output", str(output), *map(str, options)],
-        cwd=REPOSITORY,
-        env=_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def _smoke(script: str, folder: Path, *options: object) -> str:
+    """What ``script --smoke`` prints of its training; ``folder / "out"`` is its output."""
+    folder.mkdir()
+    done = forked.train(*words_of_smoke(script, folder, *map(str, options)))
+    assert done.code == 0, done.err
+    return done.out
 
 
 @pytest.fixture
@@ -100,9 +95,10 @@ def unused_port() -> int:
 def test_three_phases_the_second_as_a_job(
     slurm: dict[str, object], tmp_path: Path, unused_port: int
 ) -> None:
-    align, pretrain = tmp_path / "align", tmp_path / "pretrain"
-    said = _smoke("examples/align_7b.sh", align)
+    align, pretrain, sft = tmp_path / "align" / "out", tmp_path / "pretrain", tmp_path / "sft"
+    said = _smoke("examples/align_7b.sh", align.parent)
     assert "tensor 1 x pipeline 1 x data 2" in said
+    assert "random weights" in said
 
     paths = dict(MMC4=align / "interleaved", COYO=align / "pairs", PORT=unused_port)
     paths |= dict(TOKENIZER=align / "tokenizer.model", LOAD=align / "checkpoints", OUTPUT=pretrain)
@@ -136,10 +132,10 @@ def test_three_phases_the_second_as_a_job(
     ]
     assert whole_checkpoints(pretrain)
 
-    said = _smoke("examples/sft_7b.sh", tmp_path / "sft", "--load", pretrain)
+    said = _smoke("examples/sft_7b.sh", sft, "--load", pretrain)
     assert "tensor 2 x pipeline 2 x data 1" in said
     assert "random weights" not in said
-    assert whole_checkpoints(tmp_path / "sft" / "checkpoints")
+    assert whole_checkpoints(sft / "out" / "checkpoints")
 
 
 @pytest.mark.slow

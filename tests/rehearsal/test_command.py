@@ -1,14 +1,15 @@
 """The command: every distinct rank of a layout in a process of its own, one verdict."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.rehearsal.small import small_run
+from tests.support import forked, launching
+from tests.support.launching import Finished
 from tests.support.tiny_data import VOCABULARY, write_dataset
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
@@ -18,21 +19,21 @@ from vila_mc.topology.hardware import GPUS
 from vila_mc.topology.layout import Layout
 
 
-def start(run: RunConfig, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def start(
+    run: RunConfig, folder: Path, *options: str, train: Callable[..., Finished] = forked.train
+) -> Finished:
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(run_to_dict(run)), encoding="utf-8")
-    command = [sys.executable, "-m", "vila_mc.commands.train", "--config", str(recipe)]
-    return subprocess.run(
-        [*command, "--rehearse", *options], capture_output=True, text=True, check=False
-    )
+    return train("--config", recipe, "--rehearse", *options)
 
 
 def test_every_coordinate_is_rehearsed_matched_and_fits(tmp_path: Path) -> None:
     run = small_run(parallel={"tensor": 2, "sequence": True, "pipeline": 2})
     file = tmp_path / "rehearsal.json"
-    done = start(run, tmp_path, "--as-ranks", "16", "--json", "--rehearsal", str(file))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    options = ("--as-ranks", "16", "--json", "--rehearsal", str(file))
+    done = start(run, tmp_path, *options, train=launching.train)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
     assert [(r["rank"], r["tensor"], r["pipeline"]) for r in found["ranks"]] == [
         (0, 0, 0),
         (1, 1, 0),
@@ -68,11 +69,11 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     )
     options = ("--as-ranks", "1", "--gpu-memory", "0.5", "--first-steps", "3")
     done = start(run, tmp_path, *options)
-    assert done.returncode == 1, done.stderr
-    assert "stage 0 fits 0.5 GiB: NO" in done.stdout
-    assert "peak of a step" in done.stdout
-    assert "the fullest of the first 3 steps of data.blend (step " in done.stdout
-    assert "nothing to match: the calls of 1 distinct rank" in done.stdout
+    assert done.code == 1, done.err
+    assert "stage 0 fits 0.5 GiB: NO" in done.out
+    assert "peak of a step" in done.out
+    assert "the fullest of the first 3 steps of data.blend (step " in done.out
+    assert "nothing to match: the calls of 1 distinct rank" in done.out
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
 )
 def test_refusals_are_one_line(options: list[str], said: str, tmp_path: Path) -> None:
     done = start(small_run(), tmp_path, *options)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stdout == ""
+    assert done.code == 2, done.err
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+    assert done.out == ""

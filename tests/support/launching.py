@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import yaml
@@ -18,6 +19,24 @@ from vila_mc.observe.record import StartRecord
 
 REPOSITORY = Path(__file__).parents[2]
 NUM_STEPS = 30
+A_BUSY_MACHINE = 300.0
+"""Seconds in which whatever happens at all has happened, also where all else runs beside it."""
+
+
+class Launcher(Protocol):
+    """What tests ask of a command that trains: a ``subprocess.Popen``, or alike."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, or minus the signal that ended it; None while it runs."""
+
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, str]:
+        """What it wrote, at its end. Raises subprocess.TimeoutExpired."""
+
+    def kill(self) -> None:
+        """End it."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +83,28 @@ def python_path() -> str:
 @contextmanager
 def training(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """tools/train.py with ``arguments``; it and its ranks are gone at the end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
     process = subprocess.Popen(
         [sys.executable, "tools/train.py", *map(str, arguments)],
         cwd=REPOSITORY,
-        env=environment,
+        env=command_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    try:
+    with stopping(process):
         yield process
+
+
+def command_environment() -> dict[str, str]:
+    """What a command finds in its environment."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
+
+
+@contextmanager
+def stopping(process: Launcher) -> Iterator[None]:
+    """A launcher and its ranks are gone at the end."""
+    try:
+        yield
     finally:
         left = ranks_of(process)
         process.kill()
@@ -82,9 +112,10 @@ def training(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120.0) -> Finished:
+def finish(process: Launcher, timeout: float = A_BUSY_MACHINE) -> Finished:
     """Wait for a command to end by itself."""
     out, err = process.communicate(timeout=timeout)
+    assert process.returncode is not None
     return Finished(process.returncode, out, err)
 
 
@@ -94,13 +125,13 @@ def train(*arguments: object) -> Finished:
         return finish(process)
 
 
-def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that a launcher has started, by rank."""
+def ranks_of(process: Launcher) -> list[psutil.Process]:
+    """The processes that a launcher has started, by rank, which is how it starts them."""
     try:
         children = psutil.Process(process.pid).children()
     except psutil.NoSuchProcess:
         return []
-    return sorted(children, key=_rank)
+    return sorted(children, key=lambda child: (child.create_time(), child.pid))
 
 
 def kill_all(processes: Sequence[psutil.Process]) -> None:
@@ -128,16 +159,9 @@ def trace_of(output: Path) -> list[tuple[float, ...]]:
     return [tuple(record[name] for name in names) for record in records if "loss" in record]
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 90.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = A_BUSY_MACHINE) -> None:
     """Look every few milliseconds until something is so."""
     ends = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < ends, f"after {timeout:.0f} s, {what} has not happened"
         time.sleep(0.005)
-
-
-def _rank(process: psutil.Process) -> int:
-    try:
-        return int(process.environ().get("RANK", "-1"))
-    except psutil.Error:
-        return -1

@@ -15,8 +15,9 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.support.preload"])
+SERVER = multiprocessing.get_context("forkserver")
+"""Processes that it starts have imported torch and Megatron-Core."""
+SERVER.set_forkserver_preload(["tests.support.preload"])
 
 
 def run_ranks(
@@ -24,7 +25,7 @@ def run_ranks(
     function: Callable[..., Any],
     *arguments: Any,
     timeout: float = 240.0,
-    context: Any = _context,
+    context: Any = SERVER,
     **options: Any,
 ) -> list[Any]:
     """Call ``function(*arguments, **options)`` on ``world_size`` ranks; results by rank.
@@ -68,7 +69,7 @@ def ranks_that_may_die(
     task = partial(function, *arguments)
     with _reserved_port() as port:
         processes: list[BaseProcess] = [
-            _context.Process(target=_exit_with, args=(rank, world_size, port, task), daemon=True)
+            SERVER.Process(target=_exit_with, args=(rank, world_size, port, task), daemon=True)
             for rank in range(world_size)
         ]
         for process in processes:
