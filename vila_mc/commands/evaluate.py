@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 _OF_TASKS = (
-    *("judge", "limit", "shots", "demonstrations", "shots_seed", "form", "ocr", "weigh"),
-    "figures",
+    *("judge", "limit", "prompt", "ocr", "weigh", "figures"),
+    *("shots", "demonstrations", "shots_seed", "form"),
 )
 _FEW_TOKENS = 8
 """Of an answer to a question of one's own."""
@@ -68,6 +68,8 @@ class EvaluateOptions(SharedAskingOptions):
     form: Literal["chat", "flamingo", "text"] | None = None
     """How a prompt is written: turns in the chat template (the default), as open_flamingo does, or,
     of a file of your own and of text tasks, a text to go on with."""
+    prompt: Annotated[str | None, Argument("NAME")] = None
+    """Public code to ask a task as, where two differ: llava (the default) or lmms-eval."""
     ocr: bool = False
     """Name the OCR tokens of an image behind the question, as LLaVA does (textvqa)."""
     weigh: Literal["letters", "texts", "texts_per_character"] | None = None

@@ -59,6 +59,7 @@ def evaluate_task(
         "max_new_tokens": tokens,
         "choice": asdict(choice),
         "shots": asdict(shots),
+        "prompt": options.prompt,
         "ocr": options.ocr,
         "weigh": options.weigh,
     }
@@ -94,9 +95,10 @@ def evaluate_task(
         say(f"{name}: {len(items)} answers are in {options.output}, to be judged elsewhere")
     else:
         figures = judge[1](items, [one["answer"] for one in answers])
-        _say_figures(task.name + _how(shots), judge[0], figures)
+        _say_figures(task.name + _how(task, options.ocr, shots), judge[0], figures)
         if options.figures is not None:
             said = {"task": task.name, "judge": judge[0], "shots": asdict(shots)}
+            said |= {"prompt": task.asked_as, "ocr": options.ocr}
             write_json(options.figures, said | {"figures": [asdict(one) for one in figures]})
     _warn_of_what_is_missing(answers, shots, tokens)
     return 0
@@ -114,10 +116,10 @@ def _require_figures(figures: Path, output: Path, is_judged: bool, name: str) ->
 def _task(options: "EvaluateOptions", name: str) -> "Task":
     """A public task, or the file of one's own. Raises VilaError."""
     from vila_mc.evaluation.tasks.own import OwnTask, own_task
-    from vila_mc.evaluation.tasks.registry import find_task
+    from vila_mc.evaluation.tasks.registry import find_prompt, find_task
 
     if is_own(name):
-        refuse_unused(options, ["ocr"], f"{name} is no public task")
+        refuse_unused(options, ["ocr", "prompt"], f"{name} is no public task")
         file = Path(name)
         require_no_input(options.output, [file])
         return own_task(
@@ -130,7 +132,7 @@ def _task(options: "EvaluateOptions", name: str) -> "Task":
             )
         )
     refuse_unused(options, ["weigh", "images", "follow_links"], f"{name} is a public task")
-    task = find_task(name)
+    task = find_prompt(find_task(name), options.prompt)
     if not options.ocr:
         return task
     if task.with_ocr is None:
@@ -166,11 +168,13 @@ def _shots(options: "EvaluateOptions", task: "Task") -> "Shots":
     return shots
 
 
-def _how(shots: "Shots") -> str:
-    """What to say of demonstrations."""
+def _how(task: "Task", has_ocr: bool, shots: "Shots") -> str:
+    """What to say of the prompts."""
+    how = f", asked as {task.asked_as} does" if task.asked_as else ""
+    how += ", with OCR tokens" if has_ocr else ""
     if not shots.needed:
-        return ""
-    return f", {shots.count}-shot, {shots.drawn} (seed {shots.seed}), as {shots.form}"
+        return how
+    return f"{how}, {shots.count}-shot, {shots.drawn} (seed {shots.seed}), as {shots.form}"
 
 
 def _warn_of_what_is_missing(answers: Sequence["Kept"], shots: "Shots", tokens: int) -> None:

@@ -8,8 +8,8 @@ from vila_mc.errors import ConfigError
 from vila_mc.evaluation.answer_end import AnswerEnd
 from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.conversation import AskedModel
-from vila_mc.evaluation.decoder import encode_prompt
-from vila_mc.evaluation.generate import generate, prompt_positions
+from vila_mc.evaluation.decoder import encode_prompt, encoded_positions
+from vila_mc.evaluation.generate import generate
 from vila_mc.evaluation.likelihood import likelihoods
 from vila_mc.evaluation.sharing import CHARACTERS_A_TOKEN, Sharing
 from vila_mc.evaluation.tasks.demonstrations import NONE, Demonstrations
@@ -20,7 +20,7 @@ from vila_mc.evaluation.tasks.prompts import (
     written,
 )
 from vila_mc.evaluation.tasks.task import Form, Item, Task
-from vila_mc.flow import RawPiece, RawText, TextPiece
+from vila_mc.flow import ImagePiece, Piece, RawImage, RawPiece, RawText, TextPiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,10 @@ def _fitting(
     is_blind = demonstrations.shots.is_blind
     while True:
         pieces = prompt_pieces(asked.template, task, item, shown, form, is_blind=is_blind)
-        taken = prompt_positions(pieces, asked.tokenizer, shape)
+        encoded = encode_prompt(pieces, asked.tokenizer)
+        taken = encoded_positions(encoded, shape)
         if taken + room <= shape.language.max_positions:
-            return _Prompt(item, shown, pieces)
+            return _Prompt(item, shown, _looked_at(pieces, encoded))
         if not shown:
             raise ConfigError(
                 f"question {item.id} of {task.name} takes {taken} positions and its answer {room}, "
@@ -129,6 +130,15 @@ def _fitting(
                 "new tokens, or ask a model with more positions."
             )
         shown = shown[1:]
+
+
+def _looked_at(pieces: Sequence[RawPiece], encoded: Sequence[Piece]) -> tuple[RawPiece, ...]:
+    """The pieces with the sides of their images, which are not decoded for them once more."""
+    sides = iter([piece.sides for piece in encoded if isinstance(piece, ImagePiece)])
+    return tuple(
+        replace(piece, sides=next(sides)) if isinstance(piece, RawImage) else piece
+        for piece in pieces
+    )
 
 
 def _choose(

@@ -85,6 +85,7 @@ def _read_seed(data: Path) -> list[Item]:
         (
             Item(
                 id=str(entry["question_id"]),
+                llava_id=_as_number(str(entry["question_id"])),
                 question=_with_choices(entry["question"], (choices := _seed_choices(entry)), ". ")
                 + LETTER_SUFFIX,
                 images=(images.find(entry["data_id"]),),
@@ -132,12 +133,17 @@ def _mmbench_item(entry: Mapping[str, str]) -> Item:
     asked = f"{hint}\n{entry['question']}" if hint and hint != "nan" else entry["question"]
     return Item(
         id=entry["index"],
+        llava_id=_as_number(entry["index"]),
         question=_with_choices(asked, choices, ". ") + LETTER_SUFFIX,
         images=(RawImage(base64.b64decode(entry["image"], validate=True), entry["index"]),),
         expected=(entry["answer"],) if entry.get("answer") else (),
         category=entry.get("category", ""),
         choices=choices,
     )
+
+
+def _as_number(identity: str) -> int | str:
+    return int(identity) if identity.isdecimal() else identity
 
 
 def _with_choices(question: str, choices: Mapping[str, str], between: str) -> str:

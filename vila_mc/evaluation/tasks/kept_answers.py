@@ -113,7 +113,7 @@ def write_answers(output: Path, model: str, items: Sequence[Item], answers: Sequ
     lines = [
         json.dumps(
             {
-                "question_id": item.id,
+                "question_id": item.id if item.llava_id is None else item.llava_id,
                 "prompt": item.question,
                 "text": kept["answer"],
                 "answer_id": item.id,

@@ -24,6 +24,20 @@ def find_task(name: str) -> Task:
         raise ConfigError(f"{name} is no task. Give one of {', '.join(TASKS)}.") from None
 
 
+def find_prompt(task: Task, name: str | None) -> Task:
+    """The task as a public code asks it. Raises ConfigError: there is no prompt of this name."""
+    if name is None:
+        return task
+    if name not in task.prompts:
+        known = " and ".join(task.prompts)
+        raise ConfigError(
+            f"{task.name} is not asked as {name} does. "
+            + (f"There is {known}." if known else "There is one prompt alone."),
+            option="prompt",
+        )
+    return task.prompts[name]
+
+
 def find_judge(task: Task, name: str | None) -> tuple[str, Judge] | None:
     """A judge and its name; the task's first if none is named.
 

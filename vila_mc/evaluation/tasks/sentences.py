@@ -68,7 +68,12 @@ def _read_vet(data: Path) -> list[Item]:
     images = TaskImages(data, "images")
     return require_some(
         (
-            Item(identity, entry["question"], (images.find(entry["imagename"]),))
+            Item(
+                identity,
+                entry["question"],
+                (images.find(entry["imagename"]),),
+                llava_id=identity.removeprefix("v1_"),  # which LLaVA's script puts in front
+            )
             for identity, entry in read_json(data, "mm-vet.json", _VET).items()
         ),
         data,

@@ -13,6 +13,11 @@ from vila_mc.evaluation.metrics.texts import is_equal
 from vila_mc.evaluation.tasks.files import TaskImages, only_file, read_json, require_some
 from vila_mc.evaluation.tasks.task import WORD_SUFFIX, Item, Judge, Task, judge_each
 
+_UNANSWERABLE_SUFFIX = (
+    "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + WORD_SUFFIX
+)
+"""What LLaVA writes behind VizWiz's questions, and lmms-eval behind OKVQA's, too."""
+
 _Number = int | str
 
 
@@ -84,7 +89,11 @@ _GQA_LIMITS = 4 << 30, 300_000_000
 
 
 def _read_coco_questions(
-    data: Path, questions: str, annotations: str, split: str = "val2014"
+    data: Path,
+    questions: str,
+    annotations: str,
+    split: str = "val2014",
+    suffix: str = WORD_SUFFIX,
 ) -> list[Item]:
     """VQAv2's files, and OKVQA's of the same form."""
     images = TaskImages(data, split)
@@ -99,7 +108,8 @@ def _read_coco_questions(
         (
             Item(
                 id=identity,
-                question=entry["question"] + WORD_SUFFIX,
+                llava_id=entry["question_id"],
+                question=entry["question"] + suffix,
                 words=entry["question"],
                 images=(images.find(f"COCO_{split}_{entry['image_id']:012}.jpg"),),
                 expected=tuple(said["answer"] for said in known[identity]["answers"]),
@@ -112,7 +122,9 @@ def _read_coco_questions(
     )
 
 
-def _read_text_vqa(data: Path, split: str = "val", *, with_ocr: bool = False) -> list[Item]:
+def _read_text_vqa(
+    data: Path, split: str = "val", *, with_ocr: bool = False, is_capitalized: bool = False
+) -> list[Item]:
     images = TaskImages(data, "train_images", "train_val_images")
     entries = read_json(data, f"TextVQA_0.5.1_{split}.json", _TEXT_VQA)["data"]
     seen = _ocr_lines(data, split) if with_ocr else {}
@@ -123,11 +135,12 @@ def _read_text_vqa(data: Path, split: str = "val", *, with_ocr: bool = False) ->
                 f"{data / _ocr_file(split)} has no OCR tokens of image {entry['image_id']}. Give "
                 "the file as it was released."
             )
-        # LLaVA asks it as it is, lmms-eval with one capital and the rest in small letters.
-        words = entry["question"] + seen.get(entry["image_id"], "")
+        words = entry["question"].capitalize() if is_capitalized else entry["question"]
+        words += seen.get(entry["image_id"], "")
         found.append(
             Item(
                 id=str(entry["question_id"]),
+                llava_id=entry["image_id"],
                 question=words + WORD_SUFFIX,
                 words=words,
                 images=(images.find(f"{entry['image_id']}.jpg"),),
@@ -151,12 +164,11 @@ def _ocr_lines(data: Path, split: str) -> dict[str, str]:
 
 def _read_viz_wiz(data: Path, split: str = "val") -> list[Item]:
     images = TaskImages(data, split)
-    unanswerable = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
     return require_some(
         (
             Item(
                 id=entry["image"],
-                question=entry["question"] + unanswerable + WORD_SUFFIX,
+                question=entry["question"] + _UNANSWERABLE_SUFFIX,
                 words=entry["question"],
                 images=(images.find(entry["image"]),),
                 expected=tuple(said["answer"] for said in entry["answers"]),
@@ -202,15 +214,44 @@ _OKVQA = partial(
     questions="OpenEnded_*{}_questions.json",
     annotations="mscoco_{}_annotations.json",
 )
-_TEXTVQA = Task(
-    "textvqa",
-    "TextVQA_0.5.1_val.json, train_images/",
-    _read_text_vqa,
-    _LMMS_EVAL,
+_OKVQA_TASK = Task(
+    "okvqa",
+    "OpenEnded_mscoco_val2014_questions.json, mscoco_val2014_annotations.json, val2014/",
+    _OKVQA,
+    _LMMS_EVAL | {"official": _by_form("official")},
     max_new_tokens=16,
-    released=(5_000,),
-    shown=partial(_read_text_vqa, split="train"),
+    released=(5_046,),
+    shown=partial(_OKVQA, split="train2014"),
 )
+
+
+def _text_vqa(*, is_capitalized: bool) -> Task:
+    """With the questions as they are, as LLaVA has them; or with one capital, in front."""
+    read = partial(_read_text_vqa, is_capitalized=is_capitalized)
+    task = Task(
+        "textvqa",
+        "TextVQA_0.5.1_val.json, train_images/",
+        read,
+        _LMMS_EVAL,
+        max_new_tokens=16,
+        released=(5_000,),
+        shown=partial(read, split="train"),
+    )
+    seeing = partial(read, with_ocr=True)
+    return replace(task, with_ocr=replace(task, read=seeing, shown=partial(seeing, split="train")))
+
+
+def _with_prompts(llava: Task, lmms_eval: Task) -> Task:
+    prompts = {
+        name: replace(
+            task,
+            asked_as=name,
+            with_ocr=task.with_ocr and replace(task.with_ocr, asked_as=name),
+        )
+        for name, task in (("llava", llava), ("lmms-eval", lmms_eval))
+    }
+    return replace(prompts["llava"], prompts=prompts)
+
 
 TASKS = (
     Task(
@@ -222,23 +263,15 @@ TASKS = (
         released=(214_354,),
         shown=partial(_VQAV2, split="train2014"),
     ),
-    Task(
-        "okvqa",
-        "OpenEnded_mscoco_val2014_questions.json, mscoco_val2014_annotations.json, val2014/",
-        _OKVQA,
-        _LMMS_EVAL | {"official": _by_form("official")},
-        max_new_tokens=16,
-        released=(5_046,),
-        shown=partial(_OKVQA, split="train2014"),
-    ),
-    replace(
-        _TEXTVQA,
-        with_ocr=replace(
-            _TEXTVQA,
-            read=partial(_read_text_vqa, with_ocr=True),
-            shown=partial(_read_text_vqa, split="train", with_ocr=True),
+    _with_prompts(
+        _OKVQA_TASK,
+        replace(
+            _OKVQA_TASK,
+            read=partial(_OKVQA, suffix=_UNANSWERABLE_SUFFIX),
+            shown=partial(_OKVQA, suffix=_UNANSWERABLE_SUFFIX, split="train2014"),
         ),
     ),
+    _with_prompts(_text_vqa(is_capitalized=False), _text_vqa(is_capitalized=True)),
     Task(
         "vizwiz",
         "val.json, val/",

@@ -36,6 +36,8 @@ class Item:
     """Letter -> text, in order."""
     words: str = ""
     """The question without how to answer it; none where a picture is to be described."""
+    llava_id: int | str | None = None
+    """What LLaVA's scripts call it, where that is not ``id``."""
     group: str = ""
     """What the items that are shown with it have in common; none where all may be."""
 
@@ -88,17 +90,27 @@ class Task:
     """Reads the items of the training split, which demonstrations are drawn from."""
     with_ocr: "Task | None" = None
     """The same with the OCR tokens of an image behind the question."""
+    asked_as: str = ""
+    """Public code whose prompt it is, where there are several."""
+    prompts: Mapping[str, "Task"] = field(default_factory=dict)
+    """The same by the name of the public code whose prompt it is; the first is the default."""
 
 
 def mean_of(name: str, scores: Sequence[float], scale: float = 100.0) -> Figure:
-    """A mean with its confidence interval (normal approximation; none for a single item)."""
-    mean = fmean(scores)
-    if len(scores) < 2:
-        return Figure(name, scale * mean, len(scores))
-    spread = 1.96 * pstdev(scores) / math.sqrt(len(scores) - 1)
-    return Figure(
-        name, scale * mean, len(scores), (scale * (mean - spread), scale * (mean + spread))
-    )
+    """A mean with its confidence interval; none for a single item.
+
+    The interval is that of a normal distribution; where all are right or all are wrong, which would
+    leave none, Wilson's.
+    """
+    mean, number = fmean(scores), len(scores)
+    if number < 2:
+        return Figure(name, scale * mean, number)
+    spread = 1.96 * pstdev(scores) / math.sqrt(number - 1)
+    interval = (scale * (mean - spread), scale * (mean + spread))
+    if not spread and mean in (0, 1):
+        least = number / (number + 1.96**2)
+        interval = (scale * least, scale) if mean else (0.0, scale * (1 - least))
+    return Figure(name, scale * mean, number, interval)
 
 
 def judge_each(score: Callable[[Item, str], float], name: str = "accuracy") -> Judge:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.support.released_tasks import RELEASED
 from vila_mc.errors import ConfigError, DataError
-from vila_mc.evaluation.tasks.registry import TASKS, find_judge, find_task
+from vila_mc.evaluation.tasks.kept_answers import Kept, write_answers
+from vila_mc.evaluation.tasks.registry import TASKS, find_judge, find_prompt, find_task
 from vila_mc.evaluation.tasks.task import Item, mean_of
 
 WORD = "\nAnswer the question using a single word or phrase."
@@ -136,7 +137,46 @@ def test_the_interval_of_a_mean() -> None:
     assert mean_of("x", [1.0]).interval is None
 
 
+@pytest.mark.parametrize(("right", "low", "high"), [(1.0, 83.9, 100.0), (0.0, 0.0, 16.1)])
+def test_all_right_is_not_certain(right: float, low: float, high: float) -> None:
+    interval = mean_of("x", [right] * 20).interval
+    assert interval == pytest.approx((low, high), abs=0.05)  # 20 / (20 + 1.96^2)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "asked"),
+    [
+        ("okvqa", "llava", "What is 0?" + WORD),
+        ("okvqa", "lmms-eval", "What is 0?" + UNANSWERABLE + WORD),
+        ("textvqa", "llava", "what brand?" + WORD),
+        ("textvqa", "lmms-eval", "What brand?" + WORD),
+    ],
+)
+def test_prompts_of_two_public_codes(name: str, prompt: str, asked: str, tmp_path: Path) -> None:
+    RELEASED[name](tmp_path)
+    task = find_prompt(find_task(name), prompt)
+    assert task.read(tmp_path)[0].question == asked
+    assert task.asked_as == prompt
+    with pytest.raises(ConfigError, match=f"{name} is not asked as x does. There is llava and lm"):
+        find_prompt(find_task(name), "x")
+
+
+IDS = dict(vqav2=0, textvqa="ab", mmbench=241, seed=101669, mmvet="0", gqa="201307251", vizwiz=None)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_answers_have_the_ids_of_llava(name: str, tmp_path: Path) -> None:
+    """Whose scripts look them up: numbers as numbers, TextVQA's by the image."""
+    item = read(name, tmp_path)[0]
+    kept = Kept(id=item.id, answer="x", is_cut=False, prompt="", demonstrations=[])
+    write_answers(tmp_path / "answers.jsonl", "m", [item], [kept])
+    record = json.loads((tmp_path / "answers.jsonl").read_text())
+    assert record["question_id"] == (item.id if IDS[name] is None else IDS[name])
+
+
 def test_what_there_is_not_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"gqa is not asked as llava does\. There is one prompt"):
+        find_prompt(TASKS["gqa"], "llava")
     with pytest.raises(ConfigError, match=r"vqa is no task\. Give one of vqav2, okvqa"):
         find_task("vqa")
     with pytest.raises(ConfigError, match=r"gqa is not judged as llava does\. There is lmms-eval"):
