@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vila_mc.commands.asking import asked_model, warn
 from vila_mc.commands.command import refuse_unused, require_no_input
@@ -16,6 +16,7 @@ from vila_mc.table import aligned
 
 if TYPE_CHECKING:
     from vila_mc.commands.evaluate import EvaluateOptions
+    from vila_mc.evaluation.choice import Choice
     from vila_mc.evaluation.tasks.asking import Answered
     from vila_mc.evaluation.tasks.demonstrations import Shots
     from vila_mc.evaluation.tasks.kept_answers import Kept, KeptAnswers
@@ -51,18 +52,7 @@ def evaluate_task(
     tokens = options.max_new_tokens or task.max_new_tokens
     options.output.parent.mkdir(parents=True, exist_ok=True)
     choice = options.choice()
-    asked = {
-        "checkpoint": str(_identity(options.checkpoint)),
-        "template": options.template,
-        "tokenizer": str(options.tokenizer),
-        "task": _content(name) if is_own(name) else name,
-        "max_new_tokens": tokens,
-        "choice": asdict(choice),
-        "shots": asdict(shots),
-        "prompt": options.prompt,
-        "ocr": options.ocr,
-        "weigh": options.weigh,
-    }
+    asked = _follow_from(options, name, tokens, choice, shots)
     kept = KeptAnswers(options.output, asked, is_writer=is_first_rank())
     missing = [item for item in items if item.id not in kept.answers]
     if len(missing) < len(items):
@@ -111,6 +101,24 @@ def _require_figures(figures: Path, output: Path, is_judged: bool, name: str) ->
     if figures.absolute() == output.absolute():
         raise ConfigError("figures is output. Name another file.", option="figures")
     figures.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
+
+
+def _follow_from(
+    options: "EvaluateOptions", name: str, tokens: int, choice: "Choice", shots: "Shots"
+) -> dict[str, Any]:
+    """What answers follow from: those of anything else are not gone on with."""
+    return {
+        "checkpoint": str(_identity(options.checkpoint)),
+        "template": options.template,
+        "tokenizer": str(options.tokenizer),
+        "task": _content(name) if is_own(name) else name,
+        "max_new_tokens": tokens,
+        "choice": asdict(choice),
+        "shots": asdict(shots),
+        "prompt": options.prompt,
+        "ocr": options.ocr,
+        "weigh": options.weigh,
+    }
 
 
 def _task(options: "EvaluateOptions", name: str) -> "Task":
