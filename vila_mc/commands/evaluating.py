@@ -87,9 +87,7 @@ def evaluate_task(
         figures = judge[1](items, [one["answer"] for one in answers])
         _say_figures(task.name + _how(task, options.ocr, shots), judge[0], figures)
         if options.figures is not None:
-            said = {"task": task.name, "judge": judge[0], "shots": asdict(shots)}
-            said |= {"prompt": task.asked_as, "ocr": options.ocr}
-            write_json(options.figures, said | {"figures": [asdict(one) for one in figures]})
+            _write_figures(options.figures, task, judge[0], shots, figures)
     _warn_of_what_is_missing(answers, shots, tokens)
     return 0
 
@@ -227,6 +225,20 @@ def _collect(
         ) from None
     finally:
         keep()
+
+
+def _write_figures(
+    file: Path, task: "Task", judge: str, shots: "Shots", figures: Sequence["Figure"]
+) -> None:
+    """What is said, as JSON."""
+    content = {
+        "task": task.name,
+        "prompt": task.asked_as,
+        "judge": judge,
+        "shots": asdict(shots),
+        "figures": [asdict(one) for one in figures],
+    }
+    write_json(file, content)
 
 
 def _say_figures(task: str, judge: str, figures: Sequence["Figure"]) -> None:
