@@ -1,6 +1,6 @@
 # Every target sets .venv up first if need be. CI runs the same targets.
 PYTHON_BIN := .venv/bin
-SCRIPTS := $(wildcard tests/*.sh tools/*.sh tools/setup/*.sh examples/*.sh examples/recipe/*.sh examples/slurm/*)
+SCRIPTS := $(wildcard tests/*.sh tools/*.sh tools/setup/*.sh examples/*.sh examples/atlas/*.sh examples/recipe/*.sh examples/slurm/*)
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: setup fix check test parity e2e bench docs lock

@@ -283,6 +283,24 @@ def test_a_registry_that_cannot_be_had_is_named(
     assert "\n" not in str(raised.value)
 
 
+def test_another_release_of_debian_has_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atlas_packages, "PACKAGES", (MAPS,))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name, does in (
+        ("apt-get", 'case "$*" in *=4:*) exit 100;; *) echo 9 > kgeography-data_9_all.deb;; esac'),
+        ("dpkg-deb", 'cp "$2" "$3"/content'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    found = fetch(tmp_path / "packages")[MAPS.name]
+    assert (found.file, found.is_pinned) == ("kgeography-data_9_all.deb", False)
+    assert (found.folder / "content").read_text() == "9\n"
+    (tmp_path / "apt-get").unlink()
+    assert fetch(tmp_path / "packages")[MAPS.name] == found  # nothing is fetched twice
+
+
 def test_files_put_there_by_hand_are_taken_and_others_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
