@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from atlas import corpora
 from atlas.drawing import Rasterize
 from atlas.packages import COUNTRIES, RENDERER, fetch, sources_page
-from atlas.pictures import Draw, Picture, by_country, write_pictures
+from atlas.pictures import Draw, Picture, by_country, write_cards, write_pictures
 from atlas.questions import Task, tasks
 from atlas.report import report_page
 from atlas.world import SMALL, Size, World, read_world
@@ -92,7 +92,8 @@ def build(options: BuildOptions) -> int:
 def write_world(
     world: World, size: Size, output: Path, packages: Mapping[str, Path], rasterize: Rasterize
 ) -> list[Picture]:
-    """Write the pictures and every raw file; returns all pictures, those of questions among them.
+    """Write the pictures and every raw file; returns all pictures but those of
+    letters alone, those of questions among them.
 
     Raises:
         DataError: a package is not what it should be.
@@ -100,11 +101,12 @@ def write_world(
     """
     draw = Draw(world, size, packages[COUNTRIES.name], rasterize)
     pictures = write_pictures(draw, output / "pictures")
+    cards = write_cards(draw, output / "pictures")
     shown = [picture for picture in pictures if not picture.is_test]
     raw = output / "raw"
     raw.mkdir()
     write_lines(raw / "text.jsonl", corpora.texts(world, size))
-    write_lines(raw / "sight.jsonl", corpora.sight(world, shown))
+    write_lines(raw / "sight.jsonl", corpora.sight(world, shown, cards))
     write_lines(raw / "pairs.jsonl", corpora.pairs(world, shown))
     documents = corpora.interleaved(world, by_country(shown), size)
     write_lines(raw / "interleaved.jsonl", documents)

@@ -35,8 +35,10 @@ def texts(world: World, size: Size) -> Iterator[Record]:
         yield {"text": row}
 
 
-def sight(world: World, pictures: Sequence[Picture]) -> Iterator[Record]:
-    """Pictures with all that can be seen on them, for the vision tower."""
+def sight(world: World, pictures: Sequence[Picture], cards: Mapping[str, str]) -> Iterator[Record]:
+    """Pictures with all that can be seen on them, for the vision tower; cards with their letter."""
+    for name, letter in cards.items():
+        yield {"image": name, "caption": f"card, {letter}"}
     for picture in pictures:
         seen = sentences.sight(picture, world.countries[picture.country].continent)
         yield {"image": picture.name, "caption": seen}

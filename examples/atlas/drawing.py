@@ -16,9 +16,9 @@ SEA, LAND, MARKED, INK, PAPER = "#dfe9f2", "#b9b9a8", "#c82014", "#101010", "#ff
 OUTLINE = "#1f5f43"
 WORLD = (-180.0, 180.0, -58.0, 84.0)
 """Least and greatest longitude and latitude of the world map."""
-LETTERS = "ACEHKLNPSTXZ"
+LETTERS = "ACHLSTXZ"
 """What is written on maps. Chosen to differ in more than one stroke."""
-LABEL = 1 / 5
+LABEL = 1 / 4
 """Side of a label, as a share of the map's."""
 COLOURS = {
     "red": (206, 17, 38),
@@ -128,24 +128,33 @@ def draw_region_map(path: Path, size: int) -> Image.Image:
         return picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
 
 
-def write_letter(picture: Image.Image, letter: str, at: tuple[float, float]) -> Image.Image:
-    """A letter on a white label. Its height is a seventh of the picture's: it can be read at 48
-    pixels, and hardly at 32.
+def write_letter(
+    picture: Image.Image, letter: str, at: tuple[float, float], label: float = LABEL
+) -> Image.Image:
+    """A letter on a white label, of 0.7 of the label's side. On a map that is a sixth of the
+    picture's side: 8 pixels of 48, and 4 of 24, which are too few.
 
     Args:
-        picture: a map; it stays as it is.
+        picture: on which; it stays as it is.
         letter: one of ``LETTERS``.
         at: where the label stands, from (0, 0) at the upper left to (1, 1).
+        label: side of the label, as a share of the picture's.
     """
     size = picture.width
-    side = size * LABEL
+    side = size * label
     left, top = at[0] * (size - side), at[1] * (size - side)
     labelled = picture.copy()
     pen = ImageDraw.Draw(labelled)
     pen.rectangle((left, top, left + side, top + side), fill=PAPER)
-    font = ImageFont.load_default(side)  # whose capitals are 0.7 of that
+    font = ImageFont.load_default(side)
     pen.text((left + side / 2, top + side / 2), letter, fill=INK, font=font, anchor="mm")
     return labelled
+
+
+def draw_card(rng: random.Random, letter: str, size: int) -> Image.Image:
+    """A letter on a label at least as large as those of maps, on one colour: to learn letters."""
+    card = Image.new("RGB", (size, size), rng.choice([SEA, LAND, OUTLINE, MARKED]))
+    return write_letter(card, letter, (rng.random(), rng.random()), rng.uniform(LABEL, 0.75))
 
 
 def vary(picture: Image.Image, scale: float, at: tuple[float, float]) -> Image.Image:

@@ -70,6 +70,14 @@ class Draw:
         for region_map in self.world.maps:
             yield from self._region_map(region_map)
 
+    def cards(self) -> Iterator[tuple[str, str, Image.Image]]:
+        """Name, letter and image of pictures of a letter alone."""
+        rng = self.world.stream("cards")
+        for number in range(self.size.cards):
+            letter = rng.choice(LETTERS)
+            image = drawing.draw_card(rng, letter, self.size.pixels)
+            yield f"card-{number}.png", letter, image
+
     def _flags(self, country: Country) -> Iterator[tuple[Picture, Image.Image]]:
         png = self.rasterize(flag_svg(self.countries, country), self.size.pixels)
         flag = drawing.draw_flag(png, self.size.pixels)
@@ -179,6 +187,15 @@ def write_pictures(draw: Draw, folder: Path) -> list[Picture]:
         (folder / picture.name).write_bytes(drawing.to_png(image))
         pictures.append(picture)
     return pictures
+
+
+def write_cards(draw: Draw, folder: Path) -> dict[str, str]:
+    """Write pictures of letters; returns the letter of each. Raises OSError."""
+    letters = {}
+    for name, letter, image in draw.cards():
+        (folder / name).write_bytes(drawing.to_png(image))
+        letters[name] = letter
+    return letters
 
 
 def by_country(pictures: list[Picture]) -> Mapping[str, list[Picture]]:

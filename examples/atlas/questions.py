@@ -12,7 +12,7 @@ from atlas.world import World
 
 Line = dict[str, Any]
 """A line of a task file of one's own, see docs/evaluation.md."""
-SENSITIVE = ("locator_letter", "map_letter")
+SENSITIVE = ("locator_letter", "map_letter", "shots_letter")
 """Tasks whose answer is in details that a small picture loses."""
 NUM_CHOICES = 4
 

@@ -26,6 +26,8 @@ class Size:
     """World maps with one country marked, each with another letter."""
     maps: int = 12
     """Pictures of a map of regions, each with another letter."""
+    cards: int = 6000
+    """Pictures of a letter alone, from which the vision tower learns letters."""
     texts: int = 48
     """Texts about a country, each with other facts in other words."""
     documents: int = 24
@@ -45,6 +47,7 @@ SMALL = Size(
     flags=4,
     locators=8,
     maps=5,
+    cards=1500,
     texts=16,
     documents=16,
     lists=3000,

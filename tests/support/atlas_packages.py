@@ -15,6 +15,7 @@ TINY = Size(
     flags=2,
     locators=4,
     maps=4,
+    cards=5,
     texts=3,
     documents=3,
     lists=20,

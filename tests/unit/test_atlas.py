@@ -14,7 +14,7 @@ from atlas.build import (
     write_questions,
     write_world,
 )
-from atlas.drawing import colour_shares
+from atlas.drawing import LETTERS, colour_shares
 from atlas.nouns import read_nouns
 from atlas.packages import COUNTRIES, GLOSSES, MAPS, RENDERER, fetch, sources_page
 from atlas.pictures import Picture
@@ -102,6 +102,7 @@ def test_no_picture_of_a_question_or_of_a_held_out_country_is_trained(
         for file in TRAINED
         for record in read(output / "raw" / file)
         for name in image_names(record)
+        if not name.startswith("card-")  # which show a letter alone
     }
     assert len(world.held_out) == TINY.held_out
     assert not {country[name] for name in trained} & world.held_out
@@ -225,6 +226,10 @@ def test_pictures_say_what_is_on_them(made: tuple[Path, World, list[Picture]]) -
     lettered = [picture for picture in pictures if picture.kind in ("locator", "map")]
     assert lettered
     assert all(picture.letter for picture in lettered)
+    captions = {one["image"]: one["caption"] for one in read(output / "raw" / "sight.jsonl")}
+    cards = [name for name in captions if name.startswith("card-")]
+    assert len(cards) == TINY.cards
+    assert {captions[name].removeprefix("card, ") for name in cards} <= {*LETTERS}
 
 
 def test_packages_are_read_as_they_are(packages: dict[str, Path]) -> None:
