@@ -1,6 +1,7 @@
 """Which checkpoints are kept, and whether there is room for those to come."""
 
 import shutil
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,9 +64,9 @@ def check_writable(directory: Path) -> None:
     """Create ``directory`` if need be and write to it. Raises SetupError if that fails."""
     with disk_errors_explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".write-probe"
-        probe.write_bytes(b"\0" * 4096)
-        probe.unlink()
+        # Without a name: several machines look at once, and a full disk must not keep it.
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"\0" * 4096)
 
 
 def checkpoint_bytes(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -255,3 +256,14 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made_was_never_there() -> None:
     with pytest.raises(SetupError, match=r"/proc/output cannot be used: No such file"):
         check_writable(Path("/proc/output"))
+
+
+def test_a_disk_that_takes_no_file_keeps_none(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(SetupError, match=rf"^{tmp_path} grows larger"):
+            check_writable(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
