@@ -152,7 +152,7 @@ def questions_about(
             yield "flag_colour", sentences.has_colour(rng.choice(picture.absent)), "no"
 
 
-UNASKED = ("flag_country", "outline_country", "flag_corner")
+UNASKED = ("flag_country", "outline_country")
 """Tasks that training does not ask about the pictures of ``World.unasked``."""
 
 

@@ -27,8 +27,8 @@ class Picture:
     subject: str
     """What it shows: the country, or one of its divisions."""
     is_test: bool
-    """Of a country that is held out, or of another with a letter where training has none such:
-    never seen in training."""
+    """Of a country that is held out, or one of the last of several of one thing: never seen in
+    training."""
     letter: str = ""
     """Written on it, if it is a map."""
     colours: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Draw:
             kind=kind,
             country=country.name,
             subject=country.name,
-            is_test=country.name in self.world.held_out,
+            is_test=self._is_test(country.name, number, self.size.flags),
             **(colours_of(flag) if flag else FlagColours()),
         )
 
@@ -142,12 +142,12 @@ class Draw:
         count: int,
         mark: tuple[float, float] | None = None,
     ) -> Iterator[tuple[Picture, Image.Image]]:
-        """The map ``count`` times with a letter; the last quarter is for questions alone."""
+        """The map ``count`` times with a letter."""
         places = self.world.stream(f"{kind} {stem}")
         for number in range(count):
             letter = places.choice(LETTERS)
             at = drawing.label_place(places, mark)
-            is_test = country in self.world.held_out or number >= count - max(1, count // 4)
+            is_test = self._is_test(country, number, count)
             shown = Picture(
                 name=f"{kind}-{stem}-{number}.png",
                 kind=kind,
@@ -157,6 +157,10 @@ class Draw:
                 letter=letter,
             )
             yield shown, drawing.write_letter(picture, letter, at)
+
+    def _is_test(self, country: str, number: int, count: int) -> bool:
+        """Of several pictures of one thing the last quarter is for questions alone."""
+        return country in self.world.held_out or number >= count - max(1, count // 4)
 
 
 class FlagColours(TypedDict, total=False):

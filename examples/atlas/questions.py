@@ -123,7 +123,9 @@ def _picture_tasks(world: World, pictures: Sequence[Picture]) -> Iterator[Task]:
         for task, words, answer in questions_about(world, picture, rng):
             if task in ("flag_country", "outline_country") and is_held_out:
                 continue  # a name that nothing has told cannot be known
-            if not is_held_out and not _is_asked(world, task, picture):
+            if task in UNASKED and picture.country in world.unasked:
+                task = f"{task}_unasked"  # of which training has pictures, but no question
+            elif not picture.is_test:
                 continue
             line = {
                 "id": f"{picture.name} {words}",
@@ -137,23 +139,18 @@ def _picture_tasks(world: World, pictures: Sequence[Picture]) -> Iterator[Task]:
         yield Task(name, "vqa", tuple(lines), _most_frequent(lines), is_held_out)
 
 
-def _is_asked(world: World, task: str, picture: Picture) -> bool:
-    """Whether a question about a country that is shown in training is no question of training."""
-    if task in UNASKED or task == "flag_colour":
-        return picture.kind in ("flag", "outline") and picture.country in world.unasked
-    return picture.is_test
-
-
 def _listed_task(world: World, pictures: Sequence[Picture], listed: str) -> Task:
     """What the demonstrations say of their pictures is to be said of another. The demonstrations
-    are pictures of training, the questions those that training has not in lists: of maps those
-    that are for questions, of flags those of countries that are held out, if that can be known."""
+    are pictures of training, the questions others of the same countries, or of countries that are
+    held out if that can be known."""
     kind = "locator" if listed in ("continent", "letter") else "flag"
     of_kind = [one for one in pictures if one.kind == kind and listed_word(world, one, listed)]
     rng = world.stream(f"listed {listed}")
-    asked = [one for one in of_kind if _is_listed_question(world, one, listed)]
-    shown = [one for one in of_kind if not one.is_test and one not in asked]
     is_held_out = listed == "corner"
+    shown = [one for one in of_kind if not one.is_test]
+    asked = [
+        one for one in of_kind if one.is_test and (one.country in world.held_out) == is_held_out
+    ]
     lines = [
         {**_listed_line(world, one, listed), "split": split}
         for split, group, most in (("train", shown, 400), ("test", asked, 200))
@@ -161,14 +158,6 @@ def _listed_task(world: World, pictures: Sequence[Picture], listed: str) -> Task
     ]
     test = [line for line in lines if line["split"] == "test"]
     return Task(f"shots_{listed}", "shots", tuple(lines), _most_frequent(test), is_held_out)
-
-
-def _is_listed_question(world: World, picture: Picture, listed: str) -> bool:
-    if listed in ("country", "capital"):
-        return picture.country in world.unasked
-    if listed == "corner":
-        return picture.country in world.held_out
-    return picture.is_test and picture.country not in world.held_out
 
 
 def _listed_line(world: World, picture: Picture, listed: str) -> Line:

@@ -209,7 +209,7 @@ def sentence(picture: Picture, continent: str, rng: random.Random) -> str:
 
 WHICH_FLAG = "Which country has this flag?"
 WHICH_OUTLINE = "Which country has this outline?"
-WHICH_CORNER = "Which colour is the upper left corner?"
+WHICH_CORNER = "Which colour is the upper left corner of the flag?"
 WHICH_CONTINENT = "On which continent is the marked country?"
 WHICH_LETTER = "Which letter is written on the map?"
 

@@ -246,7 +246,7 @@ def test_the_page_counts_what_is_there(made: tuple[Path, World, list[Picture]]) 
     output, world, pictures = made
     counts = raw_counts(output / "raw")
     page = report_page(world, pictures, list(tasks(world, pictures)), counts, 1)
-    assert f"| flag | 12 | {12 * TINY.flags} | {3 * TINY.flags} |" in page
+    assert f"| flag | 12 | {12 * TINY.flags} | {3 * TINY.flags + 9} |" in page
     assert f"| text.jsonl | {counts['text.jsonl'][0]} |" in page
     assert "WordNet" in page
 
