@@ -50,6 +50,13 @@ def run_in_turn(commands: Sequence[Command], meet_in: Path) -> list[Done]:
     return found
 
 
+def evaluate_quietly(arguments: Sequence[str]) -> int:
+    """The exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        return evaluate.main(arguments, "tool")
+
+
 @contextlib.contextmanager
 def _typed(text: str) -> Iterator[None]:
     before, sys.stdin = sys.stdin, io.StringIO(text)

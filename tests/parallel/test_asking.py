@@ -1,14 +1,17 @@
 """Ranks share the questions of an evaluation, and hold one copy of the model for a conversation."""
 
 import json
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.parallel.asking_ranks import Command, Done, run_in_turn
+from tests.parallel.asking_ranks import Command, Done, evaluate_quietly, run_in_turn
 from tests.support.askable import make_askable
-from tests.support.ranks import run_ranks
+from tests.support.launching import wait_until
+from tests.support.ranks import ranks_that_may_die, run_ranks
 from tests.support.released_tasks import RELEASED
 from vila_mc.errors import ExitCode
 from vila_mc.evaluation.sharing import Sharing
@@ -19,6 +22,7 @@ POPE, QUESTIONS, CONVERSATION, CHAT = "pope", "questions", "conversation", "chat
 RESUMED, SPLIT, DIFFERENT, UNEVEN = "resumed", "split", "different", "uneven"
 EQUAL_TO = {POPE: POPE, QUESTIONS: QUESTIONS, RESUMED: POPE, SPLIT: POPE}
 """What two ranks do, and which file of one rank theirs must be."""
+POPE_IMAGE = "val2014/COCO_val2014_000000000001.jpg"
 LINES = "what is here\nwhy\n/new\nwhy\n"
 NUM_KEPT = 3
 
@@ -124,6 +128,48 @@ def test_ranks_that_do_not_fit_are_refused_in_one_line(
         (line,) = [line for line in done.err.splitlines() if "error" in line]
         assert line.startswith(f"error: {message}")
     assert not (found.folder / "two" / f"{name}.jsonl").exists()
+
+
+def test_a_killed_rank_leaves_the_answers_so_far(found: Found) -> None:
+    """Ranks that are killed or asked to stop, and then one that goes on."""
+    folder = found.folder / "killed"
+    (folder / "val2014").mkdir(parents=True)
+    (folder / "val2014" / "a.jpg").write_bytes((found.folder / POPE_IMAGE).read_bytes())
+    (folder / "coco").mkdir()
+    for name in ("random", "popular", "adversarial"):
+        lines = [
+            json.dumps(dict(question_id=at, image="a.jpg", text=f"a {at:03}?", label="yes"))
+            for at in range(400)
+        ]
+        (folder / f"coco/coco_pope_{name}.json").write_text("\n".join(lines))
+    output = folder / "a.jsonl"
+    how = ("--task", "pope", "--data", str(folder), "--batch", "1", "--max-new-tokens", "2")
+    given = ["--checkpoint", str(found.folder / "model" / "run"), *how, "--output", str(output)]
+    kept = unfinished_path(output)
+
+    def num_kept() -> int:
+        return len(kept.read_text().splitlines()) - 1 if kept.exists() else 0
+
+    for signal_number, codes in (
+        (signal.SIGKILL, (ExitCode.FAULT, -signal.SIGKILL)),
+        (signal.SIGTERM, (ExitCode.REQUEUE, ExitCode.REQUEUE)),
+    ):
+        before = num_kept()
+        with ranks_that_may_die(2, evaluate_quietly, given) as processes:
+            wait_until(lambda least=before: num_kept() > least, "an answer is kept")  # type: ignore[misc]
+            pid = processes[1].pid
+            assert pid is not None
+            os.kill(pid, signal_number)
+        assert tuple(process.exitcode for process in processes) == codes
+    so_far = min(num_kept(), 20)
+    assert 0 < num_kept() < 1200
+    some = [*given, "--limit", "20"]
+    (done,) = run_in_turn([Command("evaluate", tuple(some))], folder)
+    assert done.out.startswith(f"{so_far} of 20 answers are in {kept}")
+    fresh = [*some[:-3], str(folder / "fresh.jsonl"), "--limit", "20"]
+    (done,) = run_in_turn([Command("evaluate", tuple(fresh))], folder / "coco")
+    assert done.code == 0
+    assert output.read_bytes() == (folder / "fresh.jsonl").read_bytes()
 
 
 def test_batches_are_of_like_lengths_and_the_same_for_any_number_of_copies() -> None:

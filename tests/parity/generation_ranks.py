@@ -13,6 +13,7 @@ from vila_mc.evaluation.generate import generate
 from vila_mc.evaluation.likelihood import likelihoods
 from vila_mc.flow import RawImage, RawPiece, RawText
 from vila_mc.processes import STORE_FILE
+from vila_mc.topology.answering_memory import weight_bytes
 
 CHOICES = {
     "greedy": Choice(),
@@ -55,7 +56,9 @@ def _answers(asked: AskedModel, images: Sequence[Path]) -> dict[str, Any]:
     }
     continuations = [[5, 9, 7], [11], found["greedy"][1][:4]]
     weighed = likelihoods(model, tokenizer, prompts[1], continuations)
-    return found | {"likelihoods": [asdict(one) for one in weighed]}
+    held = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    planned = weight_bytes(model.run_config)
+    return found | {"likelihoods": [asdict(one) for one in weighed], "bytes": (held, planned)}
 
 
 def _prompts(images: Sequence[Path]) -> list[tuple[RawPiece, ...]]:

@@ -47,3 +47,13 @@ def test_two_ranks_find_continuations_as_likely_as_one(
     for got, one in zip(first, expected, strict=True):
         assert got == one | {"log_likelihood": pytest.approx(one["log_likelihood"], rel=1e-5)}
     assert [one["is_greedy"] for one in expected] == [False, False, True]
+
+
+@pytest.mark.parametrize("model", range(len(MODELS)), ids=MODELS)
+def test_a_rank_holds_as_many_bytes_as_are_planned(
+    model: int, found: list[list[dict[str, Any]]]
+) -> None:
+    whole, *shares = (each["bytes"] for each in found[model])
+    for held, planned in (whole, *shares):
+        assert held == planned
+    assert all(0.5 * whole[0] < held < 0.6 * whole[0] for held, _ in shares)

@@ -1,7 +1,7 @@
 """A trained model to evaluate, whole or shared by ranks, from a checkpoint of any layout."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,24 @@ from vila_mc.config.run import RunConfig
 from vila_mc.errors import ConfigError
 from vila_mc.model.build import build_stages
 from vila_mc.model.vila_model import VilaModel
-from vila_mc.parallel.groups import distributed
+from vila_mc.parallel.groups import Ranks, distributed
 from vila_mc.topology.stage_plan import plan_stages
+
+BeforeLoading = Callable[[RunConfig, Ranks], None]
+"""Told on every rank what is about to be loaded."""
 
 
 @contextmanager
-def whole_model(path: Path, tensor: int = 1) -> Iterator[tuple[VilaModel, Manifest]]:
+def whole_model(
+    path: Path, tensor: int = 1, before_loading: BeforeLoading | None = None
+) -> Iterator[tuple[VilaModel, Manifest]]:
     """Load a checkpoint of any layout, in fp32, ready to evaluate.
 
     Args:
         path: a step-* directory, or a directory of them (the newest is taken).
         tensor: tensor-parallel ranks that hold one copy together; the other ranks that were started
             hold further copies.
+        before_loading: told what is about to be loaded; it may refuse.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -37,6 +43,8 @@ def whole_model(path: Path, tensor: int = 1) -> Iterator[tuple[VilaModel, Manife
     manifest = Manifest.read(directory)
     config = to_evaluate(manifest.config, tensor)
     with distributed(config.parallel, seed=config.train.seed) as ranks:
+        if before_loading is not None:
+            before_loading(config, ranks)
         stages = build_stages(config, ranks)
         load_weights(directory, stages)
         yield stages[0].eval(), manifest

@@ -50,9 +50,12 @@ def _start(given: Sequence[str], options: AskOptions) -> int:
 
 def _ask(options: AskOptions, tensor: int, stop: "StopRequest | None") -> int:
     from vila_mc.evaluation.conversation import Conversation
+    from vila_mc.evaluation.room import Room
 
-    with asked_model(options, tensor) as asked:
-        conversation = Conversation(asked, options.max_new_tokens, options.choice())
+    choice = options.choice()
+    room = Room(lambda model: model.language.max_positions, choice.beams)
+    with asked_model(options, tensor, room) as asked:
+        conversation = Conversation(asked, options.max_new_tokens, choice)
         if options.question is not None:
             answer(conversation, options.question, options.image)
         else:

@@ -12,6 +12,7 @@ from vila_mc.errors import say
 if TYPE_CHECKING:
     from vila_mc.evaluation.choice import Choice
     from vila_mc.evaluation.conversation import AskedModel
+    from vila_mc.evaluation.room import Room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +44,28 @@ class AskingOptions:
 
 
 @contextmanager
-def asked_model(options: AskingOptions, tensor: int = 1) -> Iterator["AskedModel"]:
+def asked_model(
+    options: AskingOptions, tensor: int = 1, room: "Room | None" = None
+) -> Iterator["AskedModel"]:
     """The model that the options name, after warnings of what may not be as in its training.
 
     Args:
         options: who is asked.
         tensor: ranks that hold one copy together.
+        room: what is to be read at a time, of which is found how much fits.
 
     Raises:
         VilaError: it cannot be used.
     """
     from vila_mc.convert.open_model import open_model
 
-    opened = open_model(options.checkpoint, options.tokenizer, options.template, tensor)
+    opened = open_model(
+        options.checkpoint,
+        options.tokenizer,
+        options.template,
+        tensor,
+        None if room is None else room.settle,
+    )
     with opened as (asked, notes):
         for note in notes:
             warn(note)

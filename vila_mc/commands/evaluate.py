@@ -91,8 +91,8 @@ class EvaluateOptions(SharedAskingOptions):
     """Longest answer (default: what the task asks for; 8 for questions of your own)."""
     follow_links: bool = False
     """Follow links in the folder of the images that lead out of it."""
-    batch: PositiveInt = 32
-    """Questions at a time."""
+    batch: PositiveInt | None = None
+    """Questions at a time (default: as many as fit in memory, at most 32)."""
     tensor: Annotated[PositiveInt | None, Argument("N")] = None
     """Of the ranks, those that hold one copy of the model together, by tensor parallelism (default:
     1); each copy answers a share of the questions."""
@@ -143,15 +143,18 @@ def _evaluate_questions(
     options: EvaluateOptions, file: Path, images: Path, tensor: int, stop: "StopRequest | None"
 ) -> int:
     from vila_mc.evaluation.questions import ask, read_questions, sharing_of
+    from vila_mc.evaluation.room import Room
     from vila_mc.evaluation.scores import score
-    from vila_mc.evaluation.sharing import answered_together
+    from vila_mc.evaluation.sharing import answered_together, longest
 
     require_no_input(options.output, [file])
     tokens = options.max_new_tokens or _FEW_TOKENS
     choice = options.choice()
     questions = read_questions(file, images, follow_links=options.follow_links)
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after
-    with asked_model(options, tensor) as asked:
+    room = Room(partial(longest, questions, tokens=tokens), options.batch)
+    with asked_model(options, tensor, room) as asked:
+        at_a_time = room.rows or 1
 
         def ask_batch(batch: Sequence["Question"]) -> Iterable["Answer"]:
             return ask(
@@ -161,12 +164,12 @@ def _evaluate_questions(
                 images,
                 template=asked.template,
                 max_new_tokens=tokens,
-                batch=options.batch,
+                batch=at_a_time,
                 follow_links=options.follow_links,
                 choice=choice,
             )
 
-        how = sharing_of(asked.model, options.batch)
+        how = sharing_of(asked.model, at_a_time)
         coming = answered_together(asked.model, questions, ask_batch, how, listening(stop))
         said = _collect(coming, len(questions), options.output)
     if not is_first_rank():

@@ -58,24 +58,28 @@ def evaluate_task(
     if len(missing) < len(items):
         say(f"{len(items) - len(missing)} of {len(items)} answers are in {kept.path}")
     if missing or stop is not None:  # ranks wait for each other: one may have seen the end before
-        from vila_mc.evaluation.sharing import answered_together
+        from vila_mc.evaluation.room import Room
+        from vila_mc.evaluation.sharing import answered_together, longest
         from vila_mc.evaluation.tasks.asking import ask_items, sharing_of
         from vila_mc.evaluation.tasks.demonstrations import Demonstrations
 
         pool = task.shown(data) if task.shown and shots.needed else []
-        with asked_model(options, tensor) as whom:
+        prompts = shots.needed + 1
+        room = Room(partial(longest, missing, tokens=tokens, prompts=prompts), options.batch)
+        with asked_model(options, tensor, room) as whom:
+            batch = room.rows or 1
             ask = partial(
                 ask_items,
                 whom,
                 task,
-                batch=options.batch,
+                batch=batch,
                 max_new_tokens=tokens,
                 choice=choice,
                 demonstrations=Demonstrations(pool, shots),
             )
-            how = sharing_of(whom, options.batch)
+            how = sharing_of(whom, batch)
             coming = answered_together(whom.model, missing, ask, how, listening(stop))
-            _collect(coming, missing, kept, _AT_A_TIME * options.batch)
+            _collect(coming, missing, kept, _AT_A_TIME * batch)
     if not is_first_rank():
         return 0
     answers = [kept.answers[item.id] for item in items]

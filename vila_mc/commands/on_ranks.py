@@ -86,15 +86,14 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def listening(stop: "StopRequest | None") -> Callable[[], bool]:
-    """Take over the stop signals of a rank that has begun, and say whether one came.
+def listening(stop: "StopRequest | None") -> "StopRequest | None":
+    """Take over the stop signals of a rank that has begun, of several.
 
     Where there is one rank, Ctrl-C ends it as it ends every command.
     """
-    if stop is None:
-        return lambda: False
-    stop.listen()
-    return lambda: stop.was_made
+    if stop is not None:
+        stop.listen()
+    return stop
 
 
 def _launch(ranks: int, shared: Shared) -> int:

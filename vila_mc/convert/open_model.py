@@ -11,7 +11,7 @@ from vila_mc.checkpoint.lazy import Reading
 from vila_mc.checkpoint.manifest import MANIFEST_NAME, newest_checkpoint
 from vila_mc.checkpoint.trained_template import template_to_ask_with
 from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
-from vila_mc.checkpoint.whole import to_evaluate, whole_model
+from vila_mc.checkpoint.whole import BeforeLoading, to_evaluate, whole_model
 from vila_mc.convert.chat_template import published_template
 from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.whole_directory import read_whole
@@ -33,7 +33,11 @@ _PLAIN_NOTE = (
 
 @contextmanager
 def open_model(
-    path: Path, tokenizer: Path | None = None, template: str | None = None, tensor: int = 1
+    path: Path,
+    tokenizer: Path | None = None,
+    template: str | None = None,
+    tensor: int = 1,
+    before_loading: BeforeLoading | None = None,
 ) -> Iterator[tuple[AskedModel, list[str]]]:
     """A whole model in fp32, in this process or shared by tensor-parallel ranks.
 
@@ -46,6 +50,7 @@ def open_model(
         tokenizer: the one that the model was trained with if None.
         template: a name as ``find_template`` takes it; the one that it was trained with if None.
         tensor: ranks that hold one copy together; the others that were started hold more copies.
+        before_loading: told what is about to be loaded; it may refuse.
 
     Yields:
         The model, and lines about what may not be as in its training.
@@ -57,7 +62,7 @@ def open_model(
         DataError: the tokenizer cannot be used.
     """
     opened = _open_published if is_published(path) else _open_checkpoint
-    with opened(path, tokenizer, template, tensor) as (asked, notes):
+    with opened(path, tokenizer, template, tensor, before_loading) as (asked, notes):
         if isinstance(asked.template, Template) and asked.template.is_plain:
             notes.append(_PLAIN_NOTE)
         yield asked, notes
@@ -71,9 +76,13 @@ def is_published(path: Path) -> bool:
 
 @contextmanager
 def _open_checkpoint(
-    path: Path, tokenizer: Path | None, template: str | None, tensor: int
+    path: Path,
+    tokenizer: Path | None,
+    template: str | None,
+    tensor: int,
+    before_loading: BeforeLoading | None,
 ) -> Iterator[tuple[AskedModel, list[str]]]:
-    with whole_model(path, tensor) as (model, manifest):
+    with whole_model(path, tensor, before_loading) as (model, manifest):
         known = _tokenizer(tokenizer or manifest.config.data.tokenizer, path)
         chosen, note = template_to_ask_with(template, known, manifest.datasets, manifest.template)
         notes = [another_tokenizer(manifest, known), note]
@@ -82,12 +91,16 @@ def _open_checkpoint(
 
 @contextmanager
 def _open_published(
-    path: Path, tokenizer: Path | None, template: str | None, tensor: int
+    path: Path,
+    tokenizer: Path | None,
+    template: str | None,
+    tensor: int,
+    before_loading: BeforeLoading | None,
 ) -> Iterator[tuple[AskedModel, list[str]]]:
     source = read_whole(path)
     known = _tokenizer(tokenizer or _tokenizer_of(source), path)
     chosen, note = _template(source, known, template)
-    with _built(source, tensor) as model:
+    with _built(source, tensor, before_loading) as model:
         yield AskedModel(model, known, chosen), [note] if note else []
 
 
@@ -116,9 +129,13 @@ def _tokenizer_of(source: ForeignModel) -> Path | None:
 
 
 @contextmanager
-def _built(source: ForeignModel, tensor: int) -> Iterator[VilaModel]:
+def _built(
+    source: ForeignModel, tensor: int, before_loading: BeforeLoading | None
+) -> Iterator[VilaModel]:
     config = to_evaluate(run_of(source, "fp32"), tensor)
     with distributed(config.parallel, seed=config.train.seed) as ranks:
+        if before_loading is not None:
+            before_loading(config, ranks)
         (model,) = build_stages(config, ranks)
         tensors = Reading(source.tensors, str(source.tokenizer_dir))
         shapes = {

@@ -15,7 +15,7 @@ from vila_mc.errors import DataError
 from vila_mc.evaluation.answer_end import AnswerEnd
 from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.generate import generate
-from vila_mc.evaluation.sharing import CHARACTERS_A_TOKEN, Sharing
+from vila_mc.evaluation.sharing import Sharing, length_of
 from vila_mc.foreign_files import ForeignFileError, read_foreign
 from vila_mc.model.vila_model import VilaModel
 
@@ -163,10 +163,10 @@ def ask(
 
 def sharing_of(model: VilaModel, batch: int) -> Sharing[Question]:
     """How copies of a model share questions, ``batch`` at a time."""
-    image = model.run_config.model.image_positions()
+    shape = model.run_config.model
     return Sharing(
         batch,
-        length=lambda one: len(one.images) * image + len(one.question) / CHARACTERS_A_TOKEN,
+        length=lambda one: length_of(one, shape),
         name=lambda one: f"{one.task} {one.id}",
     )
 

@@ -13,6 +13,7 @@ from vila_mc.train import stop_signals
 from vila_mc.train.launch import _explain
 from vila_mc.train.rank_status import Cause, Ending, Heartbeat
 from vila_mc.train.restarts import Outcome
+from vila_mc.train.sayings import Sayings
 from vila_mc.train.stop_signals import StoppedError, StopSignals
 from vila_mc.train.verdict import RankEnd
 
@@ -64,6 +65,19 @@ def test_an_output_of_another_run_is_left_alone(cause: Cause, tmp_path: Path) ->
     ends = [RankEnd(0, 2, time=1.0, ending=said)]
     outcome = _explain(ends, stop=StopSignals(), other_machines=False, directory=tmp_path)
     assert outcome == Outcome(ExitCode.USER_ERROR, said.message, has_output=cause == "user")
+
+
+def test_other_work_has_its_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = Sayings(stopping="", stopped="", before_work="", kept="answers are in a.jsonl")
+    stop = StopSignals(said)
+    ends = [RankEnd(0, 0, time=1.0), RankEnd(1, -9, time=1.0)]
+    _explain(ends, stop=stop, other_machines=False, directory=tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("; the other ranks were stopped. Answers are in a.jsonl.")
+    stop.code = ExitCode.INTERRUPTED
+    ends = [RankEnd(0, -2, time=1.0), RankEnd(1, -2, time=1.0)]
+    outcome = _explain(ends, stop=stop, other_machines=False, directory=tmp_path)
+    assert (outcome.code, capsys.readouterr().err) == (ExitCode.INTERRUPTED, "")
 
 
 class _FakeRanks:

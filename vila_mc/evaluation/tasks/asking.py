@@ -11,7 +11,7 @@ from vila_mc.evaluation.conversation import AskedModel
 from vila_mc.evaluation.decoder import encode_prompt, encoded_positions
 from vila_mc.evaluation.generate import generate
 from vila_mc.evaluation.likelihood import likelihoods
-from vila_mc.evaluation.sharing import CHARACTERS_A_TOKEN, Sharing
+from vila_mc.evaluation.sharing import Sharing, length_of
 from vila_mc.evaluation.tasks.demonstrations import NONE, Demonstrations
 from vila_mc.evaluation.tasks.prompts import (
     prompt_pieces,
@@ -97,10 +97,10 @@ def ask_items(
 
 def sharing_of(asked: AskedModel, batch: int) -> Sharing[Item]:
     """How copies of a model share items, ``batch`` at a time."""
-    image = asked.model.run_config.model.image_positions()
+    shape = asked.model.run_config.model
     return Sharing(
         batch,
-        length=lambda item: len(item.images) * image + len(item.question) / CHARACTERS_A_TOKEN,
+        length=lambda item: length_of(item, shape),
         name=lambda item: item.id,
     )
 
