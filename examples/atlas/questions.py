@@ -34,12 +34,12 @@ class Task:
     @property
     def record(self) -> dict[str, Any]:
         """What ``index.json`` says of it."""
-        asked = {"form": "text"} if self.kind != "vqa" else {"form": "chat"}
+        forms = {"text": "text", "vqa": "chat", "shots": "interleaved"}
         return {
             "file": f"{self.name}.jsonl",
             "kind": self.kind,
             "metric": "likeliest" if self.kind == "text" else "exact",
-            **asked,
+            "form": forms[self.kind],
             **({"weighed": "texts"} if self.kind == "text" else {}),
             "questions": sum(line.get("split", "test") == "test" for line in self.lines),
             "chance": round(self.chance, 4),
