@@ -65,9 +65,10 @@ class EvaluateOptions(SharedAskingOptions):
     """Drawn for each question (the default), once for all, or most similar in words."""
     shots_seed: int | None = None
     """What is drawn for --shots follows from it (default: 0)."""
-    form: Literal["chat", "flamingo", "text"] | None = None
+    form: Literal["chat", "flamingo", "text", "interleaved"] | None = None
     """How a prompt is written: turns in the chat template (the default), as open_flamingo does, or,
-    of a file of your own and of text tasks, a text to go on with."""
+    of a file of your own and of text tasks, a text to go on with; of such a file also in one
+    paragraph, as documents of pre-training are."""
     prompt: Annotated[str | None, Argument("NAME")] = None
     """Public code to ask a task as, where two differ: llava (the default) or lmms-eval."""
     ocr: bool = False

@@ -154,13 +154,15 @@ def _shots(options: "EvaluateOptions", task: "Task") -> "Shots":
     """Raises ConfigError: the task has none such."""
     from vila_mc.evaluation.tasks.demonstrations import Shots
     from vila_mc.evaluation.tasks.registry import TASKS
+    from vila_mc.evaluation.tasks.task import TEXT_FORMS
 
     form = options.form or ("text" if task.is_text else "chat")
-    if (form == "text") != task.is_text:
+    is_public = options.task in TASKS
+    if (form in TEXT_FORMS) != task.is_text or (form == "interleaved" and is_public):
         raise ConfigError(
             f"{task.name} is asked as text alone."
             if task.is_text
-            else f"{task.name} is asked in the form chat or flamingo, not as text.",
+            else f"{task.name} is asked in the form chat or flamingo, not as {form}.",
             option="form",
         )
     drawn = options.demonstrations or "random"

@@ -125,7 +125,7 @@ def own_options(model: Path, folder: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("form", ["chat", "flamingo", "text"])
+@pytest.mark.parametrize("form", ["chat", "flamingo", "text", "interleaved"])
 def test_demonstrations_are_shown_and_written_down(
     form: str, askable: Askable, said: Said, tmp_path: Path
 ) -> None:
@@ -209,6 +209,7 @@ def test_what_a_task_of_ones_own_has_not(
     [
         ("pope", ["--shots", "4"], "pope has no training split to take demonstrations from"),
         ("mmlu", ["--form", "chat"], "mmlu is asked as text alone"),
+        ("mmlu", ["--form", "interleaved"], "mmlu is asked as text alone"),
         ("pope", ["--form", "text"], "pope is asked in the form chat or flamingo, not as text"),
         ("pope", ["--form", "flamingo"], "pope has no training split"),
         ("pope", ["--ocr"], "pope has no OCR tokens; textvqa has"),

@@ -19,7 +19,7 @@ from vila_mc.evaluation.tasks.prompts import (
     stops_of,
     written,
 )
-from vila_mc.evaluation.tasks.task import Form, Item, Task
+from vila_mc.evaluation.tasks.task import TEXT_FORMS, Form, Item, Task
 from vila_mc.flow import ImagePiece, Piece, RawImage, RawPiece, RawText, TextPiece
 
 
@@ -74,9 +74,11 @@ def ask_items(
         ConfigError: an item and its answer do not fit the model's positions.
         DataError: an image cannot be decoded.
     """
-    form = "text" if task.is_text else demonstrations.shots.form
+    form = demonstrations.shots.form
+    if task.is_text and form not in TEXT_FORMS:
+        form = "text"
     end = AnswerEnd(asked.tokenizer, frozenset({asked.tokenizer.eos_id}))
-    if form != "text":
+    if form not in TEXT_FORMS:
         end = AnswerEnd.of(asked.template, asked.tokenizer)
         end = replace(end, ids=end.ids | {asked.tokenizer.eos_id})
     for start in range(0, len(items), batch):
@@ -146,7 +148,7 @@ def _choose(
 ) -> Answered:
     """The letter whose text is likeliest behind the question; the first of equals."""
     space = space_before_answer(asked.template, form)
-    texts = [text if form == "text" else space + text.strip() for text in item.choices.values()]
+    texts = [text if form in TEXT_FORMS else space + text.strip() for text in item.choices.values()]
     room = 1 + max(len(asked.tokenizer.encode(text)) for text in texts)
     prompt = _fitting(asked, task, item, demonstrations, form, room)
     continuations = [_continuation(asked.tokenizer, prompt.pieces, text, form) for text in texts]
@@ -163,7 +165,7 @@ def _continuation(
 ) -> list[int]:
     """Token ids of an answer behind a prompt: in the chat template those of training."""
     last = pieces[-1]
-    if form == "text" and isinstance(last, RawText):
+    if form in TEXT_FORMS and isinstance(last, RawText):
         return continuation(tokenizer, last.text, text)
     trained = encode_prompt([*pieces, RawText(text, is_trained=True)], tokenizer)[-1]
     assert isinstance(trained, TextPiece)

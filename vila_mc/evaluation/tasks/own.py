@@ -18,6 +18,7 @@ from vila_mc.evaluation.tasks.files import TaskImages, read_json_lines
 from vila_mc.evaluation.tasks.sentences import judge_captions
 from vila_mc.evaluation.tasks.task import (
     LETTER_SUFFIX,
+    TEXT_FORMS,
     Figure,
     Form,
     Item,
@@ -108,8 +109,8 @@ def own_task(own: OwnTask) -> Task:
         max_new_tokens=_MAX_NEW_TOKENS,
         asks="letter" if has_choices == {True} else "answer",
         per_character=own.weigh == "texts_per_character",
-        is_text=own.form == "text",
-        stops=("\n",) if own.form == "text" else (),
+        is_text=own.form in TEXT_FORMS,
+        stops=("\n",) if own.form in TEXT_FORMS else (),
     )
 
 
@@ -147,13 +148,13 @@ def _with_choices(
     question: str, texts: Sequence[str], own: OwnTask
 ) -> tuple[str, str, dict[str, str]]:
     """The question, the same with how to answer it, and the continuations by letter."""
-    space = " " if own.form == "text" else ""
+    space = " " if own.form in TEXT_FORMS else ""
     letters = string.ascii_uppercase[: len(texts)]
     if own.weigh != "letters":
         return question, question, {a: space + text for a, text in zip(letters, texts, strict=True)}
     listed = [question, *(f"{a}. {text}" for a, text in zip(letters, texts, strict=True))]
     words = "\n".join(listed)
-    end = "\nAnswer:" if own.form == "text" else LETTER_SUFFIX
+    end = "\nAnswer:" if own.form in TEXT_FORMS else LETTER_SUFFIX
     return words, words + end, {letter: space + letter for letter in letters}
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from vila_mc.data.chat_templates import AnyTemplate, Template, prompt
 from vila_mc.data.turns import IMAGE_MARKER, Turn, asked
-from vila_mc.evaluation.tasks.task import Form, Item, Task
+from vila_mc.evaluation.tasks.task import TEXT_FORMS, Form, Item, Task
 from vila_mc.flow import RawImage, RawPiece, RawText
 
 _QUESTION_STOPS = ("Question", "Answer", "Short", ", ")
@@ -41,7 +42,8 @@ def prompt_pieces(
     Source:
         ``chat``: each demonstration is a turn of a user and one of the assistant. ``flamingo``:
         mlfoundations/open_flamingo, open_flamingo/eval, with an image's tokens for ``<image>`` and
-        EOS for ``<|endofchunk|>``. ``text``: EleutherAI/lm-evaluation-harness.
+        EOS for ``<|endofchunk|>``. ``text``: EleutherAI/lm-evaluation-harness. ``interleaved``: how
+        VILA (arXiv 2312.07533) joins the sentences of an MMC4 document.
     """
     if form == "chat":
         turns: list[Turn] = []
@@ -51,7 +53,8 @@ def prompt_pieces(
             turns += [asked_turn, Turn("assistant", right_answer(task, one), is_trained=False)]
             images += one.images
         return prompt(template, item.question, item.images, turns, images)
-    write = _flamingo if form == "flamingo" else _text
+    between = " " if form == "interleaved" else "\n\n"
+    write = _flamingo if form == "flamingo" else partial(_text, between=between)
     pieces: list[RawPiece] = []
     for one in shown:
         seen = _blind(one) if is_blind else one
@@ -62,7 +65,7 @@ def prompt_pieces(
 def space_before_answer(template: AnyTemplate, form: Form) -> str:
     """What an answer begins with, as it stands behind the prompt."""
     if form != "chat":
-        return " " if form == "text" else ""
+        return " " if form in TEXT_FORMS else ""
     return " " if isinstance(template, Template) and template.close.endswith(" ") else ""
 
 
@@ -100,10 +103,12 @@ def _flamingo(item: Item, images: Sequence[RawImage], answer: str | None) -> Ite
         yield RawText("\n", is_trained=False)
 
 
-def _text(item: Item, images: Sequence[RawImage], answer: str | None) -> Iterator[RawPiece]:
+def _text(
+    item: Item, images: Sequence[RawImage], answer: str | None, between: str
+) -> Iterator[RawPiece]:
     yield from _placed(item.question, images)
     if answer is not None:
-        yield RawText(f" {answer}\n\n", is_trained=False)
+        yield RawText(f" {answer}{between}", is_trained=False)
 
 
 def _placed(text: str, images: Sequence[RawImage]) -> Iterator[RawPiece]:

@@ -14,9 +14,12 @@ LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices direct
 """What LLaVA and VILA write behind questions whose answers are short."""
 
 
-Form = Literal["chat", "flamingo", "text"]
-"""How a prompt is written: as a user's turn in the chat template, as open_flamingo does, or as a
-text to go on with."""
+Form = Literal["chat", "flamingo", "text", "interleaved"]
+"""How a prompt is written: as a user's turn in the chat template; as open_flamingo does; as a text
+to go on with, an empty line between demonstrations; or the same in one paragraph, as sentences
+stand among images in documents of pre-training."""
+TEXT_FORMS: tuple[Form, ...] = ("text", "interleaved")
+"""Those that a model goes on with as it does with a text."""
 
 
 @dataclass(frozen=True, slots=True)

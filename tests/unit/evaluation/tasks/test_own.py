@@ -13,7 +13,7 @@ from vila_mc.evaluation.tasks.demonstrations import Demonstrations, Shots
 from vila_mc.evaluation.tasks.own import OwnTask, own_task
 from vila_mc.evaluation.tasks.prompts import prompt_pieces, written
 from vila_mc.evaluation.tasks.registry import find_judge
-from vila_mc.evaluation.tasks.task import Form, Task
+from vila_mc.evaluation.tasks.task import TEXT_FORMS, Form, Task
 
 ANSWERED = {"question": "Which land?", "answers": ["Peru", "the Peru"], "images": ["a.png"]}
 CHOICES = {"question": "Lima is in", "choices": ["Chile", "Peru"], "answer": "Peru"}
@@ -93,6 +93,7 @@ SUFFIX = "\nAnswer with the option's letter from the given choices directly."
             "Oslo is in\nA. Norway\nB. Mali\nAnswer: A\n\nLima is in\nA. Chile\nB. Peru\nAnswer:",
         ),
         ("text", "texts", 1, "Oslo is in Norway\n\nLima is in"),
+        ("interleaved", "texts", 1, "Oslo is in Norway Lima is in"),
         (
             *("chat", "letters", 1),
             f"{SYSTEM} USER: Oslo is in\nA. Norway\nB. Mali{SUFFIX} ASSISTANT: A{{eos}}USER: "
@@ -116,7 +117,7 @@ def test_choices_are_asked(
     pieces = prompt_pieces(BUILT_IN["vicuna_v1"], task, item, demonstrations.of(item), form)
     assert written(pieces) == expected
     assert task.asks == "letter"
-    space = " " if form == "text" else ""
+    space = " " if form in TEXT_FORMS else ""
     texts = ["Chile", "Peru"] if weigh == "texts" else ["A", "B"]
     assert [*item.choices.values()] == [space + text for text in texts]
     judge = find_judge(task, None)
