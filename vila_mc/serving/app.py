@@ -17,11 +17,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vila_mc.serving.address import Address
-from vila_mc.serving.engine import Ended, Engine, Event, Ticket
+from vila_mc.serving.engine import Ended, Engine, Event, Ticket, too_many
 from vila_mc.serving.limits import Limits
 from vila_mc.serving.refusal import RefusedError
 from vila_mc.serving.replies import Completion, event, model_card
-from vila_mc.serving.request import Defaults, read_request
+from vila_mc.serving.request import ChatRequest, Defaults, read_request
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -70,6 +70,8 @@ class _Chat:
         self._defaults = defaults
         self._limits = limits
         self._numbers = count()
+        self._arriving = 0
+        """Requests whose bodies are being read."""
         self._card = model_card(defaults.model, int(time.time()))
 
     async def models(self, _: Request) -> Response:
@@ -90,10 +92,7 @@ class _Chat:
         # A page of somebody else may send other types without asking first (CORS), and no JSON.
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise RefusedError("the Content-Type must be application/json", status=415)
-        body = await _body(request, self._limits)
-        wanted = await run_in_threadpool(
-            read_request, body, self._defaults, next(self._numbers), self._limits
-        )
+        wanted = await self._read(request)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -125,6 +124,18 @@ class _Chat:
         if isinstance(last, RefusedError):
             raise last
         return JSONResponse(completion.whole(text, last))
+
+    async def _read(self, request: Request) -> ChatRequest:
+        """The request, unless there are too many to hold one more. Raises RefusedError."""
+        if self._arriving + self._engine.open >= self._limits.open:
+            raise too_many(self._limits.open)
+        self._arriving += 1
+        try:
+            body = await _body(request, self._limits)
+            number = next(self._numbers)
+            return await run_in_threadpool(read_request, body, self._defaults, number, self._limits)
+        finally:
+            self._arriving -= 1
 
 
 async def _body(request: Request, limits: Limits) -> bytes:

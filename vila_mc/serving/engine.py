@@ -83,11 +83,7 @@ class Engine:
             if self._is_stopped:
                 raise _stopping()
             if self._open >= self._limits.open:
-                raise RefusedError(
-                    f"{self._open} requests wait or are being answered, and no more may. Try again",
-                    status=503,
-                    code="overloaded",
-                )
+                raise too_many(self._limits.open)
             self._open += 1
             ticket = Ticket(request, tell)
             self._waiting.append(ticket)
@@ -233,6 +229,15 @@ class Engine:
 
 def _going(group: _Group) -> list[Ticket]:
     return [group.tickets[row] for row in sorted(group.answering.going)]
+
+
+def too_many(limit: int) -> RefusedError:
+    """Why one more request is not taken."""
+    return RefusedError(
+        f"{limit} requests arrive, wait or are being answered, and no more may. Try again",
+        status=503,
+        code="overloaded",
+    )
 
 
 def _stopping() -> RefusedError:

@@ -20,7 +20,7 @@ class Limits:
     stops: int = 4
     stop_characters: int = 256
     open: int = 64
-    """Requests that wait or are being answered."""
+    """Requests that arrive, wait or are being answered."""
     answers: int = 16
     """That come at a time."""
     fills: int = 4

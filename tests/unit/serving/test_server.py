@@ -1,11 +1,15 @@
 """The server, asked by the public client of OpenAI and by clients that behave badly."""
 
+import asyncio
 import base64
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -17,8 +21,11 @@ from tests.support.askable import make_askable
 from tests.support.launching import wait_until
 from tests.support.served import LIMITS, MODEL, Served, raw, served
 from vila_mc.evaluation.answering import Answering
-from vila_mc.evaluation.choice import Choice
+from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.conversation import Conversation
+from vila_mc.serving.address import Address
+from vila_mc.serving.app import make_app
+from vila_mc.serving.request import Defaults
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +183,27 @@ def test_those_that_wait_go_together_and_too_many_are_refused(
     assert refused.value.status_code == 503
     assert refused.value.response.headers["retry-after"] == "1"
     assert max(held.rows) == LIMITS.open - 1
+
+
+def test_answers_of_a_time_fit_their_room(
+    server: Served, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times 200 positions hold four of these six."""
+    held, room = Held(monkeypatch), []
+    step = Answering.step
+
+    def seen(answering: Answering) -> Any:
+        groups = server.engine._groups
+        room.append(sum(len(one.answering.going) * one.capacity for one in groups))
+        return step(answering)
+
+    monkeypatch.setattr(Answering, "step", seen)
+    with ThreadPoolExecutor(LIMITS.open) as threads:
+        replies = [threads.submit(ask, client, user("why"), max_tokens=180) for _ in range(6)]
+        wait_until(lambda: server.engine.open == LIMITS.open, "the queue")
+        held.go.set()
+        assert {one.result().usage.completion_tokens for one in replies} == {180}
+    assert 600 < max(room) <= 800
 
 
 def test_a_long_answer_does_not_keep_others_waiting(
@@ -345,11 +373,39 @@ def test_bodies_that_are_none(
         assert message in response.json()["error"]["message"]
 
 
+BEGUN = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\n"
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(server: Served) -> None:
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\n"
-    with raw(server.port) as send:
-        answer = send(f"{head}Connection: close\r\nContent-Length: 9\r\n\r\n{{".encode())
-    assert b" 408 " in answer.splitlines()[0]
+    limits = replace(LIMITS, body_seconds=0.1)
+    app = make_app(server.engine, Defaults(MODEL, GREEDY, 8), Address("127.0.0.1", 0), limits)
+    sent: list[Any] = []
+
+    async def call() -> None:
+        headers = [(b"host", b"localhost"), (b"content-type", JSON.encode())]
+        scope = {"type": "http", "method": "POST", "headers": headers, "query_string": b""}
+        scope |= {"path": "/v1/chat/completions", "root_path": "", "http_version": "1.1"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(scope, asyncio.Event().wait, send)
+
+    asyncio.run(call())
+    assert sent[0]["status"] == 408
+    assert b"did not arrive within 0.1 s" in sent[1]["body"]
+
+
+def test_bodies_that_arrive_count_as_requests(server: Served, client: openai.OpenAI) -> None:
+    """Or many could fill the memory."""
+    with ExitStack() as stack:
+        for _ in range(LIMITS.open):
+            address = ("127.0.0.1", server.port)
+            connection = stack.enter_context(socket.create_connection(address))
+            connection.sendall(f"{BEGUN}Expect: 100-continue\r\nContent-Length: 9\r\n\r\n".encode())
+            assert b" 100 " in connection.recv(1 << 10)  # it reads the body now
+        with pytest.raises(openai.InternalServerError, match="6 requests arrive, wait or are"):
+            ask(client, user("and I"))
 
 
 @pytest.mark.parametrize(
