@@ -36,6 +36,8 @@ _HEADERS = {
 _PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css")} | {
     "/page.js": ("page.js", "text/javascript")
 }
+_LET_GO = 4
+"""How many times the largest body is read of one that is not used."""
 _CLIENT_IS_GONE = 499
 """That nobody reads; nginx has it in its logs."""
 
@@ -89,9 +91,9 @@ class _Chat:
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        # A page of somebody else may send other types without asking first (CORS), and no JSON.
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            raise RefusedError("the Content-Type must be application/json", status=415)
+        if refusal := self._refusal(request):
+            await _body(request, self._limits, 0)
+            raise refusal
         wanted = await self._read(request)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -125,40 +127,57 @@ class _Chat:
             raise last
         return JSONResponse(completion.whole(text, last))
 
-    async def _read(self, request: Request) -> ChatRequest:
-        """The request, unless there are too many to hold one more. Raises RefusedError."""
+    def _refusal(self, request: Request) -> RefusedError | None:
+        """Why a request is not even read."""
+        # A page of somebody else may send other types without asking first (CORS), and no JSON.
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return RefusedError("the Content-Type must be application/json", status=415)
         if self._arriving + self._engine.open >= self._limits.open:
-            raise too_many(self._limits.open)
+            return too_many(self._limits.open)
+        return None
+
+    async def _read(self, request: Request) -> ChatRequest:
+        """The request. Raises RefusedError."""
+        limits = self._limits
         self._arriving += 1
         try:
-            body = await _body(request, self._limits)
+            body, size = await _body(request, limits, limits.body_bytes)
+            if size > limits.body_bytes:
+                raise RefusedError(
+                    f"the body is larger than {limits.body_bytes >> 20} MiB",
+                    status=413,
+                    code="too_large",
+                )
             number = next(self._numbers)
-            return await run_in_threadpool(read_request, body, self._defaults, number, self._limits)
+            return await run_in_threadpool(read_request, body, self._defaults, number, limits)
         finally:
             self._arriving -= 1
 
 
-async def _body(request: Request, limits: Limits) -> bytes:
-    """The body of a request. Raises RefusedError: it is too large or too slow."""
-    too_large = RefusedError(
-        f"the body is larger than {limits.body_bytes >> 20} MiB", status=413, code="too_large"
-    )
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length[:20]) > limits.body_bytes:
-        raise too_large
+async def _body(request: Request, limits: Limits, most: int) -> tuple[bytes, int]:
+    """The body of a request if it is not larger than ``most``, and how large it is.
+
+    More than that is read and let go: a client that is still sending may not hear an answer.
+
+    Raises:
+        RefusedError: it is too slow.
+    """
     chunks, size = [], 0
     try:
         async with asyncio.timeout(limits.body_seconds):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size > limits.body_bytes:
-                    raise too_large
-                chunks.append(chunk)
+                if size <= most:
+                    chunks.append(chunk)
+                else:
+                    chunks.clear()
+                if size > _LET_GO * limits.body_bytes:
+                    break
     except TimeoutError:
         raise RefusedError(
             f"the body did not arrive within {limits.body_seconds:g} s", status=408
         ) from None
-    return b"".join(chunks)
+    return b"".join(chunks), size
 
 
 async def _unless_gone(request: Request, wanted: Any) -> Event:

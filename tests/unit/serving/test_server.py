@@ -27,6 +27,12 @@ from vila_mc.serving.address import Address
 from vila_mc.serving.app import make_app
 from vila_mc.serving.request import Defaults
 
+JSON = "application/json"
+TYPE = {"Content-Type": JSON}
+COMPLETIONS = "/v1/chat/completions"
+BEGUN = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\n"
+"""The head of a request, but for the length of its body."""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -37,6 +43,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def client(server: Served) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def http(server: Served) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server.url, timeout=60) as made:
         yield made
 
 
@@ -239,10 +251,12 @@ def test_nothing_is_answered_to_who_is_gone(
     is_streamed: bool, server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine holds in front of the answer's second word until the client has left."""
-    step, gone, calls = Answering.step, threading.Event(), iter(range(99))
+    step, begun, gone = Answering.step, threading.Event(), threading.Event()
+    calls = iter(range(99))
 
     def slow(answering: Answering) -> Any:
         if next(calls) == 3:
+            begun.set()
             assert gone.wait(60)
             wait_until(lambda: bool(left), "the server's notice")
         return step(answering)
@@ -252,13 +266,10 @@ def test_nothing_is_answered_to_who_is_gone(
     monkeypatch.setattr(server.engine, "leave", lambda one: (leave(one), left.append(one)))
     monkeypatch.setattr(Answering, "step", slow)
     body = {"messages": user("what is here"), "max_tokens": 100, "stream": is_streamed}
-    url = f"{server.url}/v1/chat/completions"
-    if is_streamed:
-        with httpx2.stream("POST", url, json=body, timeout=60) as response:
-            next(response.iter_lines())
-    else:
-        with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(url, json=body, timeout=httpx2.Timeout(60, read=1))
+    content = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(f"{BEGUN}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        assert begun.wait(60)
     gone.set()
     wait_until(lambda: server.engine.open == 0, "the end of the answer")
     assert len(left) == 1
@@ -327,24 +338,16 @@ def shown(url: Any) -> dict[str, Any]:
     ],
 )
 def test_what_is_not_answered_is_said(
-    body: dict[str, Any], status: int, message: str, server: Served
+    body: dict[str, Any], status: int, message: str, http: httpx2.Client
 ) -> None:
     """In OpenAI's form and one line, also of a stream."""
     for stream in ({}, {"stream": True}):
-        response = httpx2.post(
-            f"{server.url}/v1/chat/completions",
-            content=json.dumps(stream | body),
-            headers={"Content-Type": "application/json"},
-            timeout=60,
-        )
+        response = http.post(COMPLETIONS, content=json.dumps(stream | body), headers=TYPE)
         error = response.json()["error"]
         assert (response.status_code, error["type"]) == (status, "invalid_request_error")
         assert message in error["message"]
         assert "\n" not in error["message"]
         assert error.keys() == {"message", "type", "param", "code"}
-
-
-JSON = "application/json"
 
 
 @pytest.mark.parametrize(
@@ -356,24 +359,18 @@ JSON = "application/json"
         (b"[" * 50_000, JSON, 400, "not JSON"),
         (b"[" + b"1," * 110_000 + b"1]", JSON, 400, "holds more than 100,000 values"),
         (b" " * ((1 << 20) + 1), JSON, 413, "larger than 1 MiB"),
+        (b" " * (3 << 20), JSON, 413, "larger than 1 MiB"),
+        (b" " * (3 << 20), "text/plain", 415, "must be application/json"),
         (b"{}", "text/plain", 415, "must be application/json"),
     ],
 )
 def test_bodies_that_are_none(
-    content: bytes, kind: str, status: int, message: str, server: Served
+    content: bytes, kind: str, status: int, message: str, http: httpx2.Client
 ) -> None:
     for sent in (content, iter([content])):  # the second in chunks, without a length
-        response = httpx2.post(
-            f"{server.url}/v1/chat/completions",
-            content=sent,
-            headers={"Content-Type": kind},
-            timeout=60,
-        )
+        response = http.post(COMPLETIONS, content=sent, headers={"Content-Type": kind})
         assert response.status_code == status
         assert message in response.json()["error"]["message"]
-
-
-BEGUN = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\n"
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(server: Served) -> None:
@@ -432,15 +429,15 @@ def test_other_names_are_refused(host: str, status: int, server: Served) -> None
     assert b"content-security-policy: default-src 'none'" in answer.lower()
 
 
-def test_models_and_other_routes(server: Served, client: openai.OpenAI) -> None:
+def test_models_and_other_routes(http: httpx2.Client, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError, match="'other' is not served here"):
         client.models.retrieve("other")
     with pytest.raises(openai.NotFoundError, match="POST /v1/embeddings is not served here"):
         client.embeddings.create(model=MODEL, input="a")
-    assert httpx2.get(f"{server.url}/v1/chat/completions").status_code == 405
-    preflight = httpx2.options(f"{server.url}/v1/chat/completions")
+    assert http.get(COMPLETIONS).status_code == 405
+    preflight = http.options(COMPLETIONS)
     assert preflight.status_code == 405
 
 
