@@ -105,9 +105,12 @@ class Command(_Forked):
 
 
 class _Rank(_Forked):
-    """A rank of a launcher: where that starts an interpreter, this forks the launcher's own."""
+    """A rank of a launcher: where that starts an interpreter, this forks the launcher's own.
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], pass_fds: object) -> None:
+    It inherits every file that is open, and reads nothing from standard input.
+    """
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], **inherited: object) -> None:
         own = (sys.executable, *train_command._RANK_COMMAND)
         assert tuple(command[: len(own)]) == own
         fork: Any = multiprocessing.get_context("fork")
@@ -133,7 +136,7 @@ def _be_command(work: Callable[[], None], environment: Mapping[str, str], folder
 
 
 def _be_launcher(arguments: Sequence[str]) -> None:
-    vars(launch)["subprocess"] = SimpleNamespace(Popen=_Rank)
+    vars(launch)["subprocess"] = SimpleNamespace(**{**vars(subprocess), "Popen": _Rank})
     _train(arguments)
 
 
