@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vila_mc.config.checks import STRICT, require, require_known, require_positive
+from vila_mc.config.connector_memory import Site
 from vila_mc.config.connectors import ConnectorConfig, ConnectorLayer, Tower
 from vila_mc.config.families import (
     LANGUAGE_FAMILIES,
@@ -356,6 +357,23 @@ class ModelConfig:
     def image_positions(self) -> int:
         """Positions that one image takes at most."""
         return self.vision.most_tiles() * self.tile_positions()
+
+    def connector_kept(self, number: int, ranks: int = 1) -> float:
+        """Bytes that an image leaves for the backward pass of a connector that learns, on one rank.
+
+        Args:
+            number: bytes of a number.
+            ranks: tensor-parallel ranks that share its matrices.
+        """
+        site = Site(
+            grid=self.vision.grid(),
+            class_tokens=self.vision.facts().class_tokens,
+            vision_width=self.vision.width,
+            language_width=self.language.width,
+            ranks=ranks,
+            number=number,
+        )
+        return self.connector.kept_bytes(site)
 
     def connector_layers(self) -> tuple[ConnectorLayer, ...]:
         """The layers of the connector that have weights, in order."""

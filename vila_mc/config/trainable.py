@@ -6,6 +6,7 @@ A *piece* is the least that learns or is frozen as one: ``vision.embedding``, ``
 
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from vila_mc.config.checks import require
 from vila_mc.config.model import ModelConfig
@@ -42,6 +43,7 @@ def require_names(trainable: Sequence[str]) -> None:
         )
 
 
+@lru_cache(maxsize=8)
 def pieces(model: ModelConfig) -> tuple[str, ...]:
     """Every piece, from the pixels to the logits."""
     return (
@@ -66,6 +68,11 @@ def learning_pieces(trainable: Sequence[str], model: ModelConfig) -> frozenset[s
         ConfigError: a name is none, its layers are not there, it names again what another has
             named, or only one side of a tied embedding is named.
     """
+    return _learning(tuple(trainable), model)
+
+
+@lru_cache(maxsize=8)  # the planner asks for each of thousands of layouts
+def _learning(trainable: tuple[str, ...], model: ModelConfig) -> frozenset[str]:
     require_names(trainable)
     named: dict[str, str] = {}
     for name in trainable:
@@ -91,7 +98,7 @@ def with_backward(learning: Collection[str], model: ModelConfig) -> frozenset[st
     The embedding of tokens is beside the visual pieces, so that none passes through it.
     """
     ordered = pieces(model)
-    lowest = min((ordered.index(piece) for piece in learning), default=len(ordered))
+    lowest = next((at for at, piece in enumerate(ordered) if piece in learning), len(ordered))
     return frozenset(
         piece for piece in ordered[lowest:] if piece != "language.embedding" or piece in learning
     )

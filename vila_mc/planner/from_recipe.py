@@ -2,14 +2,18 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
-from vila_mc.config.connector_memory import Site
-from vila_mc.config.lora import is_adapter
+from vila_mc.config.fp8 import Fp8Config
+from vila_mc.config.lora import LoraConfig, is_adapter
+from vila_mc.config.model import ModelConfig
+from vila_mc.config.parallel import ParallelConfig
 from vila_mc.config.run import RunConfig
 from vila_mc.config.trainable import piece_of, with_backward
 from vila_mc.planner.job import Decoder, Engine, Job, Learns, Share, Stage, Tower
 from vila_mc.planner.known import NOTHING, Known
+from vila_mc.planner.work import HALF
 from vila_mc.topology.layout import Layout
 from vila_mc.topology.shapes import stage_parameters
 from vila_mc.topology.stage_plan import StagePlan, plan_stages
@@ -34,6 +38,24 @@ class _Pieces:
     in_fp8: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Divided:
+    """What decides the stages: a search asks for the same with many micro-batches."""
+
+    model: ModelConfig
+    lora: LoraConfig
+    parallel: ParallelConfig
+    fp8: Fp8Config
+    splits_connector: bool
+    pieces: _Pieces
+
+    @classmethod
+    def of(cls, config: RunConfig, pieces: _Pieces) -> "_Divided":
+        """What a recipe says of it."""
+        splits = config.splits_connector()
+        return cls(config.model, config.lora, config.parallel, config.train.fp8, splits, pieces)
+
+
 def job_of(config: RunConfig, layout: Layout, known: Known = NOTHING) -> Job:
     """One step of a recipe.
 
@@ -47,8 +69,6 @@ def job_of(config: RunConfig, layout: Layout, known: Known = NOTHING) -> Job:
     backward = with_backward(learning | config.adapted_pieces(), model)
     pieces = _Pieces(learning, backward, config.fp8_pieces())
     vision_layers = sum(piece.startswith("vision.layers.") for piece in backward)
-    plans, layer = plan_stages(model, config.parallel), _layer_numbers(config)
-    stages = tuple(_stage(config, plan, layer, pieces) for plan in plans)
     images, most_images, attended = _rows(config, layout, known)
     return Job(
         decoder=_decoder(config),
@@ -65,7 +85,7 @@ def job_of(config: RunConfig, layout: Layout, known: Known = NOTHING) -> Job:
             virtual=layout.virtual,
             data=layout.data,
         ),
-        stages=stages,
+        stages=_stages(_Divided.of(config, pieces)),
         recompute="full" if train.recompute == "full" else "none",
         recompute_vision=train.recompute == "full",
         learns=Learns(
@@ -134,24 +154,16 @@ def _tower(config: RunConfig) -> Tower:
         connector=connector,
         visual_tokens=model.visual_tokens(),
         pixels=3 * vision.image_size**2,
-        connector_kept=model.connector.kept_bytes(
-            Site(
-                grid=vision.grid(),
-                class_tokens=vision.facts().class_tokens,
-                vision_width=vision.width,
-                language_width=model.language.width,
-                ranks=ranks,
-            )
-        ),
+        connector_kept=model.connector_kept(HALF, ranks),
     )
 
 
-def _layer_numbers(config: RunConfig) -> _LayerNumbers:
+def _layer_numbers(divided: _Divided) -> _LayerNumbers:
     """All layers are alike, and of a deep model there are many."""
     alone = StagePlan(layers=range(1), has_vision=False, has_embedding=False, has_head=False)
     own = adapters = matrices = 0
-    for parameter in stage_parameters(config.model, alone, config.lora):
-        numbers = prod(parameter.local_shape(config.parallel.tensor))
+    for parameter in stage_parameters(divided.model, alone, divided.lora):
+        numbers = prod(parameter.local_shape(divided.parallel.tensor))
         if is_adapter(parameter.name):
             adapters += numbers
         else:
@@ -166,19 +178,28 @@ def _tower_in_fp8(pieces: _Pieces) -> tuple[int, int]:
     return len(layers & pieces.backward), len(layers - pieces.backward)
 
 
-def _stage(config: RunConfig, plan: StagePlan, layer: _LayerNumbers, pieces: _Pieces) -> Stage:
+@lru_cache(maxsize=64)
+def _stages(divided: _Divided) -> tuple[Stage, ...]:
+    """In flow order."""
+    layer = _layer_numbers(divided)
+    plans = plan_stages(divided.model, divided.parallel)
+    return tuple(_stage(divided, plan, layer) for plan in plans)
+
+
+def _stage(divided: _Divided, plan: StagePlan, layer: _LayerNumbers) -> Stage:
     """What a stage holds of such layers and of what stands beside them."""
-    tensor, is_primary = config.parallel.tensor, config.train.fp8.primary_weights
+    tensor, is_primary = divided.parallel.tensor, divided.fp8.primary_weights
+    pieces = divided.pieces
     layers = {f"language.layers.{number}" for number in plan.layers}
     learn, back = layers & pieces.learning, layers & pieces.backward
     weights = len(layers) * (layer.own + layer.adapters)
     learnt = len(learn) * layer.own + len(layers) * layer.adapters
     matrices = Counter(dict.fromkeys(layers & pieces.in_fp8, layer.matrices))
     for parameter in stage_parameters(
-        config.model,
+        divided.model,
         replace(plan, layers=range(0)),
-        config.lora,
-        splits_connector=config.splits_connector(),
+        divided.lora,
+        splits_connector=divided.splits_connector,
     ):
         numbers = prod(parameter.local_shape(tensor))
         weights += numbers
@@ -201,5 +222,5 @@ def _stage(config: RunConfig, plan: StagePlan, layer: _LayerNumbers, pieces: _Pi
         learnt=learnt,
         in_fp8=(len(in_fp8 & learn), len(in_fp8 & back - learn), len(in_fp8 - back)),
         fp8_copies=forward + turned,
-        gathered_in_fp8=0 if config.train.fp8.gathers_in_bf16() else primary,
+        gathered_in_fp8=0 if divided.fp8.gathers_in_bf16() else primary,
     )

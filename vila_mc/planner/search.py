@@ -22,9 +22,13 @@ from vila_mc.topology.layout import Layout
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 PLACEMENTS: tuple[VisionPlacement, ...] = ("shared", "dedicated")
+MOST_PIPELINE = 64
+"""Pipeline ranks: the longest of the published runs. Of a model of a thousand layers longer ones
+would take minutes to try, and every one of them waits more."""
 SIMULATED = 40
 """Layouts whose schedule is simulated: the best by arithmetic alone."""
 TOO_FULL = "does not fit the memory"
+TOO_LONG = f"more than {MOST_PIPELINE} pipeline stages are not tried"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ def candidates(
     config: RunConfig, world: int, gpu: Gpu, rejected: Counter[str]
 ) -> Iterator[RunConfig]:
     """Every layout that the recipe's rules allow; the others are counted by their reason."""
-    for parallel in _layouts(config, world, gpu):
+    for parallel in _layouts(config, world, gpu, rejected):
         try:
             data = parallel.data(world)
             placed = replace(config, parallel=parallel)
@@ -120,7 +124,9 @@ def candidates(
                 yield candidate
 
 
-def _layouts(config: RunConfig, world: int, gpu: Gpu) -> Iterator[ParallelConfig]:
+def _layouts(
+    config: RunConfig, world: int, gpu: Gpu, rejected: Counter[str]
+) -> Iterator[ParallelConfig]:
     layers = config.model.language.layers
     for tensor in _powers(min(world, gpu.domain, 8)):
         if world % tensor:
@@ -128,6 +134,9 @@ def _layouts(config: RunConfig, world: int, gpu: Gpu) -> Iterator[ParallelConfig
         for pipeline in _divisors(world // tensor):
             if pipeline > layers:
                 break
+            if pipeline > MOST_PIPELINE:
+                rejected[TOO_LONG] += 1
+                continue
             for virtual in _virtual(layers, pipeline):
                 for placement in PLACEMENTS if pipeline > 1 else PLACEMENTS[:1]:
                     yield replace(

@@ -14,6 +14,8 @@ from vila_mc.topology.stage_plan import StagePlan, plan_stages, stages_of_rank
 MOST_KEPT = 2**26
 """Numbers that one rank may keep for its backward passes: 256 MiB in fp32. More is no faster for a
 small model, whose rows no longer fit a CPU's caches; of a large one, a single row keeps more."""
+_FP32 = 4
+"""Bytes of a number."""
 _FEWEST_OF_A_STAGE = 4
 """Microbatches of a step for each pipeline stage: a fifth of the time is idle at most."""
 
@@ -83,9 +85,9 @@ def _kept_by_vision(config: RunConfig, kept: Collection[str]) -> int:
     layers = _layers_at_once(kept, "vision", range(vision.built_layers()))
     layer = 4 * vision.width + (4 * vision.width + 2 * vision.ffn) // tensor
     numbers = squares * vision.positions() * layers * layer
-    if "connector" in kept:  # what the layers of its blocks take in, if it has any
-        blocks = [each for each in config.model.connector_layers() if "." in each.name]
-        numbers += squares * config.model.visual_tokens() * sum(each.shape[-1] for each in blocks)
+    if "connector" in kept:
+        ranks = tensor if config.splits_connector() else 1
+        numbers += squares * round(config.model.connector_kept(_FP32, ranks) / _FP32)
     return numbers
 
 

@@ -20,7 +20,7 @@ from vila_mc.planner.known import Known
 from vila_mc.planner.named_layout import with_layout
 from vila_mc.planner.plan import ALLOWANCE, plan_of
 from vila_mc.planner.report import timeline
-from vila_mc.planner.search import TOO_FULL, candidates, search
+from vila_mc.planner.search import MOST_PIPELINE, TOO_FULL, TOO_LONG, candidates, search
 from vila_mc.planner.step import quick_step_time, step_time
 from vila_mc.topology.hardware import GPUS, Gpu
 
@@ -53,6 +53,15 @@ def test_less_memory_rejects_more(recipe: RunConfig) -> None:
     small = replace(A100, memory=20 * 2**30)
     rejected = [search(recipe, 4, gpu, FITTED).rejected.get(TOO_FULL, 0) for gpu in (A100, small)]
     assert rejected[0] < rejected[1]
+
+
+def test_pipelines_longer_than_any_published_are_counted_and_not_tried() -> None:
+    layers = str(2 * MOST_PIPELINE)
+    deep = load_run([], {"train.global_batch": "128", "model.language.layers": layers})
+    rejected = Counter[str]()
+    tried = {one.parallel.pipeline for one in candidates(deep, 2 * MOST_PIPELINE, A100, rejected)}
+    assert max(tried) == MOST_PIPELINE
+    assert rejected[TOO_LONG] == 1  # all GPUs in one pipeline
 
 
 @pytest.mark.parametrize("layout", ["tensor=2", "pipeline=4,virtual=2", "tensor=2,pipeline=2"])
