@@ -138,8 +138,19 @@ def tower_passing(job: Job, tower: Tower) -> float:
     return HALF * rows * (4 * tower.width + ffn) + (1 + HALF) * images * tower.pixels
 
 
+def connector_passing(job: Job, tower: Tower) -> float:
+    """Bytes that the connector's backward pass needs, after that of the layers above it.
+
+    Gradients of the sequence and of its visual tokens; of every such token what the connector
+    computes anew, before and after the norm and the activation, and its gradient; gradients of the
+    matrices, and half as many bytes again in fp32 while the norm's is taken out of them.
+    """
+    seen = job.held_images() / job.share.context * tower.visual_tokens
+    return HALF * (job.positions() + 5 * seen) * job.decoder.width + 3 * tower.connector
+
+
 def _passing(job: Job, chunk: Stage) -> float:
-    """Beside what all microbatches under way keep, at the worst of three moments of a pass."""
+    """Beside what all microbatches under way keep, at the worst of four moments of a pass."""
     rows, tensor, head = job.positions(), job.share.tensor, _head_activations(job, chunk)
     is_split = job.engine.sequence and tensor > 1
     inputs = HALF * rows * job.decoder.width
@@ -159,5 +170,9 @@ def _passing(job: Job, chunk: Stage) -> float:
         seen = job.learning_tower() * tower_activations(job, job.tower)
         unseen = chunk_activations(job, chunk) - seen
         moments.append(tower_passing(job, job.tower) - unseen)
+        if job.learns.connector:
+            # Last: what its microbatch kept above it is gone.
+            above = unseen - job.held_images() / job.share.context * job.tower.connector_kept
+            moments.append(connector_passing(job, job.tower) - above + received)
     gathered = inputs if is_split and chunk.layers else 0.0  # the whole sequence, for products
     return max(moments) + gathered

@@ -188,6 +188,15 @@ def test_the_rehearsals_first_and_last_stage_of_the_7b() -> None:
         assert rank_memory(job, rank, FITTED).total() / 2**30 == pytest.approx(counted, rel=0.01)
 
 
+def test_a_stage_of_vision_alone_peaks_in_the_connectors_backward_pass() -> None:
+    # A rehearsal of the 7B on 128, tensor 4 and vision dedicated: benchmarks/planner_memory.py.
+    recipe = Path(__file__).parents[3] / "examples/pretrain_7b.yaml"
+    overrides = {"parallel.tensor": "4", "parallel.vision_placement": "dedicated"}
+    config = load_run([recipe], {**overrides, "data.blend": "[{path: none}]"})
+    job = job_of(config, Layout.of(config.parallel, 128))
+    assert rank_memory(job, 0, FITTED).total() / 2**30 == pytest.approx(0.926, rel=0.03)
+
+
 def test_a_tower_that_learns_keeps_its_activation_too() -> None:
     # A rehearsal of the 7B on 128 with every part trained: benchmarks/planner_memory.py.
     recipe = Path(__file__).parents[3] / "examples/pretrain_7b.yaml"
