@@ -139,3 +139,29 @@ def test_the_papers_own_run() -> None:
         if phase.name.startswith("VILA")
     )
     assert foretold == pytest.approx(5100, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearness"),
+    # Hours of VILA's other two phases are mostly not steps: benchmarks/results/planner_vila.md.
+    [
+        ("VILA-7B pretrain, MMC4", 0.1),
+        ("VILA-7B pretrain, COYO", 0.1),
+        ("LLaVA-1.5-7B align", 0.1),
+        ("LLaVA-1.5-13B align", 0.3),
+        ("LLaVA-1.5-7B sft", 0.1),
+        ("LLaVA-1.5-13B sft", 0.2),
+    ],
+)
+def test_a_phase_of_a_published_recipe(name: str, nearness: float) -> None:
+    (phase,) = (one for one in vila.PHASES if one.name == name)
+    job = vila.job_of(phase, vila.CLIP, vila.PADDING)
+    foretold = vila.hours(phase, job, GPUS[phase.gpu])
+    assert foretold == pytest.approx(phase.hours, rel=nearness)
+
+
+def test_every_difference_of_this_engines_recipe_saves_hours() -> None:
+    for phase in vila.PHASES[1:3]:
+        hours = [value for _, value in vila.ours(phase)]
+        assert hours == sorted(hours, reverse=True)
+        assert hours[-1] < hours[0] / 10
