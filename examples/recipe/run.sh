@@ -9,6 +9,7 @@
 #                            data, --output (default: smoke-out) may not hold anything else
 #   --dry-run GPUS           nothing is trained and no GPU is needed: the plan on that many GPUs of --gpu KIND
 #                            (default: a100-80g), a rehearsal of one step on them, and a check of the paths.
+#                            Sets up .venv first, as all of these do (about 6 GB, some minutes, once).
 #                            With --best the first layout of the plan is rehearsed as well; --page FILE.html
 #                            puts plan and last rehearsal side by side
 # Each path may come from the environment instead, under its name in capitals (TOKENIZER, LOAD ...). Every
