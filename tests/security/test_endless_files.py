@@ -18,6 +18,7 @@ from vila_mc.data.indexed.dataset_manifest import SUFFIX, read_manifest
 from vila_mc.data.ingest.corpus_text import read_sentences
 from vila_mc.errors import VilaError
 from vila_mc.evaluation.questions import read_questions
+from vila_mc.evaluation.tasks.own import OwnTask, own_task
 
 VOCABULARY = {"model": {"vocab": {"a": 0}}}
 
@@ -46,6 +47,7 @@ def _template(folder: Path) -> object:
 
 DOORS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "questions": ("q.jsonl", lambda folder: read_questions(folder / "q.jsonl", folder)),
+    "a task": ("t.jsonl", lambda folder: own_task(OwnTask(folder / "t.jsonl", folder))),
     "a config": ("config.json", lambda folder: read_json(folder / "config.json")),
     "a template": ("chat_template.jinja", _template),
     "a manifest": (MANIFEST_NAME, Manifest.read),

@@ -1,18 +1,24 @@
 """Items of tasks are put to a model: as a user's turn, or as a text to go on with."""
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 
 from tests.unit.evaluation.conftest import Subject
-from vila_mc.data.chat_templates import BUILT_IN, prompt
+from vila_mc.data.chat_templates import BUILT_IN, conversation_pieces, prompt
+from vila_mc.data.turns import Turn
 from vila_mc.evaluation.conversation import AskedModel
 from vila_mc.evaluation.decoder import Decoder, encode_prompt
 from vila_mc.evaluation.generate import generate
+from vila_mc.evaluation.likelihood import Likelihood
+from vila_mc.evaluation.tasks import asking
 from vila_mc.evaluation.tasks.asking import ask_items, continuation
+from vila_mc.evaluation.tasks.demonstrations import Demonstrations, Shots
 from vila_mc.evaluation.tasks.registry import find_task
 from vila_mc.evaluation.tasks.task import Item
-from vila_mc.flow import RawImage, RawText
+from vila_mc.flow import RawImage, RawText, TextPiece
 
 
 def asked(subject: Subject) -> AskedModel:
@@ -57,3 +63,49 @@ def test_the_likeliest_letter_is_taken(subject: Subject) -> None:
         scores[letter] = total
     assert found.answer == max(scores, key=lambda letter: scores[letter])
     assert len({round(score, 3) for score in scores.values()}) == 4
+
+
+def test_a_letter_in_the_template_has_the_tokens_of_training(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed: list[list[list[int]]] = []
+
+    def likelihoods(*given: Any) -> list[Likelihood]:
+        weighed.append(given[3])
+        return [Likelihood(-4.0, 1, False), Likelihood(-5.0, 1, False)]
+
+    monkeypatch.setattr(asking, "likelihoods", likelihoods)
+    item = Item("1", "what colour is this?", choices={"A": "red", "B": "blue and red"})
+    task = replace(find_task("mmlu"), is_text=False)
+    (found,) = ask_items(asked(subject), task, [item], batch=1, max_new_tokens=1)
+    assert found.answer == "A"
+    for ids, text in zip(weighed[0], item.choices.values(), strict=True):
+        turns = [Turn("user", item.question), Turn("assistant", text)]
+        trained = encode_prompt(conversation_pieces("vicuna_v1", turns, []), subject.tokenizer)[-1]
+        assert isinstance(trained, TextPiece)
+        assert ids == [int(token) for token in trained.ids][:-1]  # without EOS
+    # -4 of 3 characters is less likely than -5 of 12.
+    (other,) = ask_items(
+        asked(subject), replace(task, per_character=True), [item], batch=1, max_new_tokens=1
+    )
+    assert other.answer == "B"
+
+
+def test_what_was_read_is_told(subject: Subject) -> None:
+    shown = [RawImage(subject.images / f"{name}.png", f"{name}.png") for name in ("red", "blue")]
+    pool = [Item("p", "what is it?", (shown[1],), ("blue",), words="what is it?")]
+    item = Item("1", "and this?", (shown[0],), words="and this?")
+    demonstrations = Demonstrations(pool, Shots(1, form="flamingo"))
+    (found,) = ask_items(
+        asked(subject),
+        find_task("gqa"),
+        [item],
+        batch=1,
+        max_new_tokens=2,
+        demonstrations=demonstrations,
+    )
+    assert found.prompt == (
+        "<image>Question:what is it? Short answer:blue{eos}\n"
+        "<image>Question:and this? Short answer:"
+    )
+    assert found.shown == tuple(pool)
