@@ -108,18 +108,20 @@ def on_world(point: tuple[float, float], size: int) -> tuple[float, float]:
     return size * (x - west) / (east - west), size * (north - y) / (north - south)
 
 
-def label_place(rng: random.Random, mark: tuple[float, float] | None) -> tuple[float, float]:
-    """A place for ``write_letter`` that does not hide the mark.
+def label_place(rng: random.Random, mark: tuple[float, float] | None = None) -> tuple[float, float]:
+    """A place for ``write_letter``: near a corner where the mark is not hidden. Anywhere on the map
+    was too hard to learn in minutes.
 
     Args:
         rng: draws it.
-        mark: the middle of the mark, from (0, 0) to (1, 1); None for a map without.
+        mark: the middle of the mark, from (0, 0) to (1, 1); None for a picture without.
     """
     while True:
-        at = (rng.random(), rng.random())
+        corner = (rng.randrange(2), rng.randrange(2))
+        at = tuple(abs(one - rng.uniform(0, 0.05)) for one in corner)
         middle = tuple(LABEL / 2 + place * (1 - LABEL) for place in at)
         if mark is None or max(abs(a - b) for a, b in zip(middle, mark, strict=True)) > LABEL:
-            return at
+            return at[0], at[1]
 
 
 def draw_region_map(path: Path, size: int) -> Image.Image:
@@ -128,9 +130,7 @@ def draw_region_map(path: Path, size: int) -> Image.Image:
         return picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
 
 
-def write_letter(
-    picture: Image.Image, letter: str, at: tuple[float, float], label: float = LABEL
-) -> Image.Image:
+def write_letter(picture: Image.Image, letter: str, at: tuple[float, float]) -> Image.Image:
     """A letter on a white label, of 0.7 of the label's side. On a map that is a sixth of the
     picture's side: 8 pixels of 48, and 4 of 24, which are too few.
 
@@ -138,10 +138,9 @@ def write_letter(
         picture: on which; it stays as it is.
         letter: one of ``LETTERS``.
         at: where the label stands, from (0, 0) at the upper left to (1, 1).
-        label: side of the label, as a share of the picture's.
     """
     size = picture.width
-    side = size * label
+    side = size * LABEL
     left, top = at[0] * (size - side), at[1] * (size - side)
     labelled = picture.copy()
     pen = ImageDraw.Draw(labelled)
@@ -152,9 +151,9 @@ def write_letter(
 
 
 def draw_card(rng: random.Random, letter: str, size: int) -> Image.Image:
-    """A letter on a label at least as large as those of maps, on one colour: to learn letters."""
+    """A letter as on maps, but on one colour: to learn letters."""
     card = Image.new("RGB", (size, size), rng.choice([SEA, LAND, OUTLINE, MARKED]))
-    return write_letter(card, letter, (rng.random(), rng.random()), rng.uniform(LABEL, 0.75))
+    return write_letter(card, letter, label_place(rng))
 
 
 def vary(picture: Image.Image, scale: float, at: tuple[float, float]) -> Image.Image:
