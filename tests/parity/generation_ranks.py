@@ -39,6 +39,9 @@ def answers(
         os.environ[STORE_FILE] = str(meet_in / f"{number}")
         with open_model(path, tensor=tensor) as (asked, _):
             found.append(_answers(asked, images))
+        os.environ[STORE_FILE] = str(meet_in / f"{number} in bf16")
+        with open_model(path, tensor=tensor, precision="bf16") as (asked, _):
+            found[-1] |= _in_bf16(asked, images)
     del os.environ[STORE_FILE]
     return found
 
@@ -59,6 +62,13 @@ def _answers(asked: AskedModel, images: Sequence[Path]) -> dict[str, Any]:
     held = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     planned = weight_bytes(model.run_config)
     return found | {"likelihoods": [asdict(one) for one in weighed], "bytes": (held, planned)}
+
+
+def _in_bf16(asked: AskedModel, images: Sequence[Path]) -> dict[str, Any]:
+    """How likely the same continuations are, and the bytes of the weights."""
+    weighed = likelihoods(asked.model, asked.tokenizer, _prompts(images)[1], [[5, 9, 7], [11]])
+    held = sum(weight.numel() * weight.element_size() for weight in asked.model.parameters())
+    return {"bf16": [one.log_likelihood for one in weighed], "bytes in bf16": held}
 
 
 def _prompts(images: Sequence[Path]) -> list[tuple[RawPiece, ...]]:

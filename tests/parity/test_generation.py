@@ -57,3 +57,14 @@ def test_a_rank_holds_as_many_bytes_as_are_planned(
     for held, planned in (whole, *shares):
         assert held == planned
     assert all(0.5 * whole[0] < held < 0.6 * whole[0] for held, _ in shares)
+
+
+@pytest.mark.parametrize("model", range(len(MODELS)), ids=MODELS)
+def test_bf16_takes_half_the_bytes_and_is_near(
+    model: int, found: list[list[dict[str, Any]]]
+) -> None:
+    expected = [one["log_likelihood"] for one in found[model][0]["likelihoods"][:2]]
+    for each in found[model]:
+        assert each["bf16"] == pytest.approx(expected, rel=2e-2)
+        assert each["bf16"] != expected
+        assert 2 * each["bytes in bf16"] == each["bytes"][0]

@@ -13,6 +13,7 @@ from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
 from vila_mc.config.fp8 import Fp8Config
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.config.run import RunConfig
+from vila_mc.config.train import Precision
 from vila_mc.errors import ConfigError
 from vila_mc.model.build import build_stages
 from vila_mc.model.vila_model import VilaModel
@@ -25,15 +26,19 @@ BeforeLoading = Callable[[RunConfig, Ranks], None]
 
 @contextmanager
 def whole_model(
-    path: Path, tensor: int = 1, before_loading: BeforeLoading | None = None
+    path: Path,
+    tensor: int = 1,
+    before_loading: BeforeLoading | None = None,
+    precision: Precision = "fp32",
 ) -> Iterator[tuple[VilaModel, Manifest]]:
-    """Load a checkpoint of any layout, in fp32, ready to evaluate.
+    """Load a checkpoint of any layout, ready to evaluate.
 
     Args:
         path: a step-* directory, or a directory of them (the newest is taken).
         tensor: tensor-parallel ranks that hold one copy together; the other ranks that were started
             hold further copies.
         before_loading: told what is about to be loaded; it may refuse.
+        precision: of weights and activations.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -41,7 +46,7 @@ def whole_model(
     """
     directory = resolve_checkpoint(path)
     manifest = Manifest.read(directory)
-    config = to_evaluate(manifest.config, tensor)
+    config = to_evaluate(manifest.config, tensor, precision)
     with distributed(config.parallel, seed=config.train.seed) as ranks:
         if before_loading is not None:
             before_loading(config, ranks)
@@ -64,15 +69,15 @@ def weightless_model(config: RunConfig) -> Iterator[VilaModel]:
         yield model.eval()
 
 
-def to_evaluate(config: RunConfig, tensor: int = 1) -> RunConfig:
-    """The same run on one stage, in fp32 on torch's layers, to evaluate anywhere.
+def to_evaluate(config: RunConfig, tensor: int = 1, precision: Precision = "fp32") -> RunConfig:
+    """The same run on one stage and torch's layers, to evaluate anywhere.
 
     Raises:
         ConfigError: the model does not divide by ``tensor``.
     """
     train = dataclasses.replace(
         config.train,
-        precision="fp32",
+        precision=precision,
         fp8=Fp8Config(),
         recompute="none",
         layers="torch",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from vila_mc.config.options import Argument
 from vila_mc.errors import say
@@ -27,6 +27,9 @@ class AskingOptions:
     template: Annotated[str | None, Argument("NAME")] = None
     """plain, vicuna_v1, llama_2, llama_3, chatml, tokenizer (its own), or a YAML file. Default: the
     one it was trained with, else vicuna_v1."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations. bf16 takes half the memory, and answers are those of rounded
+    numbers."""
     temperature: float = 0.0
     """Draw tokens from logits divided by it; 0 takes the likeliest."""
     top_p: float = 1.0
@@ -65,6 +68,7 @@ def asked_model(
         options.template,
         tensor,
         None if room is None else room.settle,
+        options.precision,
     )
     with opened as (asked, notes):
         for note in notes:

@@ -113,6 +113,7 @@ def _follow_from(
         "checkpoint": str(_identity(options.checkpoint)),
         "template": options.template,
         "tokenizer": str(options.tokenizer),
+        "precision": options.precision,
         "task": _content(name) if is_own(name) else name,
         "max_new_tokens": tokens,
         "choice": asdict(choice),

@@ -29,6 +29,8 @@ def evaluate_loss(options: "EvaluateOptions") -> int:
     """Measure, print, write. Raises VilaError."""
     refuse_unused(options, _OF_ANSWERS, "--loss asks for no answer")
     refuse_unused(options, ["ranks", "tensor"], "--loss is measured in one process")
+    if options.precision != "fp32":
+        raise ConfigError("--loss is measured in fp32. Leave --precision out.")
     if "RANK" in os.environ:
         raise ConfigError("--loss is measured in one process. Start it without a launcher.")
     from vila_mc.train.checkpoint_loss import checkpoint_loss

@@ -12,6 +12,7 @@ from vila_mc.checkpoint.manifest import MANIFEST_NAME, newest_checkpoint
 from vila_mc.checkpoint.trained_template import template_to_ask_with
 from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
 from vila_mc.checkpoint.whole import BeforeLoading, to_evaluate, whole_model
+from vila_mc.config.train import Precision
 from vila_mc.convert.chat_template import published_template
 from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.whole_directory import read_whole
@@ -38,8 +39,9 @@ def open_model(
     template: str | None = None,
     tensor: int = 1,
     before_loading: BeforeLoading | None = None,
+    precision: Precision = "fp32",
 ) -> Iterator[tuple[AskedModel, list[str]]]:
-    """A whole model in fp32, in this process or shared by tensor-parallel ranks.
+    """A whole model, in this process or shared by tensor-parallel ranks.
 
     A directory of Hugging Face is read as an import reads it, so that no code in it runs; pixels,
     tokens and prompts are made by ours, as in training.
@@ -51,6 +53,7 @@ def open_model(
         template: a name as ``find_template`` takes it; the one that it was trained with if None.
         tensor: ranks that hold one copy together; the others that were started hold more copies.
         before_loading: told what is about to be loaded; it may refuse.
+        precision: of weights and activations.
 
     Yields:
         The model, and lines about what may not be as in its training.
@@ -62,7 +65,7 @@ def open_model(
         DataError: the tokenizer cannot be used.
     """
     opened = _open_published if is_published(path) else _open_checkpoint
-    with opened(path, tokenizer, template, tensor, before_loading) as (asked, notes):
+    with opened(path, tokenizer, template, tensor, before_loading, precision) as (asked, notes):
         if isinstance(asked.template, Template) and asked.template.is_plain:
             notes.append(_PLAIN_NOTE)
         yield asked, notes
@@ -81,8 +84,9 @@ def _open_checkpoint(
     template: str | None,
     tensor: int,
     before_loading: BeforeLoading | None,
+    precision: Precision,
 ) -> Iterator[tuple[AskedModel, list[str]]]:
-    with whole_model(path, tensor, before_loading) as (model, manifest):
+    with whole_model(path, tensor, before_loading, precision) as (model, manifest):
         known = _tokenizer(tokenizer or manifest.config.data.tokenizer, path)
         chosen, note = template_to_ask_with(template, known, manifest.datasets, manifest.template)
         notes = [another_tokenizer(manifest, known), note]
@@ -96,11 +100,12 @@ def _open_published(
     template: str | None,
     tensor: int,
     before_loading: BeforeLoading | None,
+    precision: Precision,
 ) -> Iterator[tuple[AskedModel, list[str]]]:
     source = read_whole(path)
     known = _tokenizer(tokenizer or _tokenizer_of(source), path)
     chosen, note = _template(source, known, template)
-    with _built(source, tensor, before_loading) as model:
+    with _built(source, tensor, before_loading, precision) as model:
         yield AskedModel(model, known, chosen), [note] if note else []
 
 
@@ -130,9 +135,12 @@ def _tokenizer_of(source: ForeignModel) -> Path | None:
 
 @contextmanager
 def _built(
-    source: ForeignModel, tensor: int, before_loading: BeforeLoading | None
+    source: ForeignModel,
+    tensor: int,
+    before_loading: BeforeLoading | None,
+    precision: Precision,
 ) -> Iterator[VilaModel]:
-    config = to_evaluate(run_of(source, "fp32"), tensor)
+    config = to_evaluate(run_of(source, "fp32"), tensor, precision)
     with distributed(config.parallel, seed=config.train.seed) as ranks:
         if before_loading is not None:
             before_loading(config, ranks)

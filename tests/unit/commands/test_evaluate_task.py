@@ -222,3 +222,23 @@ def test_what_a_public_task_has_not(
     command = options(tmp_path, name, tmp_path, tmp_path / "a.jsonl", *given)
     with pytest.raises(ConfigError, match=message):
         evaluate.main(command, "tool")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--ranks", "2"], "--ranks is given, but --loss is measured in one process"),
+        (["--tensor", "2"], "--tensor is given, but --loss is measured in one process"),
+        (["--precision", "bf16"], "--loss is measured in fp32"),
+    ],
+)
+def test_a_loss_takes_no_options_of_answers(given: list[str], message: str, tmp_path: Path) -> None:
+    how = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "a"), "--loss"]
+    with pytest.raises(ConfigError, match=message):
+        evaluate.main([*how, *given], "tool")
+
+
+def test_ranks_make_whole_copies(tmp_path: Path) -> None:
+    how = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "a"), "--task", "pope"]
+    with pytest.raises(ConfigError, match=r"3 ranks do not divide .* on 2 each.*See --tensor"):
+        evaluate.main([*how, "--data", str(tmp_path), "--ranks", "3", "--tensor", "2"], "tool")
