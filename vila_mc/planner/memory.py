@@ -51,10 +51,10 @@ def rank_memory(job: Job, rank: int, constants: Constants) -> Memory:
 
 
 def peak_memory(job: Job, constants: Constants) -> Memory:
-    """Of the rank that holds most."""
-    return max(
-        (rank_memory(job, rank, constants) for rank in range(job.share.pipeline)), key=Memory.total
-    )
+    """Of the rank that holds most: of ranks with the same chunks the first, with most under way."""
+    pipeline, chunks = job.share.pipeline, job.chunks()
+    first = {chunks[rank::pipeline]: rank for rank in reversed(range(pipeline))}
+    return max((rank_memory(job, rank, constants) for rank in first.values()), key=Memory.total)
 
 
 def under_way(job: Job, rank: int, number: int) -> int:

@@ -13,7 +13,7 @@ from vila_mc.planner.constants import Constants
 from vila_mc.planner.from_recipe import job_of
 from vila_mc.planner.job import Job
 from vila_mc.planner.known import NOTHING, Known
-from vila_mc.planner.memory import rank_memory
+from vila_mc.planner.memory import peak_memory
 from vila_mc.planner.passes import PassTimes
 from vila_mc.planner.plan import ALLOWANCE, Plan, plan_of
 from vila_mc.planner.step import quick_step_time
@@ -82,8 +82,7 @@ class _Tried:
         """Keep a layout if it fits; its job."""
         layout = Layout.of(candidate.parallel, self.world)
         job = job_of(candidate, layout, self.known)
-        ranks = (rank_memory(job, rank, self.constants) for rank in range(layout.pipeline))
-        fullest = max(rank.total() for rank in ranks)
+        fullest = peak_memory(job, self.constants).total()
         if fullest < self.least:
             self.least, self.nearest = fullest, f"{layout}, micro-batch {job.micro_batch}"
         if fullest + ALLOWANCE > self.gpu.memory:

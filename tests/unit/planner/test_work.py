@@ -14,7 +14,7 @@ from vila_mc.planner.constants import FITTED
 from vila_mc.planner.from_recipe import job_of
 from vila_mc.planner.held import rank_gathered, rank_learnt, rank_weights
 from vila_mc.planner.job import Decoder, Engine, Job, Learns, Share, Stage, Tower
-from vila_mc.planner.memory import layer_activations, rank_memory, under_way
+from vila_mc.planner.memory import layer_activations, peak_memory, rank_memory, under_way
 from vila_mc.planner.passes import chunk_passes
 from vila_mc.planner.work import decoder_layer, head, tower_layer
 from vila_mc.topology.hardware import GPUS
@@ -228,6 +228,15 @@ def test_microbatches_under_way() -> None:
     assert [under_way(virtual, 0, chunk) for chunk in range(2)] == [3, 2]
     assert [under_way(virtual, 1, chunk) for chunk in range(2)] == [2, 1]
     assert under_way(replace(job, rows=2), 0, 0) == 2
+
+
+@pytest.mark.parametrize(
+    "share", [Share(pipeline=4), Share(pipeline=4, virtual=2), Share(pipeline=32)]
+)
+def test_the_fullest_rank_is_the_fullest_of_all(share: Share) -> None:
+    job = replace(JOB, rows=64, share=share)
+    ranks = [rank_memory(job, rank, FITTED).total() for rank in range(share.pipeline)]
+    assert peak_memory(job, FITTED).total() == max(ranks)
 
 
 def test_adapters_are_held_and_learn() -> None:
