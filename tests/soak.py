@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -243,14 +243,15 @@ def main() -> int:
         run = finish(process, PATIENCE_SECONDS)
     assert run.code == ExitCode.OK, run.err
     rounds = 0
-    while time.monotonic() < ends:
-        rounds += 1
-        with _disk(folder / f"round-{rounds}", "full disk" in names) as disk:
-            possible = [one for one in names if one != "full disk" or disk.is_mount()]
-            is_good = _round(Soak(recipe, disk / "out", choose), possible, ends, tally, reference)
-            if not is_good:
-                kept = shutil.copytree(disk, folder / f"lost-{rounds}")
-                print(f"what was left is in {kept}", flush=True)
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends it early; the table is of what was done
+        while time.monotonic() < ends:
+            rounds += 1
+            with _disk(folder / f"round-{rounds}", "full disk" in names) as disk:
+                possible = [one for one in names if one != "full disk" or disk.is_mount()]
+                soak = Soak(recipe, disk / "out", choose)
+                if not _round(soak, possible, ends, tally, reference):
+                    kept = shutil.copytree(disk, folder / f"lost-{rounds}")
+                    print(f"what was left is in {kept}", flush=True)
     print(tally.table(rounds))
     if not tally.lost.total():
         shutil.rmtree(folder)

@@ -4,7 +4,8 @@
 #
 #   bash tests/soak.sh [--minutes N] [--seed N] [--only FAULT,...]
 #
-# Exit status 1: something was lost. What a lost fault has left behind is kept, and named.
+# Ctrl-C ends it early, with the table so far. Exit status 1: something was lost. What a lost fault has
+# left behind is kept, and named.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/setup_venv.sh
