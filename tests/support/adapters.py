@@ -14,7 +14,17 @@ from vila_mc.checkpoint.manifest import Manifest, versions
 from vila_mc.checkpoint.save import PendingSave
 
 LORA: dict[str, Any] = dict(rank=3, alpha=4.5, targets=["q_proj", "v_proj", "up_proj", "down_proj"])
-MODEL = {"language": {"vocab_size": VOCABULARY, "layers": 2}}
+MODEL = {
+    "language": dict(
+        layers=2,
+        width=64,
+        ffn=96,
+        heads=4,
+        kv_heads=2,
+        vocab_size=VOCABULARY,
+        max_positions=512,
+    )
+}
 
 
 def write_checkpoint(
