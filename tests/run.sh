@@ -4,6 +4,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/setup_venv.sh
+# Images often switch byte code off. Hundreds of processes would compile vila_mc anew, some of them
+# Transformer Engine, too, and every worker all tests.
+unset PYTHONDONTWRITEBYTECODE
 if (($# == 0)); then
     set -- -n 2 --dist loadfile
 fi
