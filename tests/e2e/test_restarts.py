@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import LAYOUT
+from tests.support.forked import training
 from tests.support.launching import (
     REPOSITORY,
     Finished,
@@ -19,7 +20,6 @@ from tests.support.launching import (
     restarts_before_each_start,
     steps_done,
     trace_of,
-    training,
     wait_until,
 )
 from vila_mc.checkpoint.manifest import whole_checkpoints

@@ -3,7 +3,6 @@
 import pickle
 import socket
 import stat
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +13,9 @@ import psutil
 import pytest
 import torch.distributed as dist
 
+from tests.support import forked
 from tests.support.launching import (
+    Launcher,
     finish,
     ranks_of,
     steps_done,
@@ -34,7 +35,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(folder / "recipe.yaml", *write_dataset(folder))
 
 
-def _listeners(process: subprocess.Popen[str]) -> set[Any]:
+def _listeners(process: Launcher) -> set[Any]:
     """Addresses on which a launcher and all that it started accept connections."""
     parent = psutil.Process(process.pid)
     return {
@@ -50,7 +51,7 @@ def _is_loopback(address: Any) -> bool:
 
 
 @contextmanager
-def _to_be_stopped(process: subprocess.Popen[str], output: Path) -> Iterator[None]:
+def _to_be_stopped(process: Launcher, output: Path) -> Iterator[None]:
     """A run that trains; it is asked to stop at the end, and does."""
     wait_until(lambda: steps_done(output) >= 2, "step 2")
     yield
@@ -60,7 +61,7 @@ def _to_be_stopped(process: subprocess.Popen[str], output: Path) -> Iterator[Non
     _assert_stopped(process)
 
 
-def _assert_stopped(process: subprocess.Popen[str]) -> None:
+def _assert_stopped(process: Launcher) -> None:
     ended = finish(process)
     assert ended.code == ExitCode.REQUEUE, ended.err
     assert "Traceback" not in ended.err
@@ -104,7 +105,7 @@ def test_a_pickle_in_the_store_of_several_machines_never_runs(recipe: Path, tmp_
         *("--config", recipe, "--ranks", 1, "--parallel.pipeline", 2, "--nodes", 2, *MANY),
         *("--rendezvous", f"localhost:{port}", "--train.output", output),
     )
-    with training(*command) as other, training(*command) as process:
+    with forked.training(*command) as other, forked.training(*command) as process:
         with _to_be_stopped(process, output):
             assert all(_is_loopback(at) for one in (other, process) for at in _listeners(one))
             store = dist.TCPStore(  # type: ignore[attr-defined]

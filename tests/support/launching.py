@@ -35,6 +35,9 @@ class Launcher(Protocol):
     def communicate(self, *, timeout: float | None = None) -> tuple[str, str]:
         """What it wrote, at its end. Raises subprocess.TimeoutExpired."""
 
+    def terminate(self) -> None:
+        """Ask it to end."""
+
     def kill(self) -> None:
         """End it."""
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked
 from tests.support.launching import train, write_recipe
 from tests.support.tiny_data import write_dataset
 from vila_mc.checkpoint.manifest import Manifest, newest_checkpoint
@@ -43,7 +44,7 @@ def test_fp8_is_tried_on_a_cpu(recipe: Path, tmp_path: Path) -> None:
 
     # What came of it is a checkpoint like any other.
     plain = ("--config", recipe, "--train.output", output, "--ranks", 1, "--train.steps", 3)
-    resumed = train(*plain, "--train.precision", "bf16")
+    resumed = forked.train(*plain, "--train.precision", "bf16")
     assert resumed.code == 0, resumed.err
     assert "layers torch, optimizer AdamW of vila_mc; Transformer Engine absent" in resumed.out
     assert "from here on: train.fp8.recipe delayed -> none\n" in resumed.out
@@ -57,7 +58,7 @@ def test_fp8_is_tried_on_a_cpu(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_fp8_without_transformer_engine_is_refused(recipe: Path, tmp_path: Path) -> None:
-    finished = train("--config", recipe, "--train.output", tmp_path, *FP8, "--ranks", 1)
+    finished = forked.train("--config", recipe, "--train.output", tmp_path, *FP8, "--ranks", 1)
     assert finished.code == 2
     assert "train.fp8.recipe is delayed, which needs Transformer Engine, and it is" in finished.err
     assert "try the recipe on a CPU with train.fp8.emulation" in finished.err
