@@ -12,6 +12,8 @@ from declared import Arm, Measure, Phase, Table
 from steps import CHECKOUT, Step
 from verdicts import Figure
 
+from vila_mc.data.indexed.dataset_manifest import SUFFIX
+from vila_mc.data.indexed.layout import with_suffix
 from vila_mc.errors import DataError
 
 RECIPES = CHECKOUT / "examples" / "atlas"
@@ -51,14 +53,14 @@ class World:
     def dataset(self, name: str) -> Path:
         """Prefix of an indexed dataset. Raises DataError: there is none."""
         prefix = self.folder / "data" / name
-        if not prefix.with_name(f"{name}.json").is_file():
-            known = ", ".join(sorted(path.stem for path in _manifests(self.folder)))
+        if not with_suffix(prefix, SUFFIX).is_file():
+            known = ", ".join(path.name.removesuffix(SUFFIX) for path in _manifests(self.folder))
             raise DataError(f"the world has no dataset {name}. It has {known}.")
         return prefix
 
 
 def _manifests(folder: Path) -> list[Path]:
-    return sorted((folder / "data").glob("*.json"))
+    return sorted((folder / "data").glob(f"*{SUFFIX}"))
 
 
 @dataclass(frozen=True, slots=True)

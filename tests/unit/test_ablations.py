@@ -113,7 +113,7 @@ def world(tmp_path: Path) -> World:
     labels = {"file": "labels.jsonl", "form": "chat", "chance": 0.25}
     (folder / "questions" / "index.json").write_text(json.dumps([labels]))
     for name in ("text", "pairs", "sft"):
-        (folder / "data" / f"{name}.json").write_text("{}")
+        (folder / "data" / f"{name}.manifest.json").write_text("{}")
     return World.open(folder)
 
 
