@@ -1,6 +1,7 @@
 """LLM layers dealt to pipeline stages so that the slowest rank is as fast as it can be."""
 
 from dataclasses import replace
+from heapq import heapify, heapreplace
 
 from vila_mc.planner.passes import PassTimes
 
@@ -26,12 +27,12 @@ def balanced_layers(times: PassTimes) -> tuple[int, ...]:
         for rank in range(pipeline)
     ]
     load = [sum(beside[rank::pipeline]) + a_layer * len(stages[rank]) for rank in range(pipeline)]
+    least = [(load[rank], -rank) for rank in range(pipeline) if stages[rank]]
+    heapify(least)
     for _ in range(num_layers - sum(counts)):
-        rank = min(
-            (one for one in range(pipeline) if stages[one]), key=lambda one: (load[one], -one)
-        )
-        counts[min(stages[rank], key=lambda number: (counts[number], -number))] += 1
-        load[rank] += a_layer
+        busy, minus_rank = least[0]
+        counts[min(stages[-minus_rank], key=lambda number: (counts[number], -number))] += 1
+        heapreplace(least, (busy + a_layer, minus_rank))
     return tuple(counts)
 
 
