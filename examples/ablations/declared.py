@@ -48,16 +48,19 @@ class Change:
     load: str | None = None
     load_parts: tuple[str, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    with_gpus: dict[str, Any] = field(default_factory=dict)
+    """Options over ``options`` where larger models are trained on GPUs."""
 
-    def of(self, phase: Phase, general: Mapping[str, Any]) -> Phase:
+    def of(self, phase: Phase, general: Mapping[str, Any], *, is_large: bool = False) -> Phase:
         """The changed phase; ``general`` are the arm's options, overruled by those of a phase."""
+        own = self.options | (self.with_gpus if is_large else {})
         return Phase(
             recipe=phase.recipe,
             data=phase.data if self.data is None else self.data,
             load=phase.load if self.load is None else self.load,
             load_parts=phase.load_parts if self.load_parts is None else self.load_parts,
             is_shared=phase.is_shared,
-            options=phase.options | dict(general) | self.options,
+            options=phase.options | dict(general) | own,
         )
 
 
@@ -70,13 +73,16 @@ class Arm:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the phases that are not shared, as those of a connector."""
+    with_gpus: dict[str, Any] = field(default_factory=dict)
+    """Options over ``options`` where larger models are trained on GPUs."""
     phases: dict[str, Change | None] = field(default_factory=dict)
     """Changed phases; None for one that is left out, whose followers load what it would have."""
     paper: dict[str, float] = field(default_factory=dict)
     """Measure -> figure of the paper, under the paper's own name of it in ``Measure.paper``."""
 
-    def chain(self, phases: Mapping[str, Phase]) -> dict[str, Phase]:
+    def chain(self, phases: Mapping[str, Phase], *, is_large: bool = False) -> dict[str, Phase]:
         """The phases of this arm, in their order."""
+        options = self.options | (self.with_gpus if is_large else {})
         chain: dict[str, Phase] = {}
         stands_for: dict[str | None, str | None] = {None: None}
         for name, phase in phases.items():
@@ -84,7 +90,7 @@ class Arm:
             if change is None:
                 stands_for[name] = stands_for[phase.load]
                 continue
-            changed = change.of(phase, {} if phase.is_shared else self.options)
+            changed = change.of(phase, {} if phase.is_shared else options, is_large=is_large)
             load = stands_for[changed.load]
             chain[name] = Change(load=load).of(changed, {})
             stands_for[name] = name

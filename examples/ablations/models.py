@@ -149,7 +149,7 @@ class Plan:
 
     def _train(self, arm: Arm, seed: int, phases: Mapping[str, Phase]) -> dict[str, Step]:
         trained: dict[str, Step] = {}
-        for name, phase in arm.chain(phases).items():
+        for name, phase in arm.chain(phases, is_large=bool(self._scale.recipes)).items():
             before = trained[phase.load] if phase.load is not None else None
             trained[name] = self._training(name, phase, before, seed)
         return trained

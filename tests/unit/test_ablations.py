@@ -11,12 +11,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "ablations"))
 
 from declared import Arm, Change, Phase, Table, read_phases, read_table, table_names
-from models import Plan, Scale, World
+from models import RECIPES, Plan, Scale, World
 from page import lines, result_of, write_result
 from resources import resources
 from steps import Runner, Step, StepFailedError
 from verdicts import Figure, Interval, difference, interval_of, verdict
 
+from vila_mc.config.load import load_run
 from vila_mc.config.options import build
 from vila_mc.errors import ConfigError, DataError
 
@@ -59,6 +60,15 @@ class TestTables:
             for measure in table.measures:
                 assert measure.after is None or measure.after in chain
 
+    @pytest.mark.parametrize("name", table_names())
+    @pytest.mark.parametrize("is_large", [False, True])
+    def test_every_option_is_one_of_training(self, name: str, is_large: bool) -> None:
+        files = [RECIPES / "model.yaml", *([RECIPES / "model_gpu.yaml"] if is_large else [])]
+        for arm in read_table(name).arms:
+            for phase in arm.chain(read_phases(), is_large=is_large).values():
+                recipes = [files[0], RECIPES / f"{phase.recipe}.yaml", *files[1:]]
+                load_run(recipes, phase.options | {"data.blend": "[{path: none}]"})
+
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
@@ -99,6 +109,13 @@ class TestArms:
         assert not chain["base"].options
         assert chain["align"].options["model.connector.kind"] == "linear"
         assert chain["sft"].options["model.connector.kind"] == "qformer"
+
+    def test_larger_models_have_options_of_their_own(self) -> None:
+        sizes = {"options": {"layers": 8}, "with_gpus": {"layers": 24}}
+        arm = Arm(name="a", **sizes, phases={"base": Change(**sizes)})
+        for is_large, layers in ((False, 8), (True, 24)):
+            chain = arm.chain(PHASES, is_large=is_large)
+            assert {phase.options["layers"] for phase in chain.values()} == {layers}
 
     def test_other_data(self) -> None:
         chain = Arm(name="a", phases={"sft": Change(data={"sft_text": 2})}).chain(PHASES)
