@@ -184,7 +184,8 @@ def fill_the_disk(soak: Soak) -> None:
     """Until the next save has no room."""
     filler = soak.output.parent / "filler"
     free = shutil.disk_usage(soak.output).free
-    filler.write_bytes(b"\0" * max(0, free - 200 * 1024))
+    with suppress(OSError):  # a save may have taken the room meanwhile: it is as full then
+        filler.write_bytes(b"\0" * max(0, free - 200 * 1024))
     try:
         soak.ended(ExitCode.USER_ERROR, "no space left")
     finally:

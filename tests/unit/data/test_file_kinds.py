@@ -28,11 +28,11 @@ HERE = ImageFolder(Path("."))
     ("name", "data", "message"),
     [
         ("a.jsonl", TAR, "is a tar archive"),
-        ("a.tar.gz", gzip.compress(TAR), "is a compressed tar archive.* Decompress it"),
+        ("a.tar.gz", gzip.compress(TAR, mtime=0), "is a compressed tar archive.* Decompress it"),
         ("a.tar.zst", zstandard.compress(TAR), "is a compressed tar archive"),
-        ("a.tgz", gzip.compress(TAR), "is a compressed tar archive"),
+        ("a.tgz", gzip.compress(TAR, mtime=0), "is a compressed tar archive"),
         ("a.parquet", b"PAR1...", "is a parquet file.* kind pairs reads it"),
-        ("a.jsonl", gzip.compress(LINES), r"is compressed with gzip.* the ending \.gz"),
+        ("a.jsonl", gzip.compress(LINES, mtime=0), r"is compressed with gzip.* the ending \.gz"),
         ("a.jsonl", zstandard.compress(LINES), r"is compressed with zstd.* the ending \.zst"),
         ("a.jsonl.xz", b"\xfd7zXZ\0", "is compressed with xz.* Decompress it"),
         ("a.docx", b"PK\x03\x04...", "is a zip archive"),
@@ -71,8 +71,8 @@ def test_documents_with_images_are_not_in_archives(tmp_path: Path, data: bytes) 
         ("a.jsonl", b""),
         ("a.jsonl", b"\xef\xbb\xbf" + LINES),
         ("a.jsonl", b'{"text": "\0"}'),
-        ("a.jsonl.gz", gzip.compress(LINES)),
-        ("a.jsonl.gz", gzip.compress(LINES)[:15]),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:15]),
         ("a.jsonl.gz", b"junk"),
         ("a.jsonl.zst", zstandard.compress(LINES)),
         ("a.jsonl.zst", b"junk"),
@@ -97,7 +97,7 @@ def test_pairs_read_archives_too(tmp_path: Path) -> None:
         PairSource([file], HERE).prepared(tmp_path)
     with pytest.raises(DataError, match=r"a\.parquet stands for .*a\.tar, which is given too"):
         PairSource([tar, parquet], HERE).prepared(tmp_path)
-    packed.write_bytes(gzip.compress(TAR))
+    packed.write_bytes(gzip.compress(TAR, mtime=0))
     for source in (PairSource([packed], HERE), PairSource([], ImageTars((packed,)))):
         with pytest.raises(DataError, match=r"b\.tar is compressed with gzip, not a plain tar"):
             source.prepared(tmp_path)
@@ -109,7 +109,7 @@ def test_pairs_read_archives_too(tmp_path: Path) -> None:
 def test_refused_before_anything_is_read(
     tmp_path: Path, tokenizer_path: Path, write_lines: Callable[..., Path]
 ) -> None:
-    (tmp_path / "b.tgz").write_bytes(gzip.compress(TAR))
+    (tmp_path / "b.tgz").write_bytes(gzip.compress(TAR, mtime=0))
     first = write_lines("a.jsonl", ["not JSON"] * 5)
     source: Source = TextSource([first, tmp_path / "b.tgz"])
     with pytest.raises(DataError, match=r"b\.tgz is a compressed tar archive"):

@@ -37,9 +37,9 @@ CASES: list[tuple[str, bytes, list[str], list[str]]] = [
     ("a.txt", b"", ["empty text"], []),
     ("a.txt", b" \n\t\n", ["empty text"], []),
     ("a.txt", b"a \xff\nb", ["not UTF-8"], ["not UTF-8", "b"]),
-    ("a.txt.gz", gzip.compress(TWO), ["one\n\n  two \nthree"], ["one", "  two ", "three"]),
+    ("a.txt.gz", gzip.compress(TWO, mtime=0), ["one\n\n  two \nthree"], ["one", "  two ", "three"]),
     ("a.txt.zst", zstandard.compress(TWO), ["one\n\n  two \nthree"], ["one", "  two ", "three"]),
-    ("a.txt.gz", gzip.compress(TWO)[:-9], ["damaged file"], ["damaged file"]),
+    ("a.txt.gz", gzip.compress(TWO, mtime=0)[:-9], ["damaged file"], ["damaged file"]),
     (
         "a.tar",
         tar_of({"x/1.txt": TWO, "2.md": b"no", "3.TXT": b"four\n", "4.txt": b""}),
@@ -99,8 +99,12 @@ def test_a_document_has_a_largest_size(
         ("a.txt", b'{"id": 1, "text": "x"}\n', "holds JSON records with 'text', not plain text"),
         ("a.txt", "text".encode("utf-16"), "is text in UTF-16"),
         ("a.txt", b"\x89PNG\r\n", "is an image"),
-        ("a.tar", gzip.compress(b"x"), "is compressed with gzip, not a plain tar"),
-        ("a.tar.gz", gzip.compress(tar_of({"a.txt": b"x"})), "is a compressed tar archive"),
+        ("a.tar", gzip.compress(b"x", mtime=0), "is compressed with gzip, not a plain tar"),
+        (
+            "a.tar.gz",
+            gzip.compress(tar_of({"a.txt": b"x"}), mtime=0),
+            "is a compressed tar archive",
+        ),
         ("a.parquet", b"PAR1", "is a parquet file"),
     ],
 )
