@@ -87,6 +87,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         ),
         (["--as-ranks", "1", "--gpu-memory", "0"], "--gpu-memory is 0; it must be"),
         (["--as-ranks", "1", "--gpu", "v100"], "--gpu is v100; it must be one of a100-40g"),
+        (["--as-ranks", "1", "--rehearsal", "/"], "--rehearsal is /, a directory. Name a file."),
         (["--as-ranks", "3", "--parallel.tensor", "2"], "3 ranks do not divide"),
         (["--as-ranks", "1", "--train.layers", "transformer_engine"], "cannot be rehearsed"),
         (["--as-ranks", "1", "--train.fp8.recipe", "current"], "cannot be rehearsed"),

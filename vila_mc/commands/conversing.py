@@ -69,6 +69,7 @@ def converse(conversation: "Conversation", images: Sequence[Path]) -> None:
     waiting = list(images)
     for line, is_person in said_by_first(_lines()):
         command, _, rest = line.partition(" ")
+        asked: list[Path] = []
         try:
             if is_person and (dropped := _dropped(line)):
                 waiting += dropped
@@ -80,15 +81,19 @@ def converse(conversation: "Conversation", images: Sequence[Path]) -> None:
                 waiting = list(images)
             elif command == _IMAGE:
                 waiting += _named(rest.strip())
+                if is_person:
+                    say(f"images of the next question: {len(waiting)}", to_stderr=True)
             elif _COMMAND.fullmatch(command):
                 raise DataError(f"{command} is none of {_IMAGE}, {_NEW} and {_QUIT}. {_HELP}")
             else:
-                answer(conversation, line, waiting)
-                waiting = []
+                asked, waiting = waiting, []  # one that spoils its question spoils no other
+                answer(conversation, line, asked)
         except VilaError as error:
             if not is_person:
                 raise
             say(f"error: {error}", to_stderr=True)
+            if asked:
+                say("its images are forgotten: name them again", to_stderr=True)
         except KeyboardInterrupt:
             if not is_person:
                 raise

@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     on_the_line = dotted_options(options)
     further = [_of(options, load_run([file], on_the_line)) for file in options.phase]
     explained = None
-    if options.explain:
+    if options.explain is not None:
         explained = asked.plan(with_layout(asked.config, options.explain))
     found = asked.search()
     _say(prose(_title(asked)), prose(asked.rows), [""])
@@ -135,6 +135,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     whats = [other.case(one, other.search()) for one, other in others]
     if whats:
         _say([""], what_if_lines(asked.case("as asked", found), whats))
+        if phases:
+            _say(prose(f"The what-ifs are of {asked.config.train.phase} alone, not of all phases."))
     _write(_Answer(asked, found, explained, tuple(phases), tuple(whats)), rehearsed)
     return 0 if found.plans and all(phase.plan for phase in phases) else 1
 

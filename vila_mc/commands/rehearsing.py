@@ -88,6 +88,8 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
     if ranks < 1:
         given = "not given" if parsed.as_ranks is None else parsed.as_ranks
         raise ConfigError(f"--as-ranks is {given}. Say how many ranks to play, 1 or more.")
+    if parsed.rehearsal is not None and parsed.rehearsal.is_dir():
+        raise ConfigError(f"--rehearsal is {parsed.rehearsal}, a directory. Name a file.")
     held = gpu_named(parsed.gpu or DEFAULT).memory
     if parsed.gpu_memory is not None:
         held = parsed.gpu_memory * 2**30
@@ -102,10 +104,10 @@ def rehearse_run(config: RunConfig, parsed: Namespace) -> int:
     config.check_world(ranks)
     rehearsal = rehearse(config, ranks, first_steps)
     values = json.dumps(as_dict(rehearsal, held), indent=2)
-    if parsed.rehearsal is not None:
-        write_whole(parsed.rehearsal, values + "\n")
     if parsed.json:
         say(values)
     else:
         say(f"{micro_batch_line}\n{as_text(rehearsal, held)}".lstrip("\n"))
+    if parsed.rehearsal is not None:  # last: a disk may be full, and minutes were spent
+        write_whole(parsed.rehearsal, values + "\n")
     return ExitCode.OK if is_good(rehearsal, held) else ExitCode.FAULT

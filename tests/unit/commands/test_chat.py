@@ -59,6 +59,25 @@ def test_images_are_named_or_dropped(
     assert typed(how.format(spaced), "what is here") == [expected]
 
 
+def test_an_image_that_spoils_its_question_spoils_no_other(
+    typed: Any,
+    askable: Askable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    (alone,) = typed("what is here")
+    lines = (f"/image {broken}", "what is here", "what is here")
+    monkeypatch.setattr("sys.stdin", Typed("\n".join(lines)))
+    chat.main([str(askable.model()), *LENGTH], "tool")
+    told = capsys.readouterr()
+    assert alone in told.out
+    assert "images of the next question: 1" in told.err
+    assert "its images are forgotten: name them again" in told.err
+
+
 def test_quit_ends_and_new_forgets(typed: Any) -> None:
     first, second, again = typed("what is here", "why", "/new", "what is here", "/quit", "why")
     assert again == first

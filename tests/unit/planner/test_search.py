@@ -152,6 +152,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         (["--what-if", "--train.precision fp32"], "train.precision is fp32"),
         (["--images", "29"], "a row of 4,096 positions has room for 28"),
         (["--phase", "/none"], "there is no recipe /none"),
+        (["--explain", ""], "layout"),
         (["--what-if", "--trian.steps 3"], "--trian.steps is not an option"),
         (["--explain", "tensor=3"], "not a multiple of parallel.tensor 3"),
         (["--explain", "pipeline=3"], "8 ranks do not divide"),
@@ -216,6 +217,7 @@ def test_nothing_fits_and_all_that_is_asked_is_answered(
     assert "tensor 1 x pipeline 1 x data 1, micro-batch 2: does not fit" in told
     assert re.search(r"pretrain +no layout fits +100\nsft +tp1 pp1 dp1", told)
     assert re.search(r"as asked +no layout fits +a100-40g\n\(1\) +\S.* +h200 ", told)
+    assert "The what-ifs are of pretrain alone, not of all phases.\n" in told
     assert f"{page} is not written: no layout fits." in told.splitlines()
     assert not page.exists()
     answer = json.loads(values.read_text())
