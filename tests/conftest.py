@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share the machine's cores
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs more than the tests gain
@@ -9,7 +10,13 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs from all tests but those of ``-m gpu``: ranks are more than most have."""
+    """What every process of the tests needs.
+
+    GPUs are hidden from all tests but those of ``-m gpu``: ranks are more than most have. And a
+    shell has what it starts in the background ignore Ctrl-C, as then all that tests start would do.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
