@@ -5,6 +5,8 @@ fault of ours. ``run_cli`` turns the two into exit codes 2 and 1.
 """
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -149,6 +151,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "interrupted", to_stderr=True)
         sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:  # who reads has enough, as head does; what is buffered has no place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         explained = user_error(error)
         if explained is None:

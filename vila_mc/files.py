@@ -148,12 +148,21 @@ def sha256_of(path: Path) -> str:
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """Which directory stands at ``path``, whatever was there before; None if there is none."""
+    """Which file or directory stands at ``path`` now; None if there is none."""
     try:
         found = path.stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a file or directory, which must exist."""
+    try:
+        Lock(path).release()
+    except BlockingIOError:
+        return True
+    return False
 
 
 class Lock:

@@ -20,6 +20,10 @@ POSITIVE = [
 
 TILES = {"model.vision.image_mode": "tiles"}
 REFUSALS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"train.timeout_minutes": 1e300},
+        "train.timeout_minutes is 1e+300; it must be at most 10,080",
+    ),
     ({"train.epochs": 0}, "train.epochs is 0.0; it must be greater than 0"),
     (
         {"train.epochs": 2, "data.blend": [{"path": "a"}, {"path": "b"}]},

@@ -83,6 +83,22 @@ def test_our_fault_is_1_with_a_traceback(error: str) -> None:
     assert "Traceback (most recent call last)" in done.stderr
 
 
+def test_a_reader_that_has_enough_is_no_fault() -> None:
+    code = (
+        "from vila_mc.errors import run_cli, say\n"
+        "run_cli(lambda: [say('x' * 10000) for _ in range(100)] and 0)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + 13
+
+
 def test_ctrl_c_is_130() -> None:
     done = run_tool("raise KeyboardInterrupt")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -17,6 +17,7 @@ LayerKind = Literal["torch", "transformer_engine"]
 LayerChoice = Literal["auto", "torch", "transformer_engine"]
 DEFAULT_STEPS = 100
 DEFAULT_VALIDATE_EVERY = 100
+_LONGEST_TIMEOUT_MINUTES = 10080
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +129,11 @@ class TrainConfig:
             keep_last=self.keep_last,
             max_bad_steps=self.max_bad_steps,
             timeout_minutes=self.timeout_minutes,
+        )
+        require(
+            self.timeout_minutes <= _LONGEST_TIMEOUT_MINUTES,
+            f"train.timeout_minutes is {self.timeout_minutes:g}; it must be at most "
+            f"{_LONGEST_TIMEOUT_MINUTES:,}, a week.",
         )
         if self.time_limit_minutes is not None:
             require_positive("train", time_limit_minutes=self.time_limit_minutes)

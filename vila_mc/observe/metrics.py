@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vila_mc.files import write_whole
+from vila_mc.files import identity_of, write_whole
 from vila_mc.foreign_files import ForeignFileError, open_foreign
 from vila_mc.observe.record import Event, StartRecord, StepRecord, ValidationRecord
 
@@ -29,7 +29,8 @@ class MetricsLog:
         self.path = directory / METRICS_NAME
         kept = [record for record in read_metrics(self.path) if record["step"] <= after_step]
         write_whole(self.path, "".join(map(_line, kept)))
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed in close()
+        self._place = identity_of(directory)
+        self._open()
 
     def start(self, record: StartRecord) -> None:
         """Nothing: what a run is stands in its history."""
@@ -47,8 +48,20 @@ class MetricsLog:
         self._append(event)
 
     def _append(self, record: StepRecord | ValidationRecord | Event) -> None:
+        if self._is_moved_away():
+            self._file.close()
+            self._open()
         self._file.write(_line(asdict(record)))
         self._file.flush()
+
+    def _is_moved_away(self) -> bool:
+        """As by a rotation of logs. Where another directory stands, nothing is begun."""
+        moved = identity_of(self.path) != self._identity
+        return moved and identity_of(self.path.parent) == self._place
+
+    def _open(self) -> None:
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # closed in close()
+        self._identity = identity_of(self.path)
 
     def close(self) -> None:
         """Close the file."""

@@ -37,7 +37,7 @@ class TrainingLoop:
         started = start(config, ranks, data)
         self.trainer, self.state = started.trainer, started.state
         self.saves = Saves(config, ranks, started.trainer, started.output, started.origin)
-        self.tracing = Tracing(config, ranks, started.trainer.spans)
+        self.tracing = Tracing(config, ranks, started.trainer.spans, started.state.step)
         self.journal = Journal(config, ranks, data, started.state.step)
         self._validation_loss: float | None = None
         """Of the state of now, if it was measured."""

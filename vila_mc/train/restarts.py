@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from vila_mc.errors import ExitCode, say
+from vila_mc.files import is_held
 from vila_mc.observe.history import End, Ends, read_history
 from vila_mc.observe.metrics import last_step
+from vila_mc.observe.record import StartRecord
 from vila_mc.train.stop_signals import StopSignals
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 300.0
@@ -85,7 +87,7 @@ def start_until_done(
         may_help = outcome.code is ExitCode.FAULT and most > 0 and stop.code is None
         why_not = _why_not(failed_after, most) if may_help and has_time else ""
         is_last = not may_help or not has_time or bool(why_not)
-        if outcome.has_output:
+        if outcome.has_output and not _is_of_another_run(output, seen):
             ends.record(outcome.code, outcome.cause, is_last=is_last)
         if not may_help:
             return outcome.code
@@ -113,6 +115,17 @@ def _why_not(failed_after: Sequence[int], most: int) -> str:
     if failed_after[-_AT_ONE_STEP:] == [failed_after[-1]] * _AT_ONE_STEP:
         return f"the last {_AT_ONE_STEP} starts all failed after step {failed_after[-1]}"
     return ""
+
+
+def _is_of_another_run(output: Path, seen: int) -> bool:
+    """Whether a start that has ended never had its output, which another run holds.
+
+    Args:
+        output: of the run.
+        seen: events of its history when the start began.
+    """
+    has_begun = any(isinstance(event, StartRecord) for event in read_history(output)[seen:])
+    return not has_begun and output.is_dir() and is_held(output)
 
 
 def _raise_if_given_up(output: Path, before: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vila_mc.checkpoint.manifest import newest_checkpoint
 from vila_mc.errors import CheckpointError, DataError, ExitCode
-from vila_mc.files import Lock
+from vila_mc.files import is_held
 from vila_mc.foreign_files import ForeignFileError, open_foreign
 from vila_mc.observe.console import clock
 from vila_mc.observe.history import End, read_history, restarts_of
@@ -27,6 +27,8 @@ _LEVEL = 0.005
 """Changes of the loss below this share are none."""
 _SILENT_SECONDS, _SILENT_STEPS = 60.0, 20
 """A run without a step for longer than both may hang."""
+_LONGEST_WAIT_SECONDS = 1800.0
+"""From a fault to the next start's record: the longest pause, and ranks that take long to start."""
 _STATES = {
     ExitCode.OK: "done",
     ExitCode.FAULT: "failed",
@@ -78,14 +80,14 @@ def standing_of(output: Path) -> Standing:
     """
     if not output.is_dir():
         raise DataError(f"{output} is no directory. Give the train.output of a run.")
-    is_held = _is_held(output)
+    is_running = is_held(output)
     metrics = output / METRICS_NAME
     try:
         records, events = _recent_records(metrics), read_history(output)
     except ForeignFileError as error:
         raise DataError(f"{output}: what should be its record {error}.") from None
     checkpoint, age = _checkpoint(output)
-    if not (is_held or records or events or checkpoint):
+    if not (is_running or records or events or checkpoint):
         raise DataError(
             f"{output} is no run: it has neither {METRICS_NAME} nor a checkpoint. Give the "
             "train.output of a run."
@@ -96,7 +98,7 @@ def standing_of(output: Path) -> Standing:
     step = max((record["step"] for record in records), default=start.step if start else 0)
     pace = _pace(steps)
     silence = time.time() - metrics.stat().st_mtime if records else None
-    state, cause = _state(is_held, events, silence, pace)
+    state, cause = _state(is_running, events, silence, pace)
     return Standing(
         state=state,
         cause=cause,
@@ -109,7 +111,7 @@ def standing_of(output: Path) -> Standing:
         step_ms=pace,
         samples_per_second=_samples_per_second(steps),
         seconds_since_step=silence,
-        seconds_left=(start.steps - step) * pace / 1000 if start and pace else None,
+        seconds_left=_seconds_left(records, start.steps - step, pace) if start and pace else None,
         checkpoint=checkpoint,
         checkpoint_age_seconds=age,
         alarms=len(alarms),
@@ -149,15 +151,6 @@ def lines_of(standing: Standing) -> list[str]:
     return [f"{name:{width}}  {value}" for name, value in facts.items()]
 
 
-def _is_held(output: Path) -> bool:
-    """Whether a run, or the save of one that died, holds the directory."""
-    try:
-        Lock(output).release()
-    except BlockingIOError:
-        return True
-    return False
-
-
 def _recent_records(metrics: Path) -> list[dict[str, Any]]:
     """What the end of the metrics holds, by step. Raises ForeignFileError."""
     try:
@@ -179,14 +172,17 @@ def _recent_records(metrics: Path) -> list[dict[str, Any]]:
 
 
 def _state(
-    is_held: bool, events: Sequence[StartRecord | End], silence: float | None, pace: float | None
+    is_running: bool, events: Sequence[StartRecord | End], silence: float | None, pace: float | None
 ) -> tuple[str, str]:
     """What a run does, and why it does not."""
     last = events[-1] if events else None
-    if is_held:
+    if is_running:
         limit = max(_SILENT_SECONDS, _SILENT_STEPS * (pace or 0) / 1000)
         is_silent = silence is not None and silence > limit
         return ("running, but silent" if is_silent else "running"), ""
+    if isinstance(last, End) and not last.is_last:
+        waits = time.time() - last.time < _LONGEST_WAIT_SECONDS
+        return ("starts again by itself" if waits else "killed before it started again"), last.cause
     if isinstance(last, End):
         known = last.code in set(ExitCode)
         return (_STATES[ExitCode(last.code)] if known else f"ended with {last.code}"), last.cause
@@ -220,6 +216,13 @@ def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
 def _pace(steps: Sequence[Mapping[str, Any]]) -> float | None:
     """Milliseconds of a step."""
     return _mean(steps[-_RECENT:], "step_ms")
+
+
+def _seconds_left(records: Sequence[Mapping[str, Any]], steps_left: int, pace: float) -> float:
+    """With the saves and validations between steps, as often as they came until now."""
+    steps = sum("step_ms" in record for record in records)
+    between = sum(_figures(records, "save_ms")) + sum(_figures(records, "validation_ms"))
+    return steps_left * (pace + between / max(1, steps)) / 1000
 
 
 def _samples_per_second(steps: Sequence[Mapping[str, Any]]) -> float | None:

@@ -21,7 +21,7 @@ from vila_mc.parallel.clocks import clock_offset
 from vila_mc.parallel.groups import Ranks
 from vila_mc.parallel.megatron_patches import TRACED_CALLS
 from vila_mc.patch import owner_and_name
-from vila_mc.train.announce import announce
+from vila_mc.train.announce import announce, warn
 
 PROFILE_NAME = "profile"
 _COMMUNICATE = "_communicate"
@@ -36,13 +36,27 @@ class Tracing:
         config: the whole configuration.
         ranks: this rank and its groups.
         spans: what takes the time of a step.
+        after_step: the step that the run goes on after.
     """
 
-    def __init__(self, config: RunConfig, ranks: Ranks, spans: Spans) -> None:
+    def __init__(self, config: RunConfig, ranks: Ranks, spans: Spans, after_step: int = 0) -> None:
         self._config, self._ranks, self._spans = config, ranks, spans
         self._steps: list[TracedStep] = []
         self._clock = (0.0, 0.0)
         self._profiler: Any = None
+        train = config.train
+        todo = range(after_step + 1, train.steps + 1)
+        for option, steps in (
+            ("trace_steps", train.trace_steps),
+            ("profile_steps", train.profile_steps),
+        ):
+            if steps and not any(step in todo for step in _range(steps)):
+                first, last = steps
+                warn(
+                    ranks,
+                    f"train.{option} is [{first}, {last}], and this run has steps {todo.start:,} "
+                    f"to {train.steps:,}: nothing will be written",
+                )
 
     @contextmanager
     def during(self, step: int) -> Iterator[None]:

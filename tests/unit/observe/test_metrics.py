@@ -89,5 +89,26 @@ def test_what_is_no_whole_record_is_passed_over_and_removed(tmp_path: Path) -> N
     assert _steps(tmp_path) == [1, 2, 3]
 
 
+def test_a_file_that_is_moved_away_is_followed_by_another(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write(_record(1))
+    (tmp_path / METRICS_NAME).rename(tmp_path / "old.jsonl")
+    log.write(_record(2))
+    log.close()
+    assert _steps(tmp_path) == [2]
+
+
+def test_nothing_is_begun_in_a_directory_that_took_the_place(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    log = MetricsLog(output)
+    output.rename(tmp_path / "moved")
+    output.mkdir()
+    log.write(_record(1))
+    log.close()
+    assert not list(output.iterdir())
+    assert _steps(tmp_path / "moved") == [1]
+
+
 def test_no_file_is_no_record(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / METRICS_NAME) == []

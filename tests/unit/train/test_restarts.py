@@ -5,11 +5,14 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.records import start_record
 from vila_mc.errors import ExitCode
-from vila_mc.observe.history import End, Ends, read_history
+from vila_mc.files import Lock
+from vila_mc.observe.history import End, Ends, read_history, record_start
 from vila_mc.train import restarts
 from vila_mc.train.restarts import Outcome, start_until_done
 from vila_mc.train.stop_signals import StoppedError, StopSignals
@@ -84,6 +87,22 @@ def test_what_is_started_again(
 def test_pauses_double_up_to_five_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses = _run([FAULT] * 12, list(range(12)), tmp_path, monkeypatch, most=11)[2]
     assert pauses == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_start_that_never_had_its_output_leaves_no_end(has_begun: bool, tmp_path: Path) -> None:
+    """It was stopped while it waited for the run that holds it."""
+    lock = Lock(tmp_path)
+
+    def begin(*_: Any) -> Outcome:
+        if has_begun:
+            record_start(tmp_path, start_record())
+        return Outcome(ExitCode.INTERRUPTED)
+
+    with StopSignals() as stop:
+        start_until_done(begin, tmp_path, most=1, stop=stop, deadline=math.inf)
+    lock.release()
+    assert len([one for one in read_history(tmp_path) if isinstance(one, End)]) == has_begun
 
 
 def test_nothing_is_written_where_another_run_is(tmp_path: Path) -> None:

@@ -72,6 +72,26 @@ def test_how_it_ended(code: ExitCode | None, state: str, tmp_path: Path) -> None
     assert ("rank 1 was killed" in lines_of(standing)[0]) == bool(code)
 
 
+@pytest.mark.parametrize(
+    ("age", "state"), [(60, "starts again by itself"), (9999, "killed before it started again")]
+)
+def test_a_run_between_two_starts(
+    age: float, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_start(tmp_path, START)
+    Ends(tmp_path).record(ExitCode.FAULT, "rank 1 was killed", is_last=False)
+    now = time.time() + age
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert standing_of(tmp_path).state == state
+
+
+def test_saves_and_validations_take_time_too(tmp_path: Path) -> None:
+    record_start(tmp_path, START)
+    validation = {"step": 100, "validation_loss": 1.0, "validation_ms": 20_000.0}
+    _write(tmp_path, 99, _step(100, save_ms=30_000.0), validation)
+    assert standing_of(tmp_path).seconds_left == 100 * (500 + 500) / 1000
+
+
 @pytest.mark.parametrize(("age", "state"), [(50, "running"), (70, "running, but silent")])
 def test_a_run_without_a_step_for_long_is_silent(
     age: float, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
