@@ -72,6 +72,10 @@ class TrainingError(VilaError):
     """Training that cannot usefully go on, such as a loss that is no longer a number."""
 
 
+class ReaderGoneError(Exception):
+    """Who reads what is printed has enough, as ``head`` does."""
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -138,11 +142,17 @@ def say(text: str, *, to_stderr: bool = False, end: str = "\n") -> None:
         end: follows the text; nothing, where the line goes on.
     """
     lines = "\n".join(map(printable, text.split("\n")))
-    print(lines, file=sys.stderr if to_stderr else sys.stdout, flush=True, end=end)
+    try:
+        print(lines, file=sys.stderr if to_stderr else sys.stdout, flush=True, end=end)
+    except BrokenPipeError:
+        if to_stderr:
+            raise
+        raise ReaderGoneError from None
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Run a command line tool and exit: 0 done, 2 the user's mistake (one line), 130 Ctrl-C.
+    """Run a command line tool and exit: 0 done, 2 the user's mistake (one line), 130 Ctrl-C, 141
+    where nobody reads any more what it prints.
 
     Any other exception is our fault: it keeps its traceback and exits with 1.
     """
@@ -151,7 +161,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "interrupted", to_stderr=True)
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:  # who reads has enough, as head does; what is buffered has no place
+    except ReaderGoneError:  # what is buffered has no place any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:

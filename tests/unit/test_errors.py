@@ -76,7 +76,14 @@ def test_a_disk_that_cannot_be_written_is_2_with_one_line(error: str, words: str
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", ["RuntimeError('ours')", "FileNotFoundError(errno.ENOENT, 'x')"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError('ours')",
+        "FileNotFoundError(errno.ENOENT, 'x')",
+        "BrokenPipeError(errno.EPIPE, 'of a worker')",
+    ],
+)
 def test_our_fault_is_1_with_a_traceback(error: str) -> None:
     done = run_tool(f"raise {error}")
     assert done.returncode == 1

@@ -153,17 +153,23 @@ class TrainConfig:
             f"train.validate_every is {self.validate_every}; it must be 0, which is never, or "
             "greater.",
         )
+        if self.check_replicas_every is not None:
+            require_positive("train", check_replicas_every=self.check_replicas_every)
+        if self.init_std is not None:
+            require_positive("train", init_std=self.init_std)
+            require(self.init_std <= 1, f"train.init_std is {self.init_std}; it must be at most 1.")
+        self._check_steps()
+        self._check_numbers()
+        self._check_parts()
+
+    def _check_steps(self) -> None:
+        """Refuse numbers of steps that do not go together. Raises ConfigError."""
         for name, steps in (("trace", self.trace_steps), ("profile", self.profile_steps)):
             require(
                 not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
                 f"train.{name}_steps is {list(steps)}; it must be the first and the last step, "
                 "counted from 1: [10, 12].",
             )
-        if self.check_replicas_every is not None:
-            require_positive("train", check_replicas_every=self.check_replicas_every)
-        if self.init_std is not None:
-            require_positive("train", init_std=self.init_std)
-            require(self.init_std <= 1, f"train.init_std is {self.init_std}; it must be at most 1.")
         require(
             self.epochs is None or 0 < self.epochs < math.inf,
             f"train.epochs is {self.epochs}; it must be greater than 0.",
@@ -172,8 +178,6 @@ class TrainConfig:
             self.epochs is None or self.steps == DEFAULT_STEPS,
             f"train.steps is {self.steps} and train.epochs {self.epochs}. Give one of them.",
         )
-        self._check_numbers()
-        self._check_parts()
         require(
             self.keep_every is None
             or (self.keep_every > 0 and self.keep_every % self.save_every == 0),
