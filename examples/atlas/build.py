@@ -34,7 +34,8 @@ CHAT = 'first: "Q: "\nnext: " Q: "\nclose: " A: "\n'
 PARTS = ("raw", "data", "questions", "pictures")
 DATA_SETS = {
     "text": ("text", "text.jsonl"),
-    "sight": ("pairs", "sight.jsonl"),
+    "letters": ("conversations", "letters.json"),
+    "sight": ("conversations", "sight.json"),
     "pairs": ("pairs", "pairs.jsonl"),
     "interleaved": ("interleaved", "interleaved.jsonl"),
     "interleaved_as_pairs": ("interleaved", "interleaved.jsonl"),
@@ -106,7 +107,8 @@ def write_world(
     raw = output / "raw"
     raw.mkdir()
     write_lines(raw / "text.jsonl", corpora.texts(world, size))
-    write_lines(raw / "sight.jsonl", corpora.sight(world, shown, cards))
+    _write_list(raw / "letters.json", corpora.letters(cards))
+    _write_list(raw / "sight.json", corpora.sight(world, shown))
     write_lines(raw / "pairs.jsonl", corpora.pairs(world, shown))
     documents = corpora.interleaved(world, by_country(shown), size)
     write_lines(raw / "interleaved.jsonl", documents)

@@ -35,13 +35,23 @@ def texts(world: World, size: Size) -> Iterator[Record]:
         yield {"text": row}
 
 
-def sight(world: World, pictures: Sequence[Picture], cards: Mapping[str, str]) -> Iterator[Record]:
-    """Pictures with all that can be seen on them, for the vision tower; cards with their letter."""
-    for name, letter in cards.items():
-        yield {"image": name, "caption": f"card, {letter}"}
+def letters(cards: Mapping[str, str]) -> Iterator[Record]:
+    """Cards with the question for their letter, which the vision tower learns before all else.
+
+    A question, since only answers are trained: of captions, a tower learns for hundreds of steps
+    how they are worded, and some runs never see the letter in them.
+    """
+    return (_conversation([("letter", letter)], name) for name, letter in cards.items())
+
+
+def sight(world: World, pictures: Sequence[Picture]) -> Iterator[Record]:
+    """Pictures with questions for all that can be seen on them, for the vision tower."""
+    rng = world.stream("sight")
     for picture in pictures:
         seen = sentences.sight(picture, world.countries[picture.country].continent)
-        yield {"image": picture.name, "caption": seen}
+        turns = list(seen.items())
+        rng.shuffle(turns)
+        yield _conversation(turns, picture.name)
 
 
 def pairs(world: World, pictures: Sequence[Picture]) -> Iterator[Record]:
@@ -163,7 +173,7 @@ def conversations(world: World, pictures: Iterable[Picture]) -> Iterator[Record]
         for task, asked, answer in questions_about(world, picture, rng):
             if task in UNASKED and picture.country in world.unasked:
                 continue
-            yield _conversation(asked, answer, picture)
+            yield _conversation([(asked, answer)], picture.name)
 
 
 def text_conversations(world: World) -> Iterator[Record]:
@@ -173,14 +183,15 @@ def text_conversations(world: World) -> Iterator[Record]:
             continue
         for relation in TEXT_RELATIONS:
             if turn := sentences.text_question(country, relation):
-                yield _conversation(*turn)
+                yield _conversation([turn])
     for noun in world.nouns:
         if noun.word not in world.asked_nouns:
-            yield _conversation(f"What kind of thing is a {noun.word}?", noun.kind)
+            yield _conversation([(f"What kind of thing is a {noun.word}?", noun.kind)])
 
 
-def _conversation(asked: str, answer: str, picture: Picture | None = None) -> Record:
-    image = {"image": picture.name} if picture else {}
-    marker = "<image>\n" if picture else ""
-    turns = [{"from": "human", "value": marker + asked}, {"from": "gpt", "value": answer}]
-    return {**image, "conversations": turns}
+def _conversation(turns: Sequence[tuple[str, str]], picture: str = "") -> Record:
+    said = []
+    for asked, answer in turns:
+        marker = "<image>\n" if picture and not said else ""
+        said += [{"from": "human", "value": marker + asked}, {"from": "gpt", "value": answer}]
+    return {**({"image": picture} if picture else {}), "conversations": said}

@@ -134,18 +134,19 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def sight(picture: Picture, continent: str) -> str:
-    """All that can be seen on a picture, in a fixed order, by which the vision tower learns."""
-    match picture.kind:
-        case "flag" | "division_flag":
-            seen = f"{picture.corner or 'mixed'}: {', '.join(picture.colours)}"
-            return f"flag, {seen}" + (f", {picture.country}" if picture.kind == "flag" else "")
-        case "outline":
-            return f"outline, {picture.country}"
-        case "locator":
-            return f"world, {picture.letter}, {continent}, {picture.country}"
-        case _:
-            return f"map, {picture.letter}, {picture.country}"
+def sight(picture: Picture, continent: str) -> dict[str, str]:
+    """All that can be seen on a picture, by what it is; by this the vision tower learns."""
+    seen = {}
+    if picture.kind != "division_flag":
+        seen["country"] = picture.country
+    if picture.kind == "locator":
+        seen["continent"] = continent
+    if picture.letter:
+        seen["letter"] = picture.letter
+    if picture.colours:
+        seen["corner"] = picture.corner or "mixed"
+        seen["colours"] = ", ".join(picture.colours)
+    return seen
 
 
 def caption(picture: Picture, continent: str, rng: random.Random) -> str:

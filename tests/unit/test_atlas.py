@@ -35,7 +35,7 @@ from vila_mc.errors import ConfigError, DataError, SetupError
 from vila_mc.evaluation.tasks.own import OwnTask, own_task
 from vila_mc.flow import RawSample
 
-TRAINED = ("sight.jsonl", "pairs.jsonl", "interleaved.jsonl", "sft.json")
+TRAINED = ("sight.json", "pairs.jsonl", "interleaved.jsonl", "sft.json")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,8 @@ def test_every_file_is_read_whole_by_its_kind_of_data(
     raw = output / "raw"
     sources = {
         "text.jsonl": TextSource([raw / "text.jsonl"]),
-        "sight.jsonl": PairSource([raw / "sight.jsonl"], images),
+        "letters.json": ConversationSource([raw / "letters.json"], images),
+        "sight.json": ConversationSource([raw / "sight.json"], images),
         "pairs.jsonl": PairSource([raw / "pairs.jsonl"], images),
         "interleaved.jsonl": InterleavedSource([raw / "interleaved.jsonl"], images),
         "sft.json": ConversationSource([raw / "sft.json"], images),
@@ -226,10 +227,16 @@ def test_pictures_say_what_is_on_them(made: tuple[Path, World, list[Picture]]) -
     lettered = [picture for picture in pictures if picture.kind in ("locator", "map")]
     assert lettered
     assert all(picture.letter for picture in lettered)
-    captions = {one["image"]: one["caption"] for one in read(output / "raw" / "sight.jsonl")}
-    cards = [name for name in captions if name.startswith("card-")]
+    told = {one["image"]: one["conversations"] for one in read(output / "raw" / "sight.json")}
+    cards = [one["conversations"] for one in read(output / "raw" / "letters.json")]
     assert len(cards) == TINY.cards
-    assert {captions[name].removeprefix("card, ") for name in cards} <= {*LETTERS}
+    assert {asked["value"] for asked, _ in cards} == {"<image>\nletter"}
+    assert {answer["value"] for _, answer in cards} <= {*LETTERS}
+    for picture in lettered:
+        if not picture.is_test:
+            answers = [turn["value"] for turn in told[picture.name] if turn["from"] == "gpt"]
+            assert picture.letter in answers
+            assert picture.country in answers
 
 
 def test_packages_are_read_as_they_are(packages: dict[str, Path]) -> None:
