@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 Reading = Literal["first_sentence", "exact"]
@@ -63,8 +64,25 @@ def read_mme(answer: str) -> str:
     return next((word for word in ("yes", "no") if word in beginning), "other")
 
 
-def mme_score(rows: Iterable[tuple[str, str, bool]]) -> dict[str, float]:
-    """By category, from 0 to 200: share of right answers plus share of images with both right.
+def f1_influences(
+    answers: Sequence[str], expected: Sequence[str], images: Sequence[str]
+) -> dict[str, float]:
+    """How far each image moves the F1 of ``pope_score``, to first order; they sum to zero.
+
+    The sum of their squares is the variance of F1, as of a ratio of sums over images: questions
+    about one image are no independent ones.
+    """
+    found, counted = dict.fromkeys(images, 0), dict.fromkeys(images, 0)
+    for answer, right, image in zip(answers, expected, images, strict=True):
+        found[image] += 2 * (answer == right == "yes")
+        counted[image] += (answer == "yes") + (right == "yes" and answer in ("yes", "no"))
+    total = sum(counted.values())
+    f1 = sum(found.values()) / total if total else 0.0
+    return {image: (found[image] - f1 * counted[image]) / max(total, 1) for image in found}
+
+
+def mme_images(rows: Iterable[tuple[str, str, bool]]) -> dict[str, list[float]]:
+    """Points of every image, 0 to 200, by category: share of right answers, plus 1 if both are.
 
     Args:
         rows: category, image, and whether the answer is right; two of each image.
@@ -80,6 +98,11 @@ def mme_score(rows: Iterable[tuple[str, str, bool]]) -> dict[str, float]:
             if len(answers) != 2:
                 raise ValueError(f"{image} of {category} has {len(answers)} questions, not 2")
     return {
-        category: 100 * sum(sum(two) / 2 + all(two) for two in by_image.values()) / len(by_image)
+        category: [100 * (sum(two) / 2 + all(two)) for two in by_image.values()]
         for category, by_image in images.items()
     }
+
+
+def mme_score(rows: Iterable[tuple[str, str, bool]]) -> dict[str, float]:
+    """Their mean by category. Raises ValueError as ``mme_images`` does."""
+    return {category: fmean(points) for category, points in mme_images(rows).items()}

@@ -1,18 +1,30 @@
 """POPE and MME: whether something is so in an image."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TypedDict
 
 from pydantic import TypeAdapter
 
 from vila_mc.errors import DataError
-from vila_mc.evaluation.metrics.yes_no import Reading, mme_score, pope_score, read_mme, read_pope
+from vila_mc.evaluation.metrics.yes_no import (
+    Reading,
+    f1_influences,
+    mme_images,
+    pope_score,
+    read_mme,
+    read_pope,
+)
 from vila_mc.evaluation.tasks.files import TaskImages, read_json_lines, read_text, require_some
 from vila_mc.evaluation.tasks.task import WORD_SUFFIX, Figure, Item, Task, mean_of
 
 _POPE_SETS = ("random", "popular", "adversarial")
+_SAYS = ("yes", "no")
 _PERCEPTION = (
     "existence",
     "count",
@@ -61,22 +73,43 @@ def _read_pope(data: Path) -> list[Item]:
 
 
 def _judge_pope(items: Sequence[Item], answers: Sequence[str], reading: Reading) -> list[Figure]:
-    """The mean F1 of the three sets, as LLaVA reports it, and each set's figures."""
+    """The mean F1 of the three sets, as LLaVA reports it, and each set's figures.
+
+    Intervals of F1 are over images, which the sets have in common.
+    """
     read = [read_pope(answer, reading) for answer in answers]
-    figures, f1s = [], []
+    figures: list[Figure] = []
+    f1s: list[float] = []
+    moved: Counter[str] = Counter()
     for name in sorted({item.category for item in items}):
         rows = [at for at, item in enumerate(items) if item.category == name]
-        score = pope_score([read[at] for at in rows], [items[at].expected[0] for at in rows])
-        f1s.append(100 * score.f1)
-        right = [float(read[at] == items[at].expected[0]) for at in rows]
+        said, expected = [read[at] for at in rows], [items[at].expected[0] for at in rows]
+        pairs = list(zip(said, expected, strict=True))
+        influences = f1_influences(said, expected, [items[at].images[0].name for at in rows])
+        moved.update(influences)
+        f1s.append(100 * pope_score(said, expected).f1)
         figures += [
-            mean_of(f"{name} accuracy", right),
-            Figure(f"{name} F1", 100 * score.f1, len(rows)),
-            Figure(f"{name} precision", 100 * score.precision, len(rows)),
-            Figure(f"{name} recall", 100 * score.recall, len(rows)),
-            Figure(f"{name} yes", 100 * score.yes_share, len(rows)),
+            _share(f"{name} accuracy", [a == b for a, b in pairs]),
+            _f1(f"{name} F1", f1s[-1:], influences, len(rows)),
+            _share(f"{name} precision", [b == "yes" for a, b in pairs if a == "yes"]),
+            _share(f"{name} recall", [a == "yes" for a, b in pairs if b == "yes" and a in _SAYS]),
+            _share(f"{name} yes", [a == "yes" for a in said]),
         ]
-    return [Figure("F1", sum(f1s) / len(f1s), len(items)), *figures]
+    return [_f1("F1", f1s, moved, len(items)), *figures]
+
+
+def _share(name: str, answers: Sequence[bool]) -> Figure:
+    return mean_of(name, [float(one) for one in answers]) if answers else Figure(name, 0.0, 0)
+
+
+def _f1(name: str, of_sets: Sequence[float], moved: Mapping[str, float], count: int) -> Figure:
+    """The mean of some sets, and its interval; ``moved`` is the sum of the sets' influences."""
+    mean, images = fmean(of_sets), len(moved)
+    squares = sum((influence / len(of_sets)) ** 2 for influence in moved.values())
+    if images < 2 or not squares:
+        return Figure(name, mean, count)
+    spread = 196 * math.sqrt(squares * images / (images - 1))
+    return Figure(name, mean, count, (mean - spread, mean + spread))
 
 
 def _read_mme(data: Path) -> list[Item]:
@@ -96,7 +129,7 @@ def _read_mme(data: Path) -> list[Item]:
             )
             for number, line in enumerate(read_text(texts, text.name).strip().split("\n")):
                 question, tab, answer = line.partition("\t")
-                if not tab or answer.strip().lower() not in ("yes", "no"):
+                if not tab or answer.strip().lower() not in _SAYS:
                     raise DataError(f"{text} has no question, tab and Yes or No: {line[:80]!r}.")
                 found.append(
                     Item(
@@ -122,17 +155,31 @@ def _judge_mme(items: Sequence[Item], answers: Sequence[str]) -> list[Figure]:
         for item, answer in zip(items, answers, strict=True)
     ]
     try:
-        points = mme_score(rows)
+        points = mme_images(rows)
     except ValueError as error:
         raise DataError(f"MME counts both questions of an image, and {error}.") from None
+    by_category = {
+        name: replace(mean_of(name, [one / 200 for one in each], scale=200), count=2 * len(each))
+        for name, each in points.items()
+    }
     figures = []
     for name, categories in (("perception", _PERCEPTION), ("cognition", _COGNITION)):
-        found = [category for category in categories if category in points]
-        if found:
-            count = sum(item.category in found for item in items)
-            figures.append(Figure(name, sum(points[category] for category in found), count))
-    counts = [item.category for item in items]
-    return figures + [Figure(name, value, counts.count(name)) for name, value in points.items()]
+        if found := [by_category[one] for one in categories if one in by_category]:
+            figures.append(_sum_of(name, found))
+    return [*figures, *by_category.values()]
+
+
+def _sum_of(name: str, figures: Sequence[Figure]) -> Figure:
+    """The sum of independent figures; without an interval where one of them has none."""
+    total, count = sum(one.value for one in figures), sum(one.count for one in figures)
+    intervals = [one.interval for one in figures if one.interval is not None]
+    if len(intervals) < len(figures):
+        return Figure(name, total, count)
+    below, above = (
+        math.hypot(*(one[end] - each.value for one, each in zip(intervals, figures, strict=True)))
+        for end in (0, 1)
+    )
+    return Figure(name, total, count, (total - below, total + above))
 
 
 TASKS = (

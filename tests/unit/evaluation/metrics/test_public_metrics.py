@@ -4,7 +4,9 @@
 """
 
 import math
+import random
 from collections.abc import Sequence
+from statistics import pstdev
 
 import pytest
 
@@ -12,7 +14,14 @@ from vila_mc.evaluation.metrics.captions import caption_words, cider
 from vila_mc.evaluation.metrics.choices import read_mmbench, read_science_qa, read_seed
 from vila_mc.evaluation.metrics.human_answers import Form, human_accuracy, submitted
 from vila_mc.evaluation.metrics.texts import anls, drop_score, is_equal
-from vila_mc.evaluation.metrics.yes_no import Reading, mme_score, pope_score, read_mme, read_pope
+from vila_mc.evaluation.metrics.yes_no import (
+    Reading,
+    f1_influences,
+    mme_score,
+    pope_score,
+    read_mme,
+    read_pope,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +102,30 @@ def test_pope_counts_yes_as_positive() -> None:
 def test_pope_of_no_alone_divides_by_nothing() -> None:
     score = pope_score(["no"], ["no"])
     assert (score.accuracy, score.precision, score.recall, score.f1) == (1.0, 0.0, 0.0, 0.0)
+
+
+def test_f1_varies_over_images_as_much_as_drawing_them_again_shows() -> None:
+    rng = random.Random(0)
+    images = {
+        str(number): [(rng.choice(["yes", "no"]), is_hard) for _ in range(6)]
+        for number in range(300)
+        for is_hard in (rng.random() < 0.3,)
+    }
+    rows = [
+        (right if rng.random() < (0.5 if is_hard else 0.95) else "other", right, image)
+        for image, each in images.items()
+        for right, is_hard in each
+    ]
+    moved = f1_influences(*map(list, zip(*rows, strict=True)))
+    assert math.fsum(moved.values()) == pytest.approx(0, abs=1e-12)
+    by_image = {image: [row for row in rows if row[2] == image] for image in images}
+    drawn = []
+    for _ in range(400):
+        again = [row for image in rng.choices([*images], k=300) for row in by_image[image]]
+        drawn.append(pope_score([a for a, _, _ in again], [b for _, b, _ in again]).f1)
+    assert math.sqrt(math.fsum(one**2 for one in moved.values())) == pytest.approx(
+        pstdev(drawn), rel=0.15
+    )
 
 
 @pytest.mark.parametrize("rows", [([], []), (["yes"], ["maybe"])])

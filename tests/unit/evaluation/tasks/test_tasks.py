@@ -1,6 +1,8 @@
 """Public tasks: their released files are read, what is asked is as it should be, answers count."""
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from tests.support.released_tasks import RELEASED
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.evaluation.tasks.kept_answers import Kept, write_answers
 from vila_mc.evaluation.tasks.registry import TASKS, find_judge, find_prompt, find_task
-from vila_mc.evaluation.tasks.task import Item, mean_of
+from vila_mc.evaluation.tasks.task import Figure, Item, mean_of
+from vila_mc.flow import RawImage
 
 WORD = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -114,6 +117,59 @@ def test_pope_has_figures_of_each_set(tmp_path: Path) -> None:
     assert figures["F1"] == pytest.approx(200 / 3)
     assert figures["popular precision"] == 50
     assert figures["popular recall"] == figures["random yes"] == 100
+
+
+def test_f1_of_pope_has_an_interval() -> None:
+    items = [
+        Item(f"{name}/{at}", "", (RawImage(b"", f"{at % 3}.jpg"),), (right,), name)
+        for name in ("random", "popular")
+        for at, right in enumerate(["yes", "no", "yes", "yes", "no", "no"])
+    ]
+    judge = find_judge(TASKS["pope"], "llava")
+    assert judge is not None
+    right = [item.expected[0] for item in items]
+    assert judge[1](items, right)[0].interval is None  # nothing varies
+    figures = {one.name: one for one in judge[1](items, ["no", *right[1:]])}
+    assert figures["F1"].value == pytest.approx((80 + 100) / 2)
+    # Images move the F1 of "random" by -0.4, 0 and 0.4, over the 5 that are counted.
+    off = 1.96 * math.sqrt(0.32 * 3 / 2) / 5
+    assert figures["random F1"].interval == pytest.approx((80 - 100 * off, 80 + 100 * off))
+    assert figures["F1"].interval == pytest.approx((90 - 50 * off, 90 + 50 * off))
+    assert figures["popular F1"].interval is None
+    assert (figures["random recall"].count, figures["random precision"].count) == (3, 2)
+
+
+def spread(figure: Figure) -> float:
+    assert figure.interval is not None
+    return figure.interval[1] - figure.value
+
+
+def test_points_of_mme_are_as_sure_as_their_images(tmp_path: Path) -> None:
+    item = read("mme", tmp_path)[0]
+    items = [
+        dataclasses.replace(item, id=f"{name}{at}", category=name, pair=str(at // 2))
+        for name in ("existence", "count")
+        for at in range(8)
+    ]
+    answers = [item.expected[0] if at not in (1, 4, 12) else "x" for at, item in enumerate(items)]
+    judge = find_judge(TASKS["mme"], None)
+    assert judge is not None
+    figures = {one.name: one for one in judge[1](items, answers)}
+    assert figures["count"].count == 8
+    for name, points in (("existence", [50, 200, 50, 200]), ("count", [200, 200, 50, 200])):
+        plain = mean_of(name, points, scale=1)
+        assert figures[name].value == pytest.approx(plain.value)
+        assert figures[name].interval == pytest.approx(plain.interval)
+    total = figures["perception"]
+    assert total.value == pytest.approx(125 + 162.5)
+    assert spread(total) == pytest.approx(
+        math.hypot(spread(figures["existence"]), spread(figures["count"]))
+    )
+    assert judge[1](items[:2], [item.expected[0] for item in items[:2]])[0].interval is None
+    sure = judge[1](items, [item.expected[0] for item in items])
+    assert sure[0].value == 400
+    assert sure[0].interval is not None
+    assert sure[0].interval[0] < 400 == sure[0].interval[1]
 
 
 def test_categories_have_figures_of_their_own(tmp_path: Path) -> None:
