@@ -58,6 +58,10 @@ class OwnOutput:
 def _locked(directory: Path) -> Lock:
     """Hold a directory, which must exist. Raises HeldOutputError: another run holds it."""
     try:
+        return Lock(directory)
+    except BlockingIOError:
+        say(f"another run is writing to {directory}; waiting {_PATIENCE_SECONDS:.0f} s for its end")
+    try:
         return Lock(directory, _PATIENCE_SECONDS)
     except BlockingIOError:
         raise HeldOutputError(
