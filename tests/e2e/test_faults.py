@@ -137,7 +137,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
 ) -> None:
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path)
     with training(*command) as process:
-        wait_until(lambda: steps_done(tmp_path) >= 3, "step 3")
+        wait_until(lambda: steps_done(tmp_path) >= 3, "step 3", of=process)
         process.send_signal(signal.SIGINT)
         stopped = finish(process)
     assert stopped.code == ExitCode.INTERRUPTED, stopped.err
@@ -156,7 +156,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
 def test_who_cannot_wait_for_a_long_step_presses_ctrl_c_again(recipe: Path, tmp_path: Path) -> None:
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, "--train.steps", MANY_STEPS)
     with training(*command) as process:
-        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2", of=process)
         ranks = ranks_of(process)
         for rank in ranks:
             rank.suspend()
@@ -187,7 +187,7 @@ def test_a_killed_rank_ends_the_run(rank: int, recipe: Path, tmp_path: Path) -> 
     steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, *steps)
     with training(*command) as process:
-        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2", of=process)
         ranks = ranks_of(process)
         assert len(ranks) == 2
         ranks[rank].kill()
@@ -208,7 +208,7 @@ def test_a_rank_that_stands_still_is_named_and_not_who_waits_for_it(
     options = ("--train.output", tmp_path, *steps, "--train.timeout_minutes", 0.3)
     restarts = ("--max-restarts", rank)
     with training("--config", recipe, *LAYOUT, *options, *restarts) as process:
-        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2", of=process)
         ranks_of(process)[rank].suspend()
         if rank:
             _wait_for_a_restart(tmp_path)
@@ -235,7 +235,7 @@ def test_a_machine_that_is_killed_ends_the_others_with_one_line(
     command = ("--config", recipe, "--ranks", 1, "--parallel.pipeline", 2, *machines, *steps)
     output = ("--train.output", tmp_path, "--max-restarts", 1)
     with training(*command, *output) as one, training(*command, *output) as two:
-        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2", of=two)
         ranks_of(two)[0].kill()
         _wait_for_a_restart(tmp_path)
         ranks = ranks_of(two)
@@ -265,7 +265,7 @@ def test_ranks_end_with_a_killed_launcher(recipe: Path, tmp_path: Path) -> None:
     steps = ("--train.steps", MANY_STEPS, "--train.save_every", MANY_STEPS)
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, *steps)
     with training(*command) as process:
-        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2", of=process)
         ranks = ranks_of(process)
         assert len(ranks) == 2
         try:
@@ -325,7 +325,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(
         *("--config", recipe, *LAYOUT, "--train.output", output),
         *(*options, "--train.async_save", in_background),
     ) as process:
-        wait_until(lambda: steps_done(output) >= 21, "step 21")
+        wait_until(lambda: steps_done(output) >= 21, "step 21", of=process)
         # What is left holds some more metrics, but not a checkpoint.
         size = shutil.disk_usage(small_disk).free - 256 * 1024
         (small_disk / "filler").write_bytes(b"\0" * size)
@@ -345,7 +345,7 @@ def test_an_output_that_is_another_directory_by_now(recipe: Path, tmp_path: Path
     output = tmp_path / "out"
     options = ("--train.steps", MANY_STEPS, "--train.save_every", 20)
     with training("--config", recipe, *LAYOUT, "--train.output", output, *options) as process:
-        wait_until(lambda: steps_done(output) >= 2, "step 2")
+        wait_until(lambda: steps_done(output) >= 2, "step 2", of=process)
         output.rename(tmp_path / "elsewhere")
         output.mkdir()
         run = finish(process)

@@ -44,7 +44,7 @@ def command(request: pytest.FixtureRequest, recipe: Path) -> tuple[object, ...]:
 def _stop_late(command: tuple[object, ...], output: Path) -> Finished:
     """Train until a checkpoint and some steps are there, and ask the run to stop."""
     with training(*command, "--train.output", output, *MANY) as process:
-        wait_until(lambda: steps_done(output) > 12, "step 12")
+        wait_until(lambda: steps_done(output) > 12, "step 12", of=process)
         process.send_signal(signal.SIGINT)
         return finish(process)
 

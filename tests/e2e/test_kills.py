@@ -118,7 +118,7 @@ def _kill_through_launcher(
 ) -> None:
     before = steps_done(output)
     with training(*command) as process:
-        wait_until(lambda: steps_done(output) > before, "a step")
+        wait_until(lambda: steps_done(output) > before, "a step", of=process)
         ranks = ranks_of(process)
         time.sleep(choose.uniform(0.0, 0.1))
         if victim == "launcher":

@@ -37,7 +37,7 @@ def test_a_killed_rank_is_started_again_and_the_run_learns_the_same(
 ) -> None:
     command = ("--config", recipe, *LAYOUT, "--train.output", tmp_path, "--train.save_every", 2)
     with training(*command, "--max-restarts", 1) as process:
-        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2", of=process)
         ranks_of(process)[1].kill()
         run = finish(process, A_START)
     assert run.code == ExitCode.OK, run.err
@@ -84,7 +84,7 @@ def test_ranks_of_torchrun_are_started_again(
         text=True,
     )
     try:
-        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2")
+        wait_until(lambda: steps_done(tmp_path) >= 2, "step 2", of=process)
         ranks_of(process)[1].kill()
         said, _ = process.communicate(timeout=A_START)
     finally:

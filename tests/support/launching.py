@@ -32,6 +32,9 @@ class Launcher(Protocol):
     def returncode(self) -> int | None:
         """Its exit code, or minus the signal that ended it; None while it runs."""
 
+    def poll(self) -> int | None:
+        """``returncode``, after looking whether it has ended."""
+
     def communicate(self, *, timeout: float | None = None) -> tuple[str, str]:
         """What it wrote, at its end. Raises subprocess.TimeoutExpired."""
 
@@ -162,9 +165,19 @@ def trace_of(output: Path) -> list[tuple[float, ...]]:
     return [tuple(record[name] for name in names) for record in records if "loss" in record]
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = A_BUSY_MACHINE) -> None:
-    """Look every few milliseconds until something is so."""
+def wait_until(
+    condition: Callable[[], bool],
+    what: str,
+    timeout: float = A_BUSY_MACHINE,
+    *,
+    of: Launcher | None = None,
+) -> None:
+    """Look every few milliseconds until something is so, or the command ``of`` which it is expected
+    has ended."""
     ends = time.monotonic() + timeout
     while not condition():
+        if of is not None and of.poll() is not None and not condition():
+            out, err = of.communicate()
+            raise AssertionError(f"{what} has not happened, and {of.returncode}: {out}{err}")
         assert time.monotonic() < ends, f"after {timeout:.0f} s, {what} has not happened"
         time.sleep(0.005)
