@@ -19,6 +19,12 @@ from vila_mc.table import aligned
 PAGE = "ablations.html"
 _TEXT_COLOUR = "#010203"
 """Stands for the page's text colour while matplotlib draws."""
+_OF_THE_PAPER: dict[str, Any] = {
+    "markerfacecolor": "none",
+    "markeredgecolor": _TEXT_COLOUR,
+    "markersize": 4.5,
+    "zorder": 3,
+}
 _GREY = "#6b7280"
 """Text of a picture by itself: it can be read on light and on dark pages."""
 
@@ -154,8 +160,8 @@ def write_result(output: Path, result: Mapping[str, Any]) -> Path:
 
 
 def _picture(result: Mapping[str, Any]) -> str:
-    """A panel for each measure as SVG: in each a mean and its interval for every arm, and its
-    seeds."""
+    """A panel for each measure as SVG: in each a mean and its interval for every arm, its seeds,
+    and the paper's figure."""
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": result["name"],
@@ -167,23 +173,33 @@ def _picture(result: Mapping[str, Any]) -> str:
     }
     arms, measures = result["arms"], result["measures"]
     with rc_context(style):
-        size = (2.0 + 2.3 * len(measures), 0.8 + 0.34 * len(arms))
+        size = (2.0 + 2.3 * len(measures), 1.1 + 0.34 * len(arms))
         picture = Picture(figsize=size, layout="constrained")
         panels = picture.subplots(1, len(measures), sharey=True, squeeze=False)[0]
         for index, (axes, measure) in enumerate(zip(panels, measures, strict=True)):
             for place, arm in enumerate(arms):
                 cell = arm["figures"][index]
                 mean, spread, seeds = cell["mean"], cell["spread"], cell["seeds"]
-                axes.errorbar(mean, place, xerr=spread, fmt="o", color="#2f7fd0", capsize=3)
+                axes.errorbar(
+                    mean, place, xerr=spread, fmt="o", color="#2f7fd0", capsize=3, label="mean"
+                )
                 if len(seeds) > 1:
-                    axes.plot(seeds, [place] * len(seeds), "|", color="#d0782f", markersize=9)
+                    row = [place] * len(seeds)
+                    axes.plot(seeds, row, "|", color="#d0782f", markersize=9, label="seeds")
+                if cell["paper"] is not None:
+                    axes.plot(cell["paper"], place, "D", label="paper", **_OF_THE_PAPER)
             if measure["chance"] is not None:
-                axes.axvline(measure["chance"], color=_TEXT_COLOUR, linestyle=":", linewidth=1)
+                line: dict[str, Any] = {"color": _TEXT_COLOUR, "linestyle": ":", "linewidth": 1}
+                axes.axvline(measure["chance"], label="chance", **line)
             axes.margins(y=0.15)
             axes.set_xlabel(f"{measure['name']}, {measure['unit']}")
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_yticks(range(len(arms)), [arm["name"] for arm in arms], parse_math=False)
         panels[0].invert_yaxis()
+        drawn_as = [zip(*axes.get_legend_handles_labels()[::-1], strict=True) for axes in panels]
+        legend = dict(pair for pairs in drawn_as for pair in pairs)  # each label once
+        place_of = {"loc": "outside upper right", "ncols": len(legend), "frameon": False}
+        picture.legend(legend.values(), legend.keys(), **place_of)
         drawn = io.StringIO()
         picture.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     return drawn.getvalue()
