@@ -190,7 +190,7 @@ def text_conversations(world: World) -> Iterator[Record]:
 
 
 def _conversation(turns: Sequence[tuple[str, str]], picture: str = "") -> Record:
-    said = []
+    said: list[dict[str, str]] = []
     for asked, answer in turns:
         marker = "<image>\n" if picture and not said else ""
         said += [{"from": "human", "value": marker + asked}, {"from": "gpt", "value": answer}]
