@@ -197,9 +197,10 @@ def _picture(result: Mapping[str, Any]) -> str:
         panels[0].set_yticks(range(len(arms)), [arm["name"] for arm in arms], parse_math=False)
         panels[0].invert_yaxis()
         drawn_as = [zip(*axes.get_legend_handles_labels()[::-1], strict=True) for axes in panels]
-        legend = dict(pair for pairs in drawn_as for pair in pairs)  # each label once
-        place_of = {"loc": "outside upper right", "ncols": len(legend), "frameon": False}
-        picture.legend(legend.values(), legend.keys(), **place_of)
+        labels = dict(pair for pairs in drawn_as for pair in pairs)  # each once
+        names = [name for name in ("mean", "seeds", "chance", "paper") if name in labels]
+        handles = [labels[name] for name in names]
+        picture.legend(handles, names, loc="outside upper right", ncols=len(names), frameon=False)
         drawn = io.StringIO()
         picture.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     return drawn.getvalue()
