@@ -15,6 +15,8 @@ from vila_mc.config.recipe import read_recipe
 
 FOLDER = Path(__file__).parent
 TABLES = FOLDER / "tables"
+RESOURCES = "resources"
+"""The table that nothing is declared for, since nothing is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +182,7 @@ def table_names() -> list[str]:
 
 def read_table(name: str) -> Table:
     """The declared table. Raises ConfigError: there is none, or it says what it must not."""
-    require_known("table", name, table_names())
+    require_known("table", name, [*table_names(), RESOURCES])
     return build(Table, read_recipe(TABLES / f"{name}.yaml"))
 
 

@@ -128,6 +128,17 @@ class Plan:
             for arm in self.table.arms
         }
 
+    def runs(self, output: Path) -> dict[str, list[str]]:
+        """Arm -> directory of each seed's last run, below ``output``."""
+        last = {at: next(reversed(phases.values())) for at, phases in self._trained.items()}
+        return {
+            arm.name: [
+                str((last[arm.name, seed].folder(output) / "run").relative_to(output))
+                for seed in range(1, self.seeds + 1)
+            ]
+            for arm in self.table.arms
+        }
+
     def chances(self) -> dict[str, float | None]:
         """Measure -> accuracy in per cent of answers that do not look; None for a loss."""
         return {

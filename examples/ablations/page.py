@@ -38,6 +38,7 @@ def result_of(
     figures: Figures,
     chances: Mapping[str, float | None],
     facts: Mapping[str, str],
+    runs: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """All that is said of a table, as plain values: what ``tables/NAME.json`` holds.
 
@@ -47,6 +48,7 @@ def result_of(
         figures: what was measured.
         chances: measure -> what answers that do not look get; None where that says nothing.
         facts: about the whole, for people.
+        runs: arm -> where each seed's model is, to talk to it.
     """
     return {
         "name": name,
@@ -67,6 +69,7 @@ def result_of(
         "arms": [
             {
                 "name": arm.name,
+                "runs": list(runs[arm.name]),
                 "figures": [
                     _cell(figures[arm.name][one.name]) | {"paper": arm.paper.get(one.name)}
                     for one in table.measures
@@ -191,6 +194,8 @@ def _picture(result: Mapping[str, Any]) -> str:
             if measure["chance"] is not None:
                 line: dict[str, Any] = {"color": _TEXT_COLOUR, "linestyle": ":", "linewidth": 1}
                 axes.axvline(measure["chance"], label="chance", **line)
+            if measure["unit"] == "GPU-hours":
+                axes.set_xscale("log")
             axes.margins(y=0.15)
             axes.set_xlabel(f"{measure['name']}, {measure['unit']}")
             axes.spines[["top", "right"]].set_visible(False)

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from declared import RESOURCES
 from steps import CHECKOUT
 from verdicts import Interval, verdict
 
-NAME = "resources"
 TITLE = "What the paper's runs take"
 _ALL = "VILA-7B, all phases"
 _WITHIN = 20.0
@@ -32,7 +32,7 @@ def resources(facts: Mapping[str, str]) -> dict[str, Any]:
     for table in (foretold, published):
         table[_ALL] = sum(table[name] for name in of_vila)
     return {
-        "name": NAME,
+        "name": RESOURCES,
         "title": TITLE,
         "source": "arXiv 2312.07533, section 4; the README of LLaVA-1.5",
         "asks": "Does the planner foretell what the published runs took?",
@@ -46,12 +46,8 @@ def resources(facts: Mapping[str, str]) -> dict[str, Any]:
             for name, value in foretold.items()
         ],
         "claims": [
-            _claim("VILA-7B took 5.1 thousand GPU-hours of A100.", _ALL, foretold, published),
-            *(
-                _claim("As published.", name, foretold, published)
-                for name in published
-                if name != _ALL
-            ),
+            _claim(name, foretold[name], published[name])
+            for name in sorted(published, key=lambda name: name != _ALL)
         ],
     }
 
@@ -66,12 +62,10 @@ def _cell(value: float, published: float) -> dict[str, Any]:
     }
 
 
-def _claim(
-    says: str, name: str, foretold: Mapping[str, float], published: Mapping[str, float]
-) -> dict[str, Any]:
-    off = round(100 * (foretold[name] / published[name] - 1), 1)
+def _claim(name: str, foretold: float, published: float) -> dict[str, Any]:
+    off = round(100 * (foretold / published - 1), 1)
     return {
-        "says": says,
+        "says": f"{name} took {published:,.0f} GPU-hours.",
         "compared": f"{name}: foretold against published, in per cent",
         "low": off,
         "high": off,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import resources
-from declared import read_phases, read_table, table_names
+from declared import RESOURCES, read_phases, read_table, table_names
 from models import Plan, Scale, World
 from page import lines, result_of, write_result
 from pydantic import PositiveInt
@@ -23,7 +23,7 @@ from steps import CHECKOUT, Runner, StepFailedError
 from vila_mc import __version__
 from vila_mc.commands.command import Job, run_job
 from vila_mc.config.options import Argument
-from vila_mc.errors import run_cli, say
+from vila_mc.errors import ConfigError, run_cli, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,15 @@ def main() -> int:
 
 def repeat(options: AblationOptions) -> int:
     """Do the table that the options name. Raises VilaError."""
+    if options.output.exists() and not options.output.is_dir():
+        raise ConfigError(f"{options.output} is a file. Name a folder.", option="output")
     if options.table is None:
         for name in table_names():
             table = read_table(name)
             say(f"{name:15}{len(table.arms)} arms  {table.title}")
-        say(f"{resources.NAME:15}        {resources.TITLE}")
+        say(f"{RESOURCES:15}        {resources.TITLE}")
         return 0
-    if options.table == resources.NAME:
+    if options.table == RESOURCES:
         return show(options.output, resources.resources(_versions()))
     table, phases = read_table(options.table), read_phases()
     world = World.open(_world(options.output, is_small=options.gpus is None))
@@ -68,7 +70,10 @@ def repeat(options: AblationOptions) -> int:
     size = f"{options.gpus} GPUs" if options.gpus else "two CPU cores"
     facts = {"seeds": str(options.seeds), "size": size, **_versions()}
     figures = plan.figures(options.output)
-    return show(options.output, result_of(options.table, table, figures, plan.chances(), facts))
+    runs = plan.runs(options.output)
+    return show(
+        options.output, result_of(options.table, table, figures, plan.chances(), facts, runs)
+    )
 
 
 def show(output: Path, result: Mapping[str, Any]) -> int:

@@ -185,8 +185,8 @@ def sources_page(fetched: Sequence[Fetched]) -> str:
         "# Sources",
         "",
         "Pictures and texts of this folder are made from these packages. Whoever passes them on "
-        "passes them on under these licences; the texts of the licences are in the packages, below "
-        "`packages/`.",
+        "passes them on under these licences; the texts of the licences are in the "
+        "packages.",
         "",
         "| package | version | from | licence | what | SHA-256 |",
         "|---|---|---|---|---|---|",

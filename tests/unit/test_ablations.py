@@ -21,6 +21,7 @@ from vila_mc.config.load import load_run
 from vila_mc.config.options import build
 from vila_mc.errors import ConfigError, DataError
 
+RUNS = {"this": ["steps/sft-1/run"], "that <i>": ["steps/sft-2/run"]}
 PHASES = {
     "base": Phase(recipe="base", data={"text": 1}, is_shared=True),
     "align": Phase(recipe="align", data={"pairs": 1}, load="base", load_parts=("language",)),
@@ -162,6 +163,18 @@ class TestPlans:
             "sft": 4,
             "answers": 4,
         }
+
+    def test_it_says_where_the_model_of_each_arm_is(self, world: World, tmp_path: Path) -> None:
+        plan = self.plan(world, [{"name": "a"}, {"name": "b", "phases": {"sft": None}}])
+        runs = plan.runs(tmp_path)
+        assert [len(runs[arm]) for arm in "ab"] == [2, 2]
+        trained = {
+            str(one.folder(Path("."))) + "/run": one.kind
+            for step in plan.steps()
+            for one in step.with_needs()
+        }
+        kinds = {arm: [trained[run] for run in runs[arm]] for arm in runs}
+        assert kinds == {"a": ["sft"] * 2, "b": ["pretrain"] * 2}
 
     def test_what_is_shared_has_one_seed_and_the_rest_one_each(self, world: World) -> None:
         for step in self.plan(world, [{"name": "a"}], seeds=3).steps():
@@ -320,7 +333,7 @@ class TestPage:
             "this": {"reads": [Figure(80.0, 100), Figure(82.0, 100), Figure(81.0, 100)]},
             "that <i>": {"reads": [Figure(20.0, 100), Figure(22.0, 100), Figure(21.0, 100)]},
         }
-        return result_of(name, table, figures, {"reads": 20.0}, {"seeds": "3"})
+        return result_of(name, table, figures, {"reads": 20.0}, {"seeds": "3"}, RUNS)
 
     def test_the_terminal_shows_ours_beside_the_papers(self) -> None:
         title, head, this, that, chance, claim = lines(self.result())
@@ -341,11 +354,14 @@ class TestPage:
         assert page.count("<svg") == 2
         assert "agrees" in page
         assert (tmp_path / "tables" / "other.svg").read_text().startswith("<?xml")
+        told = json.loads((tmp_path / "tables" / "other.json").read_text())
+        assert told["arms"][0]["runs"] == ["steps/sft-1/run"]
 
     def test_the_planner_stands_beside_the_published_runs(self, tmp_path: Path) -> None:
         result = resources({})
         hours = {arm["name"]: arm["figures"][0] for arm in result["arms"]}
         assert hours["VILA-7B, all phases"]["paper"] == pytest.approx(5100, rel=0.01)
+        assert result["claims"][0]["says"] == "VILA-7B, all phases took 5,120 GPU-hours."
         assert result["claims"][0]["verdict"] == "agrees"
         assert {claim["verdict"] for claim in result["claims"]} == {"agrees", "disagrees"}
         assert "VILA-7B sft" in write_result(tmp_path, result).read_text()

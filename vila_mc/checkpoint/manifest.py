@@ -381,9 +381,12 @@ def resolve_checkpoint(path: Path) -> Path:
         return path
     found = newest_checkpoint(path)
     if found is None:
+        below = sorted(path.iterdir()) if path.is_dir() else []
+        runs = [str(one) for one in below if one.is_dir() and newest_checkpoint(one) is not None]
+        there = f" There is one in {', in '.join(runs[:3])}." if runs else ""
         raise CheckpointError(
-            f"there is no checkpoint in {path}. Name a step-* directory, or the train.output of "
-            "the run that wrote one."
+            f"there is no checkpoint in {path}.{there} Name a step-* directory, or the "
+            "train.output of the run that wrote one."
         )
     return found
 

@@ -119,8 +119,9 @@ def _evaluate(given: Sequence[str], options: EvaluateOptions) -> int:
         data = Path(name).parent if data is None else None
     if name is not None and data is not None and options.questions is None:
         return shared(lambda tensor, stop: evaluate_task(options, name, data, tensor, stop))
-    is_a_task = options.task or options.data or any(getattr(options, name) for name in _OF_TASKS)
-    if options.questions is None or options.images is None or is_a_task:
+    if options.questions is not None and name is None:
+        refuse_unused(options, _OF_TASKS, "--questions counts exact answers alone; --task has it")
+    if options.questions is None or options.images is None or name is not None:
         raise ConfigError(
             "give either a public task (--task and --data, and if you like --judge, --limit or "
             "--shots), a task of your own (--task FILE.jsonl), questions of which exact answers "

@@ -120,6 +120,10 @@ def test_a_mistake_ends_a_pipe_but_not_a_person(
 def test_what_is_no_model_is_said(askable: Askable, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         ask.main(["--checkpoint", str(tmp_path), "what"], "tool")
+    run = askable.model()
+    there = f"in {run.parent}. There is one in .*{run.name}"
+    with pytest.raises(CheckpointError, match=there):
+        ask.main(["--checkpoint", str(run.parent), "what"], "tool")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(CheckpointError, match="a whole model is one of"):
         ask.main(["--checkpoint", str(tmp_path), "what"], "tool")

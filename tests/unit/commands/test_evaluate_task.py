@@ -102,13 +102,19 @@ def test_a_damaged_file_of_answers_is_refused(
         ["--task", "gqa"],
         ["--data", "d", "--task", "gqa", "--questions", "q"],
         ["--questions", "q"],
-        ["--questions", "q", "--images", "i", "--limit", "3"],
+        ["--questions", "q", "--images", "i", "--task", "gqa"],
     ],
 )
 def test_a_task_or_questions_and_not_both(given: list[str], tmp_path: Path) -> None:
     how = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "a")]
     with pytest.raises(ConfigError, match="give either a public task"):
         evaluate.main([*how, *given], "tool")
+
+
+def test_what_questions_have_not_is_named(tmp_path: Path) -> None:
+    how = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "a")]
+    with pytest.raises(ConfigError, match="--figures is given, but --questions counts exact"):
+        evaluate.main([*how, "--questions", "q", "--images", "i", "--figures", "f"], "tool")
 
 
 def own_options(model: Path, folder: Path, *more: str) -> list[str]:
