@@ -202,7 +202,7 @@ def _parse(line: str, where: str) -> Question:
         what = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"{where} is not a question ({what}). It needs id, task and question, and may have "
-            "images, answer and chance. A file of a task of your own goes to --task."
+            "images, answer and chance. A file of a task of your own is given as the task."
         ) from None
 
 
