@@ -130,10 +130,9 @@ class Plan:
 
     def runs(self, output: Path) -> dict[str, list[str]]:
         """Arm -> directory of each seed's last run, below ``output``."""
-        last = {at: next(reversed(phases.values())) for at, phases in self._trained.items()}
         return {
             arm.name: [
-                str((last[arm.name, seed].folder(output) / "run").relative_to(output))
+                str((self._last(arm.name, seed).folder(output) / "run").relative_to(output))
                 for seed in range(1, self.seeds + 1)
             ]
             for arm in self.table.arms
@@ -151,12 +150,15 @@ class Plan:
     def _model(self, arm: str, seed: int, measure: Measure) -> Step:
         of_phases = self._trained[arm, seed]
         if measure.after is None:
-            return next(reversed(of_phases.values()))
+            return self._last(arm, seed)
         if measure.after not in of_phases:
             raise DataError(
                 f"measure {measure.name} is after {measure.after}, which {arm} has not."
             )
         return of_phases[measure.after]
+
+    def _last(self, arm: str, seed: int) -> Step:
+        return next(reversed(self._trained[arm, seed].values()))
 
     def _train(self, arm: Arm, seed: int, phases: Mapping[str, Phase]) -> dict[str, Step]:
         trained: dict[str, Step] = {}

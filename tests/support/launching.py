@@ -172,8 +172,11 @@ def wait_until(
     *,
     of: Launcher | None = None,
 ) -> None:
-    """Look every few milliseconds until something is so, or the command ``of`` which it is expected
-    has ended."""
+    """Look every few milliseconds until something is so.
+
+    Raises:
+        AssertionError: it was not in time, or ``of``, the command that would do it, has ended.
+    """
     ends = time.monotonic() + timeout
     while not condition():
         if of is not None and of.poll() is not None and not condition():

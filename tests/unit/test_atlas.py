@@ -230,6 +230,7 @@ def test_pictures_say_what_is_on_them(made: tuple[Path, World, list[Picture]]) -
     told = {one["image"]: one["conversations"] for one in read(output / "raw" / "sight.json")}
     cards = [one["conversations"] for one in read(output / "raw" / "letters.json")]
     assert len(cards) == TINY.cards
+    assert len({answer["value"] for _, answer in cards}) > 1
     assert {asked["value"] for asked, _ in cards} == {"<image>\nletter"}
     assert {answer["value"] for _, answer in cards} <= {*LETTERS}
     for picture in lettered:

@@ -10,7 +10,9 @@ import json
 import platform
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +34,7 @@ FORMAT_VERSION = 4
 words for people."""
 MANIFEST_NAME = "manifest.json"
 _LARGEST_BYTES = 2**26
+_FOLDERS_LOOKED_INTO = 100
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=0)]
 TemplateRecord = str | dict[str, Any]
@@ -381,14 +384,21 @@ def resolve_checkpoint(path: Path) -> Path:
         return path
     found = newest_checkpoint(path)
     if found is None:
-        below = sorted(path.iterdir()) if path.is_dir() else []
-        runs = [str(one) for one in below if one.is_dir() and newest_checkpoint(one) is not None]
-        there = f" There is one in {', in '.join(runs[:3])}." if runs else ""
         raise CheckpointError(
-            f"there is no checkpoint in {path}.{there} Name a step-* directory, or the "
+            f"there is no checkpoint in {path}.{_one_below(path)} Name a step-* directory, or the "
             "train.output of the run that wrote one."
         )
     return found
+
+
+def _one_below(path: Path) -> str:
+    """For a message: where one is among the first folders of ``path``, or nothing."""
+    with suppress(OSError):  # what cannot be looked into is no help
+        for folder in sorted(islice(path.iterdir(), _FOLDERS_LOOKED_INTO)):
+            with suppress(OSError):
+                if folder.is_dir() and newest_checkpoint(folder) is not None:
+                    return f" There is one in {folder}."
+    return ""
 
 
 def step_of(path: Path) -> int:

@@ -1,7 +1,7 @@
 """POPE and MME: whether something is so in an image."""
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -80,13 +80,14 @@ def _judge_pope(items: Sequence[Item], answers: Sequence[str], reading: Reading)
     read = [read_pope(answer, reading) for answer in answers]
     figures: list[Figure] = []
     f1s: list[float] = []
-    moved: Counter[str] = Counter()
+    moved: dict[str, float] = defaultdict(float)
     for name in sorted({item.category for item in items}):
         rows = [at for at, item in enumerate(items) if item.category == name]
         said, expected = [read[at] for at in rows], [items[at].expected[0] for at in rows]
         pairs = list(zip(said, expected, strict=True))
         influences = f1_influences(said, expected, [items[at].images[0].name for at in rows])
-        moved.update(influences)
+        for image, influence in influences.items():
+            moved[image] += influence
         f1s.append(100 * pope_score(said, expected).f1)
         figures += [
             _share(f"{name} accuracy", [a == b for a, b in pairs]),
