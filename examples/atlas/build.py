@@ -18,7 +18,7 @@ from atlas.drawing import Rasterize
 from atlas.packages import COUNTRIES, RENDERER, fetch, sources_page
 from atlas.pictures import Draw, Picture, by_country, write_cards, write_pictures
 from atlas.questions import Task, tasks
-from atlas.report import report_page
+from atlas.report import CARDS, report_page
 from atlas.world import SMALL, Size, World, read_world
 from vila_mc.commands.command import Job, run_job
 from vila_mc.config.options import Argument
@@ -34,7 +34,7 @@ CHAT = 'first: "Q: "\nnext: " Q: "\nclose: " A: "\n'
 PARTS = ("raw", "data", "questions", "pictures")
 DATA_SETS = {
     "text": ("text", "text.jsonl"),
-    "letters": ("conversations", "letters.json"),
+    "letters": ("conversations", CARDS),
     "sight": ("conversations", "sight.json"),
     "pairs": ("pairs", "pairs.jsonl"),
     "interleaved": ("interleaved", "interleaved.jsonl"),
@@ -107,7 +107,7 @@ def write_world(
     raw = output / "raw"
     raw.mkdir()
     write_lines(raw / "text.jsonl", corpora.texts(world, size))
-    _write_list(raw / "letters.json", corpora.letters(cards))
+    _write_list(raw / CARDS, corpora.letters(cards))
     _write_list(raw / "sight.json", corpora.sight(world, shown))
     write_lines(raw / "pairs.jsonl", corpora.pairs(world, shown))
     documents = corpora.interleaved(world, by_country(shown), size)

@@ -8,6 +8,8 @@ from atlas.pictures import Picture
 from atlas.questions import Task
 from atlas.world import World
 
+CARDS = "letters.json"
+"""The raw file that has a record for each card."""
 ORIGIN = {
     "flag": "drawn from the SVG files of world-countries",
     "division_flag": "PNG files of kgeography-data",
@@ -30,7 +32,7 @@ def report_page(
         world: what it is about.
         pictures: all of them.
         tasks: all of them.
-        raw: records and words of each raw file.
+        raw: records and words of each raw file, that of cards among them.
         seed: of every choice.
     """
     told = sum(sentences.num_facts(country) for country in world.countries.values())
@@ -44,7 +46,7 @@ def report_page(
         "## Where it comes from",
         "",
         f"- Facts are those of world-countries, kinds of nouns and definitions ({gloss_words:,} "
-        "words, unchanged) those of WordNet. Nothing but letters on maps is invented.",
+        "words, unchanged) those of WordNet. Nothing but letters on maps and cards is invented.",
         "- **Every other sentence, caption, question and answer is generated** by "
         "`examples/atlas/sentences.py`; a person wrote the patterns, none the sentences.",
         f"- Held out, no picture in training: {', '.join(sorted(world.held_out))}.",
@@ -56,6 +58,8 @@ def report_page(
         "| kind | things | files | of them for questions alone | from |",
         "|---|---|---|---|---|",
         *_picture_rows(pictures),
+        "",
+        f"And {raw[CARDS][0]:,} cards with a letter alone, drawn, of which none is asked about.",
         "",
         "## Raw files",
         "",

@@ -256,6 +256,7 @@ def test_the_page_counts_what_is_there(made: tuple[Path, World, list[Picture]]) 
     page = report_page(world, pictures, list(tasks(world, pictures)), counts, 1)
     assert f"| flag | 12 | {12 * TINY.flags} | {3 * TINY.flags + 9} |" in page
     assert f"| text.jsonl | {counts['text.jsonl'][0]} |" in page
+    assert f"And {TINY.cards} cards with a letter alone" in page
     assert "WordNet" in page
 
 

@@ -117,9 +117,11 @@ def template_to_ask_with(
     if recorded is None:
         if name is not None:
             return find_template(name, tokenizer), ""
+        unknown = "it is not recorded which chat template the model was trained with"
+        untaught = "no dataset that the model was trained on has a chat template: it may not answer"
         return DEFAULT, (
-            "it is not recorded which chat template the model was trained with, so it is asked "
-            f"with {DEFAULT_NAME}. Name its template if that was another"
+            f"{untaught if datasets else unknown}. It is asked with {DEFAULT_NAME}. Name its "
+            "template if that was another"
         )
     trained = template_from(recorded)
     if name is None and not isinstance(trained, TokenizerTemplate):

@@ -44,11 +44,7 @@ def evaluate_task(
     if options.figures is not None:
         _require_figures(options.figures, options.output, judge is not None, name)
     shots = _shots(options, task)
-    every = task.read(data)
-    if task.released and len(every) not in task.released:
-        released = " or ".join(f"{count:,}" for count in task.released)
-        warn(f"{data} holds {len(every):,} items of {name}, of which {released} were released")
-    items = every[: options.limit]
+    items = _read(task, data)[: options.limit]
     tokens = options.max_new_tokens or task.max_new_tokens
     options.output.parent.mkdir(parents=True, exist_ok=True)
     choice = options.choice()
@@ -94,6 +90,15 @@ def evaluate_task(
             _write_figures(options.figures, task, judge[0], shots, figures)
     _warn_of_what_is_missing(answers, shots, tokens)
     return 0
+
+
+def _read(task: "Task", data: Path) -> "Sequence[Item]":
+    """All that a task asks; says so if these are not as many as were released. Raises VilaError."""
+    items = task.read(data)
+    if task.released and len(items) not in task.released:
+        released = " or ".join(f"{count:,}" for count in task.released)
+        warn(f"{data} holds {len(items):,} items of {task.name}, of which {released} were released")
+    return items
 
 
 def _require_figures(figures: Path, output: Path, is_judged: bool, name: str) -> None:

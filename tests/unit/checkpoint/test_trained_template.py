@@ -91,6 +91,15 @@ def test_a_model_is_asked_as_it_was_trained_or_it_is_said(
     assert bool(note) == is_told
 
 
+def test_a_model_that_saw_no_conversation_is_told_from_one_of_which_nothing_is_known(
+    tokenizer: Tokenizer,
+) -> None:
+    _, unknown = template_to_ask_with(None, tokenizer, ())
+    _, untaught = template_to_ask_with(None, tokenizer, [_record(None)])
+    assert unknown.startswith("it is not recorded which chat template")
+    assert untaught.startswith("no dataset that the model was trained on has a chat template")
+
+
 def test_two_records_differ_by_contents_alone() -> None:
     assert _record("chatml") == _record("plain")
     assert dataclasses.replace(_record("plain"), sha256="other") != _record("plain")

@@ -14,9 +14,13 @@ _MOST_SPANS = 16
 
 
 def is_equal(answer: str, expected: str) -> bool:
-    """Whether two texts differ in case and punctuation alone, as lmms-eval judges GQA."""
-    first, second = (text.lower().translate(_NO_PUNCTUATION) for text in (answer, expected))
-    return first == second
+    """Whether two texts are equal but for case and punctuation."""
+    return words(answer) == words(expected)
+
+
+def words(text: str) -> str:
+    """A text without case and punctuation, as lmms-eval compares answers of GQA."""
+    return text.lower().translate(_NO_PUNCTUATION)
 
 
 def anls(answer: str, expected: Sequence[str]) -> float:

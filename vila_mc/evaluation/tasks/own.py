@@ -2,7 +2,7 @@
 
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from vila_mc.data.turns import asked
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.evaluation.metrics.human_answers import human_accuracy
-from vila_mc.evaluation.metrics.texts import anls, is_equal
+from vila_mc.evaluation.metrics.texts import anls, words
 from vila_mc.evaluation.tasks.files import TaskImages, read_json_lines
 from vila_mc.evaluation.tasks.sentences import judge_captions
 from vila_mc.evaluation.tasks.task import (
@@ -177,14 +177,27 @@ def _judge_as_people(items: Sequence[Item], answers: Sequence[str]) -> list[Figu
     )
 
 
-def _same(said: str, right: str) -> bool:
-    return said.strip().lower() == right.strip().lower()
+def _judge_in(form: Callable[[str], str]) -> Judge:
+    """Right is what reads as one of the answers does in a form; chance is the best that one answer
+    to all questions would be."""
+    accuracy = judge_each(lambda item, said: form(said) in {form(right) for right in item.expected})
+
+    def judge(items: Sequence[Item], answers: Sequence[str]) -> list[Figure]:
+        right = Counter(one for item in items for one in {form(text) for text in item.expected})
+        chance = 100 * max(right.values()) / len(items)
+        return [*accuracy(items, answers), Figure("chance", chance, len(items))]
+
+    return judge
+
+
+def _exact(text: str) -> str:
+    return text.strip().lower()
 
 
 _CHOSEN: dict[str, Judge] = {"likeliest": _judge_chosen}
 _ANSWERED: dict[str, Judge] = {
-    "exact": judge_each(lambda item, said: any(_same(said, right) for right in item.expected)),
-    "words": judge_each(lambda item, said: any(is_equal(said, right) for right in item.expected)),
+    "exact": _judge_in(_exact),
+    "words": _judge_in(words),
     "anls": judge_each(lambda item, said: anls(said, item.expected), "ANLS"),
     "vqa": _judge_as_people,
     "cider": judge_captions,

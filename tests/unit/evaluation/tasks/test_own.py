@@ -169,6 +169,20 @@ def test_answers_are_judged_by_name(
     assert value is None or figure.value == value
 
 
+def test_chance_is_one_answer_to_all(tmp_path: Path) -> None:
+    answers = [["Peru", "the Peru"], ["peru ", "Peru"], ["Chad"], ["Chad."], ["chad!"]]
+    task = read(tmp_path, *({"question": "Which?", "answers": each} for each in answers))
+    for judge, chance in {"exact": 40, "words": 60}.items():
+        found = find_judge(task, judge)
+        assert found is not None
+        figures = found[1](task.read(tmp_path), ["Chad"] * 5)
+        accuracy = 20 if judge == "exact" else 60
+        assert [(one.name, one.value) for one in figures] == [
+            ("accuracy", accuracy),
+            ("chance", chance),
+        ]
+
+
 def test_vqa_needs_ten_people(tmp_path: Path) -> None:
     task = read(tmp_path, ANSWERED | {"answers": ["peru"] * 10})
     found = find_judge(task, "vqa")
