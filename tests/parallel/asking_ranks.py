@@ -3,15 +3,59 @@
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import httpx2
 
 from vila_mc.commands import ask, chat, evaluate
 from vila_mc.processes import STORE_FILE
 
-_MAINS = {"ask": ask.main, "chat": chat.main, "evaluate": evaluate.main}
+SERVED_TOGETHER = ("why", "what is here")
+
+
+def _serve(arguments: Sequence[str], prog: str) -> int:
+    """Serve until a client of the first rank is done, which prints what it was answered."""
+    say = chat.say
+
+    def announced(line: str, **how: Any) -> None:
+        say(line, **how)
+        if " is served at " in line:
+            threading.Thread(target=_ask_and_end, args=(line.split()[4].rstrip(","),)).start()
+
+    chat.say = announced  # type: ignore[attr-defined]
+    try:
+        return chat.main(arguments, prog)
+    finally:
+        chat.say = say  # type: ignore[attr-defined]
+
+
+def _ask_and_end(url: str) -> None:
+    """One that leaves after the first words, two together, and Ctrl-C."""
+
+    def body(question: str, **more: object) -> dict[str, object]:
+        return {"messages": [{"role": "user", "content": question}], **more}
+
+    try:
+        with httpx2.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(2) as threads:
+            ask = "/v1/chat/completions"
+            long = body("what is here", stream=True, max_tokens=100)
+            with client.stream("POST", ask, json=long) as reply:
+                next(reply.iter_lines())
+            asked = [threads.submit(client.post, ask, json=body(q)) for q in SERVED_TOGETHER]
+            for one in asked:
+                print(one.result().json()["choices"][0]["message"]["content"])
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+_MAINS = {"ask": ask.main, "chat": chat.main, "evaluate": evaluate.main, "serve": _serve}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.asking_ranks import Command, Done, evaluate_quietly, run_in_turn
+from tests.parallel.asking_ranks import (
+    SERVED_TOGETHER,
+    Command,
+    Done,
+    evaluate_quietly,
+    run_in_turn,
+)
 from tests.support.askable import make_askable
 from tests.support.launching import wait_until
 from tests.support.ranks import ranks_that_may_die, run_ranks
@@ -19,6 +25,7 @@ from vila_mc.evaluation.tasks.kept_answers import KeptAnswers
 from vila_mc.files import unfinished_path
 
 POPE, QUESTIONS, CONVERSATION, CHAT = "pope", "questions", "conversation", "chat"
+SERVED = "served"
 RESUMED, SPLIT, DIFFERENT, UNEVEN = "resumed", "split", "different", "uneven"
 EQUAL_TO = {POPE: POPE, QUESTIONS: QUESTIONS, RESUMED: POPE, SPLIT: POPE}
 """What two ranks do, and which file of one rank theirs must be."""
@@ -75,8 +82,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     (folder / "two").mkdir()
     begun = "".join(kept[: 1 + NUM_KEPT]) + '{"id": "half'
     unfinished_path(folder / "two" / f"{RESUMED}.jsonl").write_text(begun)
+    chat = (str(askable.model()), "--max-new-tokens", "6")
     together = commands("two") | {
-        CHAT: Command("chat", (str(askable.model()), "--max-new-tokens", "6"), LINES),
+        CHAT: Command("chat", chat, LINES),
+        SERVED: Command("serve", (*chat, "--serve", "0")),
         RESUMED: evaluate("two", RESUMED, *pope),
         SPLIT: evaluate("two", SPLIT, *pope, "--tensor", 2),
         DIFFERENT: evaluate("two", DIFFERENT, *pope, "--limit", "{rank}1"),
@@ -108,6 +117,17 @@ def test_ranks_hold_a_conversation_with_one_person(name: str, found: Found) -> N
     assert first.out == found.alone[CONVERSATION].out
     assert len(first.out.splitlines()) == 3
     assert (first.code, second.code, second.out) == (0, 0, "")
+
+
+def test_ranks_serve_a_model_together(found: Found) -> None:
+    """What they say is what one says, also while a client leaves; the first's Ctrl-C ends all."""
+    conversation = found.alone[CONVERSATION].out.splitlines()
+    said = {"what is here": conversation[0], "why": conversation[2]}
+    first, second = found.shared[SERVED]
+    assert first.out.splitlines() == [said[question] for question in SERVED_TOGETHER]
+    assert first.err.splitlines()[-1] == "interrupted"
+    assert (first.code, second.code) == (ExitCode.INTERRUPTED, ExitCode.INTERRUPTED)
+    assert (second.out, second.err) == ("", "")
 
 
 @pytest.mark.parametrize(

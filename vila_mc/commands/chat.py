@@ -1,7 +1,7 @@
 """``vila-mc chat``: a conversation with a model, in the terminal or over HTTP."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +13,12 @@ from pydantic import PositiveInt
 from vila_mc.commands.asking import asked_model, warn
 from vila_mc.commands.command import Job, refuse_unused, run_job
 from vila_mc.commands.conversing import converse, require_files, with_one_copy
-from vila_mc.commands.on_ranks import SharedAskingOptions
+from vila_mc.commands.on_ranks import SharedAskingOptions, is_first_rank, listening
 from vila_mc.config.options import Argument
 from vila_mc.errors import ConfigError, SetupError, run_cli, say
 
 if TYPE_CHECKING:
+    from vila_mc.serving.address import Address
     from vila_mc.train.faults import StopRequest
 
 
@@ -53,10 +54,12 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def _start(given: Sequence[str], options: ChatOptions) -> int:
     if options.serve is not None:
-        return _serve(options, options.serve)
-    refuse_unused(options, ["name"], "nothing is served without --serve")
-    require_files(options.image)
-    return with_one_copy("vila_mc.commands.chat", given, options, partial(_chat, options))
+        work = _serving(options, options.serve)
+    else:
+        refuse_unused(options, ["name"], "nothing is served without --serve")
+        require_files(options.image)
+        work = partial(_chat, options)
+    return with_one_copy("vila_mc.commands.chat", given, options, work)
 
 
 def _chat(options: ChatOptions, tensor: int, stop: "StopRequest | None") -> int:
@@ -67,27 +70,46 @@ def _chat(options: ChatOptions, tensor: int, stop: "StopRequest | None") -> int:
     return 0
 
 
-def _serve(options: ChatOptions, where: str) -> int:
+def _serving(options: ChatOptions, where: str) -> "Callable[[int, StopRequest | None], int]":
+    """What each rank does. Raises VilaError: it cannot be served."""
     refuse_unused(options, ["image"], "every request brings its own images")
-    refuse_unused(options, ["ranks"], "a served model is held by one process")
     if options.beams > 1:
         raise ConfigError("--beams is given, but served words are sent as they come. Leave it out.")
     try:
         from vila_mc.serving.address import Address
-        from vila_mc.serving.request import Defaults
-        from vila_mc.serving.server import serve
+        from vila_mc.serving.server import serve  # noqa: F401 - is all there that it needs?
     except ModuleNotFoundError as error:
         raise SetupError(f"--serve needs {error.name}. Run pip install 'vila_mc[serve]'.") from None
-    address, choice = Address.parse(where), options.choice()
+    address = Address.parse(where)
+    return partial(_serve, options, address) if is_first_rank() else partial(_follow, options)
+
+
+def _serve(
+    options: ChatOptions, address: "Address", tensor: int, stop: "StopRequest | None"
+) -> int:
+    from vila_mc.serving.request import Defaults
+    from vila_mc.serving.server import serve
+
+    choice = options.choice()
     name = options.name or _name(options.checkpoint)
     bound = address.bind()  # before the model is loaded
-    with closing(bound), asked_model(options) as asked:
+    with closing(bound), asked_model(options, tensor) as asked:
         url = address.url(bound.getsockname()[1])
         if not address.is_loopback:
             warn(f"whoever reaches {url} can use the model, and nothing is encrypted")
         say(f"{name} is served at {url}, its API at {url}/v1; Ctrl-C ends", to_stderr=True)
-        serve(asked, Defaults(name, choice, options.max_new_tokens), address, bound)
+        defaults = Defaults(name, choice, options.max_new_tokens)
+        serve(asked, defaults, address, bound, stop=listening(stop))
     return 0
+
+
+def _follow(options: ChatOptions, tensor: int, stop: "StopRequest | None") -> int:
+    from vila_mc.serving.turns import follow
+
+    with asked_model(options, tensor) as asked:
+        listening(stop)  # which the first rank heeds
+        follow(asked)
+    raise KeyboardInterrupt
 
 
 def _name(checkpoint: Path) -> str:

@@ -1,21 +1,30 @@
-"""The thread that owns the model: requests wait in a queue, and are answered together."""
+"""The thread that owns the model: requests wait in a queue, and are answered together.
+
+Where several ranks hold the model, this is the first of them; the others follow its turns.
+"""
 
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from vila_mc.data.chat_templates import prompt
 from vila_mc.errors import VilaError, say
 from vila_mc.evaluation.answer_end import AnswerEnd
-from vila_mc.evaluation.answering import Answering, Continuation
+from vila_mc.evaluation.answering import Answering
 from vila_mc.evaluation.conversation import AskedModel
 from vila_mc.evaluation.decoder import encode_prompt
+from vila_mc.evaluation.sharing import Stop
 from vila_mc.evaluation.speech import Speech
+from vila_mc.parallel.agreement import said_by_first
 from vila_mc.serving.limits import Limits
 from vila_mc.serving.refusal import RefusedError
 from vila_mc.serving.request import ChatRequest
+from vila_mc.serving.turns import Begun, Turn
+
+_SECONDS_TO_NOTICE = 0.5
+"""Until a request to stop is seen while nothing else is to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class Ticket:
     """Takes each event, in the thread of the engine."""
     is_gone: bool = False
     """Whether nobody waits for the answer any more."""
-    prepared: tuple[Continuation, int] | None = None
+    prepared: tuple[Begun, int] | None = None
     """What is asked of the model, and the positions of its prompt, once that is known."""
 
 
@@ -51,26 +60,43 @@ class _Group:
     """Requests that are answered together."""
 
     tickets: list[Ticket]
-    continuations: list[Continuation]
+    begun: list[Begun]
     prompt_tokens: list[int]
-    speeches: list[Speech]
-    answering: Answering
     capacity: int
     """Positions that each of them may take."""
+    speeches: list[Speech]
+    answering: Answering | None = None
+    """None until it has begun."""
+
+    @property
+    def going(self) -> list[int]:
+        """Rows that go on."""
+        if self.answering is None:
+            return [*range(len(self.tickets))]
+        return sorted(self.answering.going)
 
 
 class Engine:
-    """Answers requests in the thread that calls ``run``. The other methods are for any thread."""
+    """Answers requests in the thread that calls ``run``. The other methods are for any thread.
 
-    def __init__(self, asked: AskedModel, limits: Limits) -> None:
+    Args:
+        asked: the model.
+        limits: of what it takes.
+        stop: asked whether to end, where signals end no wait: on one of several ranks.
+    """
+
+    def __init__(self, asked: AskedModel, limits: Limits, stop: Stop | None = None) -> None:
         self._asked = asked
         self._limits = limits
+        self._stop_request = stop
+        self._is_shared = asked.model.groups.tp.size() > 1
         self._end = AnswerEnd.of(asked.template, asked.tokenizer)
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._open = 0
         self._is_stopped = False
         self._groups: list[_Group] = []
+        self._coming: _Group | None = None
 
     @property
     def open(self) -> int:
@@ -101,52 +127,76 @@ class Engine:
             self._changed.notify()
 
     def run(self) -> None:
-        """Answer until ``stop``."""
+        """Answer until ``stop``, or until a request to stop."""
         try:
-            while self._wait():
-                self._admit()
+            for _ in said_by_first(self._turns()):
+                if self._coming is not None:
+                    self._begin(self._coming)
                 for group in self._groups:
                     self._step(group)
-                self._groups = [group for group in self._groups if group.answering.going]
+                self._groups = [group for group in self._groups if group.going]
         finally:
             self.stop()
-            open_ones = [one for group in self._groups for one in _going(group)]
+            groups = [*self._groups, *([] if self._coming is None else [self._coming])]
+            open_ones = [group.tickets[row] for group in groups for row in group.going]
             for ticket in [*open_ones, *self._waiting]:
                 self._close(ticket, _stopping())
             self._groups.clear()
             self._waiting.clear()
 
+    def _turns(self) -> Iterator[Turn]:
+        while self._wait():
+            left = tuple(self._drop_those_gone())
+            self._coming = self._admit()
+            yield Turn(left, () if self._coming is None else tuple(self._coming.begun))
+
     def _wait(self) -> bool:
         """Wait for something to do. Returns whether to go on."""
+        seconds = None if self._stop_request is None else _SECONDS_TO_NOTICE
         with self._changed:
-            self._changed.wait_for(lambda: self._is_stopped or self._waiting or self._groups)
-            return not self._is_stopped
+            while not (is_over := self._is_over()) and not (self._waiting or self._groups):
+                self._changed.wait(seconds)
+            return not is_over
+
+    def _is_over(self) -> bool:
+        return self._is_stopped or (self._stop_request is not None and self._stop_request.was_made)
 
     def _close(self, ticket: Ticket, last: Event) -> None:
         with self._changed:
             self._open -= 1
         ticket.tell(last)
 
-    def _admit(self) -> None:
-        """Begin to answer those that waited, as many as there is room for."""
-        room = self._limits.answers - sum(len(group.answering.going) for group in self._groups)
-        held = sum(len(group.answering.going) * group.capacity for group in self._groups)
+    def _drop_those_gone(self) -> Iterator[tuple[int, int]]:
+        """Answer no further who is gone. Yields the group and row of each."""
+        for at, group in enumerate(self._groups):
+            for row in group.going:
+                if group.tickets[row].is_gone:
+                    assert group.answering is not None, "it has begun"
+                    group.answering.drop(row)
+                    self._close(group.tickets[row], _stopping())
+                    yield at, row
+
+    def _admit(self) -> _Group | None:
+        """Those that waited, as many as there is room for; None if there is none."""
+        room = self._limits.answers - sum(len(group.going) for group in self._groups)
+        held = sum(len(group.going) * group.capacity for group in self._groups)
         free = self._limits.fills * self._asked.positions() - held
-        begun: list[tuple[Ticket, Continuation, int]] = []
-        capacity = 0
-        while self._waiting and len(begun) < room:
+        group = _Group([], [], [], 0, [])
+        while self._waiting and len(group.tickets) < room:
             ticket = self._waiting[0]
             self._prepare(ticket)
             if ticket.prepared is not None:
-                continuation, taken = ticket.prepared
-                needed = max(capacity, taken + continuation.max_new_tokens)
-                if needed * (len(begun) + 1) > free and (begun or self._groups):
+                begun, taken = ticket.prepared
+                needed = max(group.capacity, taken + begun.max_new_tokens)
+                if needed * (len(group.tickets) + 1) > free and (group.tickets or self._groups):
                     break
-                begun.append((ticket, continuation, taken))
-                capacity = needed
+                group.tickets.append(ticket)
+                group.begun.append(begun)
+                group.prompt_tokens.append(taken)
+                group.speeches.append(Speech(begun.continuation(self._end).end))
+                group.capacity = needed
             self._waiting.popleft()
-        if begun:
-            self._begin(begun, capacity)
+        return group if group.tickets else None
 
     def _prepare(self, ticket: Ticket) -> None:
         """Read the prompt of a request, once, unless nobody waits for it or it cannot be used."""
@@ -177,35 +227,35 @@ class Engine:
         except Exception as error:
             self._fail([ticket], error)
         else:
-            end = replace(self._end, stops=request.stops)
             count = min(request.max_new_tokens, room)
-            continuation = Continuation(pieces, count, end, request.choice)
-            ticket.prepared = continuation, asked.positions() - room
+            begun = Begun(pieces, count, request.stops, request.choice)
+            ticket.prepared = begun, asked.positions() - room
 
-    def _begin(self, begun: list[tuple[Ticket, Continuation, int]], capacity: int) -> None:
-        tickets, continuations = [one[0] for one in begun], [one[1] for one in begun]
+    def _begin(self, group: _Group) -> None:
         try:
-            answering = Answering(self._asked.model, continuations)
+            continuations = [one.continuation(self._end) for one in group.begun]
+            group.answering = Answering(self._asked.model, continuations)
         except Exception as error:
-            self._fail(tickets, error)
-            return
-        speeches = [Speech(one.end) for one in continuations]
-        counts = [one[2] for one in begun]
-        self._groups.append(_Group(tickets, continuations, counts, speeches, answering, capacity))
+            self._coming = None
+            self._fail(group.tickets, error)
+            if self._is_shared and not isinstance(error, VilaError):
+                raise  # the other ranks wait in the model
+        else:
+            self._coming = None
+            self._groups.append(group)
 
     def _step(self, group: _Group) -> None:
-        for row in [*group.answering.going]:
-            if group.tickets[row].is_gone:
-                group.answering.drop(row)
-                self._close(group.tickets[row], _stopping())
-        if not group.answering.going:
+        if not group.going:
             return
-        going = _going(group)
+        going = [group.tickets[row] for row in group.going]
+        assert group.answering is not None, "it has begun"
         try:
             tokens = group.answering.step()
         except Exception as error:
             group.answering.going.clear()
             self._fail(going, error)
+            if self._is_shared:
+                raise
             return
         for row, token in tokens:
             ticket, speech = group.tickets[row], group.speeches[row]
@@ -225,10 +275,6 @@ class Engine:
                 ticket,
                 RefusedError(f"the server failed: {type(error).__name__}", status=500),
             )
-
-
-def _going(group: _Group) -> list[Ticket]:
-    return [group.tickets[row] for row in sorted(group.answering.going)]
 
 
 def too_many(limit: int) -> RefusedError:

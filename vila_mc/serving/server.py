@@ -9,6 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from vila_mc.evaluation.conversation import AskedModel
+from vila_mc.evaluation.sharing import Stop
 from vila_mc.serving.address import Address
 from vila_mc.serving.app import make_app
 from vila_mc.serving.engine import Engine
@@ -24,6 +25,7 @@ def serve(
     address: Address,
     bound: socket.socket,
     limits: Limits | None = None,
+    stop: Stop | None = None,
 ) -> None:
     """Answer requests until Ctrl-C.
 
@@ -36,14 +38,16 @@ def serve(
         address: where it is served.
         bound: listens there.
         limits: of what it takes.
+        stop: on one of several ranks: requests to stop, which others may not be in the middle of.
 
     Raises:
         KeyboardInterrupt: a person ended it.
     """
     limits = limits or Limits()
-    engine = Engine(asked, limits)
+    engine = Engine(asked, limits, stop)
     with listening(make_app(engine, defaults, address, limits), bound, limits):
         engine.run()
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -150,7 +150,6 @@ def test_it_is_served_until_ctrl_c(
     ("options", "message"),
     [
         (["--serve", "0", "--image", "{red}"], "--image is given, but every request brings"),
-        (["--serve", "0", "--ranks", "2"], "--ranks is given, but a served model"),
         (["--serve", "0", "--beams", "2"], "--beams is given, but served words"),
         (["--serve", "here"], r"--serve is here; give \[HOST:\]PORT"),
         (["--name", "it"], "--name is given, but nothing is served"),

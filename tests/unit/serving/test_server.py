@@ -206,7 +206,7 @@ def test_answers_of_a_time_fit_their_room(
 
     def seen(answering: Answering) -> Any:
         groups = server.engine._groups
-        room.append(sum(len(one.answering.going) * one.capacity for one in groups))
+        room.append(sum(len(one.going) * one.capacity for one in groups))
         return step(answering)
 
     monkeypatch.setattr(Answering, "step", seen)
