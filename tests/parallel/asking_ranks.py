@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import httpx2
 
 from vila_mc.commands import ask, chat, evaluate
+from vila_mc.errors import say
 from vila_mc.processes import STORE_FILE
 
 SERVED_TOGETHER = ("why", "what is here")
@@ -22,18 +23,14 @@ SERVED_TOGETHER = ("why", "what is here")
 
 def _serve(arguments: Sequence[str], prog: str) -> int:
     """Serve until a client of the first rank is done, which prints what it was answered."""
-    say = chat.say
 
-    def announced(line: str, **how: Any) -> None:
-        say(line, **how)
-        if " is served at " in line:
-            threading.Thread(target=_ask_and_end, args=(line.split()[4].rstrip(","),)).start()
+    def announced(text: str, *, to_stderr: bool = False, end: str = "\n") -> None:
+        say(text, to_stderr=to_stderr, end=end)
+        if " is served at " in text:
+            threading.Thread(target=_ask_and_end, args=(text.split()[4].rstrip(","),)).start()
 
-    chat.say = announced  # type: ignore[attr-defined]
-    try:
+    with mock.patch.object(chat, "say", announced):
         return chat.main(arguments, prog)
-    finally:
-        chat.say = say  # type: ignore[attr-defined]
 
 
 def _ask_and_end(url: str) -> None:

@@ -1,4 +1,4 @@
-"""A tiny model behind the server, in threads of this process."""
+"""A tiny model behind the server, in threads of this process, and how it is asked."""
 
 import base64
 import socket
@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import openai
 
 from tests.support.askable import Askable
 from vila_mc.convert.open_model import open_model
@@ -20,6 +23,10 @@ from vila_mc.serving.request import Defaults
 from vila_mc.serving.server import listening
 
 MODEL = "tiny"
+JSON = "application/json"
+COMPLETIONS = "/v1/chat/completions"
+BEGUN = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\n"
+"""The head of a request, but for the length of its body."""
 LIMITS = Limits(body_bytes=1 << 20, body_seconds=1.0, messages=8, characters=5000, images=3, open=6)
 
 
@@ -76,3 +83,18 @@ def raw(port: int) -> Iterator[Callable[[bytes], bytes]]:
             return received
 
         yield send
+
+
+def user(*parts: str) -> list[Any]:
+    """A message; what begins with data: is an image."""
+    content = [
+        {"type": "image_url", "image_url": {"url": part, "detail": "low"}}
+        if part.startswith("data:")
+        else {"type": "text", "text": part}
+        for part in parts
+    ]
+    return [{"role": "user", "content": content}]
+
+
+def ask(client: openai.OpenAI, messages: list[Any], **how: Any) -> Any:
+    return client.chat.completions.create(model=MODEL, messages=messages, **how)
