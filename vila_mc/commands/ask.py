@@ -28,11 +28,12 @@ class AskOptions(SharedAskingOptions):
     """
 
     question: Annotated[str | None, Argument("QUESTION", is_positional=True)] = None
-    """Asked once (default: converse). <image> in it is the place of an image, one for each; without
-    it images stand in front."""
+    """Asked once (default: converse). <image> in it is the place of an image, <video> of a video,
+    one for each; without them images stand in front."""
     image: Annotated[tuple[Path, ...], Argument("FILE", takes_one=True)] = ()
-    """What the question, or the first of a conversation, is about; give it once for each image, in
-    order (default: no image)."""
+    """What the question, or the first of a conversation, is about: an image, or a video (.mp4,
+    .m4v, .mov, .webm, .mkv), of which it sees 8 frames. Give it once for each, in order (default:
+    no image)."""
     max_new_tokens: PositiveInt = 256
     """Longest answer, which also ends where the model's positions do."""
 

@@ -36,6 +36,8 @@ class AskingOptions:
     """Draw from the fewest likeliest tokens whose probabilities reach this sum."""
     beams: int = 1
     """Beginnings of an answer that are kept at a time: beam search."""
+    length_penalty: float = 1.0
+    """Answers of beams compete by their log-likelihood over their length to this power."""
     seed: int = 0
     """What is drawn follows from it and from the prompt."""
 
@@ -43,7 +45,7 @@ class AskingOptions:
         """How tokens are chosen. Raises ConfigError."""
         from vila_mc.evaluation.choice import Choice
 
-        return Choice(self.temperature, self.top_p, self.beams, self.seed)
+        return Choice(self.temperature, self.top_p, self.beams, self.length_penalty, self.seed)
 
 
 @contextmanager

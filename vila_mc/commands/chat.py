@@ -35,8 +35,8 @@ class ChatOptions(SharedAskingOptions):
     """A step-* directory; a run, of which the newest checkpoint is taken; or a whole model of
     Hugging Face, exported or published."""
     image: Annotated[tuple[Path, ...], Argument("FILE", takes_one=True)] = ()
-    """What the first question is about; give it once for each image, in order (default: no
-    image)."""
+    """What the first question is about, as in ask; give it once for each image or video, in order
+    (default: no image)."""
     max_new_tokens: PositiveInt = 256
     """Longest answer, which also ends where the model's positions do; requests may name another."""
     serve: Annotated[str | None, Argument("[HOST:]PORT")] = None

@@ -1,36 +1,31 @@
 """``vila-mc evaluate --loss``: the loss of a checkpoint, as its run measures it."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_mc.commands.command import refuse_unused
+from vila_mc.config.options import flag
 from vila_mc.errors import ConfigError, say
 from vila_mc.files import write_json
 
 if TYPE_CHECKING:
     from vila_mc.commands.evaluate import EvaluateOptions
 
-_OF_ANSWERS = (
-    "task",
-    "data",
-    "judge",
-    "limit",
-    "figures",
-    "questions",
-    "images",
-    "max_new_tokens",
-    "template",
-)
+_OF_LOSS = ("checkpoint", "tokenizer", "loss", "datasets", "output")
 
 
 def evaluate_loss(options: "EvaluateOptions") -> int:
     """Measure, print, write. Raises VilaError."""
-    refuse_unused(options, _OF_ANSWERS, "--loss asks for no answer")
     refuse_unused(options, ["ranks", "tensor"], "--loss is measured in one process")
     if options.precision != "fp32":
         raise ConfigError("--loss is measured in fp32. Leave --precision out.")
+    for one in fields(options):
+        if one.name not in _OF_LOSS and getattr(options, one.name) != one.default:
+            raise ConfigError(
+                f"{flag(one.name)} is given, but --loss asks for no answer. Leave it out."
+            )
     if "RANK" in os.environ:
         raise ConfigError("--loss is measured in one process. Start it without a launcher.")
     from vila_mc.train.checkpoint_loss import checkpoint_loss

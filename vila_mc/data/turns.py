@@ -9,7 +9,7 @@ from vila_mc.errors import DataError
 IMAGE_MARKER = "<image>"
 """Where an image stands in a user's turn. Elsewhere it is plain text."""
 VIDEO_MARKER = "<video>"
-"""The same of the frames of a video, in a record of training data."""
+"""The same of the frames of a video, before they are known."""
 
 Role = Literal["user", "assistant", "tool"]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from vila_mc.evaluation.answer_end import AnswerEnd
+from vila_mc.evaluation.choice import Choice
 from vila_mc.evaluation.decoder import Decoder
 
 
@@ -14,27 +15,30 @@ class _Answer:
     tokens: tuple[int, ...]
     log_likelihood: float
 
-    def score(self) -> float:
-        """Per token, or short answers would win by their shortness (length penalty 1)."""
-        return self.log_likelihood / len(self.tokens)
+    def score(self, length_penalty: float) -> float:
+        """What ended answers compete by."""
+        return float(self.log_likelihood / len(self.tokens) ** length_penalty)
 
 
-def search(decoder: Decoder, max_new_tokens: int, end: AnswerEnd, beams: int) -> tuple[int, ...]:
+def search(
+    decoder: Decoder, max_new_tokens: int, end: AnswerEnd, choice: Choice
+) -> tuple[int, ...]:
     """The answer to one prompt.
 
-    Beginnings compete by their log-likelihood, ended answers by its mean over their tokens. It ends
-    when as many answers have ended as there are beams and no beginning is better than the worst of
-    them.
+    Beginnings compete by their log-likelihood, ended answers by that over a power of their length.
+    It ends when as many answers have ended as there are beams and no beginning is better than the
+    worst of them.
 
     Args:
         decoder: has read one prompt.
         max_new_tokens: longest answer.
         end: what ends an answer.
-        beams: beginnings that are kept.
+        choice: beginnings that are kept, and how length counts.
 
     Returns:
         Token ids of the best answer.
     """
+    beams, penalty = choice.beams, choice.length_penalty
     going = [_Answer((), 0.0)]
     ended: list[_Answer] = []
     for position in range(max_new_tokens):
@@ -47,8 +51,10 @@ def search(decoder: Decoder, max_new_tokens: int, end: AnswerEnd, beams: int) ->
                     ended.append(answer)
             elif len(kept) < beams:
                 kept.append((row, answer))
-        ended = sorted(ended, key=_Answer.score, reverse=True)[:beams]
-        if is_last or not kept or _is_decided(ended, kept[0][1], beams):
+        ended = sorted(ended, key=lambda one: one.score(penalty), reverse=True)[:beams]
+        if is_last or not kept:
+            break
+        if len(ended) == beams and kept[0][1].score(penalty) <= ended[-1].score(penalty):
             break
         decoder.take([row for row, _ in kept])
         going = [answer for _, answer in kept]
@@ -68,7 +74,3 @@ def _continuations(
         row, token = divmod(place, totals_bv.size(1))
         found.append((row, _Answer((*going[row].tokens, token), total)))
     return found
-
-
-def _is_decided(ended: Sequence[_Answer], best: _Answer, beams: int) -> bool:
-    return len(ended) == beams and best.score() <= ended[-1].score()

@@ -24,6 +24,9 @@ class Choice:
     """Draw from the fewest likeliest tokens whose probabilities reach this sum."""
     beams: int = 1
     """Beginnings of an answer that are kept at a time."""
+    length_penalty: float = 1.0
+    """Ended answers of beams compete by their log-likelihood over their length to this power: 0
+    does not mind length, 1 takes the mean of a token."""
     seed: int = 0
     """What is drawn for a prompt follows from it and from the prompt, whatever else is asked."""
 
@@ -34,6 +37,11 @@ class Choice:
             <= 100,
             f"top_p is {self.top_p}, not above 0 and at most 1": not 0 < self.top_p <= 1,
             f"beams is {self.beams}, not from 1 to 64": not 1 <= self.beams <= 64,
+            f"length_penalty is {self.length_penalty}, not from -10 to 10": not -10
+            <= self.length_penalty
+            <= 10,
+            f"length_penalty is {self.length_penalty}, but there are no beams that it would weigh. "
+            "Give several": self.length_penalty != 1 and self.beams == 1,
             f"beams is {self.beams} and temperature {self.temperature}: beam search draws nothing. "
             "Leave one of them out": self.beams > 1 and self.temperature > 0,
             f"top_p is {self.top_p} and temperature 0, which takes the likeliest token. Give a "

@@ -13,6 +13,7 @@ from vila_mc.evaluation.answering import Answering, Continuation
 from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.decoder import encode_prompt, encoded_positions
 from vila_mc.evaluation.generate import generate
+from vila_mc.evaluation.showing import images_of
 from vila_mc.evaluation.speech import Speech
 from vila_mc.flow import Piece, RawImage, RawPiece
 from vila_mc.model.vila_model import VilaModel
@@ -84,17 +85,18 @@ class Conversation:
         Args:
             question: the user's words, in which ``<image>`` marks the place of each image; without
                 such a marker images stand in front.
-            images: files of what this question is about, besides the images of earlier ones.
+            images: files of what this question is about, besides the images of earlier ones; a
+                video stands for its frames, at the marker ``<video>`` or in front.
             show: is given the reply's words, part by part while they come; where there are beams,
                 all at the end.
 
         Raises:
             ConfigError: the conversation does not fit the model's positions.
-            DataError: markers and images differ in number, or an image cannot be used.
+            DataError: markers and images differ, or an image or a video cannot be used.
             KeyboardInterrupt: from without; what was said until then is kept as the reply.
         """
         template, tokenizer = self.asked_model.template, self.asked_model.tokenizer
-        shown = [RawImage(path, str(path)) for path in images]
+        question, shown = images_of(question, images)
         pieces = prompt(template, question, shown, self._turns, self._images)
         speech = Speech(AnswerEnd.of(template, tokenizer))
         try:

@@ -44,7 +44,7 @@ def generate(
     if choice.beams > 1:
         encoded = [encode_prompt(pieces, tokenizer) for pieces in prompts]
         return [
-            search(Decoder(model, [one], max_new_tokens), max_new_tokens, end, choice.beams)
+            search(Decoder(model, [one], max_new_tokens), max_new_tokens, end, choice)
             for one in encoded
         ]
     answering = Answering(

@@ -236,6 +236,9 @@ def test_what_a_public_task_has_not(
         (["--ranks", "2"], "--ranks is given, but --loss is measured in one process"),
         (["--tensor", "2"], "--tensor is given, but --loss is measured in one process"),
         (["--precision", "bf16"], "--loss is measured in fp32"),
+        (["--shots", "4"], "--shots is given, but --loss asks for no answer"),
+        (["--batch", "4"], "--batch is given, but --loss asks for no answer"),
+        (["--seed", "4"], "--seed is given, but --loss asks for no answer"),
     ],
 )
 def test_a_loss_takes_no_options_of_answers(given: list[str], message: str, tmp_path: Path) -> None:

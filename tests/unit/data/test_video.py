@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import videos
+from tests.support.videos import FPS, KINDS, SIZE
 from vila_mc.data.image_codec import open_image
 from vila_mc.data.indexed.reader import IndexedReader
 from vila_mc.data.ingest.preprocess import preprocess
@@ -23,16 +25,6 @@ from vila_mc.data.sources.video import FramePolicy, read_frames, spread
 from vila_mc.errors import ConfigError
 from vila_mc.flow import ImagePiece, RawImage, RawSample, RawText
 
-FPS, FRAMES = 24, 48
-SIZE = (96, 64)
-KINDS = {
-    "a.mp4": ("mp4", "libx264"),
-    "b.mov": ("mov", "mpeg4"),
-    "c.webm": ("webm", "libvpx-vp9"),
-    "d.webm": ("webm", "libvpx"),
-    "e.mkv": ("matroska", "libx264"),
-}
-
 
 @pytest.fixture(scope="module")
 def av() -> Any:
@@ -41,27 +33,7 @@ def av() -> Any:
 
 @pytest.fixture(scope="module")
 def make_video(av: Any) -> Callable[..., bytes]:
-    """``make_video(name)``: frame n is grey of 5 n; key frames, and frames that look ahead."""
-
-    def make(name: str, frames: int = FRAMES, size: tuple[int, int] = SIZE) -> bytes:
-        container, codec = KINDS[name]
-        buffer = io.BytesIO()
-        noise = np.random.default_rng(0)
-        with av.open(buffer, "w", format=container) as file:
-            stream = file.add_stream(codec, rate=FPS)
-            stream.width, stream.height = size
-            stream.pix_fmt = "yuv420p"
-            stream.bit_rate = 4_000_000
-            stream.codec_context.gop_size = 12
-            for number in range(frames):
-                pixels = np.full((size[1], size[0], 3), 5 * number % 250, np.uint8)
-                pixels[:20, :20] = noise.integers(0, 256, pixels[:20, :20].shape)
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                file.mux(stream.encode(frame))
-            file.mux(stream.encode())
-        return buffer.getvalue()
-
-    return make
+    return videos.make_video
 
 
 def numbers(frames: Sequence[video.Frame]) -> list[int]:

@@ -1,12 +1,15 @@
 """A conversation: each question after what was said, images in their places, and anew."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.videos import make_video
 from tests.unit.evaluation.conftest import Subject
 from vila_mc.data.chat_templates import BUILT_IN, AnyTemplate, Template, prompt
+from vila_mc.data.sources.video import MOST_FRAMES, FramePolicy, read_frames
 from vila_mc.data.turns import Turn
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.evaluation.answer_end import AnswerEnd
@@ -84,3 +87,52 @@ def test_plain_is_asked_each_image_anew(subject: Subject) -> None:
     assert conversation.ask("what else?", [blue]) == alone
     with pytest.raises(DataError, match="plain template is a prompt of the image alone"):
         conversation.ask("and now?")
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Ten frames."""
+    pytest.importorskip("av", reason="PyAV is not installed (the extra video)")
+    path = tmp_path / "a.mp4"
+    path.write_bytes(make_video("a.mp4", frames=10))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("question", "prompt_text"),
+    [
+        ("what happens?", "{video}\n<image>\nwhat happens?"),
+        ("<video>, and <image>?", "{video}, and <image>?"),
+    ],
+)
+def test_a_video_stands_for_its_frames(
+    question: str, prompt_text: str, clip: Path, subject: Subject
+) -> None:
+    """The frames that preprocessing keeps, in its order, as images of the question."""
+    kept = [frame.image for frame in read_frames(RawImage(clip, clip.name), FramePolicy())]
+    assert len(kept) == MOST_FRAMES
+    red = subject.images / "red.png"
+    text = prompt_text.format(video="\n".join(["<image>"] * MOST_FRAMES))
+    pieces = prompt(BARE, text, [*kept, RawImage(red, "red")])
+    (answer,) = generate(subject.model, subject.tokenizer, [pieces], 5)
+    reply = begin(subject).ask(question, [clip, red])
+    assert reply.text == AnswerEnd.of(BARE, subject.tokenizer).words(answer)
+
+
+@pytest.mark.parametrize(
+    ("question", "names", "message"),
+    [
+        ("<image> and <video>?", ["a.mp4", "red.png"], "the question has <image> <video>, but"),
+        ("<image>?", ["a.mp4"], "what is shown is <video>. Give files in the order"),
+        ("<video>?", ["red.png"], "what is shown is <image>"),
+        ("<video>?", [], "what is shown is none"),
+        ("what?", ["none.mp4"], "there is no file"),
+    ],
+)
+def test_videos_and_their_markers_agree(
+    question: str, names: list[str], message: str, clip: Path, subject: Subject
+) -> None:
+    folders = {"red.png": subject.images}
+    files = [folders.get(name, clip.parent) / name for name in names]
+    with pytest.raises(DataError, match=message):
+        begin(subject).ask(question, files)

@@ -30,6 +30,8 @@ from vila_mc.flow import RawText
         ({"top_p": 0.5}, "takes the likeliest token"),
         ({"beams": 0}, "beams is 0"),
         ({"beams": 2, "temperature": 1.0}, "beam search draws nothing"),
+        ({"length_penalty": 0.0}, "length_penalty is 0.0, but there are no beams"),
+        ({"length_penalty": math.nan, "beams": 2}, "length_penalty is nan"),
     ],
 )
 def test_what_makes_no_sense_is_refused(values: dict[str, float], message: str) -> None:
@@ -107,23 +109,28 @@ def all_answers(words: int, longest: int) -> list[tuple[int, ...]]:
     return answers
 
 
-def mean_score(table: Table, answer: tuple[int, ...]) -> float:
+def score(table: Table, answer: tuple[int, ...], length_penalty: float = 1.0) -> float:
     parts = [table.scores(answer[:i])[token] for i, token in enumerate(answer)]
-    return float(sum(parts)) / len(answer)
+    return float(sum(parts)) / len(answer) ** length_penalty
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_enough_beams_find_the_best_of_all_answers(seed: int) -> None:
-    table = Table(words=4, seed=seed)
-    best = max(all_answers(4, 3), key=lambda answer: mean_score(table, answer))
-    assert search(table, 3, EndsAtZero(), beams=64) == best
+    table, found = Table(words=4, seed=seed), []
+    for penalty in (1.0, 0.0, -2.0, 3.0):
+        best = max(all_answers(4, 3), key=lambda answer: score(table, answer, penalty))
+        choice = Choice(beams=64, length_penalty=penalty)
+        found.append(search(Table(words=4, seed=seed), 3, EndsAtZero(), choice))
+        assert found[-1] == best
+    assert len(found[2]) <= len(found[3])
 
 
 def test_more_beams_find_likelier_answers_than_greed() -> None:
     means = []
     for beams in (1, 3):
-        found = [search(Table(6, seed), 6, EndsAtZero(), beams) for seed in range(30)]
-        means.append(sum(mean_score(Table(6, s), a) for s, a in enumerate(found)) / 30)
+        choice = Choice(beams=beams)
+        found = [search(Table(6, seed), 6, EndsAtZero(), choice) for seed in range(30)]
+        means.append(sum(score(Table(6, s), a) for s, a in enumerate(found)) / 30)
     assert means[1] > means[0]
 
 
