@@ -1,13 +1,18 @@
 """The small world: what is held out stays held out, the same seed gives the same bytes."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "ablations"))
+
 from atlas import packages as atlas_packages
 from atlas.build import (
+    DATA_SETS,
     BuildOptions,
     build,
     raw_counts,
@@ -21,6 +26,7 @@ from atlas.pictures import Picture
 from atlas.questions import tasks
 from atlas.report import report_page
 from atlas.world import SMALL, World, read_world
+from declared import read_phases, read_table, table_names
 from PIL import Image
 
 from tests.support.atlas_packages import NAMES, TINY, rasterize, write_packages
@@ -258,6 +264,18 @@ def test_the_page_counts_what_is_there(made: tuple[Path, World, list[Picture]]) 
     assert f"| text.jsonl | {counts['text.jsonl'][0]} |" in page
     assert f"And {TINY.cards} cards with a letter alone" in page
     assert "WordNet" in page
+
+
+def test_tables_ask_and_train_what_the_world_has(made: tuple[Path, World, list[Picture]]) -> None:
+    _, world, pictures = made
+    asked = {Path(task.record["file"]).stem for task in tasks(world, pictures)}
+    for table in map(read_table, table_names()):
+        for measure in table.measures:
+            assert {*measure.questions} <= asked
+            assert measure.loss is None or measure.loss in DATA_SETS
+        for arm in table.arms:
+            for phase in arm.chain(read_phases()).values():
+                assert phase.data.keys() <= DATA_SETS.keys()
 
 
 def test_recipes_hand_on_what_learns_and_have_room_for_the_tokens() -> None:
