@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,8 @@ from vila_mc.errors import ConfigError, SetupError, run_cli, say
 if TYPE_CHECKING:
     from vila_mc.serving.address import Address
     from vila_mc.train.faults import StopRequest
+
+_SERVE_PACKAGES = ("starlette", "uvicorn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +78,11 @@ def _serving(options: ChatOptions, where: str) -> "Callable[[int, StopRequest | 
     refuse_unused(options, ["image"], "every request brings its own images")
     if options.beams > 1:
         raise ConfigError("--beams is given, but served words are sent as they come. Leave it out.")
-    try:
-        from vila_mc.serving.address import Address
-        from vila_mc.serving.server import serve  # noqa: F401 - is all there that it needs?
-    except ModuleNotFoundError as error:
-        raise SetupError(f"--serve needs {error.name}. Run pip install 'vila_mc[serve]'.") from None
+    for name in _SERVE_PACKAGES:
+        if find_spec(name) is None:
+            raise SetupError(f"--serve needs {name}. Run pip install 'vila_mc[serve]'.")
+    from vila_mc.serving.address import Address
+
     address = Address.parse(where)
     return partial(_serve, options, address) if is_first_rank() else partial(_follow, options)
 
@@ -87,6 +90,7 @@ def _serving(options: ChatOptions, where: str) -> "Callable[[int, StopRequest | 
 def _serve(
     options: ChatOptions, address: "Address", tensor: int, stop: "StopRequest | None"
 ) -> int:
+    from vila_mc.parallel.agreement import said_by_all
     from vila_mc.serving.request import Defaults
     from vila_mc.serving.server import serve
 
@@ -94,22 +98,35 @@ def _serve(
     name = options.name or _name(options.checkpoint)
     bound = address.bind()  # before the model is loaded
     with closing(bound), asked_model(options, tensor) as asked:
+        said_by_all(None)  # all have loaded it, and hear each other
         url = address.url(bound.getsockname()[1])
         if not address.is_loopback:
             warn(f"whoever reaches {url} can use the model, and nothing is encrypted")
         say(f"{name} is served at {url}, its API at {url}/v1; Ctrl-C ends", to_stderr=True)
         defaults = Defaults(name, choice, options.max_new_tokens)
         serve(asked, defaults, address, bound, stop=listening(stop))
-    return 0
+        raise _ended_together(stop)
 
 
 def _follow(options: ChatOptions, tensor: int, stop: "StopRequest | None") -> int:
+    from vila_mc.parallel.agreement import said_by_all
     from vila_mc.serving.turns import follow
 
     with asked_model(options, tensor) as asked:
+        said_by_all(None)
         listening(stop)  # which the first rank heeds
         follow(asked)
-    raise KeyboardInterrupt
+        raise _ended_together(stop)
+
+
+def _ended_together(stop: "StopRequest | None") -> KeyboardInterrupt:
+    """All ranks end as the one that was asked to."""
+    from vila_mc.parallel.agreement import said_by_all
+
+    for code in said_by_all(None if stop is None else stop.code):
+        if stop is not None and code is not None:
+            stop.make(code)
+    return KeyboardInterrupt()
 
 
 def _name(checkpoint: Path) -> str:

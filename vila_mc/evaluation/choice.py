@@ -9,6 +9,9 @@ from torch import Tensor
 
 from vila_mc.errors import ConfigError
 
+_LEAST_TEMPERATURE = 1e-100
+"""Below it logits would overflow; the likeliest token is certain long before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -68,7 +71,8 @@ class Choice:
 
     def probabilities(self, logits_bv: Tensor) -> Tensor:
         """What tokens are drawn with, above temperature 0: [b, v]."""
-        probabilities_bv = (logits_bv.double() / self.temperature).softmax(-1)
+        temperature = max(self.temperature, _LEAST_TEMPERATURE)
+        probabilities_bv = (logits_bv.double() / temperature).softmax(-1)
         if self.top_p == 1:
             return probabilities_bv
         sorted_bv, order_bv = probabilities_bv.sort(-1, descending=True)

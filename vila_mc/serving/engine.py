@@ -4,6 +4,7 @@ Where several ranks hold the model, this is the first of them; the others follow
 """
 
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from vila_mc.serving.turns import Begun, Turn
 
 _SECONDS_TO_NOTICE = 0.5
 """Until a request to stop is seen while nothing else is to do."""
+_LONGEST_SILENCE_SECONDS = 3600.0
+"""Other ranks are told at least so often that there is nothing to do: they do not wait for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +150,18 @@ class Engine:
     def _turns(self) -> Iterator[Turn]:
         while self._wait():
             left = tuple(self._drop_those_gone())
-            self._coming = self._admit()
+            self._admit()
             yield Turn(left, () if self._coming is None else tuple(self._coming.begun))
 
     def _wait(self) -> bool:
-        """Wait for something to do. Returns whether to go on."""
+        """Wait for something to do, or to be heard again. Returns whether to go on."""
         seconds = None if self._stop_request is None else _SECONDS_TO_NOTICE
+        until = time.monotonic() + _LONGEST_SILENCE_SECONDS
         with self._changed:
             while not (is_over := self._is_over()) and not (self._waiting or self._groups):
                 self._changed.wait(seconds)
+                if time.monotonic() >= until:
+                    break
             return not is_over
 
     def _is_over(self) -> bool:
@@ -176,12 +182,12 @@ class Engine:
                     self._close(group.tickets[row], _stopping())
                     yield at, row
 
-    def _admit(self) -> _Group | None:
-        """Those that waited, as many as there is room for; None if there is none."""
+    def _admit(self) -> None:
+        """Let those come that waited, as many as there is room for."""
         room = self._limits.answers - sum(len(group.going) for group in self._groups)
         held = sum(len(group.going) * group.capacity for group in self._groups)
         free = self._limits.fills * self._asked.positions() - held
-        group = _Group([], [], [], 0, [])
+        group = self._coming = _Group([], [], [], 0, [])
         while self._waiting and len(group.tickets) < room:
             ticket = self._waiting[0]
             self._prepare(ticket)
@@ -196,14 +202,16 @@ class Engine:
                 group.speeches.append(Speech(begun.continuation(self._end).end))
                 group.capacity = needed
             self._waiting.popleft()
-        return group if group.tickets else None
+        if not group.tickets:
+            self._coming = None
 
     def _prepare(self, ticket: Ticket) -> None:
         """Read the prompt of a request, once, unless nobody waits for it or it cannot be used."""
         if ticket.is_gone:
             ticket.prepared = None
             self._close(ticket, _stopping())
-        if ticket.is_gone or ticket.prepared is not None:
+            return
+        if ticket.prepared is not None:
             return
         asked, request, said = self._asked, ticket.request, ticket.request.said
         # A model of images alone is asked each question as if it were the first, as in ask.
@@ -237,9 +245,8 @@ class Engine:
             group.answering = Answering(self._asked.model, continuations)
         except Exception as error:
             self._coming = None
-            self._fail(group.tickets, error)
-            if self._is_shared and not isinstance(error, VilaError):
-                raise  # the other ranks wait in the model
+            # What every rank refuses alike is no reason to end.
+            self._fail(group.tickets, error, ends=self._is_shared and not _is_alike(error))
         else:
             self._coming = None
             self._groups.append(group)
@@ -253,9 +260,7 @@ class Engine:
             tokens = group.answering.step()
         except Exception as error:
             group.answering.going.clear()
-            self._fail(going, error)
-            if self._is_shared:
-                raise
+            self._fail(going, error, ends=self._is_shared)
             return
         for row, token in tokens:
             ticket, speech = group.tickets[row], group.speeches[row]
@@ -267,14 +272,27 @@ class Engine:
                 count = len(speech.tokens)
                 self._close(ticket, Ended(speech.is_cut, group.prompt_tokens[row], count))
 
-    def _fail(self, tickets: list[Ticket], error: Exception) -> None:
-        """A fault of ours, or too little memory: said here in full, and there in a line."""
-        say("".join(traceback.format_exception(error)), to_stderr=True)
+    def _fail(self, tickets: list[Ticket], error: Exception, *, ends: bool = False) -> None:
+        """A fault of ours, or too little memory: said here in full, and there in a line.
+
+        Args:
+            tickets: whose answer it was.
+            error: what happened.
+            ends: whether the server does, since other ranks wait in the model. Raises the error.
+        """
         for ticket in tickets:
             self._close(
                 ticket,
                 RefusedError(f"the server failed: {type(error).__name__}", status=500),
             )
+        if ends:
+            raise error
+        say("".join(traceback.format_exception(error)), to_stderr=True)
+
+
+def _is_alike(error: Exception) -> bool:
+    """Whether every rank that reads the same raises it."""
+    return isinstance(error, VilaError)
 
 
 def too_many(limit: int) -> RefusedError:

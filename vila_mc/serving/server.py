@@ -38,16 +38,15 @@ def serve(
         address: where it is served.
         bound: listens there.
         limits: of what it takes.
-        stop: on one of several ranks: requests to stop, which others may not be in the middle of.
+        stop: on one of several ranks: requests to stop, after which it returns.
 
     Raises:
-        KeyboardInterrupt: a person ended it.
+        KeyboardInterrupt: a person ended it, on one rank.
     """
     limits = limits or Limits()
     engine = Engine(asked, limits, stop)
     with listening(make_app(engine, defaults, address, limits), bound, limits):
         engine.run()
-    raise KeyboardInterrupt
 
 
 @contextmanager

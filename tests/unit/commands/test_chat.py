@@ -3,7 +3,6 @@
 import io
 import os
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,8 +165,6 @@ def test_options_that_do_not_go_together(
 def test_without_the_packages_it_says_what_to_install(
     askable: Askable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    monkeypatch.delitem(sys.modules, "vila_mc.serving.app", raising=False)
-    monkeypatch.delitem(sys.modules, "vila_mc.serving.server", raising=False)
+    monkeypatch.setattr(chat, "find_spec", lambda name: None)
     with pytest.raises(SetupError, match=r"pip install 'vila_mc\[serve\]'"):
         chat.main([str(askable.model()), "--serve", "0"], "tool")

@@ -50,6 +50,12 @@ def test_probabilities_are_those_of_transformers(top_p: float) -> None:
     torch.testing.assert_close(found / found.sum(-1, keepdim=True), expected.softmax(-1))
 
 
+def test_a_temperature_next_to_nothing_takes_the_likeliest() -> None:
+    logits, choice = torch.tensor([[1.0, 30.0, 2.0]]), Choice(temperature=1e-310)
+    assert choice.probabilities(logits).tolist() == [[0.0, 1.0, 0.0]]
+    assert choice.next_tokens(logits, [choice.generator([3])]) == [1]
+
+
 def test_tokens_come_as_often_as_they_are_likely() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(4000, 1)
     choice = Choice(temperature=1.0, top_p=0.9)

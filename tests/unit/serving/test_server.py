@@ -11,9 +11,14 @@ import pytest
 
 from tests.support.launching import wait_until
 from tests.support.served import BEGUN, LIMITS, MODEL, Served, ask, user
+from vila_mc.errors import ExitCode
 from vila_mc.evaluation.answering import Answering
-from vila_mc.evaluation.choice import Choice
+from vila_mc.evaluation.choice import GREEDY, Choice
 from vila_mc.evaluation.conversation import Conversation
+from vila_mc.serving.engine import Engine
+from vila_mc.serving.request import Defaults, read_request
+from vila_mc.serving.turns import Turn
+from vila_mc.train.faults import StopRequest
 
 
 def said(server: Served, question: str, *names: str, length: int = 8, **how: Any) -> str:
@@ -243,3 +248,36 @@ def test_a_fault_of_ours_ends_an_answer_and_not_the_server(
         list(ask(client, user("what is here"), stream=True))
     assert ask(client, user("why")).choices[0].message.content == said(server, "why")
     assert "MemoryError" in capsys.readouterr().err
+
+
+class TestTheFirstOfSeveralRanks:
+    """What the others would wait for."""
+
+    def test_a_fault_in_the_model_ends_the_server(
+        self, server: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(answering: Answering) -> Any:
+            raise MemoryError
+
+        monkeypatch.setattr(Answering, "step", failing)
+        engine, told = Engine(server.asked, LIMITS), list[Any]()
+        engine._is_shared = True
+        body = json.dumps({"messages": user("why")}).encode()
+        request = read_request(body, Defaults(MODEL, GREEDY, 8), 0, LIMITS)
+        tickets = [engine.submit(request, told.append) for _ in range(2)]
+        engine.leave(tickets[0])
+        with pytest.raises(MemoryError):
+            engine.run()
+        assert [str(one) for one in told] == ["the server ends", "the server failed: MemoryError"]
+        assert engine.open == 0
+
+    def test_nothing_to_do_is_said_now_and_then(
+        self, server: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("vila_mc.serving.engine._LONGEST_SILENCE_SECONDS", 0.0)
+        monkeypatch.setattr("vila_mc.serving.engine._SECONDS_TO_NOTICE", 0.0)
+        stop = StopRequest()
+        turns = Engine(server.asked, LIMITS, stop)._turns()
+        assert [next(turns), next(turns)] == [Turn((), ())] * 2
+        stop.make(ExitCode.INTERRUPTED)
+        assert list(turns) == []
