@@ -5,7 +5,7 @@ does not change it.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,8 +93,7 @@ class Arm:
                 stands_for[name] = stands_for[phase.load]
                 continue
             changed = change.of(phase, {} if phase.is_shared else options, is_large=is_large)
-            load = stands_for[changed.load]
-            chain[name] = Change(load=load).of(changed, {})
+            chain[name] = replace(changed, load=stands_for[changed.load])
             stands_for[name] = name
         return chain
 

@@ -99,6 +99,8 @@ class TestArms:
         chain = Arm(name="a", phases={"align": None, "pretrain": None}).chain(PHASES)
         assert list(chain) == ["base", "sft"]
         assert chain["sft"].load == "base"
+        first = Arm(name="a", phases={"base": None, "align": None}).chain(PHASES)
+        assert [phase.load for phase in first.values()] == [None, "pretrain"]
 
     def test_options_of_an_arm_do_not_reach_what_is_shared(self) -> None:
         arm = Arm(
