@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ def vqav2(data: Path) -> None:
     )
 
 
+def vqav2_test(data: Path) -> None:
+    _picture(data / "test2015/COCO_test2015_000000000007.jpg")
+    entry = dict(image_id=7, question="What is 0?", question_id=70)
+    _json(data / "v2_OpenEnded_mscoco_test-dev2015_questions.json", {"questions": [entry]})
+
+
 def okvqa(data: Path) -> None:
     _coco_questions(
         data, "OpenEnded_mscoco_val2014_questions.json", "mscoco_val2014_annotations.json"
@@ -57,6 +63,11 @@ def vizwiz(data: Path) -> None:
     said = [{"answer": "unanswerable", "answer_confidence": "yes"}] * 10
     entry = dict(image="VizWiz_val_0.jpg", question="What is this?", answers=said)
     _json(data / "val.json", [entry | dict(answer_type="unanswerable", answerable=0)])
+
+
+def vizwiz_test(data: Path) -> None:
+    _picture(data / "test/VizWiz_test_0.jpg")
+    _json(data / "test.json", [dict(image="VizWiz_test_0.jpg", question="what is This?")])
 
 
 def gqa(data: Path) -> None:
@@ -127,19 +138,39 @@ def scienceqa(data: Path) -> None:
     _json(data / "llava_test_CQM-A.json", entries)
 
 
-def mmbench(data: Path) -> None:
+MMBENCH_ROWS = (
+    ("241", "Which is it?", "a hint", "cat", "dog", "", "", "attribute", "B"),
+    ("252", 'What "kind"?', "", "x", "y", "z", "w", "social", "A"),
+)
+MMBENCH_ROTATED = (
+    *MMBENCH_ROWS,
+    ("1000241", "Which is it?", "a hint", "dog", "cat", "", "", "attribute", "A"),
+    ("1000252", 'What "kind"?', "", "y", "z", "w", "x", "social", "D"),
+    ("2000252", 'What "kind"?', "", "z", "w", "x", "y", "social", "C"),
+)
+"""The same in other places, far behind the questions."""
+
+
+def mmbench(data: Path, rows: Sequence[Sequence[str]] = MMBENCH_ROWS) -> None:
+    header = ["index", "question", "hint", "A", "B", "C", "D", "category", "answer"]
+    _mmbench(data / "mmbench_dev_20230712.tsv", [header, *rows])
+
+
+def mmbench_test(data: Path) -> None:
+    header = ["index", "question", "hint", "A", "B", "C", "D", "category"]
+    _mmbench(data / "mmbench_test_20230712.tsv", [header, *(row[:-1] for row in MMBENCH_ROTATED)])
+
+
+def _mmbench(path: Path, rows: Sequence[Sequence[str]]) -> None:
     pixels = io.BytesIO()
     Image.new("RGB", (30, 20), "red").save(pixels, "JPEG")
     image = base64.b64encode(pixels.getvalue()).decode()
-    header = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
-    rows = [
-        header,
-        ["241", "Which is it?", "a hint", "cat", "dog", "", "", "B", "attribute", image],
-        ["252", 'What "kind"?', "", "x", "y", "z", "w", "A", "social", image],
-    ]
-    data.mkdir(parents=True, exist_ok=True)
-    with (data / "mmbench_dev_20230712.tsv").open("w", newline="") as file:
-        csv.writer(file, delimiter="\t").writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        header, *others = rows
+        writer.writerow([*header, "image", "source", "l2-category", "comment"])
+        writer.writerows([*row, image, "web", "perception", ""] for row in others)
 
 
 def seed(data: Path) -> None:
@@ -157,7 +188,7 @@ def seed(data: Path) -> None:
         question_type_id=5,
     )
     video = entry | dict(question_id="v1", data_type="video", data_id="v.webm")
-    _json(data / "SEED-Bench.json", {"questions": [entry, video], "question_type": {}})
+    _json(data / "SEED-Bench.json", {"questions": [entry, video], "question_type": {"Counting": 5}})
 
 
 def _karpathy(data: Path, file: str, folder: str) -> None:
@@ -223,12 +254,15 @@ RELEASED: dict[str, Callable[[Path], None]] = {
     write.__name__: write
     for write in (
         vqav2,
+        vqav2_test,
         okvqa,
         textvqa,
         vizwiz,
+        vizwiz_test,
         gqa,
         scienceqa,
         mmbench,
+        mmbench_test,
         seed,
         pope,
         mme,
@@ -333,9 +367,11 @@ def _karpathy_training(data: Path, file: str, folder: str) -> None:
 
 TRAINING: dict[str, Callable[[Path], None]] = {
     "vqav2": _vqav2_training,
+    "vqav2_test": _vqav2_training,
     "okvqa": _okvqa_training,
     "textvqa": _textvqa_training,
     "vizwiz": _vizwiz_training,
+    "vizwiz_test": _vizwiz_training,
     "gqa": _gqa_training,
     "scienceqa": _scienceqa_training,
     "coco": lambda data: _karpathy_training(data, "dataset_coco.json", "train2014"),

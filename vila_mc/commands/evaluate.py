@@ -51,7 +51,8 @@ class EvaluateOptions(SharedAskingOptions):
 
     task: Annotated[str | None, Argument("NAME")] = None
     """vqav2, okvqa, textvqa, vizwiz, gqa, scienceqa, mmbench, seed, pope, mme, coco, flickr30k,
-    mmvet, mmlu, bbh or drop; or a file of your own (.jsonl, docs/evaluation.md)."""
+    mmvet, mmlu, bbh or drop; vqav2_test, vizwiz_test or mmbench_test, whose answers are judged
+    elsewhere; or a file of your own (.jsonl, docs/evaluation.md)."""
     data: Annotated[Path | None, Argument("DIR")] = None
     """Folder of the task's files (docs/evaluation.md)."""
     judge: Annotated[str | None, Argument("NAME")] = None

@@ -44,7 +44,7 @@ def evaluate_task(
     if options.figures is not None:
         _require_figures(options.figures, options.output, judge is not None, name)
     shots = _shots(options, task)
-    items = _read(task, data)[: options.limit]
+    items = _first(_read(task, data), options.limit)
     tokens = options.max_new_tokens or task.max_new_tokens
     options.output.parent.mkdir(parents=True, exist_ok=True)
     choice = options.choice()
@@ -99,6 +99,23 @@ def _read(task: "Task", data: Path) -> "Sequence[Item]":
         released = " or ".join(f"{count:,}" for count in task.released)
         warn(f"{data} holds {len(items):,} items of {task.name}, of which {released} were released")
     return items
+
+
+def _first(items: "Sequence[Item]", limit: int | None) -> "Sequence[Item]":
+    """As many as are asked. Raises ConfigError: some count together with one that is not."""
+
+    def is_parted(count: int) -> bool:
+        pair = items[count - 1].pair
+        return count < len(items) and pair != "" and pair == items[count].pair
+
+    if limit is not None and is_parted(limit):
+        whole = next(count for count in range(limit, len(items) + 1) if not is_parted(count))
+        raise ConfigError(
+            f"limit is {limit}, and the first {limit} questions end amid some that count together "
+            f"({items[limit].pair}). Give {whole}.",
+            option="limit",
+        )
+    return items[:limit]
 
 
 def _require_figures(figures: Path, output: Path, is_judged: bool, name: str) -> None:

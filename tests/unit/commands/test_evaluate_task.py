@@ -13,6 +13,7 @@ from vila_mc.commands import evaluate
 from vila_mc.errors import ConfigError, DataError, run_cli
 from vila_mc.evaluation.generate import generate
 from vila_mc.evaluation.tasks import asking
+from vila_mc.evaluation.tasks.registry import TASKS
 
 Said = Callable[..., list[str]]
 
@@ -25,7 +26,9 @@ def options(model: Path, name: str, data: Path, output: Path, *more: str) -> lis
     ]
 
 
-@pytest.mark.parametrize("name", ["pope", "mmbench", "coco", "mmvet", "scienceqa"])
+@pytest.mark.parametrize(
+    "name", ["pope", "mmbench", "coco", "mmvet", "scienceqa", "vizwiz_test", "vqav2_test"]
+)
 def test_a_task_is_asked_and_judged(
     name: str,
     askable: Askable,
@@ -37,8 +40,8 @@ def test_a_task_is_asked_and_judged(
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(answers) == 1
     assert set(answers[0]) >= {"question_id", "prompt", "text", "answer_id", "model_id"}
-    if name == "mmvet":
-        assert printed == [f"mmvet: 1 answers are in {output}, to be judged elsewhere"]
+    if not TASKS[name].judges:
+        assert printed == [f"{name}: 1 answers are in {output}, to be judged elsewhere"]
         return
     assert "judged as" in printed[0]
     assert printed[1].split()[0] in ("F1", "accuracy", "CIDEr")
@@ -220,6 +223,9 @@ def test_what_a_task_of_ones_own_has_not(
         ("pope", ["--form", "flamingo"], "pope has no training split"),
         ("pope", ["--ocr"], "pope has no OCR tokens; textvqa has"),
         ("pope", ["--weigh", "texts"], "--weigh is given, but pope is a public task"),
+        ("mme", ["--limit", "3"], r"limit is 3, and .* together \(count/0001\)\. Give 4\."),
+        ("mmbench_test", ["--limit", "3"], r"limit is 3, and .* \(252\)\. Give 5\."),
+        ("vizwiz_test", ["--figures", "f"], "vizwiz_test is judged elsewhere, so it has no fig"),
     ],
 )
 def test_what_a_public_task_has_not(

@@ -114,7 +114,7 @@ def write_answers(output: Path, model: str, items: Sequence[Item], answers: Sequ
         json.dumps(
             {
                 "question_id": item.id if item.llava_id is None else item.llava_id,
-                "prompt": item.question,
+                "prompt": item.llava_prompt or item.question,
                 "text": kept["answer"],
                 "answer_id": item.id,
                 "model_id": model,

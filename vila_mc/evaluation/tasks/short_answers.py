@@ -11,7 +11,14 @@ from vila_mc.errors import DataError
 from vila_mc.evaluation.metrics.human_answers import Form, human_accuracy
 from vila_mc.evaluation.metrics.texts import is_equal
 from vila_mc.evaluation.tasks.files import TaskImages, only_file, read_json, require_some
-from vila_mc.evaluation.tasks.task import WORD_SUFFIX, Item, Judge, Task, judge_each
+from vila_mc.evaluation.tasks.task import (
+    WORD_SUFFIX,
+    Item,
+    Judge,
+    Task,
+    judge_each,
+    with_prompts,
+)
 
 _UNANSWERABLE_SUFFIX = (
     "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + WORD_SUFFIX
@@ -65,9 +72,12 @@ class _Ocr(TypedDict):
     data: list[_ImageTokens]
 
 
-class _VizWizQuestion(TypedDict):
+class _VizWizAsked(TypedDict):
     image: str
     question: str
+
+
+class _VizWizQuestion(_VizWizAsked):
     answers: list[_Said]
     answer_type: str
 
@@ -83,7 +93,10 @@ _ANNOTATIONS = TypeAdapter(_Annotations)
 _TEXT_VQA = TypeAdapter(_TextVqa)
 _OCR = TypeAdapter(_Ocr)
 _VIZ_WIZ = TypeAdapter(list[_VizWizQuestion])
+_VIZ_WIZ_TEST = TypeAdapter(list[_VizWizAsked])
 _GQA = TypeAdapter(dict[str, _GqaQuestion])
+_TEST_DEV = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+_TEST = "v2_OpenEnded_mscoco_test2015_questions.json"
 _GQA_LIMITS = 4 << 30, 300_000_000
 """Bytes and values of GQA's questions: those of training are near a million, with programs."""
 
@@ -106,12 +119,8 @@ def _read_coco_questions(
     asked = read_json(data, only_file(data, questions.format(split)), _QUESTIONS)["questions"]
     return require_some(
         (
-            Item(
-                id=identity,
-                llava_id=entry["question_id"],
-                question=entry["question"] + suffix,
-                words=entry["question"],
-                images=(images.find(f"COCO_{split}_{entry['image_id']:012}.jpg"),),
+            replace(
+                _coco_item(entry, images, split, suffix),
                 expected=tuple(said["answer"] for said in known[identity]["answers"]),
                 category=known[identity]["answer_type"],
             )
@@ -119,6 +128,26 @@ def _read_coco_questions(
             if (identity := str(entry["question_id"])) in known
         ),
         data,
+    )
+
+
+def _read_vqav2_test(data: Path) -> list[Item]:
+    """Test-dev, or the whole test split where its file alone is there."""
+    images = TaskImages(data, "test2015")
+    name = _TEST_DEV if (data / _TEST_DEV).is_file() else only_file(data, _TEST)
+    entries = read_json(data, name, _QUESTIONS)["questions"]
+    return require_some(
+        (_coco_item(entry, images, "test2015", WORD_SUFFIX) for entry in entries), data
+    )
+
+
+def _coco_item(entry: _Question, images: TaskImages, split: str, suffix: str) -> Item:
+    return Item(
+        id=str(entry["question_id"]),
+        llava_id=entry["question_id"],
+        question=entry["question"] + suffix,
+        words=entry["question"],
+        images=(images.find(f"COCO_{split}_{entry['image_id']:012}.jpg"),),
     )
 
 
@@ -162,21 +191,34 @@ def _ocr_lines(data: Path, split: str) -> dict[str, str]:
     }
 
 
-def _read_viz_wiz(data: Path, split: str = "val") -> list[Item]:
+def _read_viz_wiz(data: Path, split: str = "val", *, is_capitalized: bool = False) -> list[Item]:
     images = TaskImages(data, split)
     return require_some(
         (
-            Item(
-                id=entry["image"],
-                question=entry["question"] + _UNANSWERABLE_SUFFIX,
-                words=entry["question"],
-                images=(images.find(entry["image"]),),
+            replace(
+                _viz_wiz_item(entry, images, is_capitalized),
                 expected=tuple(said["answer"] for said in entry["answers"]),
                 category=entry["answer_type"],
             )
             for entry in read_json(data, f"{split}.json", _VIZ_WIZ)
         ),
         data,
+    )
+
+
+def _read_viz_wiz_test(data: Path, *, is_capitalized: bool = False) -> list[Item]:
+    images = TaskImages(data, "test")
+    entries = read_json(data, "test.json", _VIZ_WIZ_TEST)
+    return require_some((_viz_wiz_item(entry, images, is_capitalized) for entry in entries), data)
+
+
+def _viz_wiz_item(entry: _VizWizAsked, images: TaskImages, is_capitalized: bool) -> Item:
+    words = entry["question"].capitalize() if is_capitalized else entry["question"]
+    return Item(
+        id=entry["image"],
+        question=words + _UNANSWERABLE_SUFFIX,
+        words=words,
+        images=(images.find(entry["image"]),),
     )
 
 
@@ -241,16 +283,29 @@ def _text_vqa(*, is_capitalized: bool) -> Task:
     return replace(task, with_ocr=replace(task, read=seeing, shown=partial(seeing, split="train")))
 
 
-def _with_prompts(llava: Task, lmms_eval: Task) -> Task:
-    prompts = {
-        name: replace(
-            task,
-            asked_as=name,
-            with_ocr=task.with_ocr and replace(task.with_ocr, asked_as=name),
-        )
-        for name, task in (("llava", llava), ("lmms-eval", lmms_eval))
-    }
-    return replace(prompts["llava"], prompts=prompts)
+def _viz_wiz(*, is_capitalized: bool) -> Task:
+    """With the questions as they are, as LLaVA has them; or with one capital, in front."""
+    read = partial(_read_viz_wiz, is_capitalized=is_capitalized)
+    return Task(
+        "vizwiz",
+        "val.json, val/",
+        read,
+        _LMMS_EVAL,
+        max_new_tokens=16,
+        released=(4_319,),
+        shown=partial(read, split="train"),
+    )
+
+
+def _viz_wiz_test(*, is_capitalized: bool) -> Task:
+    return replace(
+        _viz_wiz(is_capitalized=is_capitalized),
+        name="vizwiz_test",
+        files="test.json, test/",
+        read=partial(_read_viz_wiz_test, is_capitalized=is_capitalized),
+        judges={},
+        released=(8_000,),
+    )
 
 
 TASKS = (
@@ -263,7 +318,16 @@ TASKS = (
         released=(214_354,),
         shown=partial(_VQAV2, split="train2014"),
     ),
-    _with_prompts(
+    Task(
+        "vqav2_test",
+        f"{_TEST_DEV} or {_TEST}, test2015/",
+        _read_vqav2_test,
+        {},
+        max_new_tokens=16,
+        released=(107_394, 447_793),
+        shown=partial(_VQAV2, split="train2014"),
+    ),
+    with_prompts(
         _OKVQA_TASK,
         replace(
             _OKVQA_TASK,
@@ -271,21 +335,17 @@ TASKS = (
             shown=partial(_OKVQA, suffix=_UNANSWERABLE_SUFFIX, split="train2014"),
         ),
     ),
-    _with_prompts(_text_vqa(is_capitalized=False), _text_vqa(is_capitalized=True)),
-    Task(
-        "vizwiz",
-        "val.json, val/",
-        _read_viz_wiz,
-        _LMMS_EVAL,
-        max_new_tokens=16,
-        released=(4_319,),
-        shown=partial(_read_viz_wiz, split="train"),
-    ),
+    with_prompts(_text_vqa(is_capitalized=False), _text_vqa(is_capitalized=True)),
+    with_prompts(_viz_wiz(is_capitalized=False), _viz_wiz(is_capitalized=True)),
+    with_prompts(_viz_wiz_test(is_capitalized=False), _viz_wiz_test(is_capitalized=True)),
     Task(
         "gqa",
         "testdev_balanced_questions.json, images/",
         _read_gqa,
-        {"lmms-eval": judge_each(lambda item, answer: float(is_equal(answer, item.expected[0])))},
+        {
+            "lmms-eval": judge_each(lambda item, said: is_equal(said, item.expected[0])),
+            "llava": judge_each(lambda item, said: said.rstrip(".").lower() == item.expected[0]),
+        },
         max_new_tokens=16,
         released=(12_578,),
         shown=partial(_read_gqa, split="train"),

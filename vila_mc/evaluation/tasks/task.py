@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Literal
@@ -34,13 +34,16 @@ class Item:
     """Right answers as the task has them; none where they are not released."""
     category: str = ""
     pair: str = ""
-    """What items that count together have in common, as the two questions about an MME image."""
+    """What items that count together, and stand in a row, have in common, as the two questions
+    about an MME image; none where each counts alone."""
     choices: Mapping[str, str] = field(default_factory=dict)
     """Letter -> text, in order."""
     words: str = ""
     """The question without how to answer it; none where a picture is to be described."""
     llava_id: int | str | None = None
     """What LLaVA's scripts call it, where that is not ``id``."""
+    llava_prompt: str = ""
+    """What LLaVA's scripts read as its prompt, where that is not ``question``."""
     group: str = ""
     """What the items that are shown with it have in common; none where all may be."""
 
@@ -97,6 +100,19 @@ class Task:
     """Public code whose prompt it is, where there are several."""
     prompts: Mapping[str, "Task"] = field(default_factory=dict)
     """The same by the name of the public code whose prompt it is; the first is the default."""
+
+
+def with_prompts(llava: Task, lmms_eval: Task) -> Task:
+    """A task that two public codes ask in different words."""
+    prompts = {
+        name: replace(
+            task,
+            asked_as=name,
+            with_ocr=task.with_ocr and replace(task.with_ocr, asked_as=name),
+        )
+        for name, task in (("llava", llava), ("lmms-eval", lmms_eval))
+    }
+    return replace(prompts["llava"], prompts=prompts)
 
 
 def mean_of(name: str, scores: Sequence[float], scale: float = 100.0) -> Figure:

@@ -126,7 +126,7 @@ def _read_bbh(data: Path) -> list[Item]:
 
 def _judge_bbh(item: Item, answer: str) -> float:
     said = _ANSWER_IS.search(answer)
-    return float(said is not None and said[1] == item.expected[0])
+    return float(said is not None and said[1].strip() == item.expected[0])
 
 
 def _read_drop(data: Path) -> list[Item]:
@@ -192,7 +192,7 @@ TASKS = (
         "drop_dataset_dev.json",
         _read_drop,
         {"lm-eval": _judge_drop_both},
-        max_new_tokens=32,
+        max_new_tokens=256,
         released=(9_536,),
         is_text=True,
         stops=(".",),

@@ -4,10 +4,9 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from pydantic import TypeAdapter
 
@@ -25,6 +24,8 @@ from vila_mc.evaluation.tasks.task import WORD_SUFFIX, Figure, Item, Task, mean_
 
 _POPE_SETS = ("random", "popular", "adversarial")
 _SAYS = ("yes", "no")
+_QUESTIONS_OF_AN_IMAGE = 2
+"""Of MME."""
 _PERCEPTION = (
     "existence",
     "count",
@@ -72,31 +73,67 @@ def _read_pope(data: Path) -> list[Item]:
     return require_some(found, data)
 
 
-def _judge_pope(items: Sequence[Item], answers: Sequence[str], reading: Reading) -> list[Figure]:
-    """The mean F1 of the three sets, as LLaVA reports it, and each set's figures.
+def _judge_pope(items: Sequence[Item], answers: Sequence[str]) -> list[Figure]:
+    """The mean F1 of the three sets, as LLaVA's are reported, and each set's figures.
 
     Intervals of F1 are over images, which the sets have in common.
     """
-    read = [read_pope(answer, reading) for answer in answers]
-    figures: list[Figure] = []
     f1s: list[float] = []
     moved: dict[str, float] = defaultdict(float)
-    for name in sorted({item.category for item in items}):
-        rows = [at for at, item in enumerate(items) if item.category == name]
-        said, expected = [read[at] for at in rows], [items[at].expected[0] for at in rows]
-        pairs = list(zip(said, expected, strict=True))
-        influences = f1_influences(said, expected, [items[at].images[0].name for at in rows])
-        for image, influence in influences.items():
+    figures: list[Figure] = []
+    for name, rows in _by_set(items, answers, "first_sentence").items():
+        f1, *others = _figures(rows)
+        f1s.append(f1.value)
+        for image, influence in _influences(rows).items():
             moved[image] += influence
-        f1s.append(100 * pope_score(said, expected).f1)
-        figures += [
-            _share(f"{name} accuracy", [a == b for a, b in pairs]),
-            _f1(f"{name} F1", f1s[-1:], influences, len(rows)),
-            _share(f"{name} precision", [b == "yes" for a, b in pairs if a == "yes"]),
-            _share(f"{name} recall", [a == "yes" for a, b in pairs if b == "yes" and a in _SAYS]),
-            _share(f"{name} yes", [a == "yes" for a in said]),
-        ]
+        figures += [replace(one, name=f"{name} {one.name}") for one in (f1, *others)]
     return [_f1("F1", f1s, moved, len(items)), *figures]
+
+
+def _judge_pope_pooled(items: Sequence[Item], answers: Sequence[str]) -> list[Figure]:
+    """The figures of all answers in one, as lmms-eval reckons them, and then each set's."""
+    sets = _by_set(items, answers, "exact")
+    figures = _figures([row for rows in sets.values() for row in rows])
+    if len(sets) > 1:
+        for name, rows in sets.items():
+            figures += [replace(one, name=f"{name} {one.name}") for one in _figures(rows)]
+    return figures
+
+
+class _Row(NamedTuple):
+    """An answer to POPE."""
+
+    said: str
+    expected: str
+    image: str
+
+
+def _by_set(
+    items: Sequence[Item], answers: Sequence[str], reading: Reading
+) -> dict[str, list[_Row]]:
+    """What was said, as it is read, by set in order of their names."""
+    sets: dict[str, list[_Row]] = {name: [] for name in sorted({item.category for item in items})}
+    for item, answer in zip(items, answers, strict=True):
+        row = _Row(read_pope(answer, reading), item.expected[0], item.images[0].name)
+        sets[item.category].append(row)
+    return sets
+
+
+def _influences(rows: Sequence[_Row]) -> dict[str, float]:
+    return f1_influences(*zip(*rows, strict=True))
+
+
+def _figures(rows: Sequence[_Row]) -> list[Figure]:
+    f1 = 100 * pope_score([row.said for row in rows], [row.expected for row in rows]).f1
+    yes = [row for row in rows if row.said == "yes"]
+    there = [row for row in rows if row.expected == "yes" and row.said in _SAYS]
+    return [
+        _f1("F1", [f1], _influences(rows), len(rows)),
+        _share("accuracy", [row.said == row.expected for row in rows]),
+        _share("precision", [row.expected == "yes" for row in yes]),
+        _share("recall", [row.said == "yes" for row in there]),
+        _share("yes", [row.said == "yes" for row in rows]),
+    ]
 
 
 def _share(name: str, answers: Sequence[bool]) -> Figure:
@@ -128,7 +165,13 @@ def _read_mme(data: Path) -> list[Item]:
                 (f"{text.stem}{end}" for end in (".jpg", ".png") if images.has(text.stem + end)),
                 text.stem + ".jpg",
             )
-            for number, line in enumerate(read_text(texts, text.name).strip().split("\n")):
+            lines = read_text(texts, text.name).strip().split("\n")
+            if len(lines) != _QUESTIONS_OF_AN_IMAGE:
+                raise DataError(
+                    f"{text} holds {len(lines)} questions, not the {_QUESTIONS_OF_AN_IMAGE} of an "
+                    "image that MME counts together. Unpack MME whole."
+                )
+            for number, line in enumerate(lines):
                 question, tab, answer = line.partition("\t")
                 if not tab or answer.strip().lower() not in _SAYS:
                     raise DataError(f"{text} has no question, tab and Yes or No: {line[:80]!r}.")
@@ -139,7 +182,7 @@ def _read_mme(data: Path) -> list[Item]:
                         images=(images.find(image),),
                         expected=(answer.strip().lower(),),
                         category=category,
-                        pair=text.stem,
+                        pair=f"{category}/{text.stem}",
                     )
                 )
     return require_some(found, data)
@@ -189,8 +232,8 @@ TASKS = (
         "coco/coco_pope_{random,popular,adversarial}.json, val2014/",
         _read_pope,
         {
-            "llava": partial(_judge_pope, reading="first_sentence"),
-            "lmms-eval": partial(_judge_pope, reading="exact"),
+            "llava": _judge_pope,
+            "lmms-eval": _judge_pope_pooled,
         },
         max_new_tokens=16,
         released=(8_910, 9_000),

@@ -23,11 +23,15 @@ UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'U
 CAPTION = "Provide a one-sentence caption for the provided image."
 SYSTEM = BUILT_IN["vicuna_v1"].system
 
-SUFFIX = {"vizwiz": UNANSWERABLE + WORD, "scienceqa": LETTER}
+SUFFIX = {
+    **dict.fromkeys(("vizwiz", "vizwiz_test"), UNANSWERABLE + WORD),
+    "scienceqa": LETTER,
+}
 FIRST = {
-    **dict.fromkeys(("vqav2", "okvqa"), "What is 0?"),
+    **dict.fromkeys(("vqav2", "vqav2_test", "okvqa"), "What is 0?"),
     "textvqa": "what brand?",
     "vizwiz": "What is this?",
+    "vizwiz_test": "what is This?",
     "gqa": "Is it red?",
     "scienceqa": "Context: N/A\nWhich?\nA. one\nB. two",
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.released_tasks import RELEASED
+from tests.support.released_tasks import MMBENCH_ROTATED, RELEASED, mmbench
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.evaluation.tasks.kept_answers import Kept, write_answers
 from vila_mc.evaluation.tasks.registry import TASKS, find_judge, find_prompt, find_task
@@ -21,12 +21,15 @@ UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'U
 
 ASKED: Mapping[str, str] = {
     "vqav2": "What is 0?" + WORD,
+    "vqav2_test": "What is 0?" + WORD,
     "okvqa": "What is 0?" + WORD,
     "textvqa": "what brand?" + WORD,
     "vizwiz": "What is this?" + UNANSWERABLE + WORD,
+    "vizwiz_test": "what is This?" + UNANSWERABLE + WORD,
     "gqa": "Is it red?" + WORD,
     "scienceqa": "Context: N/A\nWhich?\nA. one\nB. two" + LETTER,
     "mmbench": "a hint\nWhich is it?\nA. cat\nB. dog" + LETTER,
+    "mmbench_test": "a hint\nWhich is it?\nA. cat\nB. dog" + LETTER,
     "seed": "How many?\nA. one\nB. two\nC. three\nD. four" + LETTER,
     "pope": "Is there a random snowboard in the image?" + WORD,
     "mme": "Is it red? Please answer yes or no.",
@@ -49,11 +52,17 @@ ASKED: Mapping[str, str] = {
 ITEMS = dict(
     vqav2=3, okvqa=3, textvqa=1, vizwiz=1, gqa=1, scienceqa=2, mmbench=2, seed=1, pope=6, mme=28
 ) | dict(coco=2, flickr30k=2, mmvet=1, mmlu=2, bbh=1, drop=1)
+ITEMS |= dict(vqav2_test=1, vizwiz_test=1, mmbench_test=5)
 
 
 def read(name: str, data: Path) -> list[Item]:
     RELEASED[name](data)
     return find_task(name).read(data)
+
+
+def judged(name: str, judge: str, items: list[Item], answers: list[str]) -> dict[str, float]:
+    figures = find_task(name).judges[judge](items, answers)
+    return {figure.name: figure.value for figure in figures}
 
 
 def right(item: Item) -> str:
@@ -109,14 +118,109 @@ def test_mme_counts_perception_and_cognition_apart(tmp_path: Path) -> None:
         judge[1](items[1:], ["Yes"] * (len(items) - 1))
 
 
-def test_pope_has_figures_of_each_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize("judge", ["llava", "lmms-eval"])
+def test_pope_has_figures_of_each_set(judge: str, tmp_path: Path) -> None:
     items = read("pope", tmp_path)
-    judge = find_judge(TASKS["pope"], "llava")
-    assert judge is not None
-    figures = {figure.name: figure.value for figure in judge[1](items, ["Yes"] * len(items))}
+    figures = judged("pope", judge, items, ["Yes"] * len(items))
     assert figures["F1"] == pytest.approx(200 / 3)
     assert figures["popular precision"] == 50
     assert figures["popular recall"] == figures["random yes"] == 100
+
+
+def test_pope_is_pooled_or_a_mean_of_sets(tmp_path: Path) -> None:
+    """Yes, no of three sets: all right, only no, only yes."""
+    items = read("pope", tmp_path)
+    answers = ["yes", "no", "no", "no", "yes", "yes"]
+    llava = judged("pope", "llava", items, answers)
+    assert [*llava][:2] == ["F1", "adversarial F1"]
+    assert llava["F1"] == pytest.approx((100 + 0 + 200 / 3) / 3)
+    pooled = judged("pope", "lmms-eval", items, answers)
+    assert [*pooled][:5] == ["F1", "accuracy", "precision", "recall", "yes"]
+    assert pooled["F1"] == pytest.approx(100 * 2 * 2 / (2 * 2 + 1 + 1))  # 2 found, 1 missed, 1 not
+    assert pooled["accuracy"] == pytest.approx(400 / 6)
+    assert pooled["precision"] == pooled["recall"] == pytest.approx(200 / 3)
+    assert pooled["yes"] == 50
+    assert {name: pooled[name] for name in [*pooled][5:]} == {
+        name: value for name, value in llava.items() if name != "F1"
+    }
+
+
+def test_a_question_of_mmbench_counts_with_its_rotations(tmp_path: Path) -> None:
+    mmbench(tmp_path, MMBENCH_ROTATED)
+    items = find_task("mmbench").read(tmp_path)
+    ids = ["241", "1000241", "252", "1000252", "2000252"]
+    assert [item.id for item in items] == ids  # rotations behind their question
+    right = [item.expected[0] for item in items]
+    assert right == ["B", "A", "A", "D", "C"]
+    full = find_task("mmbench").judges["lmms-eval"](items, right)
+    assert [(one.name, one.value, one.count) for one in full] == [
+        ("accuracy", 100, 2),
+        ("attribute", 100, 1),
+        ("social", 100, 1),
+    ]
+    one_wrong = judged("mmbench", "lmms-eval", items, ["B", "A", "A", "D", "D"])
+    assert one_wrong == {"accuracy": 50, "attribute": 100, "social": 0}
+    always = judged("mmbench", "lmms-eval", items, ["A"] * 5)
+    assert always["accuracy"] == 0
+
+
+@pytest.mark.parametrize("answer", ["", "nan", "E", "AB"])
+def test_a_row_of_mmbench_without_an_answer_is_refused(answer: str, tmp_path: Path) -> None:
+    mmbench(tmp_path, [MMBENCH_ROTATED[0], (*MMBENCH_ROTATED[1][:-1], answer)])
+    message = rf"tsv:3 is no question of MMBench: its answer '{answer}' is none of A, B, C, D\."
+    with pytest.raises(DataError, match=message):
+        find_task("mmbench").read(tmp_path)
+
+
+def test_the_whole_test_split_of_vqav2_is_asked_where_test_dev_is_not(tmp_path: Path) -> None:
+    RELEASED["vqav2_test"](tmp_path)
+    test_dev = tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    entry = dict(image_id=7, question="What is 1?", question_id=71)
+    whole = tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json"
+    whole.write_text(json.dumps({"questions": [entry]}))
+    assert [item.id for item in find_task("vqav2_test").read(tmp_path)] == ["70"]
+    test_dev.unlink()
+    assert [item.id for item in find_task("vqav2_test").read(tmp_path)] == ["71"]
+
+
+@pytest.mark.parametrize(
+    ("name", "judge", "answer", "right"),
+    [
+        ("scienceqa", "lmms-eval", "b", 1),
+        ("scienceqa", "llava", "b", 0),
+        ("scienceqa", "lmms-eval", "B.", 1),
+        ("scienceqa", "llava", "B.", 0),
+        ("scienceqa", "llava", "B. two", 1),
+        ("scienceqa", "lmms-eval", "The answer is B.", 0),
+        ("scienceqa", "llava", "The answer is B.", 1),
+        ("seed", "lmms-eval", "C. three", 1),
+        ("seed", "llava", "C. three", 0),
+        ("gqa", "lmms-eval", "Yes!", 1),
+        ("gqa", "llava", "Yes!", 0),
+        ("gqa", "llava", "Yes..", 1),
+    ],
+)
+def test_two_public_codes_judge_alike_or_not(
+    name: str, judge: str, answer: str, right: int, tmp_path: Path
+) -> None:
+    items = read(name, tmp_path)[:1]
+    assert judged(name, judge, items, [answer])["accuracy"] == 100 * right
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("so the answer is False.", 1),
+        ("the answer is False .", 1),  # lm-eval strips what it finds
+        ("the answer is  False!", 1),
+        ("the answer is False", 0),
+        ("the answer is False. Or True.", 0),
+        ("False.", 0),
+    ],
+)
+def test_what_an_answer_of_bbh_is(answer: str, right: int, tmp_path: Path) -> None:
+    items = read("bbh", tmp_path)
+    assert judged("bbh", "lm-eval", items, [answer])["accuracy"] == 100 * right
 
 
 def test_f1_of_pope_has_an_interval() -> None:
@@ -206,6 +310,14 @@ def test_all_right_is_not_certain(right: float, low: float, high: float) -> None
         ("okvqa", "lmms-eval", "What is 0?" + UNANSWERABLE + WORD),
         ("textvqa", "llava", "what brand?" + WORD),
         ("textvqa", "lmms-eval", "What brand?" + WORD),
+        ("vizwiz", "llava", "What is this?" + UNANSWERABLE + WORD),
+        ("vizwiz_test", "lmms-eval", "What is this?" + UNANSWERABLE + WORD),
+        ("mmbench", "llava", "a hint\nWhich is it?\nA. cat\nB. dog" + LETTER),
+        (
+            "mmbench",
+            "lmms-eval",
+            "a hint Which is it? There are several options:\nA. cat\nB. dog\n" + LETTER,
+        ),
     ],
 )
 def test_prompts_of_two_public_codes(name: str, prompt: str, asked: str, tmp_path: Path) -> None:
@@ -218,6 +330,7 @@ def test_prompts_of_two_public_codes(name: str, prompt: str, asked: str, tmp_pat
 
 
 IDS = dict(vqav2=0, textvqa="ab", mmbench=241, seed=101669, mmvet="0", gqa="201307251", vizwiz=None)
+IDS |= dict(vqav2_test=70, vizwiz_test=None, mmbench_test=241, scienceqa=None)
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -230,13 +343,30 @@ def test_answers_have_the_ids_of_llava(name: str, tmp_path: Path) -> None:
     assert record["question_id"] == (item.id if IDS[name] is None else IDS[name])
 
 
+def test_scienceqa_marks_images_in_prompts_as_llava_does(tmp_path: Path) -> None:
+    """Whose script finds the questions with an image by it."""
+    items = read("scienceqa", tmp_path)
+    kept = [Kept(id=i.id, answer="A", is_cut=False, prompt="", demonstrations=[]) for i in items]
+    write_answers(tmp_path / "answers.jsonl", "m", items, kept)
+    with_image, without = map(json.loads, (tmp_path / "answers.jsonl").open())
+    assert with_image["prompt"] == "<image>\n" + items[0].question
+    assert without["prompt"] == items[1].question
+
+
+def test_an_image_of_mme_has_two_questions(tmp_path: Path) -> None:
+    RELEASED["mme"](tmp_path)
+    (tmp_path / "count/0001.txt").write_text("Is it red?\tYes\n")
+    with pytest.raises(DataError, match=r"count/0001.txt holds 1 questions, not the 2 of an image"):
+        find_task("mme").read(tmp_path)
+
+
 def test_what_there_is_not_is_named() -> None:
     with pytest.raises(ConfigError, match=r"gqa is not asked as llava does\. There is one prompt"):
         find_prompt(TASKS["gqa"], "llava")
-    with pytest.raises(ConfigError, match=r"vqa is no task\. Give one of vqav2, okvqa"):
+    with pytest.raises(ConfigError, match=r"vqa is no task\. Give one of vqav2, vqav2_test, okvqa"):
         find_task("vqa")
-    with pytest.raises(ConfigError, match=r"gqa is not judged as llava does\. There is lmms-eval"):
-        find_judge(TASKS["gqa"], "llava")
+    with pytest.raises(ConfigError, match=r"gqa is not judged as x does\. There is lmms-eval, ll"):
+        find_judge(TASKS["gqa"], "x")
     with pytest.raises(ConfigError, match="judged elsewhere"):
         find_judge(TASKS["mmvet"], "llava")
     assert find_judge(TASKS["mmvet"], None) is None
