@@ -4,15 +4,18 @@
 
 Each DIR is a checkout: of EvolvingLMMs-Lab/lmms-eval, EleutherAI/lm-evaluation-harness (needs
 scipy), salaniz/pycocoevalcap (or the installed package) and GT-Vision-Lab/VQA; what is not given is
-left out, and said. Files are read from there and run, so give checkouts that you trust. With Java
-the words of captions are compared with those of pycocoevalcap's tokenizer, too.
+left out, and said. Files are read from there and run, so give checkouts that you trust. With pandas
+the rotations of MMBench are compared, with Java the words of captions with those of pycocoevalcap's
+tokenizer. ``public_llava.py`` does the same with LLaVA's scripts.
 
 Prints, for each metric, how many answers were compared and how many differ by more than 1e-9. Exit
 status 1 if any does, or more than 0.5 % of the captions in their words.
 """
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import random
 import re
 import shutil
@@ -27,8 +30,11 @@ from vila_mc.evaluation.metrics.choices import read_mmbench, read_science_qa, re
 from vila_mc.evaluation.metrics.human_answers import Form, human_accuracy
 from vila_mc.evaluation.metrics.texts import anls, drop_score, is_equal
 from vila_mc.evaluation.metrics.yes_no import mme_score, pope_score, read_mme, read_pope
+from vila_mc.evaluation.tasks.registry import find_task
+from vila_mc.evaluation.tasks.task import Item
 
-_COUNT = 5000
+COUNT = 5000
+"""Answers of each comparison."""
 _SAID = (
     "a the an cat dog red two ten none yes no No not don't dont its it's whos 1,000 3.5 12. 0 7 "
     "U.S. e.g. left-hand and/or (blue) what? ok! 50% $5 #1 he's hed wouldn'tve y'all [x] A B. C) "
@@ -93,6 +99,7 @@ def as_python_3(source: str) -> str:
 
 
 Compared = Iterator[tuple[str, Any, Any]]
+"""Metric, what we say, what the public code says."""
 
 
 def of_lmms_eval(root: Path, random_: random.Random) -> Compared:
@@ -105,7 +112,7 @@ def of_lmms_eval(root: Path, random_: random.Random) -> Compared:
         scorer = module(tasks / task / "utils.py", without_package_imports)
         scorer.__dict__["EvalAIAnswerProcessor"] = processor
         scorers[form] = getattr(scorer, f"{task}_process_results")
-    for _ in range(_COUNT):
+    for _ in range(COUNT):
         people, answer = [text(random_, 2) for _ in range(10)], text(random_, 2)
         people += random_.choices([answer, *people], k=random_.randint(0, 10))
         people = people[-10:]
@@ -118,12 +125,16 @@ def of_lmms_eval(root: Path, random_: random.Random) -> Compared:
     yield from _yes_no(tasks, random_)
     yield from _choices(tasks, random_)
     yield from _texts(root, random_)
+    if importlib.util.find_spec("pandas") is None:
+        print("pandas is not installed: rotations of MMBench are not compared")
+    else:
+        yield from _rotations(tasks, random_)
 
 
 def _texts(root: Path, random_: random.Random) -> Compared:
     theirs = module(root / "lmms_eval/api/metrics.py", anls_alone).anls
     equal = module(root / "lmms_eval/api/metrics.py", equality_alone).exact_match_hf_evaluate
-    for _ in range(_COUNT):
+    for _ in range(COUNT):
         right, answer = [text(random_) for _ in range(3)], text(random_)
         if random_.random() < 0.5:
             answer = random_.choice(right)[: random_.randint(1, 30)] + random_.choice(
@@ -150,7 +161,7 @@ def equality_alone(source: str) -> str:
 
 def _yes_no(tasks: Path, random_: random.Random) -> Compared:
     pope, mme = (module(tasks / name / "utils.py") for name in ("pope", "mme"))
-    for _ in range(_COUNT // 50):
+    for _ in range(COUNT // 50):
         answers = [random_.choice((text(random_), "yes", "No", "no ", "Yes")) for _ in range(50)]
         right = [random_.choice(("yes", "no")) for _ in answers]
         rows = [
@@ -166,10 +177,10 @@ def _yes_no(tasks: Path, random_: random.Random) -> Compared:
         ):
             theirs = getattr(pope, f"pope_aggregate_{name}")(rows)
             yield f"POPE {ours_name}", getattr(ours, ours_name), theirs
-    for _ in range(_COUNT):
+    for _ in range(COUNT):
         answer = random_.choice((text(random_), "Yes.", "y", "n", "no, it", "not", "eyes"))
         yield "MME reading", read_mme(answer), mme.parse_pred_ans(answer)
-    for _ in range(_COUNT // 50):
+    for _ in range(COUNT // 50):
         rows = [
             (random_.choice(("count", "OCR", "scene")), str(image), random_.random() < 0.6)
             for image in range(25)
@@ -182,7 +193,7 @@ def _yes_no(tasks: Path, random_: random.Random) -> Compared:
 def _choices(tasks: Path, random_: random.Random) -> Compared:
     science, seed = (module(tasks / name / "utils.py") for name in ("scienceqa", "seedbench"))
     bench = module(tasks / "mmbench/mmbench_evals.py").MMBench_Evaluator()
-    for _ in range(_COUNT):
+    for _ in range(COUNT):
         answer = random_.choice((text(random_), "B", "b", "C. cat", "A. x", "(B) is right", "D:"))
         right = random_.choice("ABCD")
         document = {"choices": [""] * 4, "answer": "ABCD".index(right)}
@@ -201,10 +212,41 @@ def _choices(tasks: Path, random_: random.Random) -> Compared:
         )
 
 
+def _rotations(tasks: Path, random_: random.Random) -> Compared:
+    """50 rows of MMBench at a time, most answered right; a letter that is not found is wrong."""
+    bench = module(tasks / "mmbench/mmbench_evals.py").MMBench_Evaluator()
+    bench.extract_answer_from_item = lambda _: (None, "")  # which asks another model
+    for _ in range(COUNT // 50):
+        items: list[Item] = []
+        answers: list[str] = []
+        rows: list[dict[str, Any]] = []
+        while len(items) < 50:
+            question, turns = str(len(items) + 1), random_.randint(1, min(4, 50 - len(items)))
+            for turn in range(turns):
+                right = random_.choice("ABCD")
+                answer = random_.choice((right, right, right, f"({right})", text(random_)))
+                choices = {letter: f"choice {letter}" for letter in "ABCD"}
+                index = 1_000_000 * turn + int(question)
+                item = Item(str(index), "", expected=(right,), choices=choices, pair=question)
+                items.append(item)
+                answers.append(answer)
+                row = {"index": index, "category": "x", "answer": right, "prediction": answer}
+                rows.append(row | choices)
+        random_.shuffle(rows)
+        with contextlib.redirect_stdout(io.StringIO()):
+            theirs = bench.eval_result(rows, "openai")[0]
+        yield "MMBench with rotations", accuracy("mmbench", "lmms-eval", items, answers), theirs
+
+
+def accuracy(name: str, judge: str, items: list[Item], answers: list[str]) -> float:
+    """From 0 to 1, as the task is judged."""
+    return find_task(name).judges[judge](items, answers)[0].value / 100
+
+
 def of_lm_eval(root: Path, random_: random.Random) -> Compared:
-    """DROP."""
+    """DROP and BBH."""
     drop = module(root / "lm_eval/tasks/drop/utils.py")
-    for _ in range(_COUNT):
+    for _ in range(COUNT):
         right = [[text(random_) for _ in range(random_.randint(1, 4))] for _ in range(3)]
         said = [text(random_) for _ in range(random_.randint(1, 3))]
         if random_.random() < 0.3:
@@ -213,6 +255,25 @@ def of_lm_eval(root: Path, random_: random.Random) -> Compared:
         match, f1 = drop_score(said, right)
         yield "DROP exact match", match, theirs["em"]
         yield "DROP F1", f1, theirs["f1"]
+    template = (root / "lm_eval/tasks/bbh/cot_fewshot/_cot_fewshot_template_yaml").read_text()
+    pattern = re.search('regex_pattern: "(.*)"', template)
+    assert pattern is not None
+    extraction = module(root / "lm_eval/filters/extraction.py", filters_alone)
+    find = extraction.RegexFilter(pattern[1])
+    for _ in range(COUNT):
+        target = random_.choice(("True", "(A)", "3", "no", "red cat", "."))
+        end = random_.choice((".", " .", "", "!", ". So", "\n", ".\nthe answer is 3."))
+        answer = f"{text(random_)}the answer is {random_.choice((target, text(random_)))}{end}"
+        ours = accuracy("bbh", "lm-eval", [Item("", "", expected=(target,))], [answer])
+        yield "BBH", ours, float(find.apply([[answer]], [])[0][0] == target)
+
+
+def filters_alone(source: str) -> str:
+    """lm-eval's filters without its registry of them."""
+    played = "class Filter: pass\ndef register_filter(name): return lambda kind: kind\n"
+    return source.replace("from lm_eval.api.filter import Filter", played).replace(
+        "from lm_eval.api.registry import register_filter", ""
+    )
 
 
 def of_vqa(root: Path, random_: random.Random) -> Compared:
@@ -220,14 +281,15 @@ def of_vqa(root: Path, random_: random.Random) -> Compared:
     path = root / "PythonEvaluationTools/vqaEvaluation/vqaEval.py"
     official = module(path, as_python_3).VQAEval
     official.updateProgress = lambda *_: None
-    for _ in range(_COUNT):
+    for _ in range(COUNT):
         people, answer = [text(random_, 2) for _ in range(10)], text(random_, 2)
         people = random_.choices([answer, *people[: random_.randint(0, 4)]], k=10)
         known = [{"answer": said, "answer_id": at} for at, said in enumerate(people)]
         qa = {0: {"answers": known, "question_type": "", "answer_type": ""}}
         judge = official.__new__(official)
         official.__init__(judge, *_played_sets(qa, answer), n=12)
-        judge.evaluate()
+        with contextlib.redirect_stdout(io.StringIO()):
+            judge.evaluate()
         theirs = judge.accuracy["overall"] / 100
         yield "VQA accuracy, official", human_accuracy(answer, people, "official"), theirs
 
@@ -241,12 +303,12 @@ def of_coco(root: Path, random_: random.Random) -> Compared:
     """CIDEr-D, and with Java the words."""
     scorer = module(root / "cider/cider_scorer.py").CiderScorer
     words = _CAPTIONED.split()
-    for _ in range(20):
+    for _ in range(100):
 
         def sentence() -> list[str]:
             return random_.choices(words, k=random_.randint(1, 14))
 
-        captions = [sentence() for _ in range(_COUNT // 100)]
+        captions = [sentence() for _ in range(COUNT // 100)]
         references = [[sentence() for _ in range(5)] for _ in captions]
         for said, group in zip(captions, references, strict=True):
             if random_.random() < 0.5:
@@ -259,7 +321,7 @@ def of_coco(root: Path, random_: random.Random) -> Compared:
             yield "CIDEr-D", ours, float(their)
     if shutil.which("java"):
         tokenizer = _tokenizer(root)
-        written = [caption(random_) for _ in range(_COUNT)]
+        written = [caption(random_) for _ in range(COUNT)]
         theirs = tokenizer.tokenize({at: [{"caption": one}] for at, one in enumerate(written)})
         for at, one in enumerate(written):
             yield "words of captions", " ".join(caption_words(one)), theirs[at][0]
@@ -282,19 +344,27 @@ def main() -> int:
         if given[name] is None:
             print(f"--{name} is not given: not compared")
             continue
-        counts: dict[str, list[int]] = {}
-        for metric, ours, theirs in compare(given[name], random.Random(7)):
-            count = counts.setdefault(metric, [0, 0])
-            count[0] += 1
-            is_number = isinstance(ours, float | int) and not isinstance(theirs, str)
-            agrees = abs(ours - theirs) <= 1e-9 if is_number else ours == theirs
-            count[1] += not agrees
-            if not agrees and count[1] <= 3:
-                print(f"  {metric}: ours {ours!r}, theirs {theirs!r}")
-        for metric, (compared, differ) in counts.items():
-            print(f"{metric:<26} {compared:6} compared, {differ:5} differ")
-            differing += differ > _MAY_DIFFER.get(metric, 0.0) * compared
+        differing += count_differing(compare(given[name], random.Random(7)))
     return int(differing > 0)
+
+
+def count_differing(comparisons: Compared) -> int:
+    """Metrics that differ more often than they may. Prints each."""
+    counts: dict[str, list[int]] = {}
+    for metric, ours, theirs in comparisons:
+        count = counts.setdefault(metric, [0, 0])
+        count[0] += 1
+        is_number = isinstance(ours, float | int) and not isinstance(theirs, str)
+        agrees = abs(ours - theirs) <= 1e-9 if is_number else ours == theirs
+        count[1] += not agrees
+        if not agrees and count[1] <= 3:
+            print(f"  {metric}: ours {ours!r}, theirs {theirs!r}")
+    for metric, (compared, differ) in counts.items():
+        print(f"{metric:<26} {compared:6} compared, {differ:5} differ")
+    return sum(
+        differ > _MAY_DIFFER.get(metric, 0.0) * compared
+        for metric, (compared, differ) in counts.items()
+    )
 
 
 if __name__ == "__main__":
