@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the tests are
+
 from public_metrics import COUNT, Compared, accuracy, count_differing, module, text
 
 from tests.support.released_tasks import RELEASED
