@@ -105,8 +105,10 @@ def _first(items: "Sequence[Item]", limit: int | None) -> "Sequence[Item]":
     """As many as are asked. Raises ConfigError: some count together with one that is not."""
 
     def is_parted(count: int) -> bool:
+        if count >= len(items):
+            return False
         pair = items[count - 1].pair
-        return count < len(items) and pair != "" and pair == items[count].pair
+        return pair != "" and pair == items[count].pair
 
     if limit is not None and is_parted(limit):
         whole = next(count for count in range(limit, len(items) + 1) if not is_parted(count))

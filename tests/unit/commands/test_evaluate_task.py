@@ -253,6 +253,14 @@ def test_a_loss_takes_no_options_of_answers(given: list[str], message: str, tmp_
         evaluate.main([*how, *given], "tool")
 
 
+def test_a_limit_beyond_the_last_item_asks_all(
+    askable: Askable, said: Said, tmp_path: Path
+) -> None:
+    output = tmp_path / "a.jsonl"
+    said(evaluate.main, *options(askable.model(), "pope", tmp_path, output, "--limit", "99"))
+    assert len(output.read_text().splitlines()) == 6
+
+
 def test_ranks_make_whole_copies(tmp_path: Path) -> None:
     how = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "a"), "--task", "pope"]
     with pytest.raises(ConfigError, match=r"3 ranks do not divide .* on 2 each.*See --tensor"):
