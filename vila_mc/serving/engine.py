@@ -142,7 +142,7 @@ class Engine:
             self.stop()
             groups = [*self._groups, *([] if self._coming is None else [self._coming])]
             open_ones = [group.tickets[row] for group in groups for row in group.going]
-            for ticket in [*open_ones, *self._waiting]:
+            for ticket in dict.fromkeys([*open_ones, *self._waiting]):  # one may be on its way
                 self._close(ticket, _stopping())
             self._groups.clear()
             self._waiting.clear()
@@ -245,8 +245,8 @@ class Engine:
             group.answering = Answering(self._asked.model, continuations)
         except Exception as error:
             self._coming = None
-            # What every rank refuses alike is no reason to end.
-            self._fail(group.tickets, error, ends=self._is_shared and not _is_alike(error))
+            is_alike = isinstance(error, VilaError)  # on every rank, which is no reason to end
+            self._fail(group.tickets, error, ends=self._is_shared and not is_alike)
         else:
             self._coming = None
             self._groups.append(group)
@@ -288,11 +288,6 @@ class Engine:
         if ends:
             raise error
         say("".join(traceback.format_exception(error)), to_stderr=True)
-
-
-def _is_alike(error: Exception) -> bool:
-    """Whether every rank that reads the same raises it."""
-    return isinstance(error, VilaError)
 
 
 def too_many(limit: int) -> RefusedError:
