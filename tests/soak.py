@@ -33,7 +33,8 @@ from tests.support.launching import (
     write_recipe,
 )
 from tests.support.tiny_data import write_dataset
-from vila_mc.checkpoint.manifest import FileRecord, Manifest, step_of, whole_checkpoints
+from vila_mc.checkpoint.directories import step_of, whole_checkpoints
+from vila_mc.checkpoint.manifest import FileRecord, Manifest
 from vila_mc.errors import ExitCode
 from vila_mc.observe.history import read_history
 from vila_mc.observe.record import StartRecord

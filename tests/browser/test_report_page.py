@@ -8,7 +8,8 @@ import pytest
 
 from tests.support.browser import PHONE, opened
 from tests.support.records import start_record
-from vila_mc.checkpoint.manifest import Manifest, checkpoint_name
+from vila_mc.checkpoint.directories import checkpoint_name
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.commands.report import main
 from vila_mc.config.load import run_from_dict
 from vila_mc.errors import ExitCode

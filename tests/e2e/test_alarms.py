@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.ranks import run_ranks
-from vila_mc.checkpoint.manifest import whole_checkpoints
+from vila_mc.checkpoint.directories import whole_checkpoints
 from vila_mc.config.load import load_run
 from vila_mc.errors import TrainingError
 from vila_mc.flow import Microbatch, StepResult

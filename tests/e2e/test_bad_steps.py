@@ -13,7 +13,8 @@ import torch
 from tests.support.forked import train
 from tests.support.ranks import run_ranks
 from tests.support.records import without_speed
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints
+from vila_mc.checkpoint.directories import resolve_checkpoint, whole_checkpoints
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.config.load import load_run
 from vila_mc.errors import ExitCode

@@ -28,7 +28,8 @@ from tests.support.launching import (
     trace_of,
     wait_until,
 )
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, whole_checkpoints
+from vila_mc.checkpoint.directories import resolve_checkpoint, whole_checkpoints
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.whole import whole_model
 from vila_mc.errors import ExitCode
 

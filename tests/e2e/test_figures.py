@@ -15,7 +15,8 @@ from tests.support.ranks import run_ranks
 from tests.support.tiny_data import write_dataset
 from tests.support.traces import arrows, require_lanes, slices
 from vila_mc.checkpoint.best import best_checkpoint
-from vila_mc.checkpoint.manifest import Manifest, step_of, whole_checkpoints
+from vila_mc.checkpoint.directories import step_of, whole_checkpoints
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.commands import evaluate
 from vila_mc.config.load import load_run, run_to_dict
 from vila_mc.config.run import RunConfig

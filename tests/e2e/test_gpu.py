@@ -24,7 +24,7 @@ from tests.support.launching import (
     wait_until,
 )
 from tests.support.without_gpu import hidden_gpus
-from vila_mc.checkpoint.manifest import whole_checkpoints
+from vila_mc.checkpoint.directories import whole_checkpoints
 from vila_mc.errors import ExitCode
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

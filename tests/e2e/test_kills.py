@@ -21,7 +21,8 @@ from tests.support.launching import (
     wait_until,
 )
 from tests.support.ranks import ranks_that_may_die
-from vila_mc.checkpoint.manifest import FileRecord, Manifest, whole_checkpoints
+from vila_mc.checkpoint.directories import whole_checkpoints
+from vila_mc.checkpoint.manifest import FileRecord, Manifest
 from vila_mc.config.load import load_run
 from vila_mc.config.run import RunConfig
 from vila_mc.errors import ExitCode

@@ -11,7 +11,8 @@ from tests.support.forked import train
 from tests.support.launching import write_recipe
 from tests.support.ranks import run_ranks
 from tests.support.tiny_data import write_dataset
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.trained_template import template_of
 from vila_mc.config.load import load_run
 from vila_mc.errors import ExitCode

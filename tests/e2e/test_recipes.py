@@ -20,7 +20,7 @@ from tests.support import forked
 from tests.support.launching import REPOSITORY, kill_all, python_path, steps_done, wait_until
 from tests.support.ranks import run_ranks
 from tests.support.recipe_smoke import config_of, train, words_of_smoke
-from vila_mc.checkpoint.manifest import whole_checkpoints
+from vila_mc.checkpoint.directories import whole_checkpoints
 from vila_mc.commands.train import main as train_command
 
 SRUN = """#!/bin/bash

@@ -22,7 +22,7 @@ from tests.support.launching import (
     trace_of,
     wait_until,
 )
-from vila_mc.checkpoint.manifest import whole_checkpoints
+from vila_mc.checkpoint.directories import whole_checkpoints
 from vila_mc.errors import ExitCode
 from vila_mc.observe.history import End, read_history
 from vila_mc.train.standing import standing_of

@@ -11,7 +11,7 @@ from tests.support.launching import write_recipe
 from tests.support.ranks import run_ranks
 from tests.support.records import without_speed
 from tests.support.tiny_data import write_dataset
-from vila_mc.checkpoint.manifest import resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.config.load import load_run
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
 from vila_mc.parallel.groups import distributed

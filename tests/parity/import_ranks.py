@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, versions
+from vila_mc.checkpoint.manifest import Manifest, versions
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.model.build import build_stages

@@ -11,8 +11,9 @@ from tests.parity.layout_trace import NUM_STEPS, Trace
 from tests.parity.packed_trace import MICRO_BATCH, NUM_ROWS, microbatches
 from tests.support.tiny import tiny_microbatches, tiny_run
 from vila_mc.checkpoint.base import base_of_run
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint, versions
+from vila_mc.checkpoint.manifest import Manifest, versions
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.config.lora import is_adapter
 from vila_mc.config.run import RunConfig

@@ -15,7 +15,8 @@ from tests.parity.layout_trace import Trace, traces_of_models, write_seed_checkp
 from tests.support.connectors import CASES, options_of
 from tests.support.ranks import run_ranks
 from tests.support.tiny import tiny_microbatches, tiny_run
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.model.build import build_stages

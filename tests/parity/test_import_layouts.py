@@ -8,7 +8,8 @@ import torch
 from tests.parity.import_ranks import load_and_save
 from tests.support import families
 from tests.support.ranks import run_ranks
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.convert.combine_parts import combine_parts
 from vila_mc.convert.import_checkpoint import import_checkpoint

@@ -23,7 +23,8 @@ from tests.parity.lora_trace import (
 )
 from tests.support.ranks import run_ranks
 from vila_mc.checkpoint.base import open_whole
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.require_intact import stored_shapes
 from vila_mc.config.lora import is_adapter
 

@@ -11,7 +11,8 @@ from tests.parity.layout_trace import NUM_STEPS, Trace
 from tests.support.emulated import Emulated
 from tests.support.ranks import run_ranks
 from tests.te import trained
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.stream import open_checkpoint
 
 RANKS = "tests.te.trained"

@@ -7,7 +7,8 @@ import pytest
 from tests.support import forked
 from tests.support.launching import train, write_recipe
 from tests.support.tiny_data import write_dataset
-from vila_mc.checkpoint.manifest import Manifest, newest_checkpoint
+from vila_mc.checkpoint.directories import newest_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.emulation.install import WHEEL_FOLDER
 from vila_mc.observe.metrics import METRICS_NAME, read_metrics
 

@@ -10,7 +10,8 @@ from tests.parity.compare import assert_every_rank_matches
 from tests.parity.layout_trace import NUM_STEPS, Trace
 from tests.support.emulated import Emulated
 from tests.support.recipe_smoke import config_of, words_of_smoke
-from vila_mc.checkpoint.manifest import Manifest, newest_checkpoint
+from vila_mc.checkpoint.directories import newest_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 
 IN_FP8, RANKS = "tests.te.in_fp8", "tests.te.trained"
 BOTH = ["vision", "language"]

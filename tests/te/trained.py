@@ -10,8 +10,9 @@ from megatron.core import dist_checkpointing
 from tests.parity import layout_trace, packed_trace
 from tests.parity.layout_trace import Trace
 from tests.support.tiny import tiny_run
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.safe_index import nothing_foreign_unpickled
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.model import layer_specs

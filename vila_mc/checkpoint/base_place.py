@@ -4,12 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from vila_mc.checkpoint.manifest import (
-    MANIFEST_NAME,
-    BaseRecord,
-    Manifest,
-    whole_checkpoints,
-)
+from vila_mc.checkpoint.directories import whole_checkpoints
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, BaseRecord, Manifest
 from vila_mc.checkpoint.needed import mark_needed
 from vila_mc.errors import CheckpointError
 

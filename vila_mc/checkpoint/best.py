@@ -3,7 +3,8 @@
 import contextlib
 from pathlib import Path
 
-from vila_mc.checkpoint.manifest import Manifest, whole_checkpoints
+from vila_mc.checkpoint.directories import whole_checkpoints
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.errors import CheckpointError
 
 

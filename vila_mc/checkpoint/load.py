@@ -14,8 +14,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from vila_mc.checkpoint.adapters import require_same_adapters
 from vila_mc.checkpoint.base import open_whole
 from vila_mc.checkpoint.base_place import base_directory
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.fp8_state import FP8, put_fp8_state, that_are_kept
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.positions import POSITIONS, positions_stretch, stretched_positions
 from vila_mc.checkpoint.require_intact import require_intact, require_same_names, stored_shapes
 from vila_mc.checkpoint.safe_index import nothing_foreign_unpickled

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter
 
-from vila_mc.checkpoint.manifest import Manifest, newest_checkpoint
+from vila_mc.checkpoint.directories import newest_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.errors import CheckpointError, say
 from vila_mc.files import write_json
 from vila_mc.foreign_files import ForeignFileError, parse_foreign, read_foreign

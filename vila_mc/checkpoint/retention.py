@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vila_mc.checkpoint.best import best_checkpoint
+from vila_mc.checkpoint.directories import step_of, whole_checkpoints
 from vila_mc.checkpoint.disk import disk_errors_explained
-from vila_mc.checkpoint.manifest import step_of, whole_checkpoints
 from vila_mc.checkpoint.needed import needed_by
 from vila_mc.config.train import TrainConfig
 from vila_mc.errors import SetupError, say

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
 from vila_mc.checkpoint.base import Base
+from vila_mc.checkpoint.directories import checkpoint_name
 from vila_mc.checkpoint.disk import lost_output, on_first_rank, raise_on_every_rank
-from vila_mc.checkpoint.manifest import FileRecord, Manifest, checkpoint_name
+from vila_mc.checkpoint.manifest import FileRecord, Manifest
 from vila_mc.checkpoint.retention import delete_superseded
 from vila_mc.checkpoint.shard_writer import BackgroundWrite, Written, plan_shards
 from vila_mc.checkpoint.state import named, random_state, run_state

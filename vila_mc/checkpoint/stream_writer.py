@@ -24,16 +24,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from vila_mc.checkpoint.direct_file import DirectFile
+from vila_mc.checkpoint.directories import checkpoint_name, newest_checkpoint
 from vila_mc.checkpoint.lazy import LazyTensors, Reading, ahead
-from vila_mc.checkpoint.manifest import (
-    BaseRecord,
-    FileRecord,
-    Manifest,
-    TemplateRecord,
-    checkpoint_name,
-    newest_checkpoint,
-    versions,
-)
+from vila_mc.checkpoint.manifest import BaseRecord, FileRecord, Manifest, TemplateRecord, versions
 from vila_mc.checkpoint.places import Place, empty_objects, model_places
 from vila_mc.checkpoint.safe_index import INDEX_NAME
 from vila_mc.checkpoint.state import content_metadata

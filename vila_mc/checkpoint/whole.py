@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.config.fp8 import Fp8Config
 from vila_mc.config.parallel import ParallelConfig
 from vila_mc.config.run import RunConfig

@@ -294,7 +294,7 @@ def _content(file: str) -> str:
 
 def _identity(checkpoint: Path) -> Path:
     """What is asked, though a run may have a newer checkpoint by the next time."""
-    from vila_mc.checkpoint.manifest import resolve_checkpoint
+    from vila_mc.checkpoint.directories import resolve_checkpoint
     from vila_mc.convert.open_model import is_published
 
     return (checkpoint if is_published(checkpoint) else resolve_checkpoint(checkpoint)).resolve()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vila_mc.checkpoint.base import open_whole
 from vila_mc.checkpoint.base_place import base_directory
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.lazy import LazyTensors
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.trained_template import shown, template_of
 from vila_mc.config.model import LanguageConfig, ModelConfig, VisionConfig
 from vila_mc.config.train import MODEL_PARTS

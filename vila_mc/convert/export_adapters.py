@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vila_mc.checkpoint.base import open_whole
 from vila_mc.checkpoint.base_place import base_directory
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.lazy import Reading
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.places import places_of
 from vila_mc.checkpoint.require_intact import stored_shapes
 from vila_mc.checkpoint.stream import open_checkpoint

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from vila_mc.checkpoint.base import open_whole
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.trained_template import DEFAULT_NAME, template_of, trained_template
 from vila_mc.convert.formats.registry import FormatName, find_format
 from vila_mc.convert.formats.write_export import (

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from vila_mc.checkpoint.base_place import record_of
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.lazy import LazyTensor, LazyTensors
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.needed import mark_needed
 from vila_mc.checkpoint.stream_writer import write_weights_checkpoint
 from vila_mc.checkpoint.trained_template import template_of

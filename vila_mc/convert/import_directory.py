@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from vila_mc.checkpoint.manifest import checkpoint_name
+from vila_mc.checkpoint.directories import checkpoint_name
 from vila_mc.errors import CheckpointError
 from vila_mc.files import partial_path, remove
 

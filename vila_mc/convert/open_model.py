@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vila_mc.checkpoint.directories import newest_checkpoint
 from vila_mc.checkpoint.lazy import Reading
-from vila_mc.checkpoint.manifest import MANIFEST_NAME, newest_checkpoint
+from vila_mc.checkpoint.manifest import MANIFEST_NAME
 from vila_mc.checkpoint.trained_template import template_to_ask_with
 from vila_mc.checkpoint.trained_tokenizer import another_tokenizer
 from vila_mc.checkpoint.whole import BeforeLoading, to_evaluate, whole_model

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vila_mc.checkpoint.manifest import Manifest, newest_checkpoint
+from vila_mc.checkpoint.directories import newest_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.config.data import DataConfig
 from vila_mc.errors import CheckpointError, ExitCode
 from vila_mc.evaluation.curves import named_datasets

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from vila_mc.checkpoint.manifest import Manifest, newest_checkpoint
+from vila_mc.checkpoint.directories import newest_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.config.run import RunConfig
 from vila_mc.topology.layout import Layout
 from vila_mc.topology.micro_batch import choose_micro_batch

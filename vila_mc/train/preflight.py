@@ -4,7 +4,8 @@ from pathlib import Path
 
 from vila_mc.checkpoint.adapters import require_same_adapters
 from vila_mc.checkpoint.base_place import base_directory
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.config.run import RunConfig
 from vila_mc.topology.layout import Layout
 from vila_mc.topology.stage_plan import plan_stages

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from vila_mc.checkpoint.adapters import require_same_adapters
-from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, leaves, newest_checkpoint
+from vila_mc.checkpoint.directories import newest_checkpoint
+from vila_mc.checkpoint.manifest import DatasetRecord, Manifest, leaves
 from vila_mc.config.load import run_to_dict
 from vila_mc.config.run import RunConfig
 from vila_mc.config.train import MODEL_PARTS

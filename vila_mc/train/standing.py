@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vila_mc.checkpoint.manifest import newest_checkpoint
+from vila_mc.checkpoint.directories import newest_checkpoint
 from vila_mc.errors import CheckpointError, DataError, ExitCode
 from vila_mc.files import is_held
 from vila_mc.foreign_files import ForeignFileError, open_foreign

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vila_mc.checkpoint.base import Base, base_of_run
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import DatasetRecord, TemplateRecord, resolve_checkpoint
+from vila_mc.checkpoint.manifest import DatasetRecord, TemplateRecord
 from vila_mc.checkpoint.positions import stretching_line
 from vila_mc.checkpoint.retention import checkpoint_bytes
 from vila_mc.checkpoint.trained_template import another_template, recorded_template, template_of

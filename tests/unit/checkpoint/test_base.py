@@ -12,8 +12,9 @@ from tests.support.tiny import tiny_microbatches, tiny_run
 from tests.unit.checkpoint.conftest import trainer
 from vila_mc.checkpoint.base import base_of_run, open_whole
 from vila_mc.checkpoint.base_place import base_directory, relink
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest, resolve_checkpoint, versions
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest, versions
 from vila_mc.checkpoint.needed import mark_needed, needed_by
 from vila_mc.checkpoint.require_intact import stored_shapes
 from vila_mc.checkpoint.save import PendingSave

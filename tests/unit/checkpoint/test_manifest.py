@@ -9,13 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.tiny import tiny_run
-from vila_mc.checkpoint import manifest
-from vila_mc.checkpoint.manifest import (
-    MANIFEST_NAME,
-    FileRecord,
-    Manifest,
-    resolve_checkpoint,
-)
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest
 from vila_mc.checkpoint.safe_index import INDEX_NAME, read_index
 from vila_mc.errors import CheckpointError
 from vila_mc.topology.layout import Layout
@@ -141,18 +135,3 @@ def test_an_index_changes_no_class(name: str, tmp_path: Path) -> None:
     ):
         read_index(tmp_path)
     assert dict(vars(metadata.Metadata)) == before
-
-
-def test_a_closed_folder_beside_the_right_one_hides_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def newest(folder: Path) -> Path | None:
-        if folder.name == "closed":
-            raise PermissionError
-        return folder if folder.name == "run" else None
-
-    for name in ("closed", "run"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setattr(manifest, "newest_checkpoint", newest)
-    with pytest.raises(CheckpointError, match=f"There is one in {tmp_path / 'run'}"):
-        resolve_checkpoint(tmp_path)

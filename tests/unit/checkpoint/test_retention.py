@@ -12,13 +12,8 @@ import pytest
 
 from tests.support.tiny import tiny_run
 from vila_mc.checkpoint import retention
-from vila_mc.checkpoint.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    checkpoint_name,
-    step_of,
-    whole_checkpoints,
-)
+from vila_mc.checkpoint.directories import checkpoint_name, step_of, whole_checkpoints
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest
 from vila_mc.checkpoint.retention import check_room, check_writable, delete_superseded
 from vila_mc.config.train import TrainConfig
 from vila_mc.errors import ConfigError, SetupError

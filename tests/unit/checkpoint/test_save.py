@@ -9,14 +9,9 @@ import pytest
 
 from tests.support.tiny import tiny_microbatches
 from tests.unit.checkpoint.conftest import save, trainer
+from vila_mc.checkpoint.directories import whole_checkpoints
 from vila_mc.checkpoint.disk import Failure
-from vila_mc.checkpoint.manifest import (
-    MANIFEST_NAME,
-    FileRecord,
-    Manifest,
-    versions,
-    whole_checkpoints,
-)
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, versions
 from vila_mc.checkpoint.save import PendingSave
 from vila_mc.errors import RankError, SetupError
 from vila_mc.train.step import Trainer

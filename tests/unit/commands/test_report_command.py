@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny import tiny_run
-from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest, checkpoint_name
+from vila_mc.checkpoint.directories import checkpoint_name
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, Manifest
 from vila_mc.commands.report import main
 from vila_mc.errors import ConfigError, DataError
 from vila_mc.evaluation.curves import COLOURS

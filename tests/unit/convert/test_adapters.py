@@ -18,8 +18,9 @@ from tests.support.adapters import LORA, MODEL, write_checkpoint
 from tests.unit.checkpoint.conftest import trainer
 from vila_mc.checkpoint.base import open_whole
 from vila_mc.checkpoint.base_place import base_directory
+from vila_mc.checkpoint.directories import resolve_checkpoint
 from vila_mc.checkpoint.load import load_weights
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.stream import open_checkpoint
 from vila_mc.commands import convert_checkpoint
 from vila_mc.config.lora import is_adapter

@@ -262,9 +262,15 @@ class TestTheFirstOfSeveralRanks:
         monkeypatch.setattr(Answering, "step", failing)
         engine, told = Engine(server.asked, LIMITS), list[Any]()
         engine._is_shared = True
+
+        def tell(event: Any) -> None:
+            told.append(event)
+            if len(told) == 2:
+                engine.stop()  # or a fault that ends nothing would be waited for
+
         body = json.dumps({"messages": user("why")}).encode()
         request = read_request(body, Defaults(MODEL, GREEDY, 8), 0, LIMITS)
-        tickets = [engine.submit(request, told.append) for _ in range(2)]
+        tickets = [engine.submit(request, tell) for _ in range(2)]
         engine.leave(tickets[0])
         with pytest.raises(MemoryError):
             engine.run()

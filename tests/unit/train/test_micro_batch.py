@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.tiny import tiny_run
-from vila_mc.checkpoint.manifest import Manifest, checkpoint_name
+from vila_mc.checkpoint.directories import checkpoint_name
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.config.load import load_run
 from vila_mc.config.recipe import PRESETS
 from vila_mc.config.run import RunConfig

@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.tiny import tiny_run
 from tests.support.tiny_data import write_dataset
-from vila_mc.checkpoint.manifest import MANIFEST_NAME, DatasetRecord, Manifest, checkpoint_name
+from vila_mc.checkpoint.directories import checkpoint_name
+from vila_mc.checkpoint.manifest import MANIFEST_NAME, DatasetRecord, Manifest
 from vila_mc.config.load import run_from_dict, run_to_dict
 from vila_mc.config.lora import LoraConfig
 from vila_mc.config.run import RunConfig

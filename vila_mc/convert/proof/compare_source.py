@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.convert.formats.format import ForeignModel
 from vila_mc.convert.formats.registry import find_format
 from vila_mc.convert.proof.fresh_request import FreshRequest, answers_of_fresh_process

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from vila_mc.checkpoint.base import open_whole
-from vila_mc.checkpoint.manifest import Manifest, resolve_checkpoint
+from vila_mc.checkpoint.directories import resolve_checkpoint
+from vila_mc.checkpoint.manifest import Manifest
 from vila_mc.checkpoint.streamed_module import stream_weights
 from vila_mc.checkpoint.whole import weightless_model, whole_model
 from vila_mc.config.model import ModelConfig
